@@ -1,0 +1,123 @@
+"""Files that are there when the call returns: write, fsync, rename, fsync the directory.
+
+Reading is as careful: only regular files, at most so many bytes, and for files that steer the agent (`trusted`) only ones that
+nobody else may write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from pathlib import Path
+
+from compliance_agent.errors import NoInput, NotPermitted, StorageError, StorageFull
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def storage_error(error: OSError, act: str) -> StorageError:
+    """Our error for a failed write, naming the act and the errno."""
+    name = errno.errorcode.get(error.errno or 0, "EIO")
+    kind = StorageFull if error.errno in _FULL else StorageError
+    return kind(f"{act}: {name}")
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_directory(path: Path, mode: int = 0o700) -> None:
+    """Create a directory and its missing parents, each name durable.
+
+    Raises:
+        StorageError: it cannot be created.
+    """
+    missing = []
+    current = path
+    while not current.is_dir():
+        missing.append(current)
+        if current.parent == current:
+            break
+        current = current.parent
+    try:
+        for directory in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                directory.mkdir(mode=mode)
+            fsync_directory(directory.parent)
+    except OSError as error:
+        raise storage_error(error, f"creating directory {path}") from error
+
+
+def write_file(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Replace a file atomically and durably.
+
+    Raises:
+        StorageError: the file is as it was before.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        try:
+            os.fchmod(handle, mode)
+            view = memoryview(content)
+            while view:
+                view = view[os.write(handle, view) :]
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        temporary.rename(path)
+        fsync_directory(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise storage_error(error, f"writing {path}") from error
+
+
+def read_file(path: Path, *, limit_bytes: int, trusted: bool = False, secret: bool = False) -> bytes:
+    """A regular file's bytes.
+
+    Args:
+        path: the file; a symbolic link is followed, and the rules hold for its target.
+        limit_bytes: refuse a longer file.
+        trusted: refuse a file that others may write, or whose owner is neither root nor this user.
+        secret: refuse a file that group or others may read, too.
+
+    Raises:
+        NoInput: absent, not a regular file, too large, or unreadable for another reason.
+        NotPermitted: the operating system or the rules above refuse it.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except PermissionError as error:
+        raise NotPermitted(f"{path}: no permission to read") from error
+    except (OSError, ValueError) as error:
+        name = errno.errorcode.get(getattr(error, "errno", 0) or 0, "EINVAL")
+        raise NoInput(f"{path}: cannot be read ({name})") from error
+    with os.fdopen(handle, "rb") as file:
+        info = os.fstat(handle)
+        if not stat.S_ISREG(info.st_mode):
+            raise NoInput(f"{path}: not a regular file")
+        forbidden = (0o077 if secret else 0o022) if trusted or secret else 0
+        if info.st_mode & forbidden:
+            raise NotPermitted(
+                f"{path}: mode {stat.S_IMODE(info.st_mode):04o} lets others {'read' if secret else 'write'} it",
+                hint=f"chmod {'600' if secret else 'go-w'} {path}",
+            )
+        if (trusted or secret) and info.st_uid not in {0, os.geteuid()}:
+            raise NotPermitted(f"{path}: owned by uid {info.st_uid}; expected root or the agent's own user")
+        if info.st_size > limit_bytes:
+            raise NoInput(f"{path}: larger than {limit_bytes} bytes")
+        try:
+            content = file.read(limit_bytes + 1)
+        except OSError as error:
+            raise NoInput(f"{path}: {errno.errorcode.get(error.errno or 0, 'EIO')} while reading") from error
+    if len(content) > limit_bytes:
+        raise NoInput(f"{path}: larger than {limit_bytes} bytes")
+    return content

@@ -1,0 +1,265 @@
+"""The baseline: what should be, for each check, and what may be done about it.
+
+    version: "2026.11.1"
+    mode: enforce            # `audit` here holds the whole host back
+    checks:
+      time_sync:
+        mode: enforce        # an entry without a mode is audit
+        interval_s: 60
+        deadline_s: 10
+        parameters: {max_offset_ms: 500}
+    exceptions:
+      - {id: exc-7, check: backup, reasons: [snapshot_too_old], approver: j.doe, created: ..., expires: 2026-12-01T00:00:00Z}
+
+Parsed once, whole; an unknown key is refused with the nearest known one. The digest is over the exact bytes of the file, so an
+auditor can hold the file against the bundles.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import types
+import typing
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from compliance_agent.adapters.durable import read_file
+from compliance_agent.checks import registry
+from compliance_agent.checks.spec import Check
+from compliance_agent.documents import MAX_BYTES, read_yaml
+from compliance_agent.errors import AgentError, ConfigError
+from compliance_agent.facts import NAME, TIMESTAMP, VERSION
+from compliance_agent.models import Mode
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean "x"?` for a word that is close to a known one, else the empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f'; did you mean "{close[0]}"?' if close else ""
+
+
+@dataclass(frozen=True)
+class Exemption:
+    """An approved departure from the baseline: the check fails, and a person has said until when that is accepted."""
+
+    id: str
+    check: str
+    reasons: tuple[str, ...]
+    approver: str
+    expires: datetime
+
+    def covers(self, check: str, reason: str, now: datetime) -> bool:
+        """Whether it stands for this failure at this time. An empty `reasons` covers every reason of the check."""
+        return check == self.check and now < self.expires and (not self.reasons or reason in self.reasons)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One check's line in the baseline, its parameters already typed."""
+
+    check: Check
+    mode: Mode
+    interval_s: int
+    deadline_s: float
+    parameters: Any
+    names: Mapping[str, Collection[str]]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A whole, valid baseline.
+
+    Attributes:
+        version: as the file says.
+        sha256: of the file's exact bytes.
+        mode: of the whole host.
+        entries: by check id; a check without an entry is not looked at.
+        exceptions: approved departures, expired ones included.
+    """
+
+    version: str
+    sha256: str
+    mode: Mode
+    entries: Mapping[str, Entry]
+    exceptions: tuple[Exemption, ...] = ()
+
+    def mode_of(self, check: str) -> Mode:
+        """What is allowed for this check; a check that is not listed may only be looked at."""
+        entry = self.entries.get(check)
+        return Mode.ENFORCE if entry and self.mode is Mode.ENFORCE and entry.mode is Mode.ENFORCE else Mode.AUDIT
+
+    def exception_for(self, check: str, reason: str, now: datetime) -> Exemption | None:
+        """The unexpired exception that covers this failure, if one was approved."""
+        return next((item for item in self.exceptions if item.covers(check, reason, now)), None)
+
+
+def load(path: Path) -> Baseline:
+    """Read and check a baseline file.
+
+    Raises:
+        ConfigError: it cannot be read or used; names the file and the field.
+    """
+    try:
+        return parse(read_file(path, limit_bytes=MAX_BYTES, trusted=True))
+    except ConfigError as error:
+        raise ConfigError(f"baseline {path}: {error}", hint=error.hint) from error
+    except AgentError as error:
+        raise ConfigError(f"baseline: {error}", hint=error.hint) from error
+
+
+def parse(raw: bytes) -> Baseline:
+    """A baseline from the bytes of its file.
+
+    Raises:
+        ConfigError: names the field, what was expected and what was found.
+        DocumentError: not YAML.
+    """
+    document = _mapping(read_yaml(raw), "baseline", {"version", "mode", "checks", "exceptions"})
+    version = document.get("version")
+    if not isinstance(version, str) or not VERSION.fullmatch(version):
+        raise ConfigError('version: expected a quoted version such as "2026.11.1"')
+    checks = _mapping(document.get("checks"), "checks", set(registry()))
+    if not checks:
+        raise ConfigError("checks: none is listed; a baseline that looks at nothing proves nothing")
+    return Baseline(
+        version=version,
+        sha256=hashlib.sha256(raw).hexdigest(),
+        mode=_mode(document.get("mode", "enforce"), "mode"),
+        entries={name: _entry(name, value) for name, value in sorted(checks.items())},
+        exceptions=tuple(_exception(item, number) for number, item in enumerate(_list(document.get("exceptions", [])))),
+    )
+
+
+def _mapping(value: Any, field: str, known: set[str]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{field}: expected a mapping, found {_kind(value)}")
+    for key in value:
+        if key not in known:
+            raise ConfigError(f"{field}: unknown key {key[:60]!r}{nearest(key, known)}")
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ConfigError(f"exceptions: expected a list, found {_kind(value)}")
+    return value
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else {dict: "a mapping", list: "a list", str: "text"}.get(type(value), type(value).__name__)
+
+
+def _mode(value: Any, field: str) -> Mode:
+    try:
+        return Mode(value)
+    except ValueError as error:
+        raise ConfigError(f"{field}: expected audit or enforce, found {str(value)[:40]!r}") from error
+
+
+def _whole(value: Any, field: str, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ConfigError(f"{field}: expected a whole number from {low} to {high}, found {str(value)[:40]!r}")
+    return value
+
+
+def _entry(name: str, value: Any) -> Entry:
+    spec = registry()[name].spec
+    where = f"checks.{name}"
+    entry = _mapping({} if value is None else value, where, {"mode", "interval_s", "deadline_s", "parameters"})
+    parameters = typed_parameters(spec.parameters, entry.get("parameters"), f"{where}.parameters")
+    return Entry(
+        check=registry()[name],
+        mode=_mode(entry.get("mode", "audit"), f"{where}.mode"),
+        interval_s=_whole(entry.get("interval_s", spec.interval_s), f"{where}.interval_s", 1, 86_400),
+        deadline_s=_whole(entry.get("deadline_s", int(spec.deadline_s)), f"{where}.deadline_s", 1, 3_600),
+        parameters=parameters,
+        names=names_of(parameters),
+    )
+
+
+def typed_parameters(kind: type, value: Any, where: str) -> Any:
+    """An instance of a check's parameters class from a mapping of the file.
+
+    Raises:
+        ConfigError: unknown or missing key, wrong type, or a value the class itself refuses with `ValueError`.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    given = _mapping({} if value is None else value, where, set(fields))
+    hints = typing.get_type_hints(kind)
+    arguments: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name in given:
+            arguments[name] = _typed(given[name], hints[name], f"{where}.{name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{where}: {name} is required")
+    try:
+        return kind(**arguments)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(option for option in typing.get_args(hint) if option is not type(None))
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list) or not all(isinstance(item, str) and NAME.fullmatch(item) for item in value):
+            raise ConfigError(f"{where}: expected a list of names (letters, digits, @._:/+-)")
+        if len(set(value)) != len(value):
+            raise ConfigError(f"{where}: a name stands twice")
+        return tuple(value)
+    if hint is str and (not isinstance(value, str) or not NAME.fullmatch(value)):
+        raise ConfigError(f"{where}: expected a name (letters, digits, @._:/+-), found {str(value)[:40]!r}")
+    if hint is int and (isinstance(value, bool) or not isinstance(value, int)):
+        raise ConfigError(f"{where}: expected a whole number, found {str(value)[:40]!r}")
+    if hint is bool and not isinstance(value, bool):
+        raise ConfigError(f"{where}: expected true or false, found {str(value)[:40]!r}")
+    return value
+
+
+def names_of(parameters: Any) -> dict[str, tuple[str, ...]]:
+    """The baseline's own words by parameter: what a `Name` fact may say."""
+    names: dict[str, tuple[str, ...]] = {}
+    for field in dataclasses.fields(parameters):
+        value = getattr(parameters, field.name)
+        if isinstance(value, str):
+            names[field.name] = (value,)
+        elif isinstance(value, tuple):
+            names[field.name] = value
+    return names
+
+
+def _exception(value: Any, number: int) -> Exemption:
+    where = f"exceptions[{number}]"
+    item = _mapping(value, where, {"id", "check", "reasons", "approver", "created", "expires", "measure"})
+    check = item.get("check")
+    if check not in registry():
+        raise ConfigError(f"{where}.check: no such check {str(check)[:40]!r}{nearest(str(check), registry())}")
+    for field in ("id", "approver"):
+        if not isinstance(item.get(field), str) or not NAME.fullmatch(item[field]):
+            raise ConfigError(f"{where}.{field}: expected a name")
+    reasons = item.get("reasons", [])
+    known = registry()[check].spec.reasons
+    if not isinstance(reasons, list) or not all(isinstance(reason, str) and reason in known for reason in reasons):
+        raise ConfigError(f"{where}.reasons: expected reasons of {check} ({', '.join(known)})")
+    return Exemption(item["id"], check, tuple(reasons), item["approver"], timestamp(item.get("expires"), f"{where}.expires"))
+
+
+def timestamp(value: Any, where: str) -> datetime:
+    """A UTC time from its RFC 3339 form with `Z`.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    if isinstance(value, str) and TIMESTAMP.fullmatch(value):
+        try:
+            return datetime.fromisoformat(value).astimezone(UTC)
+        except ValueError:
+            pass
+    raise ConfigError(f"{where}: expected a time such as 2026-12-31T00:00:00Z, found {str(value)[:40]!r}")

@@ -1,0 +1,165 @@
+"""The outside, as Protocols: the host, the clock, the network. The contract is in the comments.
+
+One contract suite (tests/contract/) runs over the real side (adapters/) and the fake one (lab/). Every method that looks
+raises `CannotTell` when there is no answer, and nothing else; every method that changes something raises `StepFailed` or
+`CannotTell`. No method ever returns a default in place of an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from compliance_agent.models import ClockState
+
+
+@dataclass(frozen=True)
+class FileStat:
+    """What `lstat` says of a path. `kind` is file, directory, symlink or other; times are UTC."""
+
+    kind: str
+    mode: int  # permission bits only, 0o7777 at most
+    uid: int
+    gid: int
+    size_bytes: int
+    modified_at: datetime
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A program that ran to its end. A non-zero exit is an answer, not an error: the caller judges it."""
+
+    exit_status: int
+    out: bytes
+    err: bytes
+
+    @property
+    def text(self) -> str:
+        """Standard output as UTF-8, undecodable bytes replaced."""
+        return self.out.decode("utf-8", "replace")
+
+
+@dataclass(frozen=True)
+class UnitState:
+    """A systemd unit in the manager's own words: `load` (loaded, not-found, masked ...), `active` (active, inactive, failed
+    ...), `sub` (running, dead ...), `enabled` (enabled, disabled, static, masked ..., empty when there is no unit file)."""
+
+    load: str
+    active: str
+    sub: str
+    enabled: str
+
+
+class Clock(Protocol):
+    """Time as the agent sees it. Intervals and timeouts come from `monotonic`; wall time is a labelled claim."""
+
+    def now(self) -> datetime:
+        """Wall time, aware, UTC."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that never run back within a boot."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait; a fake clock advances instead."""
+        ...
+
+
+class Host(Protocol):
+    """The machine, to be looked at. Nothing here changes it.
+
+    Programs are named, not given as paths: the real side resolves a name in fixed system directories (never `PATH`), runs
+    it with a fixed environment (`LC_ALL=C`), no standard input but `stdin`, its own session, an output limit and a
+    deadline after which the whole process group is killed and abandoned.
+    """
+
+    async def read(self, path: str, *, limit_bytes: int = 1_048_576) -> bytes:
+        """The regular file's bytes. A FIFO, device or directory is `io_error`; longer than the limit is `output_too_large`."""
+        ...
+
+    async def stat(self, path: str) -> FileStat:
+        """`lstat`; an absent path is `CannotTell("not_found")`."""
+        ...
+
+    async def list(self, path: str) -> tuple[str, ...]:
+        """Sorted names in a directory."""
+        ...
+
+    async def run(
+        self, argv: Sequence[str], *, timeout_s: float = 10.0, stdin: bytes = b"", limit_bytes: int = 4_194_304
+    ) -> Ran:
+        """Run a program that only looks. Raises `tool_missing`, `timed_out`, `output_too_large`, `not_permitted`."""
+        ...
+
+    async def units(self, names: Sequence[str]) -> Mapping[str, UnitState]:
+        """States of these units, all of them, in one question to the service manager. No manager is `tool_missing`."""
+        ...
+
+    async def ask(self, socket_path: str, request: bytes, *, timeout_s: float = 5.0, limit_bytes: int = 65_536) -> bytes:
+        """Send bytes to a local stream socket, close the writing side, return everything answered until it closes."""
+        ...
+
+    async def clock_state(self) -> ClockState:
+        """The kernel's clock discipline, boot id and monotonic time."""
+        ...
+
+    def now(self) -> datetime:
+        """The host's own wall clock, UTC (a fake host may be skewed)."""
+        ...
+
+
+class ChangingHost(Host, Protocol):
+    """The machine, to be changed. Only `remedies/` call these; the real side is the root side."""
+
+    async def write(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
+        """Replace a file atomically and durably (temp file, fsync, rename, fsync directory). Symlinks are not followed."""
+        ...
+
+    async def remove(self, path: str) -> None:
+        """Remove a file durably; an absent one is fine."""
+        ...
+
+    async def chmod(self, path: str, mode: int) -> None:
+        """Set permission bits of a file that is not a symlink."""
+        ...
+
+    async def unit_action(self, verb: str, name: str) -> None:
+        """`start stop restart reload enable disable mask unmask` on one unit, waiting until the manager is done."""
+        ...
+
+    async def change(
+        self, argv: Sequence[str], *, timeout_s: float = 60.0, stdin: bytes = b"", limit_bytes: int = 4_194_304
+    ) -> Ran:
+        """Run a program that changes the host. Same rules as `run`; a non-zero exit is an answer."""
+        ...
+
+
+@dataclass(frozen=True)
+class HttpReply:
+    """A whole reply, already within the limits of the transport. Header names are lower-case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Transport(Protocol):
+    """One HTTP exchange with the configured server, bounded in time and size; redirects are never followed.
+
+    Raises:
+        Unavailable: no connection, cut, or the deadline passed: the request may or may not have arrived.
+        BadReply: an answer that breaks HTTP or the limits.
+    """
+
+    async def request(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, body: bytes = b"", timeout_s: float = 20.0
+    ) -> HttpReply:
+        """Send one request and read its whole answer."""
+        ...
+
+    async def close(self) -> None:
+        """Close kept connections; the transport can be used again."""
+        ...

@@ -1,0 +1,43 @@
+"""What an action is: one idempotent change with its own undo, reached only through the fixed table.
+
+`capture` looks before anything is changed and returns what `undo` needs, as plain JSON; it is persisted (locally only) before
+`apply` runs. `apply` brings the host to the stated state and is harmless when it is there already. `undo` brings back what
+`capture` saw, and is harmless when run twice or when `apply` never ran.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from compliance_agent.ports import ChangingHost
+
+Args = Mapping[str, str | int | bool]
+
+
+@dataclass(frozen=True)
+class Action:
+    """One row of the table.
+
+    Attributes:
+        id: stable token; the file is named after it.
+        title: what it does, as a sentence with `{argument}` places, for plans and screens.
+        arguments: name -> type of each argument, all required.
+        capture: `(host, args) -> JSON`; raises `CannotTell` when the former state cannot be read, and then nothing is changed.
+        apply: `(host, args)`; raises `StepFailed` or `CannotTell`.
+        undo: `(host, args, captured)`; raises `StepFailed` or `CannotTell`.
+        deadline_s: for each of the three.
+    """
+
+    id: str
+    title: str
+    arguments: Mapping[str, type]
+    capture: Callable[[ChangingHost, Args], Awaitable[Any]]
+    apply: Callable[[ChangingHost, Args], Awaitable[None]]
+    undo: Callable[[ChangingHost, Args, Any], Awaitable[None]]
+    deadline_s: float = 60.0
+
+    def describe(self, args: Args) -> str:
+        """The title with its places filled, for a person at this host."""
+        return self.title.format_map(dict(args))
