@@ -133,6 +133,13 @@ class StorageDamaged(StorageError):
     retryable = False
 
 
+class StateInUse(StorageError):
+    """Another process has the state directory open; two writers would corrupt the evidence chain."""
+
+    code = "state_in_use"
+    exit_status = 75
+
+
 class NotPermitted(AgentError):
     """The operating system or the product's own rules do not allow this to this user."""
 

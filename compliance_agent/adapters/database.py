@@ -1,0 +1,657 @@
+"""The agent's one SQLite database: what `write` returned from is on the disk, whatever happens next.
+
+Rules it keeps:
+  - exactly one connection in one process writes and checkpoints (SQLite up to 3.51.2 may corrupt a WAL otherwise); an
+    flock keeps a second process out, `read_only` serves commands that look while the agent runs;
+  - WAL with `synchronous=FULL`: one fdatasync for each transaction, before it is promised;
+  - after an I/O error nothing is believed that was not durable before: close, re-open, move the WAL's frames into the
+    database (whose pages are then written and synced anew), check, and only then go on;
+  - a database that reads as malformed is read again twice (a transient read error looks the same), then moved aside,
+    never deleted; its undamaged rows are carried over, and `damage` says so until the chain's owner has dealt with it;
+  - a reserve file keeps room for the writes that free space (`drains=True`) when the disk is full.
+
+Stores own their tables and make them with `migrate`. `write(fn)` and `read(fn)` are synchronous and give `fn` the
+connection; `await call(fn)` runs a function without arguments on the one writer thread:
+
+    db = shared(state_dir / "agent.db")
+    db.migrate("queue", ["CREATE TABLE IF NOT EXISTS ..."])
+    row_id = await db.call(lambda: db.write(insert))      # insert(connection) -> row_id
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import queue
+import re
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+
+from compliance_agent.adapters.durable import fsync_directory, make_directory, storage_error, write_file
+from compliance_agent.errors import ConfigError, NoInput, StateInUse, StorageDamaged, StorageError, StorageFull
+
+T = TypeVar("T")
+
+SCHEMA_VERSION = 1
+# Small, so that a checkpoint on a full disk needs less room than the reserve file gives back.
+CHECKPOINT_PAGES = 50
+SALVAGE_LOOKUPS = 200_000
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_UNSURE = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, *_DAMAGE}
+_ID = re.compile(r"[0-9a-f]{32}")
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What happened to a database that had to be moved aside.
+
+    Attributes:
+        reason: malformed | empty | missing | replaced.
+        rows_saved: rows carried over into the new database, over all tables.
+        moved_to: name of the damaged file beside the new one, empty when there was none.
+    """
+
+    reason: str
+    rows_saved: int
+    moved_to: str
+
+    def as_text(self) -> str:
+        """One line that `from_text` reads back."""
+        return f"{self.reason} {self.rows_saved} {self.moved_to}"
+
+    @classmethod
+    def from_text(cls, text: str) -> Damage:
+        """The value that `as_text` wrote."""
+        reason, rows, moved_to = (*text.split(" ", 2), "", "")[:3]
+        return cls(reason, int(rows) if rows.isdigit() else 0, moved_to)
+
+
+def _code(error: sqlite3.Error) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
+
+
+def _name(error: sqlite3.Error) -> str:
+    return str(getattr(error, "sqlite_errorname", None) or "SQLITE_ERROR")
+
+
+class Database:
+    """One database file and its one writing connection.
+
+    Args:
+        path: the file; its directory is made (0700) when absent and holds the lock and the reserve.
+        threaded: `call` uses a writer thread; False runs everything where it is called (crash driver, tests).
+        reserve_kb: size of the reserve file; 0 for none.
+
+    Raises:
+        StateInUse: another process (or another `Database`) has this state open.
+        ConfigError: a newer version of the product wrote it.
+        StorageError: it cannot be opened; nothing was changed.
+    """
+
+    synchronous = "FULL"
+
+    def __init__(self, path: Path | str, *, threaded: bool = True, reserve_kb: int = 512) -> None:
+        self.path = Path(path)
+        self.directory = self.path.parent
+        self.damage: Damage | None = None
+        self._threaded = threaded
+        self._reserve_bytes = reserve_kb * 1024
+        self._reserve = self.directory / "reserve"
+        self._mutex = threading.RLock()
+        self._inside = False
+        self._closed = False
+        self._squeezed = False
+        self._migrations: dict[str, tuple[str, ...]] = {}
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] | None = None
+        self._thread: threading.Thread | None = None
+        self._connection: sqlite3.Connection | None = None
+        make_directory(self.directory)
+        self._lock_handle = _take_lock(self.directory / "lock")
+        try:
+            with _foreign("opening the database"):
+                self._open_first()
+        except BaseException:
+            self.close()
+            raise
+
+    # Use
+
+    def write(self, fn: Callable[[sqlite3.Connection], T], *, drains: bool = False) -> T:
+        """Run `fn(connection)` in a transaction; what it wrote is durable when this returns.
+
+        Args:
+            fn: does the reading and writing; an exception rolls everything back and travels on.
+            drains: it frees space or lets space be freed (acks, deletions), so it may use the reserve.
+
+        Raises:
+            StorageFull: no room; nothing was promised.
+            StorageDamaged: the database was moved aside just now; try again on the new one.
+            StorageError: any other failure; nothing was promised, though the rows may turn out to be there.
+        """
+        with self._mutex:
+            self._begin_use()
+            if self._squeezed and not drains:
+                self._refill_reserve()
+            try:
+                return self._transaction(fn)
+            except sqlite3.Error as error:
+                trouble = self._recover(error, "writing")
+                if not (drains and isinstance(trouble, StorageFull)):
+                    raise trouble from error
+            return self._drain_again(fn)
+
+    def read(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `fn(connection)`, which only looks.
+
+        Raises:
+            StorageError: as `write`.
+        """
+        with self._mutex:
+            if self._inside:
+                raise RuntimeError("read inside write: use the connection that fn was given")
+            self._begin_use()
+            try:
+                return fn(self._live())
+            except sqlite3.Error as error:
+                raise self._recover(error, "reading") from error
+
+    async def call(self, fn: Callable[[], T]) -> T:
+        """Run `fn()` on the one writer thread, in the order of the calls (or here, when not threaded).
+
+        A cancelled caller leaves the function running: a transaction is finished, never torn.
+        """
+        if not self._threaded:
+            return fn()
+        future: Future[T] = Future()
+        with self._mutex if self._jobs is None else contextlib.nullcontext():
+            if self._closed:
+                raise StorageError("database is closed", code="storage_closed")
+            if self._jobs is None:
+                self._start_thread()
+        assert self._jobs is not None  # noqa: S101  made just above
+        self._jobs.put((fn, future))
+        return await asyncio.shield(asyncio.wrap_future(future))
+
+    def migrate(self, name: str, statements: Sequence[str]) -> None:
+        """Bring a store's tables to their present form. Statements already applied under this name are not run again.
+
+        Args:
+            name: of the store.
+            statements: append-only list of SQL statements; later versions add to its end.
+
+        Raises:
+            ConfigError: more statements were applied than are known here: a newer version wrote the database.
+        """
+        with self._mutex:
+            self._migrations[name] = tuple(statements)
+            self.write(lambda connection: _migrate(connection, name, statements))
+
+    def damage_handled(self, connection: sqlite3.Connection) -> None:
+        """Forget `damage`, in the transaction of the owner of the chain, who has dealt with it."""
+        connection.execute("DELETE FROM meta WHERE key = 'damage'")
+        self.damage = None
+
+    @property
+    def full(self) -> bool:
+        """The reserve is spent: only writes that drain are taken until there is room again."""
+        return self._squeezed
+
+    def close(self) -> None:
+        """Finish what was begun, checkpoint and let the state go. Safe to call twice."""
+        if self._jobs is not None and self._thread is not None and self._thread is not threading.current_thread():
+            self._jobs.put(None)
+            self._thread.join(timeout=10)  # a frozen disk must not keep the process from ending
+        with self._mutex:
+            self._closed = True
+            self._disconnect()
+            if self._lock_handle >= 0:
+                os.close(self._lock_handle)
+                self._lock_handle = -1
+
+    # Transactions and trouble
+
+    def _begin_use(self) -> None:
+        if self._closed:
+            raise StorageError("database is closed", code="storage_closed")
+        if self._inside:
+            raise RuntimeError("a transaction inside a transaction")
+        if self._connection is None:
+            with _foreign("re-opening the database"):
+                self._open_verified()
+
+    def _live(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise StorageError("database is not open")
+        return self._connection
+
+    def _transaction(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        connection = self._live()
+        self._inside = True
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                value = fn(connection)
+                connection.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+                raise
+        finally:
+            self._inside = False
+        return value
+
+    def _drain_again(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            value = self._transaction(fn)
+            # The WAL's blocks are ours already; starting it over keeps a drain from needing new ones.
+            self._live().execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+        except sqlite3.Error as error:
+            raise self._recover(error, "writing with the reserve") from error
+        return value
+
+    def _recover(self, error: sqlite3.Error, act: str) -> StorageError:
+        """Bring the database back to a state that can be trusted, and say what the error means to the caller."""
+        code = _code(error)
+        if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError | sqlite3.InterfaceError):
+            raise error  # a bug of the caller, not of the disk
+        full = code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and self._no_room())
+        log.error("storage.failed", act=act, code=_name(error), full=full)
+        if full:
+            self._release_reserve()
+        if full and self._checkpoint("RESTART"):
+            return StorageFull(f"{act} the database: no room ({_name(error)})")
+        if code not in _UNSURE and not full:
+            return StorageError(f"{act} the database: {_name(error)}")
+        damaged_before = self.damage
+        try:
+            with _foreign("re-opening the database"):
+                self._open_verified()
+        except StorageError as failure:
+            self._disconnect()
+            return StorageFull(str(failure)) if full else failure
+        if self.damage is not damaged_before:
+            return StorageDamaged("the database was damaged and moved aside; undamaged rows were kept")
+        if full:
+            return StorageFull(f"{act} the database: no room ({_name(error)})")
+        return StorageError(f"{act} the database: {_name(error)}")
+
+    def _checkpoint(self, kind: str) -> bool:
+        try:
+            row = self._live().execute(f"PRAGMA wal_checkpoint({kind})").fetchone()
+        except (sqlite3.Error, StorageError):
+            return False
+        return row is not None and row[0] == 0
+
+    # Opening
+
+    def _open_first(self) -> None:
+        interrupted = self.path.with_name(self.path.name + ".new")
+        if not self.path.exists() and interrupted.exists():
+            interrupted.rename(self.path)  # the damaged file was moved, the new one not yet: it is complete
+        interrupted.unlink(missing_ok=True)
+        try:
+            self._open_verified()
+        except (sqlite3.OperationalError, OSError) as error:
+            if not self._reserve.exists() or not self._no_room():
+                raise
+            log.warning("storage.failed", act="opening", code=type(error).__name__, full=True)
+            self._release_reserve()
+            self._open_verified()
+        if not self._squeezed and not self._reserve_whole():
+            with contextlib.suppress(StorageFull):
+                self._refill_reserve()
+
+    def _open_verified(self) -> None:
+        """Open, and check three times before believing in damage."""
+        reason = self._missing_reason()
+        for _attempt in range(0 if reason else 3):
+            self._disconnect()
+            try:
+                self._connection = _connect(self.path, self.synchronous)
+                if self._is_sound(self._connection):
+                    break
+                reason = "malformed"
+            except sqlite3.DatabaseError as error:
+                if _code(error) not in _DAMAGE:
+                    raise
+                reason = "malformed"
+        else:
+            self._set_aside(reason or "malformed")
+            self._connection = _connect(self.path, self.synchronous)
+        self._identify(self._live())
+
+    def _missing_reason(self) -> str | None:
+        """Why the file cannot be the one this state had, before SQLite touches it (an empty one would lose its WAL)."""
+        if self._expected_id() is None:
+            return None
+        if not self.path.exists():
+            return "missing"
+        return "empty" if self.path.stat().st_size == 0 else None
+
+    def _is_sound(self, connection: sqlite3.Connection) -> bool:
+        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        if version > SCHEMA_VERSION:
+            raise ConfigError(
+                f"state {self.path}: schema version {version} is newer than {SCHEMA_VERSION}",
+                code="newer_schema",
+                hint="install the version that wrote it, or a later one",
+            )
+        # Frames that were written but whose fdatasync failed are in the page cache only: write them anew, elsewhere.
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        return [row[0] for row in connection.execute("PRAGMA quick_check(1)")] == ["ok"]
+
+    def _identify(self, connection: sqlite3.Connection) -> None:
+        """Make sure this is the database that this state directory has always had."""
+        connection.execute("CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT")
+        connection.execute("INSERT OR IGNORE INTO meta VALUES ('id', ?)", (uuid.uuid4().hex,))
+        if connection.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        found = dict(connection.execute("SELECT key, value FROM meta WHERE key IN ('id', 'damage')").fetchall())
+        expected = self._expected_id()
+        if expected is None:
+            write_file(self._id_file, found["id"].encode())
+        elif expected != found["id"]:
+            self._set_aside("replaced")
+            self._connection = _connect(self.path, self.synchronous)
+            self._identify(self._connection)
+            return
+        self.damage = Damage.from_text(found["damage"]) if "damage" in found else None
+        for name, statements in self._migrations.items():
+            connection.execute("BEGIN IMMEDIATE")
+            _migrate(connection, name, statements)
+            connection.execute("COMMIT")
+
+    @property
+    def _id_file(self) -> Path:
+        return self.path.with_name(self.path.name + ".id")
+
+    def _expected_id(self) -> str | None:
+        try:
+            text = self._id_file.read_text("ascii", "replace")
+        except FileNotFoundError:
+            return None
+        return text if _ID.fullmatch(text) else None
+
+    def _set_aside(self, reason: str) -> None:
+        """Move the damaged file away, with its WAL, and put a new one with the undamaged rows in its place."""
+        self._disconnect()
+        fresh = self.path.with_name(self.path.name + ".new")
+        fresh.unlink(missing_ok=True)
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        aside = self.path.with_name(f"{self.path.name}.damaged-{stamp}")
+        while aside.exists():
+            aside = aside.with_name(f"{aside.name}x")
+        with contextlib.closing(_connect(fresh, self.synchronous)) as connection:
+            connection.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT")
+            saved = _salvage(self.path, connection) if reason == "malformed" else 0
+            damage = Damage(reason, saved, aside.name if self.path.exists() else "")
+            values = {"id": self._expected_id() or uuid.uuid4().hex, "damage": damage.as_text()}
+            connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
+        for suffix in ("-wal", "-shm", ""):
+            with contextlib.suppress(FileNotFoundError):
+                self.path.with_name(self.path.name + suffix).rename(aside.with_name(aside.name + suffix))
+        fsync_directory(self.directory)
+        fresh.rename(self.path)
+        fsync_directory(self.directory)
+        log.error("storage.damaged", reason=reason, rows_saved=saved, moved_to=damage.moved_to)
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.close()
+            self._connection = None
+
+    # Room
+
+    def _no_room(self) -> bool:
+        try:
+            room = os.statvfs(self.directory)
+        except OSError:
+            return False
+        return room.f_bavail * room.f_frsize < 65_536 or (room.f_files > 0 and room.f_favail == 0)
+
+    def _reserve_whole(self) -> bool:
+        try:
+            return self._reserve.stat().st_size >= self._reserve_bytes
+        except FileNotFoundError:
+            return self._reserve_bytes == 0
+
+    def _release_reserve(self) -> None:
+        self._squeezed = True
+        with contextlib.suppress(OSError):
+            self._reserve.unlink()
+            log.warning("storage.reserve_released", bytes=self._reserve_bytes)
+
+    def _refill_reserve(self) -> None:
+        """Take the reserve back, once there is room for it and as much again."""
+        if self._reserve_bytes:
+            room = os.statvfs(self.directory)
+            if room.f_bavail * room.f_frsize < 2 * self._reserve_bytes:
+                self._squeezed = True
+                raise StorageFull(
+                    "the disk of the state directory is full", hint="free some space; recording resumes by itself"
+                )
+            try:
+                # Random bytes: a file system that compresses would give zeros no blocks.
+                write_file(self._reserve, os.urandom(self._reserve_bytes))
+            except StorageError as error:
+                self._squeezed = True
+                raise StorageFull(str(error)) from error
+        if self._squeezed:
+            log.info("storage.reserve_restored", bytes=self._reserve_bytes)
+        self._squeezed = False
+
+    # The writer thread
+
+    def _start_thread(self) -> None:
+        self._jobs = queue.SimpleQueue()
+        # A daemon thread: a call that hangs in the kernel must not keep the process from ending.
+        self._thread = threading.Thread(target=self._work, args=(self._jobs,), name="database", daemon=True)
+        self._thread.start()
+
+    @staticmethod
+    def _work(jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]) -> None:
+        while (job := jobs.get()) is not None:
+            fn, future = job
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(fn())
+            except BaseException as error:
+                future.set_exception(error)
+            del job, fn, future  # keep nothing alive while waiting
+
+
+@contextlib.contextmanager
+def _foreign(act: str) -> Iterator[None]:
+    """Turn what SQLite and the operating system raise into our errors."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        kind = StorageFull if _code(error) == sqlite3.SQLITE_FULL else StorageError
+        raise kind(f"{act}: {_name(error)}") from error
+    except OSError as error:
+        raise storage_error(error, act) from error
+
+
+def _take_lock(path: Path) -> int:
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise storage_error(error, f"opening {path}") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        if error.errno in {errno.EWOULDBLOCK, errno.EACCES}:
+            raise StateInUse(
+                f"state {path.parent} is in use by another process",
+                hint="stop the running agent, or name another state_dir",
+            ) from error
+        raise storage_error(error, f"locking {path}") from error
+    return handle
+
+
+def _connect(path: Path, synchronous: str) -> sqlite3.Connection:
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        fsync_directory(path.parent)
+    connection = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
+    try:
+        for pragma in (
+            "trusted_schema = OFF",
+            "cell_size_check = ON",
+            "foreign_keys = ON",
+            "temp_store = MEMORY",
+            "journal_mode = WAL",
+            f"synchronous = {synchronous}",
+            f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
+        ):
+            connection.execute(f"PRAGMA {pragma}").fetchall()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection, name: str, statements: Sequence[str]) -> None:
+    connection.execute("CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY, applied INTEGER NOT NULL) STRICT")
+    row = connection.execute("SELECT applied FROM migrations WHERE name = ?", (name,)).fetchone()
+    applied = int(row[0]) if row else 0
+    if applied > len(statements):
+        raise ConfigError(
+            f"state: table group {name} is at step {applied}, this version knows {len(statements)}",
+            code="newer_schema",
+            hint="install the version that wrote it, or a later one",
+        )
+    for statement in statements[applied:]:
+        connection.execute(statement)
+    if applied != len(statements) or row is None:
+        connection.execute("INSERT OR REPLACE INTO migrations VALUES (?, ?)", (name, len(statements)))
+
+
+def _salvage(damaged: Path, into: sqlite3.Connection) -> int:
+    """Copy every row that can still be read; returns how many. Owners of the rows judge their content."""
+    saved = 0
+    try:
+        source = sqlite3.connect(f"{damaged.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+    except sqlite3.Error:
+        return 0
+    with contextlib.closing(source):
+        try:
+            source.execute("PRAGMA trusted_schema = OFF")
+            tables = source.execute(
+                "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+            ).fetchall()
+        except sqlite3.Error:
+            return 0
+        for name, sql in tables:
+            with contextlib.suppress(sqlite3.Error, sqlite3.Warning):
+                into.execute(str(sql).replace("CREATE TABLE", "CREATE TABLE IF NOT EXISTS", 1))
+                into.execute("BEGIN")
+                saved += _salvage_table(source, into, str(name))
+            if into.in_transaction:
+                into.execute("COMMIT")
+    return saved
+
+
+def _salvage_table(source: sqlite3.Connection, into: sqlite3.Connection, table: str) -> int:
+    quoted = '"' + table.replace('"', '""') + '"'
+    saved = 0
+    for row in _readable_rows(source, quoted):
+        places = ", ".join("?" * len(row))
+        with contextlib.suppress(sqlite3.Error):
+            cursor = into.execute(f"INSERT OR IGNORE INTO {quoted} VALUES ({places})", row)  # noqa: S608  quoted name
+            saved += cursor.rowcount
+    return saved
+
+
+def _readable_rows(source: sqlite3.Connection, quoted: str) -> Iterator[tuple[Any, ...]]:
+    """Rows in order up to the first damage, then each later rowid on its own."""
+    last = 0
+    try:
+        for rowid, *row in source.execute(f"SELECT rowid, * FROM {quoted} ORDER BY rowid"):  # noqa: S608  quoted name
+            last = rowid
+            yield tuple(row)
+        return
+    except (sqlite3.Error, UnicodeDecodeError):
+        pass
+    highest = last + 1_000
+    with contextlib.suppress(sqlite3.Error):
+        found = source.execute(f"SELECT max(rowid) FROM {quoted}").fetchone()[0]  # noqa: S608  quoted name
+        highest = max(last, int(found or 0))
+    for rowid in range(last + 1, min(highest, last + SALVAGE_LOOKUPS) + 1):
+        with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):
+            row = source.execute(f"SELECT * FROM {quoted} WHERE rowid = ?", (rowid,)).fetchone()  # noqa: S608  quoted name
+            if row is not None:
+                yield tuple(row)
+
+
+@contextlib.contextmanager
+def read_only(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that only looks, for commands beside a running agent. It never writes nor checkpoints.
+
+    Raises:
+        NoInput: there is no such database.
+        StorageError: it cannot be read.
+    """
+    if not path.is_file():
+        raise NoInput(f"{path}: no database there")
+    with _foreign(f"reading {path}"):
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0, isolation_level=None)
+        with contextlib.closing(connection):
+            connection.execute("PRAGMA trusted_schema = OFF")
+            yield connection
+
+
+class _Shared:
+    """The databases open in this process, with how many users each has."""
+
+    def __init__(self) -> None:
+        self.mutex = threading.Lock()
+        self.open: dict[Path, tuple[Database, int]] = {}
+
+
+_SHARED = _Shared()
+
+
+def shared(path: Path | str, *, threaded: bool = True, reserve_kb: int = 512) -> Database:
+    """The process-wide database of this path, opened by the first user; each user calls `release` once when done.
+
+    Raises:
+        StateInUse, ConfigError, StorageError: as `Database`.
+    """
+    key = Path(path).absolute()
+    with _SHARED.mutex:
+        database, users = _SHARED.open.get(key, (None, 0))
+        if database is None:
+            database = Database(key, threaded=threaded, reserve_kb=reserve_kb)
+        _SHARED.open[key] = (database, users + 1)
+        return database
+
+
+def release(database: Database) -> None:
+    """Give a shared database back; the last user closes it. A database that is not shared is closed at once."""
+    key = database.path.absolute()
+    with _SHARED.mutex:
+        known, users = _SHARED.open.get(key, (None, 0))
+        if known is database and users > 1:
+            _SHARED.open[key] = (database, users - 1)
+            return
+        if known is database:
+            del _SHARED.open[key]
+    database.close()
