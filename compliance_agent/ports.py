@@ -1,8 +1,8 @@
 """The outside, as Protocols: the host, the clock, the network. The contract is in the comments.
 
-One contract suite (tests/contract/) runs over the real side (adapters/) and the fake one (lab/). Every method that looks
-raises `CannotTell` when there is no answer, and nothing else; every method that changes something raises `StepFailed` or
-`CannotTell`. No method ever returns a default in place of an answer.
+One contract suite (tests/contract/) runs over the real side (adapters/) and the fake one (lab/). Every method that
+looks raises `CannotTell` when there is no answer, and nothing else; every method that changes something raises
+`StepFailed` or `CannotTell`. No method ever returns a default in place of an answer.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ from datetime import datetime
 from typing import Protocol
 
 from compliance_agent.models import ClockState
+
+# What a caller may add to a program's fixed environment. Names of files and places only: a secret stays in its file.
+ENVIRONMENT = frozenset({"RESTIC_REPOSITORY", "RESTIC_PASSWORD_FILE", "RESTIC_CACHE_DIR"})
+UNIT_VERBS = ("start", "stop", "restart", "reload", "enable", "disable", "mask", "unmask")
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,10 @@ class Ran:
 
 @dataclass(frozen=True)
 class UnitState:
-    """A systemd unit in the manager's own words: `load` (loaded, not-found, masked ...), `active` (active, inactive, failed
-    ...), `sub` (running, dead ...), `enabled` (enabled, disabled, static, masked ..., empty when there is no unit file)."""
+    """A systemd unit in the manager's own words: `load` (loaded, not-found, masked ...), `active` (active, inactive,
+    failed ...), `sub` (running, dead ...), `enabled` (enabled, disabled, static, masked ..., empty when there is no
+    unit file).
+    """
 
     load: str
     active: str
@@ -71,13 +77,15 @@ class Clock(Protocol):
 class Host(Protocol):
     """The machine, to be looked at. Nothing here changes it.
 
-    Programs are named, not given as paths: the real side resolves a name in fixed system directories (never `PATH`), runs
-    it with a fixed environment (`LC_ALL=C`), no standard input but `stdin`, its own session, an output limit and a
+    Programs are named, not given as paths: the real side resolves a name in fixed system directories (never `PATH`),
+    runs it with a fixed environment (`LC_ALL=C`), no standard input but `stdin`, its own session, an output limit and a
     deadline after which the whole process group is killed and abandoned.
     """
 
     async def read(self, path: str, *, limit_bytes: int = 1_048_576) -> bytes:
-        """The regular file's bytes. A FIFO, device or directory is `io_error`; longer than the limit is `output_too_large`."""
+        """The regular file's bytes. A FIFO, device or directory is `io_error`; longer than the limit is
+        `output_too_large`.
+        """
         ...
 
     async def stat(self, path: str) -> FileStat:
@@ -89,17 +97,31 @@ class Host(Protocol):
         ...
 
     async def run(
-        self, argv: Sequence[str], *, timeout_s: float = 10.0, stdin: bytes = b"", limit_bytes: int = 4_194_304
+        self,
+        argv: Sequence[str],
+        *,
+        timeout_s: float = 10.0,
+        stdin: bytes = b"",
+        limit_bytes: int = 4_194_304,
+        env: Mapping[str, str] | None = None,
     ) -> Ran:
-        """Run a program that only looks. Raises `tool_missing`, `timed_out`, `output_too_large`, `not_permitted`."""
+        """Run a program that only looks. Raises `tool_missing`, `timed_out`, `output_too_large`, `not_permitted`.
+
+        `limit_bytes` is for standard output and standard error together. `env` adds variables of ENVIRONMENT only.
+        """
         ...
 
     async def units(self, names: Sequence[str]) -> Mapping[str, UnitState]:
         """States of these units, all of them, in one question to the service manager. No manager is `tool_missing`."""
         ...
 
-    async def ask(self, socket_path: str, request: bytes, *, timeout_s: float = 5.0, limit_bytes: int = 65_536) -> bytes:
-        """Send bytes to a local stream socket, close the writing side, return everything answered until it closes."""
+    async def ask(
+        self, socket_path: str, request: bytes, *, timeout_s: float = 5.0, limit_bytes: int = 65_536
+    ) -> bytes:
+        """Send bytes to a local stream socket and return everything answered until the other side closes.
+
+        The writing side stays open meanwhile: clamd takes a half-closed connection for a client that has left.
+        """
         ...
 
     async def clock_state(self) -> ClockState:
@@ -110,20 +132,28 @@ class Host(Protocol):
         """The host's own wall clock, UTC (a fake host may be skewed)."""
         ...
 
+    async def pause(self, seconds: float) -> None:
+        """Give the host time to get on with its own work; on a fake host its clock advances instead. Never fails."""
+        ...
+
 
 class ChangingHost(Host, Protocol):
     """The machine, to be changed. Only `remedies/` call these; the real side is the root side."""
 
     async def write(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
-        """Replace a file atomically and durably (temp file, fsync, rename, fsync directory). Symlinks are not followed."""
+        """Replace a file atomically and durably (temp file, fsync, rename, fsync directory); it keeps its owner.
+
+        Whatever is at the path and is not a regular file (a symlink above all) is left alone:
+        `StepFailed("not_a_regular_file")`.
+        """
         ...
 
     async def remove(self, path: str) -> None:
-        """Remove a file durably; an absent one is fine."""
+        """Remove a regular file durably; an absent one is fine."""
         ...
 
     async def chmod(self, path: str, mode: int) -> None:
-        """Set permission bits of a file that is not a symlink."""
+        """Set permission bits of a file or directory that is not a symlink."""
         ...
 
     async def unit_action(self, verb: str, name: str) -> None:
@@ -131,7 +161,13 @@ class ChangingHost(Host, Protocol):
         ...
 
     async def change(
-        self, argv: Sequence[str], *, timeout_s: float = 60.0, stdin: bytes = b"", limit_bytes: int = 4_194_304
+        self,
+        argv: Sequence[str],
+        *,
+        timeout_s: float = 60.0,
+        stdin: bytes = b"",
+        limit_bytes: int = 4_194_304,
+        env: Mapping[str, str] | None = None,
     ) -> Ran:
         """Run a program that changes the host. Same rules as `run`; a non-zero exit is an answer."""
         ...
@@ -155,7 +191,13 @@ class Transport(Protocol):
     """
 
     async def request(
-        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, body: bytes = b"", timeout_s: float = 20.0
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        timeout_s: float = 20.0,
     ) -> HttpReply:
         """Send one request and read its whole answer."""
         ...
