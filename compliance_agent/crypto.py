@@ -1,0 +1,175 @@
+"""Ed25519 over exact bytes: one signer for the host's own key, one strict verifier for everybody else's.
+
+Signing uses `cryptography` (OpenSSL). Verifying never does: OpenSSL accepts a small-order public key for which one
+signature is valid for every message, so untrusted keys and signatures go through libsodium (PyNaCl), which refuses
+small-order and non-canonical points and scalars. A key id is the SHA-256 of the raw 32-byte public key, lower-case hex.
+
+Both libraries are imported when first used. The two DER wrappers below are constants (RFC 8410, sections 4 and 7), so
+that reading a key needs no ASN.1 library; other forms of the same key are given to `cryptography`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from compliance_agent.adapters.durable import fsync_directory, make_directory, read_file, write_file
+from compliance_agent.errors import AgentError, BadEvidence, ConfigError, StorageError
+from compliance_agent.models import KeyId
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+KEY_BYTES = 32
+SIGNATURE_BYTES = 64
+_PKCS8_PREFIX = bytes.fromhex("302e020100300506032b657004220420")
+_SPKI_PREFIX = bytes.fromhex("302a300506032b6570032100")
+_PEM = re.compile(rb"-----BEGIN ([A-Z ]+)-----\s+([A-Za-z0-9+/=\s]+?)-----END \1-----\s*")
+
+
+def key_id(public: bytes) -> KeyId:
+    """SHA-256 of the raw 32-byte public key, lower-case hex."""
+    return KeyId(hashlib.sha256(public).hexdigest())
+
+
+def verify(public: bytes, signature: bytes, message: bytes) -> bool:
+    """Whether `signature` is the strict Ed25519 signature of exactly `message` by the raw 32-byte key `public`."""
+    from nacl.bindings import crypto_sign_open
+    from nacl.exceptions import BadSignatureError
+
+    if len(public) != KEY_BYTES or len(signature) != SIGNATURE_BYTES:
+        return False
+    try:
+        crypto_sign_open(signature + message, public)
+    except BadSignatureError:
+        return False
+    return True
+
+
+def check_public_key(public: bytes) -> None:
+    """Refuse what is not a canonical Ed25519 point of full order, such as a key that "signs" every message.
+
+    Raises:
+        BadEvidence: code `weak_key`.
+    """
+    from nacl.bindings import crypto_core_ed25519_is_valid_point
+
+    if len(public) != KEY_BYTES:
+        raise BadEvidence(f"public key has {len(public)} bytes; expected {KEY_BYTES}", code="weak_key")
+    if not crypto_core_ed25519_is_valid_point(public):
+        raise BadEvidence("public key is of small order or not canonical", code="weak_key")
+
+
+def public_pem(public: bytes) -> str:
+    """A raw 32-byte public key as the PEM (SubjectPublicKeyInfo) that `openssl pkeyutl -pubin` reads."""
+    return _to_pem("PUBLIC KEY", _SPKI_PREFIX + public)
+
+
+def read_public_pem(text: bytes) -> bytes:
+    """The raw 32-byte key of a PEM public key.
+
+    Raises:
+        BadEvidence: not the PEM of an Ed25519 public key, or a weak key.
+    """
+    label, der = _from_pem(text)
+    if label != "PUBLIC KEY" or not der.startswith(_SPKI_PREFIX) or len(der) != len(_SPKI_PREFIX) + KEY_BYTES:
+        raise BadEvidence("not a PEM file of an Ed25519 public key", code="bad_key")
+    public = der[len(_SPKI_PREFIX) :]
+    check_public_key(public)
+    return public
+
+
+def _to_pem(label: str, der: bytes) -> str:
+    return f"-----BEGIN {label}-----\n{base64.b64encode(der).decode()}\n-----END {label}-----\n"
+
+
+def _from_pem(text: bytes) -> tuple[str, bytes]:
+    found = _PEM.fullmatch(text.strip())
+    if found is None:
+        return "", b""
+    try:
+        return found[1].decode(), base64.b64decode(b"".join(found[2].split()), validate=True)
+    except binascii.Error:
+        return "", b""
+
+
+class Ed25519Signer:
+    """The host's evidence key. The secret appears in no `repr`, cannot be pickled, and leaves the file only to sign.
+
+    Args:
+        path: PKCS#8 PEM or 32 raw bytes, mode 0600. Absent: a fresh key is made there, durable before it is used.
+
+    Raises:
+        ConfigError: the file cannot be read or written, is open to others, or is not an Ed25519 private key.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        try:
+            if not os.path.lexists(self.path):
+                _make_key(self.path)
+            content = read_file(self.path, limit_bytes=16_384, secret=True)
+        except AgentError as error:
+            raise ConfigError(f"signing_key_file: {error}", hint=error.hint) from error
+        self._key = _read_private(content, self.path)
+        self.public_bytes = self._key.public_key().public_bytes_raw()
+        self.key_id = key_id(self.public_bytes)
+
+    def sign(self, message: bytes) -> bytes:
+        """The 64-byte signature of exactly these bytes."""
+        return self._key.sign(message)
+
+    def public_pem(self) -> str:
+        """The public key as PEM, for `openssl` and auditors."""
+        return public_pem(self.public_bytes)
+
+    def __repr__(self) -> str:
+        return f"Ed25519Signer(key_id={self.key_id})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a signing key is not to be pickled or copied")
+
+
+def _make_key(path: Path) -> None:
+    make_directory(path.parent)
+    seed = os.urandom(KEY_BYTES)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    write_file(temporary, _to_pem("PRIVATE KEY", _PKCS8_PREFIX + seed).encode(), 0o600)
+    try:
+        # A link, not a rename: a key that appeared meanwhile must never be replaced.
+        with contextlib.suppress(FileExistsError):
+            path.hardlink_to(temporary)
+        temporary.unlink()
+        fsync_directory(path.parent)
+    except OSError as error:
+        raise StorageError(f"making {path}: {error.strerror}") from error
+
+
+def _read_private(content: bytes, path: Path) -> Ed25519PrivateKey:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    if len(content) == KEY_BYTES:
+        return Ed25519PrivateKey.from_private_bytes(content)
+    label, der = _from_pem(content)
+    if label == "PRIVATE KEY" and der.startswith(_PKCS8_PREFIX) and len(der) == len(_PKCS8_PREFIX) + KEY_BYTES:
+        return Ed25519PrivateKey.from_private_bytes(der[len(_PKCS8_PREFIX) :])
+    key: object = None
+    if content.lstrip().startswith(b"-----BEGIN"):
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+        with contextlib.suppress(ValueError, TypeError, UnsupportedAlgorithm):
+            key = load_pem_private_key(content, None)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigError(
+            f"signing_key_file: {path} is not an unencrypted Ed25519 private key (PKCS#8 PEM or 32 raw bytes)",
+            code="bad_key",
+            hint="move it away and a new key is made at the next start; the host must then be enrolled again",
+        )
+    return key
