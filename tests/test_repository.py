@@ -121,8 +121,9 @@ def test_the_guards_above_see_what_they_should(monkeypatch: pytest.MonkeyPatch) 
         "a": f"https://files.{REGISTRY_HOSTS[1]}/packages/x.whl",
         "b": "pip install " + "--index-url" + " https://mirror.example/simple",
         "c": '"resolved": ' + '"https://mirror.example/x.tgz"',
-        "d": f"see {ROOT}/README.md",
+        "d": "see /srv/made-up/checkout/README.md",
     }
+    monkeypatch.setattr(f"{__name__}.machine_paths", lambda: {"/srv/made-up/checkout"})
     monkeypatch.setattr(f"{__name__}.texts", lambda: planted)
     found = [
         hit[0]
