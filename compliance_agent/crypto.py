@@ -14,13 +14,12 @@ import base64
 import binascii
 import contextlib
 import hashlib
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from compliance_agent.adapters.durable import fsync_directory, make_directory, read_file, write_file
-from compliance_agent.errors import AgentError, BadEvidence, ConfigError, StorageError
+from compliance_agent.adapters.durable import create_file, read_file
+from compliance_agent.errors import AgentError, BadEvidence, ConfigError, NoInput
 from compliance_agent.models import KeyId
 
 if TYPE_CHECKING:
@@ -112,9 +111,7 @@ class Ed25519Signer:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         try:
-            if not os.path.lexists(self.path):
-                _make_key(self.path)
-            content = read_file(self.path, limit_bytes=16_384, secret=True)
+            content = _read_or_make(self.path)
         except AgentError as error:
             raise ConfigError(f"signing_key_file: {error}", hint=error.hint) from error
         self._key = _read_private(content, self.path)
@@ -136,19 +133,16 @@ class Ed25519Signer:
         raise TypeError("a signing key is not to be pickled or copied")
 
 
-def _make_key(path: Path) -> None:
-    make_directory(path.parent)
-    seed = os.urandom(KEY_BYTES)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    write_file(temporary, _to_pem("PRIVATE KEY", _PKCS8_PREFIX + seed).encode(), 0o600)
+def _read_or_make(path: Path) -> bytes:
     try:
-        # A link, not a rename: a key that appeared meanwhile must never be replaced.
-        with contextlib.suppress(FileExistsError):
-            path.hardlink_to(temporary)
-        temporary.unlink()
-        fsync_directory(path.parent)
-    except OSError as error:
-        raise StorageError(f"making {path}: {error.strerror}") from error
+        return read_file(path, limit_bytes=16_384, secret=True)
+    except NoInput:
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+        seed = Ed25519PrivateKey.generate().private_bytes_raw()
+        if not create_file(path, _to_pem("PRIVATE KEY", _PKCS8_PREFIX + seed).encode()):
+            raise  # something is there, and it is not a key file
+        return read_file(path, limit_bytes=16_384, secret=True)
 
 
 def _read_private(content: bytes, path: Path) -> Ed25519PrivateKey:

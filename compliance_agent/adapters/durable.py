@@ -1,7 +1,7 @@
 """Files that are there when the call returns: write, fsync, rename, fsync the directory.
 
-Reading is as careful: only regular files, at most so many bytes, and for files that steer the agent (`trusted`) only ones that
-nobody else may write.
+Reading is as careful: only regular files, at most so many bytes, and for files that steer the agent (`trusted`) only
+ones that nobody else may write.
 """
 
 from __future__ import annotations
@@ -80,6 +80,30 @@ def write_file(path: Path, content: bytes, mode: int = 0o600) -> None:
         raise storage_error(error, f"writing {path}") from error
 
 
+def create_file(path: Path, content: bytes, mode: int = 0o600) -> bool:
+    """Put a file there durably unless the name is taken; whether this call did. What is there is never replaced.
+
+    Raises:
+        StorageError: it could not be written.
+    """
+    if os.path.lexists(path):
+        return False
+    make_directory(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    write_file(temporary, content, mode)
+    try:
+        os.link(temporary, path, follow_symlinks=False)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise storage_error(error, f"creating {path}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+            fsync_directory(path.parent)
+    return True
+
+
 def read_file(path: Path, *, limit_bytes: int, trusted: bool = False, secret: bool = False) -> bytes:
     """A regular file's bytes.
 
@@ -100,10 +124,11 @@ def read_file(path: Path, *, limit_bytes: int, trusted: bool = False, secret: bo
     except (OSError, ValueError) as error:
         name = errno.errorcode.get(getattr(error, "errno", 0) or 0, "EINVAL")
         raise NoInput(f"{path}: cannot be read ({name})") from error
+    info = os.fstat(handle)
+    if not stat.S_ISREG(info.st_mode):  # before fdopen, which has an error of its own for directories
+        os.close(handle)
+        raise NoInput(f"{path}: not a regular file")
     with os.fdopen(handle, "rb") as file:
-        info = os.fstat(handle)
-        if not stat.S_ISREG(info.st_mode):
-            raise NoInput(f"{path}: not a regular file")
         forbidden = (0o077 if secret else 0o022) if trusted or secret else 0
         if info.st_mode & forbidden:
             raise NotPermitted(
