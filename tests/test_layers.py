@@ -31,6 +31,7 @@ LAYERS: dict[str, str] = {
     "facts": "words",
     "models": "words",
     "ports": "words",
+    "server.records": "words",
     "words": "words",
     "baseline": "thinking",
     "checks": "thinking",
@@ -312,7 +313,7 @@ def reason_impure(name: str) -> str:
 
 def offences(source: str, module: str, *, is_package: bool = False) -> Iterator[tuple[str, str, str]]:
     """(importer, offending name, sentence) for every rule that one module's text breaks, EXCEPTIONS included."""
-    tree = ast.parse(source, filename=f"{PACKAGE}/{module.replace(".", "/")}")
+    tree = ast.parse(source, filename=f"{PACKAGE}/{module.replace('.', '/')}")
     layer = layer_of(module)
     where = f"{PACKAGE}/{module.replace('.', '/')}"
     if layer is None:
@@ -358,9 +359,11 @@ def owned_by_exception(module: str, fence: Fence) -> bool:
 def found_in_package() -> tuple[tuple[str, str, str], ...]:
     """Every offence of the real package, exceptions included."""
     return tuple(
-        offence
-        for module, path in modules().items()
-        for offence in offences(path.read_text(encoding="utf-8"), module, is_package=path.name == "__init__.py")
+        dict.fromkeys(
+            offence
+            for module, path in modules().items()
+            for offence in offences(path.read_text(encoding="utf-8"), module, is_package=path.name == "__init__.py")
+        )
     )
 
 
