@@ -1,0 +1,215 @@
+"""lsblk, findmnt and cryptsetup (util-linux 2.38, cryptsetup 2.6): block devices and what lies on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from compliance_agent.lab.host import Call, FakeHost, said
+from compliance_agent.ports import Ran
+
+GIB = 1 << 30
+
+
+@dataclass
+class Device:
+    """One block device. `luks` is its LUKS2 metadata (or version 1 as `{"version": 1}`) when it holds a container."""
+
+    name: str
+    type: str  # disk | part | crypt | lvm | raid1 | rom
+    size: int
+    fstype: str | None = None
+    mountpoints: list[str] = field(default_factory=list)
+    children: list[Device] = field(default_factory=list)
+    luks: dict[str, Any] | None = None
+
+    @property
+    def path(self) -> str:
+        """The device file."""
+        return f"/dev/mapper/{self.name}" if self.type in {"crypt", "lvm"} else f"/dev/{self.name}"
+
+    def walk(self) -> Iterator[Device]:
+        """This device and everything on it."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+
+@dataclass
+class Disks:
+    """All block devices of the host."""
+
+    devices: list[Device] = field(default_factory=list)
+
+    def walk(self) -> Iterator[Device]:
+        """Every device, parents first."""
+        for device in self.devices:
+            yield from device.walk()
+
+    def find(self, name: str) -> Device | None:
+        """The device of this name or path."""
+        return next((device for device in self.walk() if name in {device.name, device.path}), None)
+
+    def parent_of(self, child: Device) -> Device | None:
+        """The device another one lies on."""
+        return next((device for device in self.walk() if child in device.children), None)
+
+
+def luks2(*, cipher: str = "aes-xts-plain64", key_bits: int = 512, slots: int = 2) -> dict[str, Any]:
+    """LUKS2 metadata as `cryptsetup luksDump --dump-json-metadata` prints it."""
+    slot = {
+        "type": "luks2",
+        "key_size": key_bits // 8,
+        "af": {"type": "luks1", "stripes": 4000, "hash": "sha256"},
+        "area": {"type": "raw", "offset": "32768", "size": "258048", "encryption": cipher, "key_size": key_bits // 8},
+        "kdf": {"type": "argon2id", "time": 6, "memory": 1048576, "cpus": 2, "salt": "c2FsdA=="},
+    }
+    segment = {"type": "crypt", "offset": "16777216", "size": "dynamic", "iv_tweak": "0", "encryption": cipher}
+    return {
+        "keyslots": {str(number): slot for number in range(slots)},
+        "tokens": {},
+        "segments": {"0": segment | {"sector_size": 512}},
+        "digests": {"0": {"type": "pbkdf2", "keyslots": [str(number) for number in range(slots)], "segments": ["0"]}},
+        "config": {"json_size": "12288", "keyslots_size": "16744448"},
+    }
+
+
+def provide(host: FakeHost) -> None:
+    """Have one disk: an EFI and a boot partition in the clear, root, data and swap on LVM inside LUKS2."""
+    volumes = [
+        Device("clinic-root", "lvm", 60 * GIB, "ext4", ["/"]),
+        Device("clinic-srv", "lvm", 160 * GIB, "ext4", ["/srv"]),
+        Device("clinic-swap", "lvm", 8 * GIB, "swap", ["[SWAP]"]),
+    ]
+    crypt = Device("sda3_crypt", "crypt", 237 * GIB, "LVM2_member", [], volumes)
+    host.part(Disks).devices = [
+        Device(
+            "sda",
+            "disk",
+            238 * GIB,
+            children=[
+                Device("sda1", "part", GIB // 2, "vfat", ["/boot/efi"]),
+                Device("sda2", "part", GIB // 2, "ext4", ["/boot"]),
+                Device("sda3", "part", 237 * GIB, "crypto_LUKS", [], [crypt], luks=luks2()),
+            ],
+        )
+    ]
+    host.install("lsblk", "findmnt", "cryptsetup")
+    host.put("/etc/crypttab", "sda3_crypt UUID=2f1c6b0e-6d0f-4a1c-9d3e-6f3f6f0a51aa none luks,discard\n")
+
+
+def lsblk(call: Call) -> Ran:
+    """`lsblk -J -b -o COLUMNS`: a tree in JSON with the columns that were asked for."""
+    columns = _option(call.argv, "-o", "--output") or "NAME,MAJ:MIN,RM,SIZE,RO,TYPE,MOUNTPOINTS"
+    if not {"-J", "--json"} & call.flags:
+        return said("", 1, err="lsblk: this simulation prints JSON only\n")
+    names = [column.strip().lower() for column in columns.split(",")]
+    disks = call.host.part(Disks)
+    if unknown := [name for name in names if name not in _COLUMNS]:
+        return said("", 1, err=f"lsblk: unknown column: {unknown[0]}\n")
+    tree = [_row(disks, device, names) for device in disks.devices]
+    return said(json.dumps({"blockdevices": tree}, indent=3) + "\n")
+
+
+_COLUMNS = {
+    "name",
+    "kname",
+    "path",
+    "type",
+    "fstype",
+    "mountpoint",
+    "mountpoints",
+    "size",
+    "pkname",
+    "uuid",
+    "ro",
+    "rm",
+}
+
+
+def _row(disks: Disks, device: Device, names: list[str]) -> dict[str, Any]:
+    parent = disks.parent_of(device)
+    known: dict[str, Any] = {
+        "name": device.name,
+        "kname": device.name,
+        "path": device.path,
+        "type": device.type,
+        "fstype": device.fstype,
+        "mountpoint": (device.mountpoints or [None])[0],
+        "mountpoints": device.mountpoints or [None],
+        "size": device.size,
+        "pkname": parent.name if parent else None,
+        "uuid": None,
+        "ro": False,
+        "rm": False,
+    }
+    row = {name: known[name] for name in names}
+    if device.children:
+        row["children"] = [_row(disks, child, names) for child in device.children]
+    return row
+
+
+def findmnt(call: Call) -> Ran:
+    """`findmnt -J [-o COLUMNS] [--real] [TARGET]`."""
+    mounts = [
+        {"target": point, "source": device.path, "fstype": device.fstype, "options": "rw,relatime"}
+        for device in call.host.part(Disks).walk()
+        for point in device.mountpoints
+        if point.startswith("/")
+    ]
+    columns = _option(call.argv, "-o", "--output")
+    if columns:
+        mounts = [{name: row[name] for name in columns.lower().split(",")} for row in mounts]
+    mounts.sort(key=lambda row: str(row.get("target")))
+    return said(json.dumps({"filesystems": mounts}, indent=3) + "\n", 0 if mounts else 1)
+
+
+def cryptsetup(call: Call) -> Ran:
+    """`cryptsetup luksDump [--dump-json-metadata] DEVICE | status NAME | isLuks DEVICE`."""
+    command, name = [*call.words, "", ""][:2]
+    device = call.host.part(Disks).find(name)
+    if call.host.uid != 0:
+        return said("", 1, err=f"Device {name} does not exist or access denied.\n")
+    if command == "status":
+        return _status(call.host, device, name)
+    if device is None:
+        return said("", 4, err=f"Device {name} does not exist or access denied.\n")
+    if command == "isLuks":
+        return said("", 0 if device.luks else 1)
+    if command != "luksDump":
+        return said("", 1, err=f"cryptsetup: unknown action {command}\n")
+    if device.luks is None:
+        return said("", 1, err=f"Device {name} is not a valid LUKS device.\n")
+    if "--dump-json-metadata" in call.flags and "keyslots" in device.luks:
+        return said(json.dumps(device.luks, indent=2) + "\n")
+    if "--dump-json-metadata" in call.flags:
+        return said("", 1, err="Dump operation is not supported for this device type.\n")
+    return said(f"LUKS header information for {name}\n\nVersion:       \t{device.luks.get('version', 2)}\n")
+
+
+def _status(host: FakeHost, device: Device | None, name: str) -> Ran:
+    parent = host.part(Disks).parent_of(device) if device else None
+    if device is None or device.type != "crypt" or parent is None:
+        return said(f"{name} is inactive.\n", 4)
+    cipher = (parent.luks or {}).get("segments", {}).get("0", {}).get("encryption", "aes-xts-plain64")
+    slot = (parent.luks or {}).get("keyslots", {}).get("0", {})
+    return said(
+        f"/dev/mapper/{device.name} is active and is in use.\n  type:    LUKS2\n  cipher:  {cipher}\n"
+        f"  keysize: {slot.get('key_size', 64) * 8} bits\n  key location: keyring\n  device:  {parent.path}\n"
+        "  sector size:  512\n  offset:  32768 sectors\n  size:    497025024 sectors\n  mode:    read/write\n"
+    )
+
+
+def _option(argv: tuple[str, ...], *names: str) -> str:
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word in names:
+            return following
+        for name in names:
+            if name.startswith("--") and word.startswith(f"{name}="):
+                return word.partition("=")[2]
+    return ""
+
+
+PROGRAMS = {"lsblk": lsblk, "findmnt": findmnt, "cryptsetup": cryptsetup}
