@@ -18,11 +18,10 @@ auditor can hold the file against the bundles.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import types
 import typing
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,12 +34,7 @@ from compliance_agent.documents import MAX_BYTES, read_yaml
 from compliance_agent.errors import AgentError, ConfigError
 from compliance_agent.facts import NAME, TIMESTAMP, VERSION
 from compliance_agent.models import Mode
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean "x"?` for a word that is close to a known one, else the empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f'; did you mean "{close[0]}"?' if close else ""
+from compliance_agent.words import nearest
 
 
 @dataclass(frozen=True)
@@ -151,7 +145,11 @@ def _list(value: Any) -> list[Any]:
 
 
 def _kind(value: Any) -> str:
-    return "nothing" if value is None else {dict: "a mapping", list: "a list", str: "text"}.get(type(value), type(value).__name__)
+    return (
+        "nothing"
+        if value is None
+        else {dict: "a mapping", list: "a list", str: "text"}.get(type(value), type(value).__name__)
+    )
 
 
 def _mode(value: Any, field: str) -> Mode:
@@ -248,7 +246,9 @@ def _exception(value: Any, number: int) -> Exemption:
     known = registry()[check].spec.reasons
     if not isinstance(reasons, list) or not all(isinstance(reason, str) and reason in known for reason in reasons):
         raise ConfigError(f"{where}.reasons: expected reasons of {check} ({', '.join(known)})")
-    return Exemption(item["id"], check, tuple(reasons), item["approver"], timestamp(item.get("expires"), f"{where}.expires"))
+    return Exemption(
+        item["id"], check, tuple(reasons), item["approver"], timestamp(item.get("expires"), f"{where}.expires")
+    )
 
 
 def timestamp(value: Any, where: str) -> datetime:

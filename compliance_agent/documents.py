@@ -1,7 +1,7 @@
 """Strict reading of JSON and YAML from outside: what is ambiguous is refused, never guessed.
 
-JSON (RFC 8259, I-JSON limits of RFC 7493): UTF-8 without BOM, no duplicate keys, no NaN or Infinity, no floats, integers within
-+-(2^53-1), bounded size and depth. YAML: the JSON data model only, with the scalars of YAML 1.2's core schema cut down to
+JSON (RFC 8259, I-JSON limits of RFC 7493): UTF-8 without BOM, no duplicate keys, no NaN or Infinity, no floats, integers within +-(2^53-1), bounded size
+and depth. YAML: the JSON data model only, with the scalars of YAML 1.2's core schema cut down to
 `true false null` and plain decimal integers (`no`, `on`, `0600`, `12:30:00`, `1.5` stay strings); no anchors, aliases, tags or second
 document. Both end in `DocumentError` with one line that names the place.
 """

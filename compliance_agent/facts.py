@@ -25,7 +25,6 @@ TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\
 LARGEST_INT = 2**53 - 1
 
 
-
 @dataclass(frozen=True)
 class FactType:
     """What one value may be. `names` are the baseline's values of the parameter that a `Name` refers to."""

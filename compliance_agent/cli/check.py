@@ -1,0 +1,124 @@
+"""`compliance-agent check`: look at this host now, print a verdict for each check, change and record nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compliance_agent.cli.common import config_option, json_option, load_config, print_json, table, unconfigured
+from compliance_agent.drift import DriftDetector
+from compliance_agent.errors import ConfigError
+from compliance_agent.logs import configure
+from compliance_agent.models import DriftResult, Result
+from compliance_agent.words import nearest
+
+SCHEMA = "compliance-agent/check/v1"
+FINE = {Result.PASS, Result.NOT_APPLICABLE, Result.EXCEPTION}
+
+
+@click.command()
+@click.argument("checks", nargs=-1)
+@config_option
+@click.option(
+    "--baseline", "baseline_path", type=click.Path(path_type=Path), help="Baseline file to hold this host against."
+)
+@json_option
+@click.option("--quiet", is_flag=True, help="No output, only the exit status.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    checks: tuple[str, ...],
+    config_path: Path | None,
+    baseline_path: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Look at this host and print a verdict for each check (or only for CHECKS).
+
+    Exit status 0 when every check passes, does not apply or is an approved exception, 1 when there are findings: `unknown` is
+    one. Nothing is changed and nothing is recorded. Without configuration the shipped baseline is used.
+    """
+    configure("CRITICAL")
+    detector = detector_for(config_path, baseline_path)
+    results = asyncio.run(look_at(detector, checks))
+    findings = [result for result in results if result.result not in FINE]
+    if as_json:
+        print_json(as_document(detector, results))
+    elif not quiet:
+        _print(detector, results)
+    ctx.exit(1 if findings else 0)
+
+
+def detector_for(config_path: Path | None, baseline_path: Path | None) -> DriftDetector:
+    """The checks of this host's baseline, on this machine.
+
+    Raises:
+        ConfigError: configuration or baseline cannot be used.
+    """
+    from compliance_agent.baseline import load
+
+    config = load_config(config_path) or unconfigured(Path("/nonexistent"))
+    return DriftDetector(config, baseline=load(baseline_path or config.baseline_path))
+
+
+async def look_at(detector: DriftDetector, checks: Sequence[str]) -> list[DriftResult]:
+    """Results of the named checks, or of all.
+
+    Raises:
+        ConfigError: no such check in the baseline.
+    """
+    known = detector.baseline.entries
+    for name in checks:
+        if name not in known:
+            raise ConfigError(f"no check {name!r} in the baseline{nearest(name, known)}", code="no_such_check")
+    if not checks:
+        return await detector.check_all()
+    return list(await asyncio.gather(*(detector.check_one(name) for name in checks)))
+
+
+def as_document(detector: DriftDetector, results: Sequence[DriftResult]) -> dict[str, Any]:
+    """The stable object of `--json` (docs/json.md)."""
+    counts = Counter(str(result.result) for result in results)
+    return {
+        "schema": SCHEMA,
+        "baseline": {"version": detector.baseline.version, "sha256": detector.baseline.sha256},
+        "compliant": all(result.result in FINE for result in results),
+        "counts": {str(word): counts.get(str(word), 0) for word in Result},
+        "results": [
+            {
+                "check": result.check,
+                "result": str(result.result),
+                "reason": result.reason,
+                "sentence": result.verdict.sentence if result.verdict else "",
+                "severity": str(result.severity),
+                "mode": str(detector.baseline.mode_of(result.check)),
+                "citations": list(result.hipaa_controls or ()),
+                "facts": dict(result.pre_state),
+                "cure": result.recommended_action,
+                "exception_id": result.exception_id,
+                "duration_ms": result.duration_ms,
+            }
+            for result in results
+        ],
+    }
+
+
+def _print(detector: DriftDetector, results: Sequence[DriftResult]) -> None:
+    rows = [
+        [
+            result.check,
+            str(result.result),
+            result.verdict.sentence if result.verdict else result.reason,
+            " ".join(list(result.hipaa_controls or ())[:1]),
+        ]
+        for result in results
+    ]
+    table(("check", "verdict", "seen", "45 CFR"), rows, styled=1)
+    counts = Counter(str(result.result) for result in results)
+    said = ", ".join(f"{counts[word]} {word}" for word in map(str, Result) if counts[word])
+    click.echo(f"{said} (baseline {detector.baseline.version}, {detector.baseline.sha256[:12]})", err=True)

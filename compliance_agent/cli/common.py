@@ -1,0 +1,128 @@
+"""What the subcommands share: where the configuration comes from, and how results are shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from compliance_agent.config import LABEL, PREFIX, SERVER_PREFIX, AgentConfig
+
+SYSTEM_CONFIG = Path("/etc/msp/agent.yaml")
+F = TypeVar("F", bound=Callable[..., Any])
+STYLE = {
+    "pass": "green",
+    "fail": "red",
+    "unknown": "yellow",
+    "exception": "cyan",
+    "not_applicable": "bright_black",
+}
+
+
+def config_option(function: F) -> F:
+    """`--config FILE`; without it the environment, then the system's file."""
+    return click.option("--config", "config_path", type=click.Path(path_type=Path), help="Configuration file.")(
+        function
+    )
+
+
+def json_option(function: F) -> F:
+    """`--json`: one stable, versioned object on standard output."""
+    return click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")(function)
+
+
+def load_config(config_path: Path | None) -> AgentConfig | None:
+    """The configuration the caller named, else the environment's, else the system's file, else None.
+
+    Raises:
+        ConfigError: there is one and it cannot be used.
+    """
+    if config_path is not None:
+        return AgentConfig.from_file(config_path)
+    if any(name.startswith(PREFIX) and not name.startswith(SERVER_PREFIX) for name in os.environ):
+        return AgentConfig.from_file(SYSTEM_CONFIG) if SYSTEM_CONFIG.exists() else AgentConfig.from_env()
+    return AgentConfig.from_file(SYSTEM_CONFIG) if SYSTEM_CONFIG.exists() else None
+
+
+def require_config(config_path: Path | None) -> AgentConfig:
+    """As `load_config`, for a command that cannot work without one.
+
+    Raises:
+        ConfigError: there is none, or it cannot be used.
+    """
+    from compliance_agent.errors import ConfigError
+
+    config = load_config(config_path)
+    if config is None:
+        raise ConfigError("no configuration: give --config FILE, set MSP_* variables or write /etc/msp/agent.yaml")
+    return config
+
+
+def shipped_baseline() -> Path:
+    """The baseline that comes with the product, for a host that has none of its own yet."""
+    name = "clinic-nixos.yaml" if Path("/etc/NIXOS").exists() else "clinic-linux.yaml"
+    return Path(str(resources.files("compliance_agent") / "baselines" / name))
+
+
+def unconfigured(state_dir: Path) -> AgentConfig:
+    """What a host without configuration is looked at with: the shipped baseline, nothing written, nothing sent."""
+    name = socket.gethostname().split(".", maxsplit=1)[0]
+    return AgentConfig(
+        client_id="none",
+        site_id="none",
+        host_id=name if LABEL.fullmatch(name) else "this-host",
+        state_dir=state_dir,
+        baseline_path=shipped_baseline(),
+    )
+
+
+def print_json(document: Any) -> None:
+    """One object, sorted, on standard output."""
+    click.echo(json.dumps(document, sort_keys=True, indent=2, default=str))
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, styled: int | None = None, title: str = "") -> None:
+    """A table: in colour on a terminal, plain aligned text elsewhere.
+
+    Args:
+        columns: headings.
+        rows: cells, as text.
+        styled: the column that holds a result word and is coloured by it.
+        title: a line above it.
+    """
+    if sys.stdout.isatty():
+        _rich_table(columns, rows, styled, title)
+        return
+    widths = [max(len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
+    if title:
+        click.echo(title)
+    for cells in (columns, *rows):
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+
+
+def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], styled: int | None, title: str) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
+    for column in columns:
+        shown.add_column(column, overflow="fold")
+    for row in rows:
+        shown.add_row(
+            *(Text(cell, style=STYLE.get(cell, "") if number == styled else "") for number, cell in enumerate(row))
+        )
+    Console().print(shown)
+
+
+def colour(text: str, result: str) -> str:
+    """The text in the colour of a result word, where the terminal has colours."""
+    return text if "NO_COLOR" in os.environ else click.style(text, fg=STYLE.get(result))

@@ -1,0 +1,92 @@
+"""`compliance-agent enrol`: redeem a one-time token, so that this host's key is known to the server."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import socket
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compliance_agent.cli.common import config_option, json_option, load_config, print_json
+from compliance_agent.config import LABEL, AgentConfig
+from compliance_agent.crypto import Ed25519Signer
+from compliance_agent.enrolment import Token, enrol, pin_authority, read_token, save
+from compliance_agent.errors import NotPermitted
+from compliance_agent.logs import configure
+from compliance_agent.transport.http import HttpTransport
+from compliance_agent.transport.protocol import Enrolled
+
+
+@click.command()
+@click.option("--server", "url", required=True, help="https://host[:port] of the server.")
+@click.option(
+    "--token-file", type=click.Path(path_type=Path), required=True, help="File with the one-time token (mode 600)."
+)
+@click.option("--host-id", help="This host's label at the site; its name when not given.")
+@click.option("--state-dir", type=click.Path(path_type=Path), help="Where the agent keeps its state and key.")
+@click.option("--ca-file", type=click.Path(path_type=Path), help="Certificate authority of the server (PEM).")
+@click.option("--again", is_flag=True, help="Enrol although this host already is.")
+@config_option
+@json_option
+def command(
+    url: str, token_file: Path, host_id: str | None, state_dir: Path | None, ca_file: Path | None, again: bool,
+    config_path: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Make this host known to a server.
+
+    The host's key is made here and never leaves. What comes back (API key, the server's acknowledgement key) is written under
+    the state directory; the settings to put into the agent's configuration are printed.
+    """
+    configure("WARNING")
+    token = read_token(token_file)
+    config = _config(url, token, host_id, state_dir, ca_file, config_path)
+    api_key_file = config.mcp_api_key_file or config.state_dir / "keys" / "api-key"
+    server_key_file = config.mcp_server_key_file or config.state_dir / "keys" / "server-key"
+    if api_key_file.exists() and not again:
+        raise NotPermitted(f"this host is enrolled already ({api_key_file} is there)", hint="--again enrols it anew")
+    if token.ca_sha256 is not None and config.mcp_ca_file is None:
+        config = dataclasses.replace(config, mcp_ca_file=asyncio.run(pin_authority(config, token.ca_sha256)))
+    enrolled = asyncio.run(_enrol(config, token))
+    save(enrolled, api_key_file, server_key_file)
+    settings = {
+        "client_id": enrolled.client_id,
+        "site_id": enrolled.site_id,
+        "host_id": enrolled.host_id,
+        "state_dir": str(config.state_dir),
+        "mcp_url": url,
+        "mcp_api_key_file": str(api_key_file),
+        "mcp_server_key_file": str(server_key_file),
+        **({"mcp_ca_file": str(config.mcp_ca_file)} if config.mcp_ca_file else {}),
+    }
+    if as_json:
+        print_json({"schema": "compliance-agent/enrol/v1", "key_id": enrolled.key_id, "settings": settings})
+        return
+    click.echo(f"enrolled as {enrolled.host_id} at {enrolled.site_id} with key {enrolled.key_id[:16]}", err=True)
+    for name, value in settings.items():
+        click.echo(f"{name}: {value}")
+
+
+def _config(
+    url: str, token: Token, host_id: str | None, state_dir: Path | None, ca_file: Path | None, config_path: Path | None
+) -> AgentConfig:
+    name = socket.gethostname().split(".", maxsplit=1)[0]
+    given: dict[str, Any] = {"mcp_url": url, "site_id": token.site}
+    given |= {
+        key: value for key, value in (("host_id", host_id), ("state_dir", state_dir), ("mcp_ca_file", ca_file)) if value
+    }
+    config = load_config(config_path)
+    if config is not None:
+        return dataclasses.replace(config, **given)
+    given.setdefault("host_id", name if LABEL.fullmatch(name) else "host")
+    return AgentConfig(client_id="unknown", **given)
+
+
+async def _enrol(config: AgentConfig, token: Token) -> Enrolled:
+    transport = HttpTransport(config.mcp_url or "", ca_file=config.mcp_ca_file)
+    try:
+        return await enrol(transport, Ed25519Signer(config.signing_key_file), token, config.host_id)
+    finally:
+        await transport.close()

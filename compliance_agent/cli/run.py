@@ -1,0 +1,29 @@
+"""`compliance-agent run`: the agent in the foreground, until SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from compliance_agent.agent import ComplianceAgent
+from compliance_agent.cli.common import config_option, require_config
+from compliance_agent.config import AgentConfig
+from compliance_agent.logs import configure
+
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+@click.command()
+@config_option
+@click.option("--log-level", type=click.Choice(LEVELS), help="Overrides the configuration's.")
+def command(config_path: Path | None, log_level: str | None) -> None:
+    """Run the agent until SIGTERM or Ctrl-C; it drains and stops in under 10 seconds."""
+    config = require_config(config_path)
+    configure(log_level or config.log_level)
+    asyncio.run(_run(config))
+
+
+async def _run(config: AgentConfig) -> None:
+    await ComplianceAgent(config).start()

@@ -1,0 +1,300 @@
+"""The agent's configuration: one file and the `MSP_*` environment, checked once, whole, and frozen.
+
+A value in the environment wins over the file's. An unknown key or variable is refused, with the nearest known one. Every
+field has its unit and its sentence beside it; docs/settings.md is generated from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from compliance_agent.adapters.durable import read_file
+from compliance_agent.documents import MAX_BYTES, read_yaml
+from compliance_agent.errors import AgentError, ConfigError
+from compliance_agent.words import nearest
+
+PREFIX = "MSP_"
+SERVER_PREFIX = "MSP_SERVER_"  # read by `compliance-agent server`, not by the agent
+LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+_IN_STATE_DIR = {"evidence_dir": "evidence", "log_dir": "logs", "signing_key_file": "keys/signing-key.pem"}
+_CLOCK = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])")
+
+
+def setting(
+    doc: str,
+    default: Any = dataclasses.MISSING,
+    *,
+    low: int | None = None,
+    high: int | None = None,
+    words: tuple[str, ...] = (),
+) -> Any:
+    """A field of the configuration with its sentence, bounds (both included) or allowed words."""
+    metadata = {"doc": doc, "low": low, "high": high, "words": words}
+    if default is dataclasses.MISSING:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+    """Everything the agent is told. Paths may be given as text; they are absolute `Path`s afterwards.
+
+    Raises:
+        ConfigError: a field is missing, of the wrong type, out of bounds, or contradicts another; names the field.
+    """
+
+    client_id: str = setting("The managed service provider's id for the client the host belongs to.")
+    site_id: str = setting("The clinic (site) the host stands in.")
+    host_id: str = setting("The host's label, unique within its site; its identity is its key.")
+    deployment_mode: str = setting(
+        "Who runs the agent: the provider itself or a reseller.", "direct", words=("direct", "reseller")
+    )
+    reseller_id: str | None = setting("The reseller's id; required when deployment_mode is reseller.", None)
+    policy_version: str = setting("Version of the compliance policy the baseline implements.", "1.0")
+
+    state_dir: Path = setting(
+        "Directory of the agent's database, reserve file and lock.", Path("/var/lib/compliance-agent")
+    )
+    evidence_dir: Path = setting("Directory of the evidence; `evidence` in state_dir when not given.", None)
+    log_dir: Path = setting(
+        "Kept for older configurations; logs go to standard error. `logs` in state_dir when not given.", None
+    )
+    baseline_path: Path = setting("The baseline file.", Path("/etc/msp/baseline.yaml"))
+    signing_key_file: Path = setting(
+        "The host's Ed25519 key; `keys/signing-key.pem` in state_dir when not given.", None
+    )
+
+    mcp_url: str | None = setting(
+        "Address of the MCP server; without one the agent records and delivers nothing.", None
+    )
+    mcp_api_key_file: Path | None = setting("File with the API key that enrolment wrote.", None)
+    mcp_server_key_file: Path | None = setting(
+        "File with the server's acknowledgement key (hex) that enrolment pinned.", None
+    )
+    mcp_ca_file: Path | None = setting("Certificate authority the server's TLS certificate must come from (PEM).", None)
+    client_cert_file: Path | None = setting("Client certificate for mutual TLS (PEM).", None)
+    client_key_file: Path | None = setting("Key of the client certificate (PEM).", None)
+    mcp_poll_interval_sec: int = setting("Seconds between two looks at every check, +-10 %.", 60, low=1, high=86_400)
+
+    maintenance_window_start: time = setting("Local start of the window for disruptive cures, HH:MM.", time(2, 0))
+    maintenance_window_end: time = setting(
+        "Local end of that window, HH:MM; before the start means over midnight.", time(4, 0)
+    )
+    maintenance_window_zone: str = setting("IANA time zone of the window.", "UTC")
+
+    heartbeat_interval_sec: int = setting("Seconds between two signed heartbeats.", 3_600, low=10, high=86_400)
+    healing_budget_per_hour: int = setting(
+        "Cures this host may try in an hour, over all checks.", 20, low=0, high=1_000
+    )
+    healing_cooldown_sec: int = setting(
+        "Seconds after a cure before the same check is cured again.", 300, low=0, high=86_400
+    )
+    flap_limit: int = setting(
+        "Cures of one check within flap_window_sec after which it is left alone.", 5, low=1, high=100
+    )
+    flap_window_sec: int = setting("Seconds over which flap_limit counts.", 86_400, low=60, high=604_800)
+    approval_for_disruptive: bool = setting("Disruptive cures also wait for a person's approval.", False)
+
+    upload_batch_size: int = setting("Bundles in one request.", 100, low=1, high=100)
+    upload_timeout_sec: int = setting("Seconds after which one request is given up.", 20, low=1, high=300)
+    upload_turn_sec: int = setting("Seconds that one iteration gives to delivery at its end.", 10, low=1, high=300)
+    evidence_budget_mb: int = setting("MiB that recorded evidence may take on this host.", 1_024, low=1, high=1_048_576)
+    reserve_kb: int = setting("KiB kept back so that delivery still works on a full disk.", 512, low=0, high=1_048_576)
+    log_level: str = setting(
+        "Least severe events that are logged.", "INFO", words=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+    )
+    privileges: str = setting("`single`: looking, healing and delivery in one process.", "single", words=("single",))
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _checked(field, hints[field.name], getattr(self, field.name)))
+        for name, place in _IN_STATE_DIR.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, self.state_dir / place)
+        for name in ("client_id", "site_id", "host_id", "reseller_id"):
+            value = getattr(self, name)
+            if value is not None and not LABEL.fullmatch(value):
+                raise ConfigError(f"{name}: expected 1 to 63 letters, digits, dots, dashes or underscores")
+        if self.deployment_mode == "reseller" and self.reseller_id is None:
+            raise ConfigError("reseller_id: required when deployment_mode is reseller")
+        if (self.client_cert_file is None) != (self.client_key_file is None):
+            raise ConfigError("client_cert_file and client_key_file: give both or neither")
+        _check_url(self.mcp_url)
+        _check_zone(self.maintenance_window_zone)
+
+    @property
+    def database_path(self) -> Path:
+        """The one SQLite database of this agent."""
+        return self.state_dir / "agent.db"
+
+    @classmethod
+    def from_file(cls, path: str | Path, environ: Mapping[str, str] | None = None) -> AgentConfig:
+        """The file's values, overlaid with `MSP_*` from the environment.
+
+        Args:
+            path: a YAML file; relative paths in it are taken from its directory.
+            environ: the environment; this process's own when not given.
+
+        Raises:
+            ConfigError: names the file and the field.
+        """
+        path = Path(path)
+        try:
+            document = read_yaml(read_file(path, limit_bytes=MAX_BYTES, trusted=True))
+        except AgentError as error:
+            raise ConfigError(
+                f"config {path}: {error}" if str(path) not in str(error) else f"config {error}", hint=error.hint
+            ) from error
+        try:
+            return cls._from_mapping(document, _environment(environ), path.resolve().parent)
+        except ConfigError as error:
+            raise ConfigError(f"config {path}: {error}", hint=error.hint) from error
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> AgentConfig:
+        """The configuration from `MSP_*` alone.
+
+        Raises:
+            ConfigError: names the variable.
+        """
+        return cls._from_mapping({}, _environment(environ), Path.cwd())
+
+    @classmethod
+    def _from_mapping(cls, document: Any, environment: Mapping[str, str], base: Path) -> AgentConfig:
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        if not isinstance(document, dict):
+            raise ConfigError("expected a mapping of settings")
+        for key in document:
+            if key not in fields:
+                raise ConfigError(f"unknown key {key[:60]!r}{nearest(key, fields)}")
+        values = {**document, **_variables(environment, fields)}
+        for name, field in fields.items():
+            if name not in values and field.default is dataclasses.MISSING:
+                raise ConfigError(f"{name}: required (or set {PREFIX}{name.upper()})")
+        hints = typing.get_type_hints(cls)
+        return cls(**{name: _anchored(value, hints[name], base) for name, value in values.items()})
+
+
+def _environment(environ: Mapping[str, str] | None) -> Mapping[str, str]:
+    return os.environ if environ is None else environ
+
+
+def _variables(environment: Mapping[str, str], fields: Mapping[str, Any]) -> dict[str, str]:
+    known = {PREFIX + name.upper(): name for name in fields}
+    values = {}
+    for variable, value in environment.items():
+        if not variable.startswith(PREFIX) or variable.startswith(SERVER_PREFIX):
+            continue
+        if variable not in known:
+            raise ConfigError(f"unknown variable {variable[:60]}{nearest(variable, known)}")
+        values[known[variable]] = value
+    return values
+
+
+def _anchored(value: Any, hint: Any, base: Path) -> Any:
+    if Path in (hint, *typing.get_args(hint)) and isinstance(value, str) and value:
+        return base / value
+    return value
+
+
+def _kind(hint: Any) -> tuple[Any, bool]:
+    if isinstance(hint, types.UnionType):
+        return next(option for option in typing.get_args(hint) if option is not type(None)), True
+    return hint, False
+
+
+def _checked(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
+    kind, optional = _kind(hint)
+    name = field.name
+    if value is None and (optional or field.default is None):
+        return None
+    if kind is Path:
+        return _path(name, value)
+    if kind is time:
+        return _time(name, value)
+    if kind is int:
+        return _int(name, value, field.metadata["low"], field.metadata["high"])
+    if kind is bool:
+        return _bool(name, value)
+    if not isinstance(value, str) or not value or len(value) > 2_048 or not value.isprintable():
+        raise ConfigError(f"{name}: expected text, found {_shown(value)}")
+    words = field.metadata["words"]
+    if words and value not in words:
+        raise ConfigError(f"{name}: expected one of {', '.join(words)}, found {_shown(value)}{nearest(value, words)}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else repr(value)[:60]
+
+
+def _path(name: str, value: Any) -> Path:
+    if not isinstance(value, str | os.PathLike) or not str(value) or "\0" in str(value) or len(str(value)) > 4_096:
+        raise ConfigError(f"{name}: expected a path, found {_shown(value)}")
+    return Path(value).absolute()
+
+
+def _time(name: str, value: Any) -> time:
+    if isinstance(value, time):
+        return value
+    matched = _CLOCK.fullmatch(value) if isinstance(value, str) and value.isascii() else None
+    if matched is None:
+        raise ConfigError(f"{name}: expected HH:MM, found {_shown(value)}")
+    return time(int(matched[1]), int(matched[2]))
+
+
+def _int(name: str, value: Any, low: int, high: int) -> int:
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value, re.ASCII):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ConfigError(f"{name}: expected a whole number from {low} to {high}, found {_shown(value)}")
+    return value
+
+
+def _bool(name: str, value: Any) -> bool:
+    if value is True or value == "true":
+        return True
+    if value is False or value == "false":
+        return False
+    raise ConfigError(f"{name}: expected true or false, found {_shown(value)}")
+
+
+def _check_url(url: str | None) -> None:
+    if url is None:
+        return
+    try:
+        parts = urlsplit(url)
+        port_is_valid = parts.port is None or 0 < parts.port < 65_536
+    except ValueError as error:
+        raise ConfigError(f"mcp_url: not a URL: {_shown(url)}") from error
+    if (
+        parts.scheme not in {"https", "http"}
+        or not parts.hostname
+        or not port_is_valid
+        or parts.query
+        or parts.fragment
+        or parts.username
+    ):
+        raise ConfigError("mcp_url: expected https://host[:port][/prefix] without user, query or fragment")
+    if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+        raise ConfigError("mcp_url: http is only allowed to this machine itself; use https")
+
+
+def _check_zone(zone: str) -> None:
+    try:
+        ZoneInfo(zone)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ConfigError(f"maintenance_window_zone: no such time zone {_shown(zone)}") from error

@@ -1,0 +1,176 @@
+"""Every registered check, each on its own: a deadline, a failure or a hang of one never reaches another.
+
+`observe` (through the Host port) -> `judge` (pure) -> export of the declared facts. A look that fails, a fact that is not what
+it declares and a check that crashes all end in `unknown` with their reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from compliance_agent import facts
+from compliance_agent.baseline import Baseline, Entry, load
+from compliance_agent.checks.spec import Check, Unreadable, judge_seen
+from compliance_agent.errors import CannotTell, ConfigError, FactRefused
+from compliance_agent.logs import where
+from compliance_agent.models import DriftResult, Plan, Result, Verdict
+
+if TYPE_CHECKING:
+    from compliance_agent.config import AgentConfig
+    from compliance_agent.ports import Clock, Host
+
+log = structlog.get_logger()
+GRACE_S = 0.5  # a cancelled look has this long to clean up; then it is abandoned
+
+
+class DriftDetector:
+    """Runs the baseline's checks on one host.
+
+    Args:
+        config: where the baseline stands.
+        host: the machine; the real one when not given.
+        baseline: already loaded; read from `config.baseline_path` when not given.
+        clock: time; the system's when not given.
+
+    Raises:
+        ConfigError: the baseline cannot be used.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        host: Host | None = None,
+        baseline: Baseline | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.baseline = baseline if baseline is not None else load(config.baseline_path)
+        self.clock = clock if clock is not None else _system_clock()
+        self.host = host if host is not None else _real_host()
+        self._due: dict[str, float] = {}
+        self._latest: dict[str, DriftResult] = {}
+
+    async def check_all(self, *, everything: bool = True) -> list[DriftResult]:
+        """Look at every check at once, in the order of their ids.
+
+        Args:
+            everything: also those whose own interval has not passed; their last result is given when False.
+        """
+        now = self.clock.monotonic()
+        due = [name for name in self.baseline.entries if everything or now >= self._due.get(name, 0.0)]
+        await asyncio.gather(*(self.check_one(name) for name in due))
+        return [self._latest[name] for name in self.baseline.entries]
+
+    async def check_one(self, check_id: str) -> DriftResult:
+        """Look at one check now.
+
+        Raises:
+            ConfigError: the baseline has no entry for it.
+        """
+        entry = self.baseline.entries.get(check_id)
+        if entry is None:
+            raise ConfigError(f"checks.{check_id}: the baseline has no such entry")
+        started = self.clock.monotonic()
+        self._due[check_id] = started + entry.interval_s
+        result = await look(entry, self.baseline, self.host, self.clock.now)
+        result = _timed(result, int((self.clock.monotonic() - started) * 1000), self.clock.now())
+        self._latest[check_id] = result
+        return result
+
+
+async def look(entry: Entry, baseline: Baseline, host: Host, now: Any) -> DriftResult:
+    """One check's result; never raises for anything the host did."""
+    check = entry.check
+    seen = await _observed(entry, host)
+    try:
+        verdict = judge_seen(check, entry.parameters, seen)
+        state = {} if isinstance(seen, Unreadable) else facts.export(seen, entry.names)
+    except FactRefused as error:
+        log.error("check.fact_refused", check_id=check.id, message=str(error))
+        return _result(check, Verdict(Result.UNKNOWN, "fact_refused", str(error)), {}, None, None, None)
+    except Exception as error:
+        log.error("check.crashed", check_id=check.id, error_type=type(error).__name__, at=where(error))
+        return _result(
+            check, Verdict(Result.UNKNOWN, "crashed", f"the check failed: {type(error).__name__}"), {}, None, None, None
+        )
+    if isinstance(seen, Unreadable) and seen.errno_name:
+        log.info("check.unreadable", check_id=check.id, reason=seen.reason, errno_name=seen.errno_name)
+    if verdict.result is not Result.FAIL:
+        return _result(check, verdict, state, None, None, None)
+    exemption = baseline.exception_for(check.id, verdict.reason, now())
+    if exemption is not None:
+        accepted = Verdict(Result.EXCEPTION, verdict.reason, f"{verdict.sentence}; accepted by {exemption.id}")
+        return _result(check, accepted, state, None, None, exemption.id)
+    plan, why_not = _planned(check, entry, seen)
+    return _result(check, verdict, state, plan, why_not, None)
+
+
+async def _observed(entry: Entry, host: Host) -> Any:
+    task = asyncio.ensure_future(entry.check.observe(host, entry.parameters))
+    try:
+        done, _ = await asyncio.wait({task}, timeout=entry.deadline_s)
+        if not done:
+            return Unreadable("timed_out", message=f"no answer within {entry.deadline_s:g} s")
+        return task.result()
+    except CannotTell as error:
+        return Unreadable(error.reason, error.errno_name, str(error))
+    except Exception as error:
+        log.error("check.crashed", check_id=entry.check.id, error_type=type(error).__name__, at=where(error))
+        return Unreadable("crashed", message=f"the check failed: {type(error).__name__}")
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=GRACE_S)
+
+
+def _planned(check: Check, entry: Entry, seen: Any) -> tuple[Plan | None, str | None]:
+    try:
+        plan = check.plan(entry.parameters, seen)
+    except Exception as error:
+        log.error("check.plan_crashed", check_id=check.id, error_type=type(error).__name__, at=where(error))
+        return None, "crashed"
+    return plan, None if plan is not None else "no_cure"
+
+
+def _result(
+    check: Check,
+    verdict: Verdict,
+    state: Mapping[str, Any],
+    plan: Plan | None,
+    why_not: str | None,
+    exception_id: str | None,
+) -> DriftResult:
+    return DriftResult(
+        check=check.id,
+        drifted=verdict.result is Result.FAIL,
+        pre_state=state,
+        severity=check.spec.severity.value,
+        recommended_action=plan.steps[0].action if plan else None,
+        hipaa_controls=[citation.section for citation in check.spec.citations],
+        verdict=verdict,
+        plan=plan,
+        no_plan_reason=why_not,
+        exception_id=exception_id,
+    )
+
+
+def _timed(result: DriftResult, duration_ms: int, at: datetime) -> DriftResult:
+    return replace(result, duration_ms=duration_ms, observed_at=at.astimezone(UTC))
+
+
+def _real_host() -> Host:
+    from compliance_agent.adapters.subprocess_host import RealHost
+
+    return RealHost()
+
+
+def _system_clock() -> Clock:
+    from compliance_agent.adapters.clock import SystemClock
+
+    return SystemClock()

@@ -1,0 +1,154 @@
+"""Enrolment: one one-time token turns a host's own new key into a known host (RELIABILITY 3.3).
+
+The key is made here and never leaves. The token is read from a file, never from the command line. The proof is a signature over
+the server's nonce and this token. What comes back is written durably before success is told: the API key (0600) and the
+server's acknowledgement key, which is pinned from then on.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import ssl
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from compliance_agent.adapters.durable import make_directory, read_file, write_file
+from compliance_agent.config import AgentConfig
+from compliance_agent.crypto import Ed25519Signer
+from compliance_agent.documents import read_json
+from compliance_agent.errors import AgentError, BadReply, ConfigError, DocumentError
+from compliance_agent.ports import Transport
+from compliance_agent.transport import protocol
+from compliance_agent.transport.http import HttpTransport
+
+TOKEN_PREFIX = "cae1."  # noqa: S105  the token's version mark
+MAX_TOKEN_BYTES = 4_096
+
+
+@dataclass(frozen=True)
+class Token:
+    """A one-time enrolment token as the operator handed it over.
+
+    Attributes:
+        text: the whole line, a secret.
+        site: the site a host may be enrolled to with it.
+        expires_at: UTC; the server's own clock decides, this is for the message.
+        ca_sha256: SHA-256 of the server's certificate authority (DER), or None for a server on this very machine.
+    """
+
+    text: str
+    site: str
+    expires_at: datetime
+    ca_sha256: str | None
+
+    def __repr__(self) -> str:
+        return f"Token(site={self.site!r}, ***)"
+
+
+def read_token(path: Path) -> Token:
+    """The token in a file.
+
+    Raises:
+        ConfigError: absent, readable by others, or not a token; the token itself is never in the message.
+    """
+    try:
+        raw = read_file(path, limit_bytes=MAX_TOKEN_BYTES, secret=True)
+    except AgentError as error:
+        raise ConfigError(f"token file {error}", hint=error.hint) from error
+    try:
+        return parse_token(raw.decode("ascii").strip())
+    except (UnicodeDecodeError, ConfigError) as error:
+        raise ConfigError(
+            f"token file {path}: not an enrolment token", hint="compliance-agent server enrol-token --site ID"
+        ) from error
+
+
+def parse_token(text: str) -> Token:
+    """A token from its text.
+
+    Raises:
+        ConfigError: it is not one.
+    """
+    problem = ConfigError("not an enrolment token")
+    if not text.startswith(TOKEN_PREFIX) or len(text) > MAX_TOKEN_BYTES:
+        raise problem
+    body = text.removeprefix(TOKEN_PREFIX)
+    try:
+        document = read_json(base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True))
+    except (binascii.Error, ValueError, DocumentError) as error:
+        raise problem from error
+    match document:
+        case {
+            "v": 1,
+            "site": str(site),
+            "exp": int(expires),
+            "secret": str(),
+            "ca_sha256": (str() | None) as authority,
+        } if 0 < expires < 2**33:
+            return Token(text, site, datetime.fromtimestamp(expires, UTC), authority)
+    raise problem
+
+
+async def enrol(transport: Transport, signer: Ed25519Signer, token: Token, host_id: str) -> protocol.Enrolled:
+    """Prove possession of the key and redeem the token.
+
+    Raises:
+        ServerRefused: the token is used, expired or of another site, the label is taken, ...
+        Unavailable, BadReply: try again; an answer that was lost is given again to the same key.
+    """
+    headers = protocol.headers(None)
+    challenge = await transport.request(
+        "POST", "/api/v1/enrol/challenge", headers=headers, body=protocol.challenge_request(signer.public_bytes)
+    )
+    nonce = protocol.read_challenge_reply(challenge)
+    proof = signer.sign(protocol.proof_message(nonce, token.text))
+    body = protocol.enrol_request(
+        token=token.text, public_key=signer.public_bytes, host_id=host_id, nonce=nonce, proof=proof
+    )
+    enrolled = protocol.read_enrol_reply(await transport.request("POST", "/api/v1/enrol", headers=headers, body=body))
+    if enrolled.key_id != hashlib.sha256(signer.public_bytes).hexdigest():
+        raise ConfigError("the server enrolled another key than this host's")
+    return enrolled
+
+
+async def pin_authority(config: AgentConfig, ca_sha256: str) -> Path:
+    """Fetch the server's certificate authority over a connection that is not trusted, and keep it if the token vouches for it.
+
+    Returns:
+        the file the authority was written to, beside the host's key.
+
+    Raises:
+        BadReply: what the server showed is not the authority that the token names; nothing was written.
+        Unavailable: it could not be fetched.
+    """
+    transport = HttpTransport(config.mcp_url or "", unverified=True)
+    try:
+        reply = await transport.request("GET", "/ca.pem")
+    finally:
+        await transport.close()
+    try:
+        authority = ssl.PEM_cert_to_DER_cert(reply.body.decode("ascii").strip())
+    except (UnicodeDecodeError, ValueError) as error:
+        raise BadReply("/ca.pem: not a certificate") from error
+    if hashlib.sha256(authority).hexdigest() != ca_sha256:
+        raise BadReply(
+            "/ca.pem: not the authority that the token names; somebody may stand between", code="bad_certificate"
+        )
+    path = config.signing_key_file.parent / "ca.pem"
+    make_directory(path.parent)
+    write_file(path, ssl.DER_cert_to_PEM_cert(authority).encode("ascii"), 0o644)
+    return path
+
+
+def save(enrolled: protocol.Enrolled, api_key_file: Path, server_key_file: Path) -> None:
+    """Write what enrolment gave, durably; the API key last, because it is what makes the host enrolled.
+
+    Raises:
+        StorageError: nothing may be relied on.
+    """
+    for path, content in ((server_key_file, enrolled.server_key.hex()), (api_key_file, enrolled.api_key)):
+        make_directory(path.parent)
+        write_file(path, content.encode("ascii") + b"\n", 0o600)

@@ -1,0 +1,299 @@
+"""Speaks with the MCP server: delivers evidence, checks in, reads its health. Nothing here decides what may be forgotten
+except by a verified acknowledgement.
+
+`upload_evidence` takes one bundle, as its caller sees it; calls that wait at the same time leave in one request, in the
+order they were made, so that a backlog travels in batches. A circuit breaker and the server's `Retry-After` decide whether
+the network is touched at all; while they say no, a call is refused at once with `Unavailable`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from compliance_agent import crypto
+from compliance_agent.adapters.durable import read_file
+from compliance_agent.core.breaker import CircuitBreaker
+from compliance_agent.documents import read_json
+from compliance_agent.errors import (
+    AgentError,
+    BadEvidence,
+    BadReply,
+    ConfigError,
+    DocumentError,
+    ServerRefused,
+    Unavailable,
+)
+from compliance_agent.transport import protocol
+
+if TYPE_CHECKING:
+    from compliance_agent.config import AgentConfig
+    from compliance_agent.ports import Clock, Transport
+
+log = structlog.get_logger()
+MAX_BUNDLE_BYTES = 65_535  # an entry of a tiled log is at most this long (C2SP tlog-tiles)
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What enrolment left on this host: the API key, and the key the server acknowledges with."""
+
+    api_key: str
+    server_key: bytes
+
+    def __repr__(self) -> str:
+        return "Credentials(***)"
+
+
+class MCPClient:
+    """The agent's side of the protocol.
+
+    Args:
+        config: address, files and limits.
+        key_id: this host's key, that an acknowledgement must name.
+        transport: the network; HTTP to `config.mcp_url` when not given.
+        clock: for the breaker; the system's when not given.
+        rng: for the breaker's jitter.
+        on_ack: is given each verified acknowledgement before `upload_evidence` returns True for it.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        key_id: str,
+        *,
+        transport: Transport | None = None,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+        on_ack: Callable[[protocol.Acknowledged], None] | None = None,
+    ) -> None:
+        self._config = config
+        self._key_id = key_id
+        self._transport = transport if transport is not None else _http(config)
+        self._clock = clock if clock is not None else _system_clock()
+        self._on_ack = on_ack
+        self._credentials: Credentials | None = None
+        self._waiting: list[tuple[protocol.Sent, asyncio.Future[bool]]] = []
+        self._sender: asyncio.Task[None] | None = None
+        self._not_before = 0.0
+        self.breaker = CircuitBreaker(rng if rng is not None else random.Random())  # noqa: S311  jitter, not a secret
+        self.min_interval_s: int | None = None
+        self.last_refusal: AgentError | None = None
+
+    async def __aenter__(self) -> MCPClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Give up what is waiting and close the connection; the client can be used again."""
+        if self._sender is not None:
+            self._sender.cancel()
+            await asyncio.wait({self._sender}, timeout=1)
+            self._sender = None
+        await self._transport.close()
+
+    async def upload_evidence(self, bundle_path: str | Path, signature_path: str | Path | None = None) -> bool:
+        """Deliver one stored bundle; True only when the server's signed acknowledgement of exactly this bundle was verified.
+
+        Args:
+            bundle_path: bundle.json as it was signed.
+            signature_path: its 64 raw bytes; `bundle.sig` beside it when not given.
+
+        Raises:
+            ServerRefused: the server said no; `code`, `retry_after_s` and `expected` say what to do.
+            Unavailable: the network was not reached, or not now.
+            BadReply: the answer cannot be believed.
+            NoInput, BadEvidence: the files are not a bundle.
+        """
+        sent = read_bundle(Path(bundle_path), Path(signature_path) if signature_path else None)
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append((sent, future))
+        if self._sender is None or self._sender.done():
+            self._sender = asyncio.ensure_future(self._send_waiting())
+        return await future
+
+    async def _send_waiting(self) -> None:
+        """Send what is waiting, batch by batch; after a failure the rest is not tried: it would leave a gap."""
+        await asyncio.sleep(0)  # callers that were started together join one request
+        while self._waiting:
+            batch = self._next_batch()
+            try:
+                await self._send([sent for sent, _ in batch], [future for _, future in batch])
+            except BaseException as error:
+                failure = error if isinstance(error, Exception) else Unavailable("delivery was stopped", code="stopped")
+                waiting = [future for _, future in self._waiting]
+                self._waiting.clear()
+                for future in [*(future for _, future in batch), *waiting]:
+                    if not future.done():
+                        future.set_exception(failure)
+                if not isinstance(error, Exception):
+                    raise
+                return
+
+    def _next_batch(self) -> list[tuple[protocol.Sent, asyncio.Future[bool]]]:
+        size, count = 0, 0
+        for sent, _ in self._waiting[: self._config.upload_batch_size]:
+            size += len(sent.body)
+            if count and size > protocol.MAX_BATCH_BYTES:
+                break
+            count += 1
+        batch, self._waiting = self._waiting[:count], self._waiting[count:]
+        return batch
+
+    async def _send(self, bundles: Sequence[protocol.Sent], futures: Sequence[asyncio.Future[bool]]) -> None:
+        credentials = self._secrets()
+        answer = await self._guarded(
+            lambda: self._post("/api/v1/evidence", protocol.evidence_request(bundles), credentials.api_key),
+            lambda reply: protocol.read_evidence_reply(
+                reply, bundles, self._key_id, credentials.server_key, crypto.verify
+            ),
+        )
+        for ack, future in zip(answer.acknowledged, futures, strict=False):
+            if self._on_ack is not None:
+                self._on_ack(ack)
+            if not future.done():
+                future.set_result(True)
+        if answer.stopped is not None:
+            self.last_refusal = answer.stopped
+            raise answer.stopped
+
+    async def check_in(
+        self, *, head: tuple[int, int, str], pending: int, baseline: tuple[str, str], checks: dict[str, tuple[str, str]]
+    ) -> protocol.CheckinReply:
+        """Tell the server this host is alive and how far its chain reaches; learn how far the server's copy does.
+
+        Raises:
+            ServerRefused, Unavailable, BadReply: as for `upload_evidence`.
+        """
+        body = protocol.checkin_request(
+            key_id=self._key_id, head=head, pending=pending, baseline=baseline, checks=checks
+        )
+        api_key = self._secrets().api_key
+        answer: protocol.CheckinReply = await self._guarded(
+            lambda: self._post("/api/v1/checkin", body, api_key), protocol.read_checkin_reply
+        )
+        self.min_interval_s = answer.min_interval_s
+        return answer
+
+    async def health_check(self) -> bool:
+        """Whether the server says it is ready. Never raises for a server or network that is not."""
+        try:
+            reply = await self._transport.request("GET", "/readyz", timeout_s=5)
+        except (Unavailable, BadReply):
+            return False
+        return reply.status == 200
+
+    async def _post(self, path: str, body: bytes, api_key: str | None) -> Any:
+        return await self._transport.request(
+            "POST", path, headers=protocol.headers(api_key), body=body, timeout_s=float(self._config.upload_timeout_sec)
+        )
+
+    async def _guarded(self, exchange: Callable[[], Any], read: Callable[[Any], Any]) -> Any:
+        """One exchange under the breaker and the server's `Retry-After`; a refused bundle is not a failure of the server."""
+        now = self._clock.monotonic()
+        if now < self._not_before:
+            raise Unavailable(f"the server asked to wait {self._not_before - now:.0f} s more", code="retry_after")
+        if not self.breaker.allow(now):
+            raise Unavailable("the server failed several times; waiting before the next try", code="circuit_open")
+        try:
+            answer = read(await exchange())
+        except asyncio.CancelledError:
+            self.breaker.failure(self._clock.monotonic())
+            raise
+        except ServerRefused as error:
+            self._note_refusal(error)
+            raise
+        except (Unavailable, BadReply) as error:
+            self.last_refusal = error
+            self.breaker.failure(self._clock.monotonic())
+            raise
+        self.breaker.success(self._clock.monotonic())
+        self.last_refusal = None
+        return answer
+
+    def _note_refusal(self, error: ServerRefused) -> None:
+        self.last_refusal = error
+        now = self._clock.monotonic()
+        if error.retry_after_s is not None:
+            self._not_before = now + error.retry_after_s
+        if error.status >= 500 or error.status in {408, 429}:
+            self.breaker.failure(now)
+        else:
+            self.breaker.success(now)
+
+    def _secrets(self) -> Credentials:
+        if self._credentials is None:
+            self._credentials = load_credentials(self._config)
+        return self._credentials
+
+    def forget_credentials(self) -> None:
+        """Read the files again before the next request (after enrolment or rotation)."""
+        self._credentials = None
+
+
+def load_credentials(config: AgentConfig) -> Credentials:
+    """The API key and the pinned server key from their files.
+
+    Raises:
+        Unavailable: this host is not enrolled; what is recorded waits.
+        ConfigError: a file is there but cannot be used.
+    """
+    api_key_file, server_key_file = config.mcp_api_key_file, config.mcp_server_key_file
+    if api_key_file is None or server_key_file is None or not api_key_file.exists() or not server_key_file.exists():
+        raise Unavailable(
+            "this host is not enrolled", code="not_enrolled", hint="compliance-agent enrol --server URL --token-file F"
+        )
+    try:
+        api_key = read_file(api_key_file, limit_bytes=4_096, secret=True).decode("ascii").strip()
+        server_key = bytes.fromhex(read_file(server_key_file, limit_bytes=4_096, trusted=True).decode("ascii").strip())
+    except (UnicodeDecodeError, ValueError) as error:
+        raise ConfigError("mcp_api_key_file or mcp_server_key_file: not what enrolment wrote") from error
+    if not api_key or len(server_key) != 32:
+        raise ConfigError("mcp_api_key_file or mcp_server_key_file: not what enrolment wrote")
+    return Credentials(api_key, server_key)
+
+
+def read_bundle(bundle_path: Path, signature_path: Path | None = None) -> protocol.Sent:
+    """A stored bundle's exact bytes, with the place in the chain that it claims.
+
+    Raises:
+        NoInput: a file is missing.
+        BadEvidence: not a bundle.
+    """
+    body = read_file(bundle_path, limit_bytes=MAX_BUNDLE_BYTES)
+    signature = read_file(signature_path or bundle_path.with_suffix(".sig"), limit_bytes=64)
+    try:
+        document = read_json(body, limit_bytes=MAX_BUNDLE_BYTES)
+        sent = protocol.Sent(document["bundle_id"], document["epoch"], document["seq"], body, signature)
+    except (DocumentError, KeyError, TypeError) as error:
+        raise BadEvidence(f"{bundle_path.name}: not a bundle") from error
+    if [type(item) for item in (sent.bundle_id, sent.epoch, sent.seq)] != [str, int, int] or len(signature) != 64:
+        raise BadEvidence(f"{bundle_path.name}: not a bundle")
+    return sent
+
+
+def _http(config: AgentConfig) -> Transport:
+    from compliance_agent.transport.http import HttpTransport
+
+    if config.mcp_url is None:
+        raise ConfigError("mcp_url: required to deliver evidence")
+    return HttpTransport(
+        config.mcp_url,
+        ca_file=config.mcp_ca_file,
+        client_cert_file=config.client_cert_file,
+        client_key_file=config.client_key_file,
+    )
+
+
+def _system_clock() -> Clock:
+    from compliance_agent.adapters.clock import SystemClock
+
+    return SystemClock()

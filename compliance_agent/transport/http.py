@@ -1,0 +1,202 @@
+"""HTTP/1.1 to one server over asyncio and h11: one kept connection, everything bounded, no redirect ever followed.
+
+TLS is 1.3 only, under the pinned authority when one is configured (never the system's trust store then), with the name
+checked. A kept connection that the server closed while idle is replaced once, and only when no byte of the answer came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import h11
+
+from compliance_agent.errors import BadReply, ConfigError, Unavailable
+from compliance_agent.ports import HttpReply
+
+MAX_HEAD_BYTES = 16_384
+MAX_BODY_BYTES = 2_097_152
+_READ_BYTES = 65_536
+
+
+class HttpTransport:
+    """Exchanges with one server.
+
+    Args:
+        url: `https://host[:port][/prefix]`, or http to this machine.
+        ca_file: PEM of the only authority to trust; the system's store when not given.
+        client_cert_file: PEM for mutual TLS, with `client_key_file`.
+        connect_timeout_s: for the connection and the TLS handshake.
+        unverified: believe any certificate; only to fetch what is then held against a digest from elsewhere.
+
+    Raises:
+        ConfigError: a certificate file cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        ca_file: Path | None = None,
+        client_cert_file: Path | None = None,
+        client_key_file: Path | None = None,
+        connect_timeout_s: float = 10.0,
+        unverified: bool = False,
+    ) -> None:
+        parts = urlsplit(url)
+        self._host = parts.hostname or ""
+        self._tls = _tls_context(ca_file, client_cert_file, client_key_file) if parts.scheme == "https" else None
+        if self._tls is not None and unverified:
+            self._tls.check_hostname = False
+            self._tls.verify_mode = ssl.CERT_NONE
+        self._port = parts.port or (443 if self._tls else 80)
+        self._prefix = parts.path.rstrip("/")
+        self._host_header = parts.netloc
+        self._connect_timeout_s = connect_timeout_s
+        self._kept: tuple[asyncio.StreamReader, asyncio.StreamWriter, h11.Connection] | None = None
+        self._lock = asyncio.Lock()
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        timeout_s: float = 20.0,
+    ) -> HttpReply:
+        """Send one request and read its whole answer, all within `timeout_s`.
+
+        Raises:
+            Unavailable: no connection, a cut or the deadline; the request may or may not have arrived.
+            BadReply: the answer breaks HTTP or is too large.
+        """
+        async with self._lock:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    return await self._exchange(method, path, dict(headers or {}), body)
+            except TimeoutError as error:
+                await self._drop()
+                raise Unavailable(f"{self._host}: no whole answer within {timeout_s:g} s", code="timed_out") from error
+            except asyncio.CancelledError:
+                await self._drop()
+                raise
+
+    async def _exchange(self, method: str, path: str, headers: dict[str, str], body: bytes) -> HttpReply:
+        fresh = self._kept is None
+        try:
+            return await self._once(method, path, headers, body)
+        except _ClosedWhileIdle as error:
+            if fresh:
+                raise Unavailable(f"{self._host}: the connection was closed before an answer", code="cut") from error
+        try:
+            return await self._once(method, path, headers, body)
+        except _ClosedWhileIdle as error:
+            raise Unavailable(f"{self._host}: the connection was closed before an answer", code="cut") from error
+
+    async def _once(self, method: str, path: str, headers: dict[str, str], body: bytes) -> HttpReply:
+        reader, writer, wire = self._kept or await self._connect()
+        self._kept = None
+        try:
+            request = h11.Request(
+                method=method,
+                target=self._prefix + path,
+                headers=[("host", self._host_header), ("content-length", str(len(body))), *headers.items()],
+            )
+            data = b"".join(
+                part for part in (wire.send(request), wire.send(h11.Data(body)), wire.send(h11.EndOfMessage())) if part
+            )
+            writer.write(data)
+            await writer.drain()
+            reply = await self._read(reader, wire)
+        except (OSError, ssl.SSLError) as error:
+            await _close(writer)
+            raise _ClosedWhileIdle from error
+        except h11.RemoteProtocolError as error:
+            await _close(writer)
+            raise BadReply(f"{self._host}: the answer is not HTTP/1.1", code="bad_http") from error
+        except BaseException:
+            writer.transport.abort()
+            raise
+        if wire.our_state is h11.DONE and wire.their_state is h11.DONE:
+            wire.start_next_cycle()
+            self._kept = (reader, writer, wire)
+        else:
+            await _close(writer)
+        return reply
+
+    async def _read(self, reader: asyncio.StreamReader, wire: h11.Connection) -> HttpReply:
+        status, headers, chunks, size, began = 0, {}, [], 0, False
+        while True:
+            event = wire.next_event()
+            if event is h11.NEED_DATA:
+                data = await reader.read(_READ_BYTES)
+                if not data and not began:
+                    raise _ClosedWhileIdle
+                began = True
+                wire.receive_data(data)
+            elif isinstance(event, h11.Response):
+                status = event.status_code
+                headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
+            elif isinstance(event, h11.Data):
+                size += len(event.data)
+                if size > MAX_BODY_BYTES:
+                    raise BadReply(f"{self._host}: the answer is larger than {MAX_BODY_BYTES} bytes", code="too_large")
+                chunks.append(bytes(event.data))
+            elif isinstance(event, h11.EndOfMessage):
+                return HttpReply(status, headers, b"".join(chunks))
+            elif not isinstance(event, h11.InformationalResponse):
+                raise BadReply(f"{self._host}: the connection ended within the answer", code="bad_http")
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, h11.Connection]:
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                reader, writer = await asyncio.open_connection(
+                    self._host, self._port, ssl=self._tls, server_hostname=self._host if self._tls else None
+                )
+        except ssl.SSLCertVerificationError as error:
+            raise Unavailable(
+                f"{self._host}: its certificate is not the one expected", code="bad_certificate"
+            ) from error
+        except ssl.SSLError as error:
+            raise Unavailable(f"{self._host}: no TLS 1.3 connection", code="tls_failed") from error
+        except (OSError, TimeoutError) as error:
+            raise Unavailable(f"{self._host}:{self._port}: no connection", code="no_connection") from error
+        return reader, writer, h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
+
+    async def _drop(self) -> None:
+        if self._kept is not None:
+            writer = self._kept[1]
+            self._kept = None
+            await _close(writer)
+
+    async def close(self) -> None:
+        """Close the kept connection."""
+        async with self._lock:
+            await self._drop()
+
+
+class _ClosedWhileIdle(Exception):
+    """The connection was gone before any byte of an answer."""
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(OSError, ssl.SSLError, TimeoutError):
+        async with asyncio.timeout(1):
+            await writer.wait_closed()
+
+
+def _tls_context(ca_file: Path | None, cert_file: Path | None, key_file: Path | None) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        if cert_file:
+            context.load_cert_chain(str(cert_file), str(key_file) if key_file else None)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError("mcp_ca_file, client_cert_file or client_key_file: not usable PEM") from error
+    return context

@@ -1,0 +1,355 @@
+"""The words between agent and server, pure: requests as bytes, replies as values that were checked whole.
+
+Nothing of a reply is believed before it has passed here: strict JSON, known fields of the right type, and for an acknowledgement
+the server's signature over the very bundle that was sent. `docs/protocol.md` has the same for people.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compliance_agent import __version__
+from compliance_agent.documents import read_json
+from compliance_agent.errors import BadReply, DocumentError, ServerRefused
+from compliance_agent.evidence.canonical import canonical
+from compliance_agent.facts import LARGEST_INT, SHA256, TIMESTAMP, TOKEN
+from compliance_agent.ports import HttpReply
+
+PROTOCOL = 1
+ACK_SCHEMA = "compliance-agent/ack/v1"
+ENROL_CONTEXT = b"compliance-agent/enrol/v1\n"
+MAX_RETRY_AFTER_S = 3_600.0
+MAX_BATCH_BYTES = 700_000  # of bundles in one request, before base64: the server takes a body of at most 1 MiB
+
+Verify = Callable[[bytes, bytes, bytes], bool]  # public key, signature, message
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A bundle as it goes out: its exact bytes, its signature and what identifies it."""
+
+    bundle_id: str
+    epoch: int
+    seq: int
+    body: bytes
+    signature: bytes
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the exact bytes, in hex."""
+        return hashlib.sha256(self.body).hexdigest()
+
+
+@dataclass(frozen=True)
+class Acknowledged:
+    """The server's verified word that it holds this bundle durably. `document` and `signature` are kept as proof."""
+
+    bundle_id: str
+    epoch: int
+    seq: int
+    document: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The chain position the server wants next, with the digest of the bundle before it (None when it has none)."""
+
+    epoch: int
+    seq: int
+    prev: str | None
+
+
+@dataclass(frozen=True)
+class EvidenceReply:
+    """What became of a batch: acknowledged from its beginning up to the bundle where the server stopped, if it did."""
+
+    acknowledged: tuple[Acknowledged, ...]
+    stopped: ServerRefused | None
+    min_interval_s: int | None
+
+
+@dataclass(frozen=True)
+class CheckinReply:
+    """The server's view of this host.
+
+    Attributes:
+        known: (epoch, seq, digest) of the newest bundle the server holds of this key, None when it holds none.
+        min_interval_s: seconds the server asks to leave between check-ins.
+        server_time: the server's clock, as a claim.
+    """
+
+    known: tuple[int, int, str] | None
+    min_interval_s: int
+    server_time: str
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """What enrolment gave this host."""
+
+    client_id: str
+    site_id: str
+    host_id: str
+    key_id: str
+    api_key: str
+    server_key: bytes
+    server_name: str
+
+
+def headers(api_key: str | None) -> dict[str, str]:
+    """The headers of every request."""
+    common = {"content-type": "application/json", "accept": "application/json", "x-agent-version": __version__}
+    return common if api_key is None else {**common, "authorization": f"Bearer {api_key}"}
+
+
+def evidence_request(bundles: Sequence[Sent]) -> bytes:
+    """The body of `POST /api/v1/evidence`."""
+    items = [{"bundle": _b64(item.body), "sig": _b64(item.signature)} for item in bundles]
+    return canonical({"protocol": PROTOCOL, "bundles": items, "gaps": []})
+
+
+def read_evidence_reply(
+    reply: HttpReply, sent: Sequence[Sent], key_id: str, server_key: bytes, verify: Verify
+) -> EvidenceReply:
+    """What became of `sent`; every acknowledgement in it names a bundle of ours and verifies under the pinned key.
+
+    Raises:
+        ServerRefused: nothing of the batch was taken.
+        BadReply: the reply cannot be believed; nothing may be forgotten because of it.
+    """
+    document = _document(reply, {200})
+    acks = _field(document, "acks", list)
+    if len(acks) > len(sent):
+        raise BadReply("reply to evidence: more acknowledgements than bundles were sent", code="bad_ack")
+    acknowledged = tuple(
+        _ack(item, bundle, key_id, server_key, verify) for item, bundle in zip(acks, sent, strict=False)
+    )
+    stopped = document.get("stopped")
+    if stopped is None and len(acks) != len(sent):
+        raise BadReply("reply to evidence: bundles are neither acknowledged nor refused", code="bad_ack")
+    interval = document.get("min_interval_s")
+    return EvidenceReply(
+        acknowledged,
+        None if stopped is None else _stopped(stopped),
+        None if interval is None else _whole(interval, 1, 86_400),
+    )
+
+
+def _ack(item: Any, bundle: Sent, key_id: str, server_key: bytes, verify: Verify) -> Acknowledged:
+    raw, signature = _from_b64(_field(item, "ack", str)), _from_b64(_field(item, "sig", str))
+    if len(signature) != 64 or not verify(server_key, signature, raw):
+        raise BadReply("acknowledgement: the server's signature does not verify", code="bad_ack")
+    ack = _json(raw, "acknowledgement")
+    named = (
+        ack.get("schema"),
+        ack.get("bundle_id"),
+        ack.get("bundle_sha256"),
+        ack.get("key_id"),
+        ack.get("epoch"),
+        ack.get("seq"),
+    )
+    if named != (ACK_SCHEMA, bundle.bundle_id, bundle.sha256, key_id, bundle.epoch, bundle.seq):
+        raise BadReply("acknowledgement: it names another bundle than the one that was sent", code="bad_ack")
+    if ack.get("status") not in {"stored", "known"} or not TIMESTAMP.fullmatch(str(ack.get("received_at"))):
+        raise BadReply("acknowledgement: status or received_at is not as agreed", code="bad_ack")
+    return Acknowledged(bundle.bundle_id, bundle.epoch, bundle.seq, raw, signature)
+
+
+def _stopped(document: Any) -> ServerRefused:
+    code = _token(_field(document, "code", str))
+    expected = _expected(document.get("expected"))
+    return ServerRefused(
+        f"the server stopped at a bundle: {code}", code=code, status=409 if expected else 422,
+        expected=(expected.epoch, expected.seq) if expected else None,
+    )  # fmt: skip
+
+
+def _expected(document: Any) -> Expected | None:
+    if document is None:
+        return None
+    prev = _field(document, "prev", str) if _field_or_none(document, "prev") is not None else None
+    if prev is not None and not SHA256.fullmatch(prev):
+        raise BadReply("reply: expected.prev is not a digest")
+    return Expected(_whole(document.get("epoch"), 0, LARGEST_INT), _whole(document.get("seq"), 1, LARGEST_INT), prev)
+
+
+def checkin_request(
+    *,
+    key_id: str,
+    head: tuple[int, int, str],
+    pending: int,
+    baseline: tuple[str, str],
+    checks: Mapping[str, tuple[str, str]],
+) -> bytes:
+    """The body of `POST /api/v1/checkin`."""
+    epoch, seq, digest = head
+    return canonical(
+        {
+            "protocol": PROTOCOL,
+            "key_id": key_id,
+            "head": {"epoch": epoch, "seq": seq, "digest": digest},
+            "pending": pending,
+            "agent_version": __version__,
+            "baseline": {"version": baseline[0], "sha256": baseline[1]},
+            "checks": {name: {"result": result, "reason": reason} for name, (result, reason) in checks.items()},
+        }
+    )
+
+
+def read_checkin_reply(reply: HttpReply) -> CheckinReply:
+    """The server's view of this host.
+
+    Raises:
+        ServerRefused: the server said no.
+        BadReply: the reply is not as agreed.
+    """
+    document = _document(reply, {200})
+    known = document.get("known")
+    if known is not None:
+        digest = _field(known, "digest", str)
+        if not SHA256.fullmatch(digest):
+            raise BadReply("reply to check-in: known.digest is not a digest")
+        known = (_whole(known.get("epoch"), 0, LARGEST_INT), _whole(known.get("seq"), 1, LARGEST_INT), digest)
+    server_time = _field(document, "server_time", str)
+    if not TIMESTAMP.fullmatch(server_time):
+        raise BadReply("reply to check-in: server_time is not a time")
+    return CheckinReply(known, _whole(document.get("min_interval_s"), 1, 86_400), server_time)
+
+
+def challenge_request(public_key: bytes) -> bytes:
+    """The body of `POST /api/v1/enrol/challenge`."""
+    return canonical({"protocol": PROTOCOL, "public_key": _b64(public_key)})
+
+
+def read_challenge_reply(reply: HttpReply) -> bytes:
+    """The server's 32-byte nonce.
+
+    Raises:
+        ServerRefused, BadReply: as above.
+    """
+    nonce = _from_b64(_field(_document(reply, {200}), "nonce", str))
+    if len(nonce) != 32:
+        raise BadReply("reply to enrolment: nonce is not 32 bytes")
+    return nonce
+
+
+def proof_message(nonce: bytes, token: str) -> bytes:
+    """What the host signs to show that it holds the key: bound to the server's nonce and to this token."""
+    return ENROL_CONTEXT + nonce + hashlib.sha256(token.encode("ascii")).digest()
+
+
+def enrol_request(*, token: str, public_key: bytes, host_id: str, nonce: bytes, proof: bytes) -> bytes:
+    """The body of `POST /api/v1/enrol`."""
+    return canonical(
+        {
+            "protocol": PROTOCOL,
+            "token": token,
+            "public_key": _b64(public_key),
+            "host_id": host_id,
+            "nonce": _b64(nonce),
+            "proof": _b64(proof),
+        }
+    )
+
+
+def read_enrol_reply(reply: HttpReply) -> Enrolled:
+    """What enrolment gave.
+
+    Raises:
+        ServerRefused, BadReply: as above.
+    """
+    document = _document(reply, {200, 201})
+    server_key = _from_b64(_field(document, "server_key", str))
+    words = {
+        name: _field(document, name, str)
+        for name in ("client_id", "site_id", "host_id", "key_id", "api_key", "server_name")
+    }
+    if len(server_key) != 32 or not all(
+        0 < len(word) <= 256 and word.isascii() and word.isprintable() for word in words.values()
+    ):
+        raise BadReply("reply to enrolment: a field is empty, too long or not plain text")
+    return Enrolled(server_key=server_key, **words)
+
+
+def _document(reply: HttpReply, wanted: set[int]) -> dict[str, Any]:
+    if reply.status not in wanted:
+        raise _refusal(reply)
+    return _json(reply.body, "reply")
+
+
+def _refusal(reply: HttpReply) -> ServerRefused | BadReply:
+    """The error for any status that is not the wanted one; a body that is not a problem document adds nothing."""
+    if reply.status < 400:
+        return BadReply(f"reply: status {reply.status} is not as agreed; redirects are not followed")
+    code, expected = f"http_{reply.status}", None
+    try:
+        document = _json(reply.body, "reply")
+        code = _token(_field(document, "code", str))
+        position = _expected(document.get("expected"))
+        expected = (position.epoch, position.seq) if position else None
+    except BadReply:
+        pass
+    return ServerRefused(
+        f"the server answered {reply.status} ({code})",
+        code=code,
+        status=reply.status,
+        retry_after_s=retry_after(reply.headers.get("retry-after")),
+        expected=expected,
+    )
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds a `Retry-After` header asks for (RFC 9110 10.2.3, the delay form), at least 1 and at most an hour."""
+    if value is None or not value.isascii() or not value.isdigit() or len(value) > 12:
+        return None
+    return min(max(float(value), 1.0), MAX_RETRY_AFTER_S)
+
+
+def _json(raw: bytes, what: str) -> dict[str, Any]:
+    try:
+        document = read_json(raw)
+    except DocumentError as error:
+        raise BadReply(f"{what}: {error}") from error
+    if not isinstance(document, dict):
+        raise BadReply(f"{what}: expected a JSON object")
+    return document
+
+
+def _field(document: Any, name: str, kind: type) -> Any:
+    value = document.get(name) if isinstance(document, dict) else None
+    if not isinstance(value, kind):
+        raise BadReply(f"reply: field {name} is missing or not a {kind.__name__}")
+    return value
+
+
+def _field_or_none(document: Any, name: str) -> Any:
+    if not isinstance(document, dict):
+        raise BadReply("reply: expected an object")
+    return document.get(name)
+
+
+def _whole(value: Any, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise BadReply("reply: a number is missing or out of range")
+    return value
+
+
+def _token(value: str) -> str:
+    return value if TOKEN.fullmatch(value) else "unreadable_code"
+
+
+def _b64(raw: bytes) -> str:
+    return base64.b64encode(raw).decode("ascii")
+
+
+def _from_b64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadReply("reply: a field is not base64") from error
