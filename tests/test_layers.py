@@ -58,6 +58,7 @@ LAYERS: dict[str, str] = {
     "queue": "hands",
     "server.store": "hands",
     "transport.http": "hands",
+    "__main__": "wiring",
     "agent": "wiring",
     "cli": "wiring",
     "lab": "wiring",
