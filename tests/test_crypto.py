@@ -60,7 +60,7 @@ def test_one_flipped_bit_is_refused(bit: int, tmp_path_factory: pytest.TempPathF
 
 
 def test_the_small_order_key_that_openssl_accepts_is_refused() -> None:
-    """EVIDENCE 2.5: one signature of this key is valid for every message, in OpenSSL; the planted fault for our verifier."""
+    """For this key one signature is valid for every message, says OpenSSL: the planted fault for our verifier."""
     Ed25519PublicKey.from_public_bytes(SMALL_ORDER).verify(FOR_ANY_MESSAGE, b"anything at all")
     assert not crypto.verify(SMALL_ORDER, FOR_ANY_MESSAGE, b"anything at all")
     with pytest.raises(BadEvidence, match="small order") as caught:
@@ -99,7 +99,7 @@ def test_public_pem_round_trip_and_openssl_agrees(signer: Ed25519Signer, tmp_pat
     signature.write_bytes(signer.sign(b"{}"))
     for text, status in ((b"{}", 0), (b"{ }", 1)):
         message.write_bytes(text)
-        command = [
+        command: list[str | Path] = [
             "openssl",
             "pkeyutl",
             "-verify",
@@ -174,4 +174,4 @@ def test_the_secret_shows_nowhere(tmp_path: Path) -> None:
         assert form not in shown
     for copier in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(TypeError):
-            copier(signer)  # type: ignore[operator]
+            copier(signer)
