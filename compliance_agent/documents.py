@@ -1,7 +1,7 @@
 """Strict reading of JSON and YAML from outside: what is ambiguous is refused, never guessed.
 
-JSON (RFC 8259, I-JSON limits of RFC 7493): UTF-8 without BOM, no duplicate keys, no NaN or Infinity, no floats, integers within +-(2^53-1), bounded size
-and depth. YAML: the JSON data model only, with the scalars of YAML 1.2's core schema cut down to
+JSON (RFC 8259, I-JSON limits of RFC 7493): UTF-8 without BOM, no duplicate keys, no NaN or Infinity, no floats, integers
+within +-(2^53-1), bounded size and depth. YAML: the JSON data model only, the scalars of YAML 1.2 cut down to
 `true false null` and plain decimal integers (`no`, `on`, `0600`, `12:30:00`, `1.5` stay strings); no anchors, aliases, tags or second
 document. Both end in `DocumentError` with one line that names the place.
 """
@@ -80,7 +80,7 @@ def read_json(raw: bytes, *, limit_bytes: int = MAX_BYTES, max_depth: int = MAX_
 
 
 def _check_tree(value: Any, depth: int) -> None:
-    if depth < 0:
+    if depth == 0 and isinstance(value, dict | list):
         raise DocumentError("nested too deeply", code="too_deep")
     if isinstance(value, dict):
         for key, item in value.items():

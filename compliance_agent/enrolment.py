@@ -16,13 +16,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from compliance_agent.adapters.durable import make_directory, read_file, write_file
-from compliance_agent.config import AgentConfig
 from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.documents import read_json
 from compliance_agent.errors import AgentError, BadReply, ConfigError, DocumentError
 from compliance_agent.ports import Transport
 from compliance_agent.transport import protocol
-from compliance_agent.transport.http import HttpTransport
 
 TOKEN_PREFIX = "cae1."  # noqa: S105  the token's version mark
 MAX_TOKEN_BYTES = 4_096
@@ -114,21 +112,19 @@ async def enrol(transport: Transport, signer: Ed25519Signer, token: Token, host_
     return enrolled
 
 
-async def pin_authority(config: AgentConfig, ca_sha256: str) -> Path:
+async def pin_authority(transport: Transport, ca_sha256: str, path: Path) -> None:
     """Fetch the server's certificate authority over a connection that is not trusted, and keep it if the token vouches for it.
 
-    Returns:
-        the file the authority was written to, beside the host's key.
+    Args:
+        transport: to the server, believing any certificate.
+        ca_sha256: of the authority's DER form, from the token.
+        path: file to write the authority to (PEM).
 
     Raises:
         BadReply: what the server showed is not the authority that the token names; nothing was written.
         Unavailable: it could not be fetched.
     """
-    transport = HttpTransport(config.mcp_url or "", unverified=True)
-    try:
-        reply = await transport.request("GET", "/ca.pem")
-    finally:
-        await transport.close()
+    reply = await transport.request("GET", "/ca.pem")
     try:
         authority = ssl.PEM_cert_to_DER_cert(reply.body.decode("ascii").strip())
     except (UnicodeDecodeError, ValueError) as error:
@@ -137,10 +133,8 @@ async def pin_authority(config: AgentConfig, ca_sha256: str) -> Path:
         raise BadReply(
             "/ca.pem: not the authority that the token names; somebody may stand between", code="bad_certificate"
         )
-    path = config.signing_key_file.parent / "ca.pem"
     make_directory(path.parent)
     write_file(path, ssl.DER_cert_to_PEM_cert(authority).encode("ascii"), 0o644)
-    return path
 
 
 def save(enrolled: protocol.Enrolled, api_key_file: Path, server_key_file: Path) -> None:

@@ -48,7 +48,7 @@ def command(
     if api_key_file.exists() and not again:
         raise NotPermitted(f"this host is enrolled already ({api_key_file} is there)", hint="--again enrols it anew")
     if token.ca_sha256 is not None and config.mcp_ca_file is None:
-        config = dataclasses.replace(config, mcp_ca_file=asyncio.run(pin_authority(config, token.ca_sha256)))
+        config = dataclasses.replace(config, mcp_ca_file=asyncio.run(_pin(config, token.ca_sha256)))
     enrolled = asyncio.run(_enrol(config, token))
     save(enrolled, api_key_file, server_key_file)
     settings = {
@@ -82,6 +82,16 @@ def _config(
         return dataclasses.replace(config, **given)
     given.setdefault("host_id", name if LABEL.fullmatch(name) else "host")
     return AgentConfig(client_id="unknown", **given)
+
+
+async def _pin(config: AgentConfig, ca_sha256: str) -> Path:
+    path = config.signing_key_file.parent / "ca.pem"
+    transport = HttpTransport(config.mcp_url or "", unverified=True)
+    try:
+        await pin_authority(transport, ca_sha256, path)
+    finally:
+        await transport.close()
+    return path
 
 
 async def _enrol(config: AgentConfig, token: Token) -> Enrolled:
