@@ -1,0 +1,65 @@
+"""Have a systemd unit running now and after the next start of the machine: unmask, enable, start, as far as each is needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compliance_agent.errors import StepFailed
+from compliance_agent.ports import ChangingHost, UnitState
+from compliance_agent.remedies.spec import Action, Args
+
+
+async def _state(host: ChangingHost, unit: str) -> UnitState:
+    return (await host.units((unit,)))[unit]
+
+
+async def capture(host: ChangingHost, args: Args) -> Any:
+    state = await _state(host, str(args["unit"]))
+    return {
+        "active": state.active in {"active", "reloading", "activating"},
+        "enabled": state.enabled,
+        "load": state.load,
+    }
+
+
+async def apply(host: ChangingHost, args: Args) -> None:
+    unit = str(args["unit"])
+    state = await _state(host, unit)
+    if state.load == "not-found":
+        raise StepFailed(f"{unit}: there is no such unit", code="unit_missing")
+    if _masked(state.load, state.enabled):
+        # What it was under the mask cannot be captured, so it is not enabled now; if need be, the next cure does that.
+        await host.unit_action("unmask", unit)
+    elif state.enabled == "disabled":
+        await host.unit_action("enable", unit)
+    if state.active != "active":
+        await host.unit_action("start", unit)
+    state = await _state(host, unit)
+    if state.load != "loaded" or state.active != "active":
+        raise StepFailed(f"{unit}: started, and found {state.load} and {state.active}", code="unit_not_active")
+
+
+async def undo(host: ChangingHost, args: Args, captured: Any) -> None:
+    unit = str(args["unit"])
+    state = await _state(host, unit)
+    if not captured["active"] and state.active not in {"inactive", "failed"}:
+        await host.unit_action("stop", unit)
+    if captured["enabled"] == "disabled" and state.enabled == "enabled":
+        await host.unit_action("disable", unit)
+    if _masked(captured["load"], captured["enabled"]) and not _masked(state.load, state.enabled):
+        await host.unit_action("mask", unit)
+
+
+def _masked(load: str, enabled: str) -> bool:
+    return load == "masked" or enabled == "masked"
+
+
+ACTION = Action(
+    id="ensure_unit_active",
+    title="have {unit} enabled and running",
+    arguments={"unit": str},
+    capture=capture,
+    apply=apply,
+    undo=undo,
+    deadline_s=120.0,
+)
