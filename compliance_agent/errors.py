@@ -100,6 +100,33 @@ class ServerRefused(AgentError):
         self.retryable = status in {408, 409, 425, 429} or status >= 500
 
 
+class Refusal(AgentError):
+    """What our own server says when the answer is no; `ServerRefused` is the same as the agent hears it.
+
+    Attributes:
+        status: HTTP status.
+        retry_after_s: when asking again makes sense, or None.
+        expected: the chain position the server wants instead, as it goes into the reply, or None.
+    """
+
+    code = "refused"
+    exit_status = 69
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        status: int,
+        retry_after_s: int | None = None,
+        expected: dict[str, int | str] | None = None,
+    ) -> None:
+        super().__init__(message, code=code)
+        self.status = status
+        self.retry_after_s = retry_after_s
+        self.expected = expected
+
+
 class BadReply(AgentError):
     """The server's answer is not what the protocol allows (too large, not JSON, wrong types, a signature that fails).
 

@@ -1,0 +1,462 @@
+"""The words that the server's services and its store share, and the contract between them.
+
+Services decide, the store remembers. A service gets a `Store`; it reads through `for_sites(...)`, a handle that sees the rows of
+these sites and no others, and writes in `write(work)`: one transaction, durable when the call returns. Times are aware UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+NO_DIGEST = "0" * 64  # `prev` of the very first bundle of a key
+
+
+@dataclass(frozen=True)
+class Head:
+    """The newest bundle of a key's chain: its place and the SHA-256 of its exact bytes."""
+
+    epoch: int
+    seq: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Site:
+    """A clinic, and the client of the provider that it belongs to."""
+
+    site_id: str
+    client_id: str
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Host:
+    """An enrolled machine. Its identity is its key; `host_id` is a label.
+
+    Attributes:
+        last_seen_at: when this host's last request was accepted.
+        heartbeat_at: when its last heartbeat arrived.
+        heartbeat_made_at: when that heartbeat says it was made, never later than it arrived.
+        pending: bundles that wait at the host, as it said at its last check-in.
+        forks: bundles that contradict the chain.
+    """
+
+    key_id: str
+    site_id: str
+    client_id: str
+    host_id: str
+    public_key: bytes
+    enrolled_at: datetime
+    revoked_at: datetime | None = None
+    head: Head | None = None
+    last_seen_at: datetime | None = None
+    heartbeat_at: datetime | None = None
+    heartbeat_made_at: datetime | None = None
+    agent_version: str = ""
+    baseline_version: str = ""
+    baseline_sha256: str = ""
+    pending: int | None = None
+    forks: int = 0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a stored bundle stands, and which bytes stand there."""
+
+    key_id: str
+    bundle_id: str
+    epoch: int
+    seq: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A stored bundle without its bytes. `created_at` is the host's claim, verbatim; `received_at` is ours.
+
+    Attributes:
+        number: order of arrival, over all hosts; the cursor of lists.
+        check, result, reason, outcome: as the bundle says; None where it says nothing.
+    """
+
+    number: int
+    bundle_id: str
+    key_id: str
+    site_id: str
+    epoch: int
+    seq: int
+    sha256: str
+    prev: str
+    kind: str
+    check: str | None
+    result: str | None
+    reason: str | None
+    outcome: str | None
+    created_at: str
+    received_at: datetime
+
+
+@dataclass(frozen=True)
+class NewBundle:
+    """A verified bundle on its way into the store, with its bytes as received."""
+
+    bundle_id: str
+    key_id: str
+    site_id: str
+    epoch: int
+    seq: int
+    sha256: str
+    prev: str
+    kind: str
+    check: str | None
+    result: str | None
+    reason: str | None
+    outcome: str | None
+    created_at: str
+    received_at: datetime
+    body: bytes
+    sig: bytes
+
+
+@dataclass(frozen=True)
+class CheckVerdict:
+    """What stands for one check of one host.
+
+    Attributes:
+        since: when this result began (the host's clock), as far as the evidence goes back.
+        seen_at: when it was last said.
+        bundle_id: the bundle that began it.
+    """
+
+    key_id: str
+    site_id: str
+    check: str
+    result: str
+    reason: str
+    since: datetime
+    seen_at: datetime
+    bundle_id: str
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A signed bundle that contradicts the chain we hold: proof of two histories under one key."""
+
+    key_id: str
+    site_id: str
+    epoch: int
+    seq: int
+    sha256: str
+    body: bytes
+    sig: bytes
+    received_at: datetime
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Bundles the host has skipped: what we expected and what came instead. Open until the expected one arrives."""
+
+    key_id: str
+    site_id: str
+    expected_epoch: int
+    expected_seq: int
+    got_epoch: int
+    got_seq: int
+    seen_at: datetime
+    closed_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Token:
+    """An enrolment token, known only by its hash."""
+
+    hash: str
+    site_id: str
+    client_id: str
+    expires_at: datetime
+    used_at: datetime | None
+    used_by: str | None
+
+
+@dataclass(frozen=True)
+class User:
+    """A person (or an operator's script). `sites` None means every site of this server."""
+
+    name: str
+    password_hash: str
+    role: str  # admin | viewer
+    sites: frozenset[str] | None
+    created_at: datetime
+    disabled_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class BundleQuery:
+    """Which bundles of a list are wanted; None does not limit. `before` is the cursor: arrival numbers below it."""
+
+    key_id: str | None = None
+    check: str | None = None
+    kind: str | None = None
+    result: str | None = None
+    outcome: str | None = None
+    since: datetime | None = None  # received at or after
+    before: int | None = None
+    limit: int = 50
+
+
+@dataclass(frozen=True)
+class Tally:
+    """A number of bundles of one sort at one site."""
+
+    site_id: str
+    kind: str
+    result: str | None
+    outcome: str | None
+    count: int
+
+
+class SiteReader(Protocol):
+    """The rows of certain sites. What belongs to another site is not there."""
+
+    @property
+    def sites(self) -> frozenset[str]:
+        """The sites this handle is bound to."""
+        ...
+
+    def only(self, site_id: str) -> SiteReader:
+        """The same handle for one of its sites; for another site, a handle that sees nothing."""
+        ...
+
+    async def tallies(self, since: datetime) -> list[Tally]:
+        """How many bundles of each sort arrived since then, by site."""
+        ...
+
+    async def site_rows(self) -> list[Site]:
+        """The sites themselves, by id."""
+        ...
+
+    async def hosts(self, site_id: str | None = None) -> list[Host]:
+        """Hosts of one site or of all, revoked ones included, by site and label."""
+        ...
+
+    async def host(self, key_id: str) -> Host | None:
+        """One host."""
+        ...
+
+    async def verdicts(self, key_id: str | None = None) -> list[CheckVerdict]:
+        """Current verdicts of one host or of all, by host and check."""
+        ...
+
+    async def remediations(self, key_id: str) -> dict[str, Bundle]:
+        """The newest remediation bundle of each check of a host."""
+        ...
+
+    async def bundles(self, query: BundleQuery) -> list[Bundle]:
+        """Bundles, newest arrival first."""
+        ...
+
+    async def bundle(self, bundle_id: str, key_id: str | None = None) -> tuple[Bundle, bytes, bytes] | None:
+        """One bundle with its bytes and its signature, as received; the first to arrive when two keys used the id."""
+        ...
+
+    async def neighbours(self, bundle: Bundle) -> tuple[Bundle | None, Bundle | None]:
+        """The bundles before and after it in its key's chain, across epochs."""
+        ...
+
+    async def gapped(self) -> frozenset[str]:
+        """Key ids of hosts with an open gap."""
+        ...
+
+    async def gaps(self, key_id: str) -> list[Gap]:
+        """Gaps of a host, open ones first, at most 100."""
+        ...
+
+    async def forks(self, key_id: str) -> list[Fork]:
+        """Contradicting bundles of a host, newest first, at most 100."""
+        ...
+
+
+class Transaction(Protocol):
+    """One write transaction. Either all of it becomes durable or none. `sites` bounds what a tenant's request may touch."""
+
+    async def hosts(self, sites: Collection[str], key_ids: Collection[str]) -> dict[str, Host]:
+        """These hosts by key id, as they are now."""
+        ...
+
+    async def places(
+        self, sites: Collection[str], key_ids: Collection[str], bundle_ids: Collection[str]
+    ) -> list[Place]:
+        """Where bundles with these ids stand in the chains of these keys."""
+        ...
+
+    async def place_at(self, site_id: str, key_id: str, epoch: int, seq: int) -> Place | None:
+        """What stands at one place of a chain."""
+        ...
+
+    async def verdicts(self, sites: Collection[str], key_ids: Collection[str]) -> dict[tuple[str, str], CheckVerdict]:
+        """Current verdicts by (key id, check)."""
+        ...
+
+    async def add_bundles(self, bundles: Sequence[NewBundle]) -> None:
+        """Store bundles, bytes as received."""
+        ...
+
+    async def save_hosts(self, hosts: Iterable[Host]) -> None:
+        """Write back what changes in a host's life (head, last seen, heartbeat, versions, pending, forks)."""
+        ...
+
+    async def save_verdicts(
+        self, changed: Iterable[CheckVerdict], known: Collection[tuple[str, str]], gone: Iterable[CheckVerdict]
+    ) -> None:
+        """Insert verdicts, update those whose (key id, check) is `known`, delete the `gone`."""
+        ...
+
+    async def add_fork(self, fork: Fork, *, at_most: int) -> bool:
+        """Keep a contradicting bundle; False when it is kept already, or when this host has `at_most` of them."""
+        ...
+
+    async def open_gap(self, gap: Gap) -> None:
+        """Note a gap unless the same one is open."""
+        ...
+
+    async def close_gaps(self, site_id: str, key_id: str, now: datetime) -> None:
+        """The expected bundle has come."""
+        ...
+
+    async def add_site(self, site: Site) -> Site:
+        """The site; made when it is new."""
+        ...
+
+    async def add_token(self, token_hash: str, site_id: str, now: datetime, expires_at: datetime) -> None:
+        """Remember a token by its hash."""
+        ...
+
+    async def token(self, token_hash: str) -> Token | None:
+        """The token with this hash."""
+        ...
+
+    async def redeem_token(self, token_hash: str, key_id: str, now: datetime) -> bool:
+        """Mark an unused token as used by this key; False when someone was first."""
+        ...
+
+    async def add_nonce(
+        self, nonce_hash: str, key_id: str, now: datetime, expires_at: datetime, *, at_most: int
+    ) -> bool:
+        """Remember a nonce, dropping expired ones; False when `at_most` live ones exist."""
+        ...
+
+    async def take_nonce(self, nonce_hash: str, key_id: str, now: datetime) -> bool:
+        """Use up a nonce; False when it is unknown, expired, or was made for another key."""
+        ...
+
+    async def live_label(self, site_id: str, host_id: str) -> str | None:
+        """Key id of the host that carries this label at this site and is not revoked."""
+        ...
+
+    async def key_is_known(self, key_id: str) -> bool:
+        """Whether any site has a host with this key, revoked or not."""
+        ...
+
+    async def add_host(self, host: Host) -> None:
+        """A new host."""
+        ...
+
+    async def revoke_host(self, site_id: str, key_id: str, now: datetime) -> None:
+        """Nothing of this host is accepted from now on; what it sent stays."""
+        ...
+
+    async def replace_api_key(self, site_id: str, key_id: str, key_hash: str, now: datetime) -> None:
+        """Give a host its one live API key."""
+        ...
+
+    async def add_user(self, user: User) -> bool:
+        """A new user; False when the name is taken."""
+        ...
+
+    async def set_password(self, name: str, password_hash: str, now: datetime) -> None:
+        """Change a password and end the user's sessions."""
+        ...
+
+    async def count_attempt(self, bucket: int, now: datetime, *, window_s: int, at_most: int) -> bool:
+        """Count one login attempt; False, uncounted, when `at_most` were made within the window."""
+        ...
+
+    async def forget_attempts(self, bucket: int) -> None:
+        """A login succeeded."""
+        ...
+
+    async def add_session(self, session_hash: str, name: str, now: datetime, expires_at: datetime) -> None:
+        """A signed-in session, known by its hash; expired ones are dropped."""
+        ...
+
+    async def end_session(self, session_hash: str, now: datetime) -> None:
+        """Sign out."""
+        ...
+
+    async def add_operator_token(self, token_hash: str, name: str, now: datetime, expires_at: datetime) -> None:
+        """A token for a user's scripts."""
+        ...
+
+    async def audit(
+        self,
+        now: datetime,
+        actor: str,
+        action: str,
+        *,
+        site_id: str | None = None,
+        subject: str = "",
+        outcome: str = "ok",
+    ) -> None:
+        """Record who did what; words and ids only."""
+        ...
+
+
+Work = Callable[[Transaction], Awaitable[T]]
+
+
+class Store(Protocol):
+    """The server's memory."""
+
+    async def write(self, work: Work[T]) -> T:
+        """Run `work` in one transaction, durable when this returns; an error of `work` undoes all of it and passes through.
+
+        Raises:
+            StorageError: it did not become durable; nothing may be promised.
+        """
+        ...
+
+    def for_sites(self, sites: Iterable[str]) -> SiteReader:
+        """The handle through which everything that belongs to a site is read."""
+        ...
+
+    async def all_sites(self) -> frozenset[str]:
+        """Ids of all sites: what a user without limits may see."""
+        ...
+
+    async def host_of_api_key(self, key_hash: str) -> Host | None:
+        """The host that holds this API key, revoked or not."""
+        ...
+
+    async def user(self, name: str) -> User | None:
+        """A user by name."""
+        ...
+
+    async def user_of_session(self, session_hash: str, now: datetime) -> User | None:
+        """The user of a live session, unless disabled."""
+        ...
+
+    async def user_of_token(self, token_hash: str, now: datetime) -> User | None:
+        """The user of a live operator token, unless disabled."""
+        ...
+
+    async def ready(self) -> None:
+        """Raises StorageError when the database cannot be read or is of another version."""
+        ...
+
+
+Clock = Callable[[], datetime]
+Verdicts = Mapping[str, tuple[str, str]]

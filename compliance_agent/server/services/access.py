@@ -1,0 +1,48 @@
+"""Who is calling: a host by its API key. The answer says which site's rows the call may touch.
+
+The key's hash is looked up once and remembered for a short while; every write looks at the host again inside its transaction, so
+a revoked host is refused from the next request on.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from compliance_agent.errors import Refusal
+from compliance_agent.server.records import Clock, Host, Store
+from compliance_agent.server.services.secrets import API_KEY_PREFIX, hashed
+
+REMEMBERED = timedelta(seconds=60)
+MOST_REMEMBERED = 10_000
+
+
+class HostAccess:
+    """Authenticates hosts."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._known: dict[str, tuple[datetime, Host]] = {}
+
+    async def caller(self, authorization: str | None) -> Host:
+        """The host behind an `Authorization` header.
+
+        Raises:
+            Refusal: 401 without a known key, 403 for a revoked host.
+        """
+        scheme, _, secret = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not secret.startswith(API_KEY_PREFIX) or len(secret) > 128:
+            raise Refusal("authorization: expected a host's API key", code="no_api_key", status=401)
+        key_hash, now = hashed(secret), self._clock()
+        remembered = self._known.get(key_hash)
+        if remembered is not None and now - remembered[0] < REMEMBERED:
+            return remembered[1]
+        host = await self._store.host_of_api_key(key_hash)
+        if host is None:
+            raise Refusal("authorization: this API key is not known", code="bad_api_key", status=401)
+        if host.revoked_at is not None:
+            raise Refusal("this host is revoked", code="host_revoked", status=403)
+        if len(self._known) >= MOST_REMEMBERED:
+            self._known.clear()
+        self._known[key_hash] = (now, host)
+        return host

@@ -1,0 +1,178 @@
+"""Enrolment: a one-time token and a proof of possession make a key a host of a site (RELIABILITY 3.3, EVIDENCE 2.5).
+
+A host's identity is its key; its label must be free at its site, and a live host is never replaced. The token is known
+here only by its hash, and is used up in the same transaction that makes the host. An answer that was lost may be fetched again by the same key with
+the same token while that lasts: it gets a new API key, and the lost one dies.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import secrets
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import structlog
+
+from compliance_agent import crypto
+from compliance_agent.errors import BadEvidence, Refusal
+from compliance_agent.evidence.canonical import canonical
+from compliance_agent.server.records import Clock, Host, Site, Store, Token, Transaction
+from compliance_agent.server.services.secrets import API_KEY_PREFIX, Rng, hashed, new_secret
+from compliance_agent.server.services.verification import Verify
+
+CONTEXT = b"compliance-agent/enrol/v1\n"
+TOKEN_PREFIX = "cae1."  # noqa: S105  the token's version mark
+NONCE_LIFE = timedelta(minutes=5)
+MOST_NONCES = 10_000
+LONGEST_TOKEN_LIFE = timedelta(days=7)
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Request:
+    """An enrolment request whose fields have the right form."""
+
+    token: str
+    public_key: bytes
+    host_id: str
+    nonce: bytes
+    proof: bytes
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """A host and its new API key, which is not kept here and cannot be shown again."""
+
+    host: Host
+    api_key: str
+
+
+class Enrolment:
+    """The enrolment desk."""
+
+    def __init__(
+        self, store: Store, clock: Clock, *, verify: Verify = crypto.verify, rng: Rng = secrets.token_bytes
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._verify = verify
+        self._rng = rng
+
+    async def new_token(
+        self, site_id: str, client_id: str, life: timedelta, *, ca_sha256: str | None, actor: str
+    ) -> tuple[str, datetime, Site]:
+        """A token for one host of a site, when it expires, and the site, which is made when it is new.
+
+        Raises:
+            Refusal: a life of less than a minute or more than 7 days.
+        """
+        if not timedelta(minutes=1) <= life <= LONGEST_TOKEN_LIFE:
+            raise Refusal("expires: expected 1 minute to 7 days", code="bad_expiry", status=422)
+        now = self._clock()
+        expires_at = now.replace(microsecond=0) + life
+        secret = {
+            "v": 1,
+            "site": site_id,
+            "ca_sha256": ca_sha256,
+            "exp": int(expires_at.timestamp()),
+            "secret": self._rng(16).hex(),
+        }
+        token = TOKEN_PREFIX + base64.urlsafe_b64encode(canonical(secret)).decode("ascii").rstrip("=")
+
+        async def work(tx: Transaction) -> Site:
+            site = await tx.add_site(Site(site_id, client_id, now))
+            await tx.add_token(hashed(token), site_id, now, expires_at)
+            await tx.audit(now, actor, "token.made", site_id=site_id)
+            return site
+
+        return token, expires_at, await self._store.write(work)
+
+    async def challenge(self, public_key: bytes) -> bytes:
+        """A nonce that this key must sign within five minutes.
+
+        Raises:
+            Refusal: a weak key, or too many unanswered challenges.
+        """
+        _check_key(public_key)
+        nonce, key_id, now = self._rng(32), crypto.key_id(public_key), self._clock()
+
+        async def work(tx: Transaction) -> bool:
+            return await tx.add_nonce(hashed(nonce), key_id, now, now + NONCE_LIFE, at_most=MOST_NONCES)
+
+        if not await self._store.write(work):
+            raise Refusal("too many unanswered challenges", code="busy", status=429, retry_after_s=60)
+        return nonce
+
+    async def enrol(self, request: Request) -> Enrolled:
+        """Make the key a host of the token's site.
+
+        Raises:
+            Refusal: see the codes; whatever it says, nothing was changed and the token is as it was.
+        """
+        _check_key(request.public_key)
+        message = CONTEXT + request.nonce + hashlib.sha256(request.token.encode("utf-8", "surrogatepass")).digest()
+        if not self._verify(request.public_key, request.proof, message):
+            raise Refusal("proof: does not verify under public_key", code="bad_proof", status=403)
+        api_key, now = new_secret(API_KEY_PREFIX, self._rng), self._clock()
+        host = await self._store.write(lambda tx: _redeem(tx, request, hashed(api_key), now))
+        log.info("host.enrolled", key_id=host.key_id, site_id=host.site_id)
+        return Enrolled(host, api_key)
+
+    async def revoke(self, site_id: str, key_id: str, *, actor: str) -> None:
+        """Accept nothing more from a host; what it sent so far stays valid."""
+        now = self._clock()
+
+        async def work(tx: Transaction) -> None:
+            await tx.revoke_host(site_id, key_id, now)
+            await tx.audit(now, actor, "host.revoked", site_id=site_id, subject=key_id)
+
+        await self._store.write(work)
+
+
+def _check_key(public_key: bytes) -> None:
+    try:
+        crypto.check_public_key(public_key)
+    except BadEvidence as error:
+        raise Refusal(f"public_key: {error}", code="weak_key", status=422) from error
+
+
+async def _redeem(tx: Transaction, request: Request, api_key_hash: str, now: datetime) -> Host:
+    key_id = crypto.key_id(request.public_key)
+    if not await tx.take_nonce(hashed(request.nonce), key_id, now):
+        raise Refusal("nonce: unknown, used or expired; ask for a new challenge", code="bad_nonce", status=403)
+    token_hash = hashed(request.token)
+    token = await tx.token(token_hash)
+    if token is None:
+        raise Refusal("token: not known here", code="token_unknown", status=403)
+    if token.expires_at <= now:
+        raise Refusal("token: expired", code="token_expired", status=403)
+    host = await _again(tx, token, key_id, request) if token.used_at else await _first(tx, token, key_id, request, now)
+    await tx.replace_api_key(host.site_id, key_id, api_key_hash, now)
+    await tx.audit(now, f"host:{key_id}", "host.enrolled", site_id=host.site_id, subject=host.host_id)
+    return host
+
+
+async def _first(tx: Transaction, token: Token, key_id: str, request: Request, now: datetime) -> Host:
+    if await tx.key_is_known(key_id):
+        raise Refusal("public_key: enrolled before; a re-enrolled host makes a new key", code="key_known", status=409)
+    if await tx.live_label(token.site_id, request.host_id) is not None:
+        log.error("enrolment.label_taken", site_id=token.site_id, key_id=key_id)
+        raise Refusal(
+            "host_id: a live host of this site carries this label; revoke it first or choose another",
+            code="host_label_taken",
+            status=409,
+        )
+    await tx.redeem_token(token.hash, key_id, now)
+    host = Host(key_id, token.site_id, token.client_id, request.host_id, request.public_key, now)
+    await tx.add_host(host)
+    return host
+
+
+async def _again(tx: Transaction, token: Token, key_id: str, request: Request) -> Host:
+    host = (await tx.hosts({token.site_id}, {key_id})).get(key_id) if token.used_by == key_id else None
+    if host is None or host.host_id != request.host_id or host.revoked_at is not None:
+        raise Refusal("token: used already; each enrols one host", code="token_used", status=403)
+    return host

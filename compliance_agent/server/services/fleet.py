@@ -1,0 +1,316 @@
+"""What stands at every site, host and check, for people: the read model of the viewer and of the read API.
+
+Two rules keep it honest. A host that has not been heard for too long is `silent`, and what it said last stays visible but counts as
+unknown: it never shows green. The same holds for one verdict that no heartbeat has repeated for too long (`stale`).
+What is outside the caller's sites does not exist here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from compliance_agent.errors import Refusal
+from compliance_agent.server.records import (
+    NO_DIGEST,
+    Bundle,
+    BundleQuery,
+    CheckVerdict,
+    Clock,
+    Fork,
+    Gap,
+    Host,
+    Site,
+    SiteReader,
+    Tally,
+)
+from compliance_agent.server.services.verification import Verifier
+
+UNMET = frozenset({"fail", "unknown"})
+RESULTS = ("pass", "fail", "unknown", "not_applicable", "exception")
+
+
+@dataclass(frozen=True)
+class Silence:
+    """When saying nothing means something.
+
+    Attributes:
+        interval_s: how often hosts are asked to check in.
+        silent_after_s: least time without a word after which a host is silent.
+        stale_after_s: time after which a green verdict that nobody repeated counts as unknown.
+    """
+
+    interval_s: int = 60
+    silent_after_s: int = 600
+    stale_after_s: int = 3 * 3_600 + 900  # heartbeats come hourly
+
+    def silent(self, host: Host, now: datetime) -> bool:
+        """Whether the host is silent; a new one counts from its enrolment."""
+        limit = timedelta(seconds=max(3 * self.interval_s, self.silent_after_s))
+        return host.revoked_at is None and now - (host.last_seen_at or host.enrolled_at) > limit
+
+    def stale(self, verdict: CheckVerdict, host: Host, now: datetime) -> bool:
+        """Whether neither the verdict's own bundles nor a heartbeat have said it lately."""
+        said = max(verdict.seen_at, host.heartbeat_made_at or verdict.seen_at)
+        return now - said > timedelta(seconds=self.stale_after_s)
+
+
+@dataclass(frozen=True)
+class CheckStanding:
+    """One check as it stands.
+
+    Attributes:
+        verdict: what the evidence said last.
+        result, reason: what may be shown: `unknown` with `silent`, `stale` or `revoked` in place of an old green verdict.
+        remediation: the newest remediation bundle of this check, where it was asked for.
+    """
+
+    verdict: CheckVerdict
+    result: str
+    reason: str
+    remediation: Bundle | None = None
+
+    @property
+    def check(self) -> str:
+        """The check's id."""
+        return self.verdict.check
+
+
+@dataclass(frozen=True)
+class HostStanding:
+    """One host with its checks.
+
+    Attributes:
+        broken: its chain has a fork or an open gap.
+    """
+
+    host: Host
+    silent: bool
+    checks: tuple[CheckStanding, ...]
+    broken: bool = False
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Verdicts as shown; a host that never said anything is one unknown."""
+        counts = dict.fromkeys(RESULTS, 0)
+        for check in self.checks:
+            counts[check.result if check.result in counts else "unknown"] += 1
+        return counts if self.checks else {**counts, "unknown": 1}
+
+    @property
+    def oldest_unmet_at(self) -> datetime | None:
+        """Since when the longest standing item is not met; a silent host is unmet since it was last heard."""
+        starts = [item.verdict.since for item in self.checks if item.verdict.result in UNMET]
+        starts += [item.verdict.seen_at for item in self.checks if item.reason == "stale"]
+        if self.silent or not self.checks:
+            starts.append(self.host.last_seen_at or self.host.enrolled_at)
+        return min(starts, default=None)
+
+
+@dataclass(frozen=True)
+class SiteStanding:
+    """One clinic; revoked hosts do not count."""
+
+    site: Site
+    hosts: tuple[HostStanding, ...]
+
+    @property
+    def live(self) -> tuple[HostStanding, ...]:
+        """Hosts that are not revoked."""
+        return tuple(item for item in self.hosts if item.host.revoked_at is None)
+
+    @property
+    def silent(self) -> int:
+        """How many hosts are silent."""
+        return sum(item.silent for item in self.live)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Verdicts of all live hosts."""
+        return {result: sum(item.counts[result] for item in self.live) for result in RESULTS}
+
+    @property
+    def oldest_unmet_at(self) -> datetime | None:
+        """Since when the longest standing item of the site is not met."""
+        return min((item.oldest_unmet_at for item in self.live if item.oldest_unmet_at), default=None)
+
+
+@dataclass(frozen=True)
+class Page:
+    """Part of a list, newest first; `next` is the cursor of the following part, None at the end."""
+
+    items: tuple[Bundle, ...]
+    next: int | None
+
+
+@dataclass(frozen=True)
+class Point:
+    """One thing that was verified just now; `code` says what failed."""
+
+    name: str  # signature | canonical | schema | identity | digest | chain
+    holds: bool
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class BundleStanding:
+    """One bundle with its bytes, its neighbours in the chain, and its verification, done now."""
+
+    bundle: Bundle
+    host: Host
+    body: bytes
+    sig: bytes
+    points: tuple[Point, ...]
+    previous: Bundle | None
+    following: Bundle | None
+
+    @property
+    def valid(self) -> bool:
+        """Whether every point holds."""
+        return all(point.holds for point in self.points)
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The parsed bundle; empty when its bytes are no JSON object any more."""
+        try:
+            document = json.loads(self.body)
+        except ValueError:
+            return {}
+        return document if isinstance(document, dict) else {}
+
+
+class Fleet:
+    """What one caller may see. Everything raises Refusal 404 for what is not there, or not theirs."""
+
+    def __init__(self, reader: SiteReader, clock: Clock, silence: Silence, verifier: Verifier | None = None) -> None:
+        self._reader = reader
+        self._clock = clock
+        self._silence = silence
+        self._verifier = verifier or Verifier()
+
+    async def sites(self) -> list[SiteStanding]:
+        """Every site, the one with the oldest unmet item first."""
+        hosts = await self._standings(self._reader)
+        found = [
+            SiteStanding(site, tuple(item for item in hosts if item.host.site_id == site.site_id))
+            for site in await self._reader.site_rows()
+        ]
+        now = self._clock()
+        return sorted(found, key=lambda item: (item.oldest_unmet_at or now, item.site.site_id))
+
+    async def site(self, site_id: str) -> SiteStanding:
+        """One site."""
+        reader = self._reader.only(site_id)
+        found = await reader.site_rows()
+        if not found:
+            raise _not_found("site")
+        return SiteStanding(found[0], tuple(await self._standings(reader)))
+
+    async def hosts(self, site_id: str | None = None) -> list[HostStanding]:
+        """Hosts of one site, or of all."""
+        return list((await self.site(site_id)).hosts) if site_id is not None else await self._standings(self._reader)
+
+    async def host(self, key_id: str) -> HostStanding:
+        """One host, its checks with their newest remediation."""
+        host = await self._reader.host(key_id)
+        if host is None:
+            raise _not_found("host")
+        remediations = await self._reader.remediations(key_id)
+        standing = self._standing(host, await self._reader.verdicts(key_id), remediations)
+        return replace(
+            standing, broken=standing.broken or any(gap.closed_at is None for gap in await self._reader.gaps(key_id))
+        )
+
+    async def checks(self, key_id: str) -> list[CheckStanding]:
+        """The checks of one host."""
+        return list((await self.host(key_id)).checks)
+
+    async def evidence(self, query: BundleQuery) -> Page:
+        """Bundles, newest arrival first."""
+        if query.key_id is not None and await self._reader.host(query.key_id) is None:
+            raise _not_found("host")
+        found = await self._reader.bundles(replace(query, limit=query.limit + 1))
+        items = tuple(found[: query.limit])
+        return Page(items, items[-1].number if len(found) > query.limit else None)
+
+    async def bundle(self, bundle_id: str, key_id: str | None = None) -> BundleStanding:
+        """One bundle, verified now against the enrolled key and its neighbour in the chain."""
+        found = await self._reader.bundle(bundle_id, key_id)
+        host = await self._reader.host(found[0].key_id) if found else None
+        if found is None or host is None:
+            raise _not_found("bundle")
+        bundle, body, sig = found
+        previous, following = await self._reader.neighbours(bundle)
+        points = tuple(_verified(self._verifier, bundle, host, body, sig, previous))
+        return BundleStanding(bundle, host, body, sig, points, previous, following)
+
+    async def gaps(self, key_id: str) -> list[Gap]:
+        """Gaps of a host's chain, open ones first."""
+        return await self._reader.gaps(key_id)
+
+    async def forks(self, key_id: str) -> list[Fork]:
+        """Bundles that contradict a host's chain."""
+        return await self._reader.forks(key_id)
+
+    async def tallies(self, last: timedelta = timedelta(hours=24)) -> list[Tally]:
+        """How many bundles of each sort arrived lately, by site."""
+        return await self._reader.tallies(self._clock() - last)
+
+    async def _standings(self, reader: SiteReader) -> list[HostStanding]:
+        by_host: dict[str, list[CheckVerdict]] = {}
+        for verdict in await reader.verdicts():
+            by_host.setdefault(verdict.key_id, []).append(verdict)
+        gapped = await reader.gapped()
+        return [
+            self._standing(host, by_host.get(host.key_id, ()), {}, gapped=host.key_id in gapped)
+            for host in await reader.hosts()
+        ]
+
+    def _standing(
+        self, host: Host, verdicts: Iterable[CheckVerdict], remediations: Mapping[str, Bundle], *, gapped: bool = False
+    ) -> HostStanding:
+        now = self._clock()
+        silent = self._silence.silent(host, now)
+        checks = tuple(self._shown(item, host, now, silent, remediations.get(item.check)) for item in verdicts)
+        return HostStanding(host, silent, checks, broken=gapped or host.forks > 0)
+
+    def _shown(
+        self, verdict: CheckVerdict, host: Host, now: datetime, silent: bool, remediation: Bundle | None
+    ) -> CheckStanding:
+        why = "silent" if silent else "revoked" if host.revoked_at else ""
+        if not why and self._silence.stale(verdict, host, now):
+            why = "stale"
+        if why and verdict.result not in UNMET:
+            return CheckStanding(verdict, "unknown", why, remediation)
+        return CheckStanding(verdict, verdict.result, verdict.reason, remediation)
+
+
+def _not_found(what: str) -> Refusal:
+    return Refusal(f"no such {what}", code="not_found", status=404)
+
+
+def _verified(
+    verifier: Verifier, bundle: Bundle, host: Host, body: bytes, sig: bytes, previous: Bundle | None
+) -> Iterable[Point]:
+    """Every point on its own, so that a reader sees all that is wrong."""
+    yield _point("signature", lambda: verifier.signature(host.public_key, body, sig))
+    document: dict[str, Any] = {}
+    yield _point("canonical", lambda: document.update(verifier.parsed(body)))
+    yield _point("schema", lambda: verifier.schema(document))
+    yield _point("identity", lambda: verifier.identity(document, host))
+    right = hashlib.sha256(body).hexdigest() == bundle.sha256
+    yield Point("digest", right, "" if right else "wrong_digest")
+    linked = document.get("prev") == (previous.sha256 if previous else NO_DIGEST)
+    yield Point("chain", linked, "" if linked else "broken_link")
+
+
+def _point(name: str, act: Callable[[], None]) -> Point:
+    try:
+        act()
+    except Refusal as refusal:
+        return Point(name, False, refusal.code)
+    return Point(name, True)

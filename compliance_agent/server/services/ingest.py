@@ -1,0 +1,377 @@
+"""Evidence comes in: verified, placed in its chain, stored with its exact bytes, and only then acknowledged.
+
+Each request is one host's batch, in order. It is taken up to the first bundle that cannot be; that one is named in the reply.
+Verification happens before any transaction. Requests that arrive while a transaction is being written wait together and go into the
+next one, so that many share one fsync; the acknowledgements are signed after it has returned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+import structlog
+
+from compliance_agent.errors import Refusal
+from compliance_agent.evidence.canonical import canonical
+from compliance_agent.server.records import (
+    CheckVerdict,
+    Clock,
+    Fork,
+    Gap,
+    Head,
+    Host,
+    NewBundle,
+    Place,
+    Store,
+    Transaction,
+)
+from compliance_agent.server.services import chain, standing
+from compliance_agent.server.services.verification import Verifier
+
+ACK_SCHEMA = "compliance-agent/ack/v1"
+MOST_BUNDLES = 100
+GROUP = 32  # requests that share one transaction at most
+KEPT_FORKS = 100  # per host: enough to prove it, not enough to fill the disk
+IN_THREAD = 8  # from this many bundles on, verification moves off the event loop
+
+log = structlog.get_logger()
+Sign = Callable[[bytes], bytes]
+
+
+@dataclass(frozen=True)
+class Ack:
+    """Our signed word that we hold a bundle: exact bytes and signature."""
+
+    document: bytes
+    sig: bytes
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The first bundle of a batch that was not taken, and why."""
+
+    index: int
+    refusal: Refusal
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of a batch: acknowledgements from its beginning, and where it stopped, if it did."""
+
+    acks: tuple[Ack, ...]
+    stopped: Stopped | None
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A bundle that verifies, before it has a place."""
+
+    document: dict[str, Any]
+    sha256: str
+    body: bytes
+    sig: bytes
+
+    @property
+    def link(self) -> chain.Link:
+        """What decides its place."""
+        return chain.Link(self.document["epoch"], self.document["seq"], self.document["prev"], self.sha256)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One host's batch after verification: `items` up to the first that failed, which `stopped` names."""
+
+    host: Host
+    items: tuple[Checked, ...]
+    stopped: Stopped | None
+
+
+@dataclass
+class Outcome:
+    """What a transaction decided for one submission."""
+
+    taken: list[tuple[Checked, str]] = field(default_factory=list)  # with the status: stored | known
+    stopped: Stopped | None = None
+
+
+_Waiting = tuple[Submission, "asyncio.Future[Outcome]"]
+
+
+@dataclass
+class Totals:
+    """Counts since start, for the metrics."""
+
+    stored: int = 0
+    known: int = 0
+    forks: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
+
+
+class Ingest:
+    """The evidence desk. `submit` returns when the batch is durable."""
+
+    def __init__(self, store: Store, sign: Sign, clock: Clock, verifier: Verifier | None = None) -> None:
+        self._store = store
+        self._sign = sign
+        self._clock = clock
+        self._verifier = verifier or Verifier()
+        self._waiting: list[_Waiting] = []
+        self._writer: asyncio.Task[None] | None = None
+        self.totals = Totals()
+
+    async def submit(self, host: Host, bundles: Sequence[tuple[bytes, bytes]]) -> Receipt:
+        """Take a host's bundles (bytes, signature), in order.
+
+        Raises:
+            Refusal: the very first one was refused, or the host is revoked; nothing was stored.
+            StorageError: nothing of it may be promised; the host sends it again.
+        """
+        check = self._check
+        submission = (
+            await asyncio.to_thread(check, host, bundles) if len(bundles) >= IN_THREAD else check(host, bundles)
+        )
+        if not submission.items and submission.stopped is not None:
+            raise self._counted(submission.stopped.refusal)
+        outcome = await self._written(submission)
+        self._count(outcome)
+        if not outcome.taken and outcome.stopped is not None:
+            raise outcome.stopped.refusal
+        received = self._clock()
+        return Receipt(
+            tuple(self._ack(host, item, status, received) for item, status in outcome.taken), outcome.stopped
+        )
+
+    async def drain(self) -> None:
+        """Wait until everything that was submitted is written."""
+        while self._writer is not None and not self._writer.done():
+            await asyncio.wait([self._writer])
+
+    def _check(self, host: Host, bundles: Sequence[tuple[bytes, bytes]]) -> Submission:
+        items: list[Checked] = []
+        for index, (body, sig) in enumerate(bundles):
+            try:
+                document = self._verifier.all(host, body, sig)
+            except Refusal as refusal:
+                return Submission(host, tuple(items), Stopped(index, refusal))
+            items.append(Checked(document, hashlib.sha256(body).hexdigest(), body, sig))
+        return Submission(host, tuple(items), None)
+
+    async def _written(self, submission: Submission) -> Outcome:
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting.append((submission, future))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write_waiting())
+        return await future
+
+    async def _write_waiting(self) -> None:
+        while self._waiting:
+            group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
+            try:
+                await self._write_group(group)
+            except Exception as error:
+                if len(group) == 1:
+                    _fail(group, error)
+                else:
+                    await self._write_singly(group)
+            except BaseException as error:  # cancelled: nobody who waits may be left without an answer
+                _fail(group + self._waiting, error)
+                self._waiting = []
+                raise
+
+    async def _write_singly(self, group: Sequence[_Waiting]) -> None:
+        """After a group failed: one submission that cannot be written must not take the others with it."""
+        for single in group:
+            try:
+                await self._write_group([single])
+            except Exception as error:
+                _fail([single], error)
+
+    async def _write_group(self, group: Sequence[_Waiting]) -> None:
+        now = self._clock()
+        outcomes = await self._store.write(lambda tx: _Placing(tx, now).run([submission for submission, _ in group]))
+        for (_, future), outcome in zip(group, outcomes, strict=True):
+            if not future.done():
+                future.set_result(outcome)
+
+    def _ack(self, host: Host, item: Checked, status: str, received_at: datetime) -> Ack:
+        document = canonical(
+            {
+                "schema": ACK_SCHEMA,
+                "bundle_id": item.document["bundle_id"],
+                "bundle_sha256": item.sha256,
+                "key_id": host.key_id,
+                "epoch": item.document["epoch"],
+                "seq": item.document["seq"],
+                "received_at": received_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+                "status": status,
+            }
+        )
+        return Ack(document, self._sign(document))
+
+    def _count(self, outcome: Outcome) -> None:
+        stored = sum(status == "stored" for _, status in outcome.taken)
+        self.totals.stored += stored
+        self.totals.known += len(outcome.taken) - stored
+        if outcome.stopped is not None:
+            self._counted(outcome.stopped.refusal)
+
+    def _counted(self, refusal: Refusal) -> Refusal:
+        self.totals.refused[refusal.code] = self.totals.refused.get(refusal.code, 0) + 1
+        self.totals.forks += refusal.code == "fork"
+        return refusal
+
+
+def _fail(group: Sequence[_Waiting], error: BaseException) -> None:
+    for _, future in group:
+        if not future.done():
+            future.set_exception(error)
+
+
+class _Placing:
+    """One transaction over several submissions: read what is held, decide in memory, write what follows."""
+
+    def __init__(self, tx: Transaction, now: datetime) -> None:
+        self._tx = tx
+        self._now = now
+        self._hosts: dict[str, Host] = {}
+        self._held: dict[tuple[str, int, int], str] = {}
+        self._ids: dict[tuple[str, str], Place] = {}
+        self._verdicts: dict[str, dict[str, CheckVerdict]] = {}
+        self._new: list[NewBundle] = []
+        self._advanced: set[str] = set()  # hosts whose expected bundle has come: their gaps are closed
+
+    async def run(self, submissions: Sequence[Submission]) -> list[Outcome]:
+        """The outcome of each submission."""
+        sites = {submission.host.site_id for submission in submissions}
+        keys = {submission.host.key_id for submission in submissions}
+        ids = {item.document["bundle_id"] for submission in submissions for item in submission.items}
+        self._hosts = await self._tx.hosts(sites, keys)
+        for place in await self._tx.places(sites, keys, ids):
+            self._remember(place)
+        before = await self._tx.verdicts(sites, keys)
+        for verdict in before.values():
+            self._verdicts.setdefault(verdict.key_id, {})[verdict.check] = verdict
+        outcomes = [await self._place(submission) for submission in submissions]
+        for host in self._hosts.values():
+            await self._close_gaps(host)
+        await self._tx.add_bundles(self._new)
+        await self._tx.save_hosts(self._hosts.values())
+        now_standing = {(key, check): v for key, checks in self._verdicts.items() for check, v in checks.items()}
+        changed = [verdict for at, verdict in now_standing.items() if before.get(at) != verdict]
+        await self._tx.save_verdicts(changed, before.keys(), [v for at, v in before.items() if at not in now_standing])
+        return outcomes
+
+    def _remember(self, place: Place) -> None:
+        self._held[place.key_id, place.epoch, place.seq] = place.sha256
+        self._ids[place.key_id, place.bundle_id] = place
+
+    async def _place(self, submission: Submission) -> Outcome:
+        host = self._hosts.get(submission.host.key_id)
+        if host is None or host.revoked_at is not None:
+            return Outcome(stopped=Stopped(0, Refusal("this host is revoked", code="host_revoked", status=403)))
+        outcome = Outcome(stopped=submission.stopped)
+        for index, item in enumerate(submission.items):
+            host = self._hosts[host.key_id]
+            refusal = await self._place_one(host, item, outcome)
+            if refusal is not None:
+                outcome.stopped = Stopped(index, refusal)
+                break
+        self._hosts[host.key_id] = replace(self._hosts[host.key_id], last_seen_at=self._now)
+        return outcome
+
+    async def _place_one(self, host: Host, item: Checked, outcome: Outcome) -> Refusal | None:
+        link = item.link
+        match chain.place(link, host.head, await self._sha256_at(host, link)):
+            case chain.Placed.KNOWN:
+                outcome.taken.append((item, "known"))
+                return None
+            case chain.Placed.NEXT:
+                if (host.key_id, item.document["bundle_id"]) in self._ids:
+                    return Refusal(
+                        "bundle: bundle_id stands in this chain already", code="bundle_id_reused", status=422
+                    )
+                await self._take(host, item)
+                outcome.taken.append((item, "stored"))
+                return None
+            case chain.Placed.FORK:
+                return await self._fork(host, item)
+            case chain.Placed.GAP:
+                return await self._gap(host, link)
+
+    async def _sha256_at(self, host: Host, link: chain.Link) -> str | None:
+        at = (host.key_id, link.epoch, link.seq)
+        if at not in self._held and host.head is not None and at[1:] <= (host.head.epoch, host.head.seq):
+            place = await self._tx.place_at(host.site_id, *at)
+            if place is not None:
+                self._remember(place)
+        return self._held.get(at)
+
+    async def _take(self, host: Host, item: Checked) -> None:
+        new = _new_bundle(host, item, self._now)
+        self._new.append(new)
+        self._remember(Place(host.key_id, new.bundle_id, new.epoch, new.seq, new.sha256))
+        standing.apply(self._verdicts.setdefault(host.key_id, {}), host, item.document, self._now)
+        after = replace(host, head=Head(new.epoch, new.seq, new.sha256))
+        if new.kind == "heartbeat":
+            made = min(datetime.fromisoformat(new.created_at), self._now)
+            after = replace(after, heartbeat_at=self._now, heartbeat_made_at=made)
+        self._hosts[host.key_id] = after
+        self._advanced.add(host.key_id)
+
+    async def _close_gaps(self, host: Host) -> None:
+        if host.key_id in self._advanced:
+            self._advanced.remove(host.key_id)
+            await self._tx.close_gaps(host.site_id, host.key_id, self._now)
+
+    async def _fork(self, host: Host, item: Checked) -> Refusal:
+        link = item.link
+        fork = Fork(host.key_id, host.site_id, link.epoch, link.seq, item.sha256, item.body, item.sig, self._now)
+        if await self._tx.add_fork(fork, at_most=KEPT_FORKS):
+            self._hosts[host.key_id] = replace(host, forks=host.forks + 1)
+            log.error("evidence.fork", key_id=host.key_id, site_id=host.site_id, epoch=link.epoch, seq=link.seq)
+        return Refusal(
+            f"bundle: epoch {link.epoch} seq {link.seq} contradicts the chain held here; both are kept",
+            code="fork",
+            status=409,
+            expected=chain.expected(host.head),
+        )
+
+    async def _gap(self, host: Host, link: chain.Link) -> Refusal:
+        wanted = chain.expected(host.head)
+        epoch, seq = int(wanted["epoch"]), int(wanted["seq"])
+        await self._close_gaps(host)
+        await self._tx.open_gap(Gap(host.key_id, host.site_id, epoch, seq, link.epoch, link.seq, self._now))
+        log.warning("evidence.gap", key_id=host.key_id, site_id=host.site_id, epoch=link.epoch, seq=link.seq)
+        return Refusal(
+            f"bundle: expected epoch {epoch} seq {seq} after the digest given, found epoch {link.epoch} seq {link.seq}",
+            code="seq_gap",
+            status=409,
+            expected=wanted,
+        )
+
+
+def _new_bundle(host: Host, item: Checked, now: datetime) -> NewBundle:
+    document = item.document
+    return NewBundle(
+        bundle_id=document["bundle_id"],
+        key_id=host.key_id,
+        site_id=host.site_id,
+        epoch=document["epoch"],
+        seq=document["seq"],
+        sha256=item.sha256,
+        prev=document["prev"],
+        kind=document["kind"],
+        check=document["check"],
+        result=document["result"],
+        reason=document["reason"],
+        outcome=document["outcome"],
+        created_at=document["created_at"],
+        received_at=now,
+        body=item.body,
+        sig=item.sig,
+    )

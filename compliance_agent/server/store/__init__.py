@@ -1,0 +1,147 @@
+"""The server's memory: `records.Store` over SQLAlchemy Core.
+
+store = await SqlStore.open(Path("server.db"))
+await store.write(lambda tx: tx.add_site(site))         # one transaction, durable on return
+await store.for_sites({"clinic-1"}).hosts()             # sees the rows of these sites only
+await store.close()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Select, Table, insert, inspect, select
+from sqlalchemy.engine import Connection, RowMapping
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from compliance_agent.errors import StorageError
+from compliance_agent.server.records import Host, SiteReader, User, Work
+from compliance_agent.server.store import rows, tables
+from compliance_agent.server.store.engine import WriteGate, sqlite_engines, translated
+from compliance_agent.server.store.reader import BoundReader
+from compliance_agent.server.store.transaction import BoundTransaction
+
+T = TypeVar("T")
+
+
+class SqlStore:
+    """One writer, several readers. Made by `open`; several processes may hold the same file."""
+
+    def __init__(self, writer: AsyncEngine, readers: AsyncEngine, gate: WriteGate) -> None:
+        self._writer = writer
+        self._readers = readers
+        self._gate = gate
+
+    @classmethod
+    async def open(cls, path: Path) -> SqlStore:
+        """Open a database file, or make it with the current schema.
+
+        Raises:
+            StorageError: it cannot be opened, or is of another schema version.
+        """
+        with translated(f"opening {path}"):
+            gate = WriteGate(path.with_name(f"{path.name}.write-lock"))
+            store = cls(*sqlite_engines(path), gate)
+            try:
+                async with gate(), store._writer.begin() as connection:
+                    await connection.run_sync(_prepare)
+            except BaseException:
+                await store.close()
+                raise
+        return store
+
+    async def close(self) -> None:
+        """Close every connection; the last one to close a database checkpoints it, which is writing."""
+        await self._readers.dispose()
+        try:
+            async with self._gate():
+                await self._writer.dispose()
+        finally:
+            self._gate.close()
+
+    async def write(self, work: Work[T]) -> T:
+        """Run `work` in one transaction; durable when this returns."""
+        with translated("writing the database"):
+            async with self._gate(), self._writer.begin() as connection:
+                return await work(BoundTransaction(connection))
+
+    def for_sites(self, sites: Iterable[str]) -> SiteReader:
+        """The handle that sees the rows of these sites."""
+        return BoundReader(self._readers, sites)
+
+    async def all_sites(self) -> frozenset[str]:
+        """Ids of all sites."""
+        return frozenset(row["site_id"] for row in await self._all(select(tables.sites.c.site_id)))
+
+    async def host_of_api_key(self, key_hash: str) -> Host | None:
+        """The host that holds this API key, revoked or not."""
+        hosts, keys, sites = tables.hosts, tables.api_keys, tables.sites
+        query = (
+            select(hosts, sites.c.client_id)
+            .join(sites, sites.c.site_id == hosts.c.site_id)
+            .join(keys, (keys.c.key_id == hosts.c.key_id) & (keys.c.site_id == hosts.c.site_id))
+            .where(keys.c.hash == key_hash, keys.c.revoked_at.is_(None) | hosts.c.revoked_at.is_not(None))
+        )
+        found = await self._all(query)
+        return rows.host(found[0]) if found else None
+
+    async def user(self, name: str) -> User | None:
+        """A user by name."""
+        found = await self._all(select(tables.users).where(tables.users.c.name == name))
+        return rows.user(found[0]) if found else None
+
+    async def user_of_session(self, session_hash: str, now: datetime) -> User | None:
+        """The user of a live session."""
+        return await self._user_of(tables.sessions, session_hash, now)
+
+    async def user_of_token(self, token_hash: str, now: datetime) -> User | None:
+        """The user of a live operator token."""
+        return await self._user_of(tables.operator_tokens, token_hash, now)
+
+    async def _user_of(self, credentials: Table, secret_hash: str, now: datetime) -> User | None:
+        users = tables.users
+        query = (
+            select(users)
+            .join(credentials, credentials.c.name == users.c.name)
+            .where(
+                credentials.c.hash == secret_hash,
+                credentials.c.revoked_at.is_(None),
+                credentials.c.expires_at > rows.text(now),
+                users.c.disabled_at.is_(None),
+            )
+        )
+        found = await self._all(query)
+        return rows.user(found[0]) if found else None
+
+    async def ready(self) -> None:
+        """Raises StorageError when the database cannot be read or is of another version."""
+        found = await self._all(select(tables.meta.c.value).where(tables.meta.c.key == "schema_version"))
+        _check_version(found[0]["value"] if found else None)
+
+    async def _all(self, query: Select[Any]) -> list[RowMapping]:
+        with translated("reading the database"):
+            async with self._readers.connect() as connection:
+                return list((await connection.execute(query)).mappings())
+
+
+def _prepare(connection: Connection) -> None:
+    """Make the schema in an empty database; refuse one of another version, untouched."""
+    version = tables.meta.c.value
+    if inspect(connection).has_table(tables.meta.name):
+        row = connection.execute(select(version).where(tables.meta.c.key == "schema_version")).first()
+        _check_version(row[0] if row else None)
+        return
+    tables.metadata.create_all(connection)
+    connection.execute(insert(tables.meta).values(key="schema_version", value=str(tables.SCHEMA_VERSION)))
+
+
+def _check_version(found: str | None) -> None:
+    if found != str(tables.SCHEMA_VERSION):
+        raise StorageError(
+            f"database: schema version is {found or 'missing'}, this program knows {tables.SCHEMA_VERSION}",
+            code="wrong_schema_version",
+            hint="run the version of the program that wrote it, or a newer one",
+        )

@@ -1,0 +1,151 @@
+"""Reading what belongs to clinics: every statement here names the sites it may see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Select, and_, func, or_, select
+from sqlalchemy.engine import RowMapping
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from compliance_agent.server.records import Bundle, BundleQuery, CheckVerdict, Fork, Gap, Host, Site, Tally
+from compliance_agent.server.store import rows, tables
+from compliance_agent.server.store.engine import translated
+
+_bundles = tables.bundles.c
+MOST_ROWS = 200
+
+
+class BoundReader:
+    """`records.SiteReader` over an engine that can only read."""
+
+    def __init__(self, engine: AsyncEngine, sites: Iterable[str]) -> None:
+        self._engine = engine
+        self._sites = frozenset(sites)
+
+    @property
+    def sites(self) -> frozenset[str]:
+        """The sites this handle is bound to."""
+        return self._sites
+
+    def only(self, site_id: str) -> BoundReader:
+        """The same for one site; nothing for a site that is not among ours."""
+        return BoundReader(self._engine, self._sites & {site_id})
+
+    async def tallies(self, since: datetime) -> list[Tally]:
+        sort = (_bundles.site_id, _bundles.kind, _bundles.result, _bundles.outcome)
+        query = (
+            select(*sort, func.count().label("count"))
+            .where(_bundles.site_id.in_(self._sites), _bundles.received_at >= rows.text(since))
+            .group_by(*sort)
+        )
+        return [Tally(**row) for row in await self._all(query)]
+
+    async def site_rows(self) -> list[Site]:
+        query = select(tables.sites).where(tables.sites.c.site_id.in_(self._sites)).order_by(tables.sites.c.site_id)
+        return [rows.site(row) for row in await self._all(query)]
+
+    async def hosts(self, site_id: str | None = None) -> list[Host]:
+        query = self._hosts().order_by(tables.hosts.c.site_id, tables.hosts.c.host_id, tables.hosts.c.enrolled_at)
+        if site_id is not None:
+            query = query.where(tables.hosts.c.site_id == site_id)
+        return [rows.host(row) for row in await self._all(query)]
+
+    async def host(self, key_id: str) -> Host | None:
+        found = await self._all(self._hosts().where(tables.hosts.c.key_id == key_id))
+        return rows.host(found[0]) if found else None
+
+    def _hosts(self) -> Select[Any]:
+        return (
+            select(tables.hosts, tables.sites.c.client_id)
+            .join(tables.sites, tables.sites.c.site_id == tables.hosts.c.site_id)
+            .where(tables.hosts.c.site_id.in_(self._sites))
+        )
+
+    async def verdicts(self, key_id: str | None = None) -> list[CheckVerdict]:
+        table = tables.verdicts
+        query = select(table).where(table.c.site_id.in_(self._sites)).order_by(table.c.key_id, table.c.check)
+        if key_id is not None:
+            query = query.where(table.c.key_id == key_id)
+        return [rows.verdict(row) for row in await self._all(query)]
+
+    async def remediations(self, key_id: str) -> dict[str, Bundle]:
+        newest = (
+            select(func.max(_bundles.number))
+            .where(
+                _bundles.site_id.in_(self._sites),
+                _bundles.key_id == key_id,
+                _bundles.kind == "remediation",
+                _bundles.check.is_not(None),
+            )
+            .group_by(_bundles.check)
+        )
+        found = await self._all(self._bundles().where(_bundles.number.in_(newest)))
+        return {row["check"]: rows.bundle(row) for row in found}
+
+    def _bundles(self) -> Select[Any]:
+        return select(*rows.BUNDLE_COLUMNS).where(_bundles.site_id.in_(self._sites))
+
+    async def bundles(self, query: BundleQuery) -> list[Bundle]:
+        statement = self._bundles().order_by(_bundles.number.desc()).limit(min(max(query.limit, 1), MOST_ROWS))
+        for name in ("key_id", "check", "kind", "result", "outcome"):
+            value = getattr(query, name)
+            if value is not None:
+                statement = statement.where(_bundles[name] == value)
+        if query.before is not None:
+            statement = statement.where(_bundles.number < query.before)
+        if query.since is not None:
+            statement = statement.where(_bundles.received_at >= rows.text(query.since))
+        return [rows.bundle(row) for row in await self._all(statement)]
+
+    async def bundle(self, bundle_id: str, key_id: str | None = None) -> tuple[Bundle, bytes, bytes] | None:
+        query = (
+            select(tables.bundles)
+            .where(_bundles.site_id.in_(self._sites), _bundles.bundle_id == bundle_id)
+            .order_by(_bundles.number)
+            .limit(1)
+        )
+        if key_id is not None:
+            query = query.where(_bundles.key_id == key_id)
+        found = await self._all(query)
+        return (rows.bundle(found[0]), found[0]["body"], found[0]["sig"]) if found else None
+
+    async def neighbours(self, bundle: Bundle) -> tuple[Bundle | None, Bundle | None]:
+        chain = self._bundles().where(_bundles.key_id == bundle.key_id).limit(1)
+        before = or_(_bundles.epoch < bundle.epoch, and_(_bundles.epoch == bundle.epoch, _bundles.seq < bundle.seq))
+        after = or_(_bundles.epoch > bundle.epoch, and_(_bundles.epoch == bundle.epoch, _bundles.seq > bundle.seq))
+        previous = await self._all(chain.where(before).order_by(_bundles.epoch.desc(), _bundles.seq.desc()))
+        following = await self._all(chain.where(after).order_by(_bundles.epoch, _bundles.seq))
+        return (rows.bundle(previous[0]) if previous else None, rows.bundle(following[0]) if following else None)
+
+    async def gapped(self) -> frozenset[str]:
+        c = tables.gaps.c
+        query = select(c.key_id).distinct().where(c.site_id.in_(self._sites), c.closed_at.is_(None))
+        return frozenset(row["key_id"] for row in await self._all(query))
+
+    async def gaps(self, key_id: str) -> list[Gap]:
+        table = tables.gaps
+        query = (
+            select(table)
+            .where(table.c.site_id.in_(self._sites), table.c.key_id == key_id)
+            .order_by(table.c.closed_at.is_not(None), table.c.number.desc())
+            .limit(100)
+        )
+        return [rows.gap(row) for row in await self._all(query)]
+
+    async def forks(self, key_id: str) -> list[Fork]:
+        table = tables.forks
+        query = (
+            select(table)
+            .where(table.c.site_id.in_(self._sites), table.c.key_id == key_id)
+            .order_by(table.c.number.desc())
+            .limit(100)
+        )
+        return [rows.fork(row) for row in await self._all(query)]
+
+    async def _all(self, query: Select[Any]) -> list[RowMapping]:
+        with translated("reading the database"):
+            async with self._engine.connect() as connection:
+                return list((await connection.execute(query)).mappings())

@@ -1,0 +1,191 @@
+"""Rows to records and back: the one place that knows how times, heads and site lists stand in a column."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Column, RowMapping
+
+from compliance_agent.server.records import (
+    Bundle,
+    CheckVerdict,
+    Fork,
+    Gap,
+    Head,
+    Host,
+    NewBundle,
+    Place,
+    Site,
+    Token,
+    User,
+)
+from compliance_agent.server.store import tables
+
+_TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
+BUNDLE_COLUMNS: Sequence[Column[Any]] = [c for c in tables.bundles.c if c.name not in {"body", "sig"}]
+
+
+def text(time: datetime) -> str:
+    """A time as it stands in a column."""
+    return time.astimezone(UTC).strftime(_TIME)
+
+
+def text_or_none(time: datetime | None) -> str | None:
+    """The same for a time that may be missing."""
+    return None if time is None else text(time)
+
+
+def when(value: str) -> datetime:
+    """A column's text as a time."""
+    return datetime.fromisoformat(value)
+
+
+def when_or_none(value: str | None) -> datetime | None:
+    """The same for a column that may be NULL."""
+    return None if value is None else when(value)
+
+
+def site(row: RowMapping) -> Site:
+    """A site."""
+    return Site(row["site_id"], row["client_id"], when(row["created_at"]))
+
+
+def host(row: RowMapping) -> Host:
+    """A host; the row joins its site's client_id."""
+    return Host(
+        key_id=row["key_id"],
+        site_id=row["site_id"],
+        client_id=row["client_id"],
+        host_id=row["host_id"],
+        public_key=row["public_key"],
+        enrolled_at=when(row["enrolled_at"]),
+        revoked_at=when_or_none(row["revoked_at"]),
+        head=None if row["seq"] is None else Head(row["epoch"], row["seq"], row["digest"]),
+        last_seen_at=when_or_none(row["last_seen_at"]),
+        heartbeat_at=when_or_none(row["heartbeat_at"]),
+        heartbeat_made_at=when_or_none(row["heartbeat_made_at"]),
+        agent_version=row["agent_version"],
+        baseline_version=row["baseline_version"],
+        baseline_sha256=row["baseline_sha256"],
+        pending=row["pending"],
+        forks=row["forks"],
+    )
+
+
+def host_life(item: Host) -> dict[str, Any]:
+    """The columns that change while a host lives."""
+    return {
+        "epoch": item.head.epoch if item.head else None,
+        "seq": item.head.seq if item.head else None,
+        "digest": item.head.digest if item.head else None,
+        "last_seen_at": text_or_none(item.last_seen_at),
+        "heartbeat_at": text_or_none(item.heartbeat_at),
+        "heartbeat_made_at": text_or_none(item.heartbeat_made_at),
+        "agent_version": item.agent_version,
+        "baseline_version": item.baseline_version,
+        "baseline_sha256": item.baseline_sha256,
+        "pending": item.pending,
+        "forks": item.forks,
+    }
+
+
+def host_columns(item: Host) -> dict[str, Any]:
+    """A new host's row."""
+    return {
+        "key_id": item.key_id,
+        "site_id": item.site_id,
+        "host_id": item.host_id,
+        "public_key": item.public_key,
+        "enrolled_at": text(item.enrolled_at),
+        "revoked_at": text_or_none(item.revoked_at),
+        **host_life(item),
+    }
+
+
+def place(row: RowMapping) -> Place:
+    """Where a bundle stands."""
+    return Place(row["key_id"], row["bundle_id"], row["epoch"], row["seq"], row["sha256"])
+
+
+def bundle(row: RowMapping) -> Bundle:
+    """A bundle without its bytes."""
+    values = {column.name: row[column.name] for column in BUNDLE_COLUMNS}
+    return Bundle(**{**values, "received_at": when(row["received_at"])})
+
+
+def bundle_columns(item: NewBundle) -> dict[str, Any]:
+    """A new bundle's row."""
+    return {**item.__dict__, "received_at": text(item.received_at)}
+
+
+def verdict(row: RowMapping) -> CheckVerdict:
+    """A current verdict."""
+    return CheckVerdict(
+        row["key_id"],
+        row["site_id"],
+        row["check"],
+        row["result"],
+        row["reason"],
+        when(row["since"]),
+        when(row["seen_at"]),
+        row["bundle_id"],
+    )
+
+
+def verdict_columns(item: CheckVerdict) -> dict[str, Any]:
+    """A verdict's row."""
+    return {**item.__dict__, "since": text(item.since), "seen_at": text(item.seen_at)}
+
+
+def fork(row: RowMapping) -> Fork:
+    """A contradicting bundle."""
+    return Fork(
+        row["key_id"],
+        row["site_id"],
+        row["epoch"],
+        row["seq"],
+        row["sha256"],
+        row["body"],
+        row["sig"],
+        when(row["received_at"]),
+    )
+
+
+def gap(row: RowMapping) -> Gap:
+    """A gap in a chain."""
+    return Gap(
+        row["key_id"],
+        row["site_id"],
+        row["expected_epoch"],
+        row["expected_seq"],
+        row["got_epoch"],
+        row["got_seq"],
+        when(row["seen_at"]),
+        when_or_none(row["closed_at"]),
+    )
+
+
+def token(row: RowMapping) -> Token:
+    """An enrolment token; the row joins its site's client_id."""
+    return Token(
+        row["hash"],
+        row["site_id"],
+        row["client_id"],
+        when(row["expires_at"]),
+        when_or_none(row["used_at"]),
+        row["used_by"],
+    )
+
+
+def user(row: RowMapping) -> User:
+    """A user."""
+    return User(
+        row["name"],
+        row["password_hash"],
+        row["role"],
+        None if row["sites"] is None else frozenset(row["sites"].split()),
+        when(row["created_at"]),
+        when_or_none(row["disabled_at"]),
+    )

@@ -1,0 +1,220 @@
+"""The schema, one for SQLite and PostgreSQL: every row that belongs to a clinic carries its `site_id`.
+
+Times are text in UTC with microseconds, fixed width, so that they sort as they are and read the same from both databases.
+`number` columns count arrivals. What a bundle says of itself stands in columns only to find it; the truth is `body`.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+)
+
+SCHEMA_VERSION = 1
+_NUMBER = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts by itself only in a column of type INTEGER
+
+metadata = MetaData(
+    naming_convention={"ix": "ix_%(table_name)s_%(column_0_name)s", "uq": "uq_%(table_name)s_%(column_0_name)s"}
+)
+
+meta = Table("meta", metadata, Column("key", String, primary_key=True), Column("value", String, nullable=False))
+
+sites = Table(
+    "sites",
+    metadata,
+    Column("site_id", String, primary_key=True),
+    Column("client_id", String, nullable=False),
+    Column("created_at", String, nullable=False),
+)
+
+
+def _site() -> Column[str]:
+    return Column("site_id", String, ForeignKey("sites.site_id"), nullable=False)
+
+
+hosts = Table(
+    "hosts",
+    metadata,
+    Column("key_id", String, primary_key=True),
+    _site(),
+    Column("host_id", String, nullable=False),
+    Column("public_key", LargeBinary, nullable=False),
+    Column("enrolled_at", String, nullable=False),
+    Column("revoked_at", String),
+    Column("epoch", BigInteger),
+    Column("seq", BigInteger),
+    Column("digest", String),
+    Column("last_seen_at", String),
+    Column("heartbeat_at", String),
+    Column("heartbeat_made_at", String),
+    Column("agent_version", String, nullable=False),
+    Column("baseline_version", String, nullable=False),
+    Column("baseline_sha256", String, nullable=False),
+    Column("pending", BigInteger),
+    Column("forks", Integer, nullable=False),
+)
+# A label belongs to one live host of its site; a revoked host gives it free.
+Index(
+    "uq_hosts_live_label",
+    hosts.c.site_id,
+    hosts.c.host_id,
+    unique=True,
+    sqlite_where=hosts.c.revoked_at.is_(None),
+    postgresql_where=hosts.c.revoked_at.is_(None),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("hash", String, primary_key=True),
+    _site(),
+    Column("key_id", String, ForeignKey("hosts.key_id"), nullable=False, index=True),
+    Column("created_at", String, nullable=False),
+    Column("revoked_at", String),
+)
+
+enrol_tokens = Table(
+    "enrol_tokens",
+    metadata,
+    Column("hash", String, primary_key=True),
+    _site(),
+    Column("created_at", String, nullable=False),
+    Column("expires_at", String, nullable=False),
+    Column("used_at", String),
+    Column("used_by", String),
+)
+
+nonces = Table(
+    "nonces",
+    metadata,
+    Column("hash", String, primary_key=True),
+    Column("key_id", String, nullable=False),
+    Column("expires_at", String, nullable=False, index=True),
+)
+
+bundles = Table(
+    "bundles",
+    metadata,
+    Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    Column("bundle_id", String, nullable=False, index=True),
+    _site(),
+    Column("key_id", String, ForeignKey("hosts.key_id"), nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("sha256", String, nullable=False),
+    Column("prev", String, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("check", String),
+    Column("result", String),
+    Column("reason", String),
+    Column("outcome", String),
+    Column("created_at", String, nullable=False),
+    Column("received_at", String, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("sig", LargeBinary, nullable=False),
+    UniqueConstraint("key_id", "epoch", "seq", name="uq_bundles_place"),
+    UniqueConstraint("key_id", "bundle_id", name="uq_bundles_id"),
+)
+Index("ix_bundles_site_received", bundles.c.site_id, bundles.c.received_at)
+Index("ix_bundles_key_number", bundles.c.key_id, bundles.c.number)
+
+verdicts = Table(
+    "verdicts",
+    metadata,
+    Column("key_id", String, ForeignKey("hosts.key_id"), primary_key=True),
+    Column("check", String, primary_key=True),
+    _site(),
+    Column("result", String, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("since", String, nullable=False),
+    Column("seen_at", String, nullable=False),
+    Column("bundle_id", String, nullable=False),
+)
+
+forks = Table(
+    "forks",
+    metadata,
+    Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    _site(),
+    Column("key_id", String, ForeignKey("hosts.key_id"), nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("sha256", String, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("sig", LargeBinary, nullable=False),
+    Column("received_at", String, nullable=False),
+    UniqueConstraint("key_id", "sha256", name="uq_forks_digest"),
+)
+
+gaps = Table(
+    "gaps",
+    metadata,
+    Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    _site(),
+    Column("key_id", String, ForeignKey("hosts.key_id"), nullable=False, index=True),
+    Column("expected_epoch", BigInteger, nullable=False),
+    Column("expected_seq", BigInteger, nullable=False),
+    Column("got_epoch", BigInteger, nullable=False),
+    Column("got_seq", BigInteger, nullable=False),
+    Column("seen_at", String, nullable=False),
+    Column("closed_at", String),
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("password_hash", String, nullable=False),
+    Column("role", String, nullable=False),
+    Column("sites", String),  # ids separated by spaces; NULL is every site
+    Column("created_at", String, nullable=False),
+    Column("disabled_at", String),
+)
+
+
+def _credentials(name: str) -> Table:
+    """Sessions and operator tokens: a random secret's hash, its user, and how long it is worth something."""
+    return Table(
+        name,
+        metadata,
+        Column("hash", String, primary_key=True),
+        Column("name", String, ForeignKey("users.name"), nullable=False),
+        Column("created_at", String, nullable=False),
+        Column("expires_at", String, nullable=False),
+        Column("revoked_at", String),
+    )
+
+
+sessions = _credentials("sessions")
+operator_tokens = _credentials("operator_tokens")
+
+login_attempts = Table(
+    "login_attempts",
+    metadata,
+    Column("bucket", Integer, primary_key=True),  # a short hash of the name: a bounded table, whatever is tried
+    Column("started_at", String, nullable=False),
+    Column("attempts", Integer, nullable=False),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    Column("at", String, nullable=False),
+    Column("actor", String, nullable=False),
+    Column("action", String, nullable=False),
+    Column("site_id", String),
+    Column("subject", String, nullable=False),
+    Column("outcome", String, nullable=False),
+)
+
+TENANT_TABLES = (sites, hosts, api_keys, enrol_tokens, bundles, verdicts, forks, gaps)

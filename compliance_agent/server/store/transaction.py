@@ -1,0 +1,306 @@
+"""One write transaction of the store. What belongs to a site is touched only with that site named."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Executable, bindparam, delete, func, insert, select, update
+from sqlalchemy.engine import RowMapping
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from compliance_agent.server.records import (
+    CheckVerdict,
+    Fork,
+    Gap,
+    Host,
+    NewBundle,
+    Place,
+    Site,
+    Token,
+    User,
+)
+from compliance_agent.server.store import rows, tables
+
+
+class BoundTransaction:
+    """`records.Transaction` over a connection that has begun to write."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def _all(self, query: Executable) -> list[RowMapping]:
+        return list((await self._connection.execute(query)).mappings())
+
+    async def _changed(self, statement: Executable) -> int:
+        return (await self._connection.execute(statement)).rowcount
+
+    # --- evidence -------------------------------------------------------------------------------
+
+    async def hosts(self, sites: Collection[str], key_ids: Collection[str]) -> dict[str, Host]:
+        table = tables.hosts
+        query = (
+            select(table, tables.sites.c.client_id)
+            .join(tables.sites, tables.sites.c.site_id == table.c.site_id)
+            .where(table.c.site_id.in_(sites), table.c.key_id.in_(key_ids))
+        )
+        return {row["key_id"]: rows.host(row) for row in await self._all(query)}
+
+    async def places(
+        self, sites: Collection[str], key_ids: Collection[str], bundle_ids: Collection[str]
+    ) -> list[Place]:
+        c = tables.bundles.c
+        query = select(c.key_id, c.bundle_id, c.epoch, c.seq, c.sha256).where(
+            c.site_id.in_(sites), c.key_id.in_(key_ids), c.bundle_id.in_(bundle_ids)
+        )
+        return [rows.place(row) for row in await self._all(query)]
+
+    async def place_at(self, site_id: str, key_id: str, epoch: int, seq: int) -> Place | None:
+        c = tables.bundles.c
+        query = select(c.key_id, c.bundle_id, c.epoch, c.seq, c.sha256).where(
+            c.site_id == site_id, c.key_id == key_id, c.epoch == epoch, c.seq == seq
+        )
+        found = await self._all(query)
+        return rows.place(found[0]) if found else None
+
+    async def verdicts(self, sites: Collection[str], key_ids: Collection[str]) -> dict[tuple[str, str], CheckVerdict]:
+        table = tables.verdicts
+        found = await self._all(select(table).where(table.c.site_id.in_(sites), table.c.key_id.in_(key_ids)))
+        return {(row["key_id"], row["check"]): rows.verdict(row) for row in found}
+
+    async def add_bundles(self, bundles: Sequence[NewBundle]) -> None:
+        if bundles:
+            await self._connection.execute(insert(tables.bundles), [rows.bundle_columns(item) for item in bundles])
+
+    async def save_hosts(self, hosts: Iterable[Host]) -> None:
+        table = tables.hosts
+        changes = [{"_key": item.key_id, "_site": item.site_id, **rows.host_life(item)} for item in hosts]
+        if changes:
+            statement = update(table).where(table.c.site_id == bindparam("_site"), table.c.key_id == bindparam("_key"))
+            await self._connection.execute(statement, changes)
+
+    async def save_verdicts(
+        self, changed: Iterable[CheckVerdict], known: Collection[tuple[str, str]], gone: Iterable[CheckVerdict]
+    ) -> None:
+        table = tables.verdicts
+        of_row = (
+            table.c.site_id == bindparam("_site"),
+            table.c.key_id == bindparam("_key"),
+            table.c.check == bindparam("_check"),
+        )
+        new: list[CheckVerdict] = []
+        old: list[CheckVerdict] = []
+        for item in changed:
+            (old if (item.key_id, item.check) in known else new).append(item)
+        if new:
+            await self._connection.execute(insert(table), [rows.verdict_columns(item) for item in new])
+        if old:
+            await self._connection.execute(update(table).where(*of_row), [_named(item) | _life(item) for item in old])
+        dropped = [_named(item) for item in gone]
+        if dropped:
+            await self._connection.execute(delete(table).where(*of_row), dropped)
+
+    async def add_fork(self, fork: Fork, *, at_most: int) -> bool:
+        table = tables.forks
+        of_host = (table.c.site_id == fork.site_id, table.c.key_id == fork.key_id)
+        held = await self._all(select(table.c.sha256).where(*of_host))
+        if len(held) >= at_most or any(row["sha256"] == fork.sha256 for row in held):
+            return False
+        await self._connection.execute(
+            insert(table).values({**fork.__dict__, "received_at": rows.text(fork.received_at)})
+        )
+        return True
+
+    async def open_gap(self, gap: Gap) -> None:
+        table = tables.gaps
+        same = select(table.c.number).where(
+            table.c.site_id == gap.site_id,
+            table.c.key_id == gap.key_id,
+            table.c.expected_epoch == gap.expected_epoch,
+            table.c.expected_seq == gap.expected_seq,
+            table.c.closed_at.is_(None),
+        )
+        if not await self._all(same):
+            await self._connection.execute(
+                insert(table).values({**gap.__dict__, "seen_at": rows.text(gap.seen_at), "closed_at": None})
+            )
+
+    async def close_gaps(self, site_id: str, key_id: str, now: datetime) -> None:
+        table = tables.gaps
+        await self._connection.execute(
+            update(table)
+            .where(table.c.site_id == site_id, table.c.key_id == key_id, table.c.closed_at.is_(None))
+            .values(closed_at=rows.text(now))
+        )
+
+    # --- enrolment ------------------------------------------------------------------------------
+
+    async def add_site(self, site: Site) -> Site:
+        table = tables.sites
+        found = await self._all(select(table).where(table.c.site_id == site.site_id))
+        if found:
+            return rows.site(found[0])
+        await self._connection.execute(
+            insert(table).values(site_id=site.site_id, client_id=site.client_id, created_at=rows.text(site.created_at))
+        )
+        return site
+
+    async def add_token(self, token_hash: str, site_id: str, now: datetime, expires_at: datetime) -> None:
+        await self._connection.execute(
+            insert(tables.enrol_tokens).values(
+                hash=token_hash, site_id=site_id, created_at=rows.text(now), expires_at=rows.text(expires_at)
+            )
+        )
+
+    async def token(self, token_hash: str) -> Token | None:
+        table = tables.enrol_tokens
+        query = (
+            select(table, tables.sites.c.client_id)
+            .join(tables.sites, tables.sites.c.site_id == table.c.site_id)
+            .where(table.c.hash == token_hash)
+        )
+        found = await self._all(query)
+        return rows.token(found[0]) if found else None
+
+    async def redeem_token(self, token_hash: str, key_id: str, now: datetime) -> bool:
+        table = tables.enrol_tokens
+        unused = update(table).where(table.c.hash == token_hash, table.c.used_at.is_(None))
+        return await self._changed(unused.values(used_at=rows.text(now), used_by=key_id)) == 1
+
+    async def add_nonce(
+        self, nonce_hash: str, key_id: str, now: datetime, expires_at: datetime, *, at_most: int
+    ) -> bool:
+        table = tables.nonces
+        await self._connection.execute(delete(table).where(table.c.expires_at <= rows.text(now)))
+        live = (await self._connection.execute(select(func.count()).select_from(table))).scalar_one()
+        if live >= at_most:
+            return False
+        await self._connection.execute(
+            insert(table).values(hash=nonce_hash, key_id=key_id, expires_at=rows.text(expires_at))
+        )
+        return True
+
+    async def take_nonce(self, nonce_hash: str, key_id: str, now: datetime) -> bool:
+        c = tables.nonces.c
+        taken = delete(tables.nonces).where(c.hash == nonce_hash, c.key_id == key_id, c.expires_at > rows.text(now))
+        return await self._changed(taken) == 1
+
+    async def live_label(self, site_id: str, host_id: str) -> str | None:
+        c = tables.hosts.c
+        query = select(c.key_id).where(c.site_id == site_id, c.host_id == host_id, c.revoked_at.is_(None))
+        found = await self._all(query)
+        return str(found[0]["key_id"]) if found else None
+
+    async def key_is_known(self, key_id: str) -> bool:
+        # Over all sites on purpose: a key has one home, whoever asks. Only yes or no leaves this function.
+        return bool(await self._all(select(tables.hosts.c.epoch).where(tables.hosts.c.key_id == key_id)))
+
+    async def add_host(self, host: Host) -> None:
+        await self._connection.execute(insert(tables.hosts).values(rows.host_columns(host)))
+
+    async def revoke_host(self, site_id: str, key_id: str, now: datetime) -> None:
+        for table in (tables.hosts, tables.api_keys):
+            await self._connection.execute(
+                update(table)
+                .where(table.c.site_id == site_id, table.c.key_id == key_id, table.c.revoked_at.is_(None))
+                .values(revoked_at=rows.text(now))
+            )
+
+    async def replace_api_key(self, site_id: str, key_id: str, key_hash: str, now: datetime) -> None:
+        table = tables.api_keys
+        await self._connection.execute(
+            update(table)
+            .where(table.c.site_id == site_id, table.c.key_id == key_id, table.c.revoked_at.is_(None))
+            .values(revoked_at=rows.text(now))
+        )
+        await self._connection.execute(
+            insert(table).values(hash=key_hash, site_id=site_id, key_id=key_id, created_at=rows.text(now))
+        )
+
+    # --- people ---------------------------------------------------------------------------------
+
+    async def add_user(self, user: User) -> bool:
+        table = tables.users
+        if await self._all(select(table.c.name).where(table.c.name == user.name)):
+            return False
+        await self._connection.execute(
+            insert(table).values(
+                name=user.name,
+                password_hash=user.password_hash,
+                role=user.role,
+                sites=None if user.sites is None else " ".join(sorted(user.sites)),
+                created_at=rows.text(user.created_at),
+            )
+        )
+        return True
+
+    async def set_password(self, name: str, password_hash: str, now: datetime) -> None:
+        users, sessions = tables.users, tables.sessions
+        await self._connection.execute(update(users).where(users.c.name == name).values(password_hash=password_hash))
+        await self._connection.execute(
+            update(sessions)
+            .where(sessions.c.name == name, sessions.c.revoked_at.is_(None))
+            .values(revoked_at=rows.text(now))
+        )
+
+    async def count_attempt(self, bucket: int, now: datetime, *, window_s: int, at_most: int) -> bool:
+        table = tables.login_attempts
+        found = await self._all(select(table).where(table.c.bucket == bucket))
+        started, attempts = now, 0
+        if found and rows.when(found[0]["started_at"]) > now - timedelta(seconds=window_s):
+            started, attempts = rows.when(found[0]["started_at"]), found[0]["attempts"]
+        if attempts >= at_most:
+            return False
+        values: dict[str, Any] = {"started_at": rows.text(started), "attempts": attempts + 1}
+        statement = update(table).where(table.c.bucket == bucket) if found else insert(table)
+        await self._connection.execute(statement.values(values if found else {"bucket": bucket, **values}))
+        return True
+
+    async def forget_attempts(self, bucket: int) -> None:
+        await self._connection.execute(delete(tables.login_attempts).where(tables.login_attempts.c.bucket == bucket))
+
+    async def add_session(self, session_hash: str, name: str, now: datetime, expires_at: datetime) -> None:
+        table = tables.sessions
+        await self._connection.execute(delete(table).where(table.c.expires_at <= rows.text(now)))
+        await self._credential(table, session_hash, name, now, expires_at)
+
+    async def end_session(self, session_hash: str, now: datetime) -> None:
+        table = tables.sessions
+        ended = update(table).where(table.c.hash == session_hash, table.c.revoked_at.is_(None))
+        await self._connection.execute(ended.values(revoked_at=rows.text(now)))
+
+    async def add_operator_token(self, token_hash: str, name: str, now: datetime, expires_at: datetime) -> None:
+        await self._credential(tables.operator_tokens, token_hash, name, now, expires_at)
+
+    async def _credential(self, table: Any, secret_hash: str, name: str, now: datetime, expires_at: datetime) -> None:
+        await self._connection.execute(
+            insert(table).values(
+                hash=secret_hash, name=name, created_at=rows.text(now), expires_at=rows.text(expires_at)
+            )
+        )
+
+    async def audit(
+        self,
+        now: datetime,
+        actor: str,
+        action: str,
+        *,
+        site_id: str | None = None,
+        subject: str = "",
+        outcome: str = "ok",
+    ) -> None:
+        await self._connection.execute(
+            insert(tables.audit).values(
+                at=rows.text(now), actor=actor, action=action, site_id=site_id, subject=subject, outcome=outcome
+            )
+        )
+
+
+def _named(item: CheckVerdict) -> dict[str, Any]:
+    return {"_site": item.site_id, "_key": item.key_id, "_check": item.check}
+
+
+def _life(item: CheckVerdict) -> dict[str, Any]:
+    columns = rows.verdict_columns(item)
+    return {name: columns[name] for name in ("result", "reason", "since", "seen_at", "bundle_id")}
