@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compliance_agent.lab.clock import FakeClock
 from compliance_agent.lab.host import FakeHost
-from compliance_agent.lab.programs import chrony, clamav, disks
+from compliance_agent.lab.programs import apt, chrony, clamav, disks, logs, restic
 from compliance_agent.ports import Clock
 
 
@@ -12,7 +12,7 @@ def healthy_host(seed: int = 0, clock: Clock | None = None) -> FakeHost:
     """A host that passes all checks of the default baseline; the same seed gives the same host."""
     host = FakeHost(clock or FakeClock(), seed=seed)
     host.put("/etc/hostname", f"clinic-{seed}\n")
-    host.install("systemctl")
-    for part in (chrony, clamav, disks):
+    host.install("systemctl", "date", "tail", "cat", "readlink", "stat", "uname")
+    for part in (chrony, clamav, disks, apt, logs, restic):
         part.provide(host)
     return host

@@ -29,6 +29,7 @@ from compliance_agent.ports import ENVIRONMENT, UNIT_VERBS, Clock, FileStat, Ran
 
 READ_TIMEOUT_S = 5.0
 MOST_LINKS = 40
+_SUB_STATES = {"timer": "waiting", "socket": "listening", "path": "waiting", "mount": "mounted", "target": "active"}
 NOT_FOUND = UnitState("not-found", "inactive", "dead", "")
 PROGRAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 State = TypeVar("State")
@@ -50,7 +51,8 @@ class Node:
 @dataclass
 class Unit:
     """One systemd unit. `can_start` is asked on start and restart, for a daemon whose configuration may be bad;
-    `started` runs after it came up.
+    `started` runs when it comes up, and a False from it is a failure. A `oneshot` unit is inactive again when its work
+    is done.
     """
 
     active: bool = True
@@ -59,13 +61,11 @@ class Unit:
     masked: bool = False
     failed: bool = False
     can_start: Callable[[], bool] = lambda: True
-    started: Callable[[], None] = lambda: None
+    started: Callable[[], object] = lambda: None
 
     def state(self, name: str) -> UnitState:
         """The unit in the manager's words."""
-        running = {"timer": "waiting", "socket": "listening", "path": "waiting", "mount": "mounted"}.get(
-            name.rpartition(".")[2], "exited" if self.oneshot else "running"
-        )
+        running = _SUB_STATES.get(name.rpartition(".")[2], "running")
         sub = running if self.active else "failed" if self.failed else "dead"
         active = "active" if self.active else "failed" if self.failed else "inactive"
         return UnitState("masked" if self.masked else "loaded", active, sub, "masked" if self.masked else self.enabled)
@@ -214,6 +214,18 @@ class FakeHost:
             path = str(PurePosixPath(path).parent / node.target)
         raise CannotTell("io_error", f"{path}: too many links", errno_name="ELOOP")
 
+    def open_file(self, path: str) -> bytes:
+        """A regular file's content as this host's own programs get it, links followed.
+
+        Raises:
+            CannotTell: as `read`, without any injected fault.
+        """
+        _, node = self.find(path)
+        if node.kind != "file":
+            raise CannotTell("io_error", f"{path}: not a regular file", errno_name="EINVAL")
+        self._permitted(path, node)
+        return node.content
+
     # -- looking
 
     def now(self) -> datetime:
@@ -222,11 +234,7 @@ class FakeHost:
     async def read(self, path: str, *, limit_bytes: int = 1_048_576) -> bytes:
         answer = await self._look(f"path:{path}", READ_TIMEOUT_S)
         if answer is None:
-            _, node = self.find(path)
-            if node.kind != "file":
-                raise CannotTell("io_error", f"{path}: not a regular file", errno_name="EINVAL")
-            self._permitted(path, node)
-            answer = Ran(0, node.content, b"")
+            answer = Ran(0, self.open_file(path), b"")
         if len(answer.out) > limit_bytes:
             raise CannotTell("output_too_large", f"{path}: longer than {limit_bytes} bytes")
         return answer.out
@@ -392,11 +400,10 @@ class FakeHost:
                 f"unit {name} is not active, cannot reload", code="unit_reload_failed", exit_status_of_step=1
             )
         if verb in {"start", "restart"} and not (verb == "start" and unit.active):
-            unit.active = unit.can_start()
-            unit.failed = not unit.active
+            came_up = unit.can_start() and unit.started() is not False
+            unit.active, unit.failed = came_up and not unit.oneshot, not came_up
             if unit.failed:
                 raise StepFailed(f"unit {name} failed to start", code=f"unit_{verb}_failed", exit_status_of_step=1)
-            unit.started()
         elif verb == "stop":
             unit.active = unit.failed = False
         elif verb in {"mask", "unmask"}:

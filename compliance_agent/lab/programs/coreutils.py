@@ -1,40 +1,87 @@
-"""A few programs of GNU coreutils 9.1: what checks ask of files and of the clock."""
+"""The small tools that checks use where the Host port has no method of its own."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import zlib
 
 from compliance_agent.errors import CannotTell
-from compliance_agent.lab.host import Call, said
+from compliance_agent.lab.host import Call, FakeHost, said
 from compliance_agent.ports import Ran
 
 
-@dataclass
-class Zone:
-    """The host's time zone, as a fixed offset from UTC."""
-
-    offset: str = "+0000"
+def inode_of(path: str) -> int:
+    """A stable inode number for a path."""
+    return 1000 + zlib.crc32(path.encode()) % 1_000_000
 
 
 def date(call: Call) -> Ran:
-    """`date +%z`."""
-    if call.argv[1:] == ("+%z",):
-        return said(f"{call.host.part(Zone).offset}\n")
-    return said("", 1, err="date: this simulation only knows +%z\n")
+    """`date [-u] +FORMAT`; the host lives in UTC."""
+    form = next((word[1:] for word in call.argv[1:] if word.startswith("+")), "%a %b %e %H:%M:%S UTC %Y")
+    return said(call.host.now().strftime(form) + "\n")
 
 
 def tail(call: Call) -> Ran:
-    """`tail -c BYTES -- FILE`."""
-    if call.argv[1] != "-c" or len(call.words) != 2:
-        return said("", 1, err="tail: this simulation only knows -c BYTES -- FILE\n")
-    count, path = call.words
+    """`tail -c N -- FILE`."""
+    words = [word for word in call.argv[1:] if word != "--"]
+    count, path = (int(words[1]), words[2]) if words[:1] == ["-c"] else (1 << 20, words[0])
     try:
-        _, node = call.host.find(path)
+        content = call.host.open_file(path)
+    except CannotTell as error:
+        return said("", 1, err=f"tail: cannot open '{path}' for reading: {_complaint(error)}\n")
+    return Ran(0, content[-count:] if count else b"", b"")
+
+
+def cat(call: Call) -> Ran:
+    """`cat FILE...`."""
+    out = b""
+    for path in call.words:
+        try:
+            out += call.host.open_file(path)
+        except CannotTell as error:
+            return Ran(1, out, f"cat: {path}: {_complaint(error)}\n".encode())
+    return Ran(0, out, b"")
+
+
+def readlink(call: Call) -> Ran:
+    """`readlink [-f] PATH`."""
+    path = call.words[-1] if call.words else ""
+    if "-f" in call.flags:
+        return _resolved(call.host, path)
+    node = call.host.files.get(path)
+    return said(f"{node.target}\n") if node and node.kind == "symlink" else said("", 1)
+
+
+def _resolved(host: FakeHost, path: str) -> Ran:
+    try:
+        return said(f"{host.find(path)[0]}\n")
     except CannotTell:
-        return said("", 1, err=f"tail: cannot open '{path}' for reading: No such file or directory\n")
-    if call.host.uid not in {0, node.uid} and not node.mode & 0o004:
-        return said("", 1, err=f"tail: cannot open '{path}' for reading: Permission denied\n")
-    return Ran(0, node.content[-int(count) :], b"")
+        return said("", 1)
 
 
-PROGRAMS = {"date": date, "tail": tail}
+def stat(call: Call) -> Ran:
+    """`stat --format=FORMAT PATH...` with %i %n %s %a %u %Y."""
+    form = next((word.partition("=")[2] for word in call.argv if word.startswith(("--format=", "--printf="))), "%n")
+    out, err = "", ""
+    for path in call.words:
+        node = call.host.files.get(path)
+        if node is None:
+            err += f"stat: cannot statx '{path}': No such file or directory\n"
+            continue
+        values = {"%i": inode_of(path), "%n": path, "%s": len(node.content), "%a": f"{node.mode:o}", "%u": node.uid}
+        line = form
+        for place, value in {**values, "%Y": int(node.modified_at.timestamp())}.items():
+            line = line.replace(place, str(value))
+        out += line + "\n"
+    return said(out, 1 if err else 0, err=err)
+
+
+def uname(call: Call) -> Ran:
+    """`uname -r`."""
+    return said(call.host.open_file("/proc/sys/kernel/osrelease").decode())
+
+
+def _complaint(error: CannotTell) -> str:
+    return {"not_found": "No such file or directory", "not_permitted": "Permission denied"}.get(error.reason, "Error")
+
+
+PROGRAMS = {"date": date, "tail": tail, "cat": cat, "readlink": readlink, "stat": stat, "uname": uname}

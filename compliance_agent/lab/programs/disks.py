@@ -137,7 +137,7 @@ def _row(disks: Disks, device: Device, names: list[str]) -> dict[str, Any]:
         "path": device.path,
         "type": device.type,
         "fstype": device.fstype,
-        "mountpoint": (device.mountpoints or [None])[0],
+        "mountpoint": device.mountpoints[0] if device.mountpoints else None,
         "mountpoints": device.mountpoints or [None],
         "size": device.size,
         "pkname": parent.name if parent else None,
