@@ -143,16 +143,26 @@ class ComplianceAgent:
                 else None
             )
 
+    @property
+    def latest(self) -> list[DriftResult]:
+        """What the last iteration saw, in the order of the checks' ids."""
+        return list(self._latest)
+
     # Life
 
-    async def start(self) -> None:
-        """Run until the shutdown event is set, by a signal or by a caller; then drain and close within 10 seconds."""
+    async def start(self, *, handle_signals: bool = True) -> None:
+        """Run until the shutdown event is set, by a signal or by a caller; then drain and close within 10 seconds.
+
+        Args:
+            handle_signals: take SIGTERM and SIGINT; False where several agents live in one process (the demo).
+        """
         if self.running:
             log.warning("agent.already_running")
             return
         self.running = True
         self._loop = asyncio.get_running_loop()
-        self._setup_signal_handlers()
+        if handle_signals:
+            self._setup_signal_handlers()
         log.info(
             "agent.started",
             site_id=self.config.site_id,
@@ -331,8 +341,16 @@ class ComplianceAgent:
         end: datetime,
         trigger: str = "schedule",
     ) -> None:
+        log.info("drift.found", check_id=drift.check, reason=drift.reason)
         evidence = await self._generate_evidence(drift, remediation, start, end, trigger)
         await self._submit_evidence(evidence)
+        log.info(
+            "heal.finished",
+            check_id=drift.check,
+            outcome=str(remediation.outcome),
+            reason=remediation.reason,
+            bundle_id=evidence.bundle_id,
+        )
         after = Recorded(drift.result, drift.reason, str(remediation.outcome), remediation.reason)
         if remediation.outcome == Outcome.SUCCESS:
             after = Recorded(Result.PASS, "as_expected")
@@ -359,11 +377,13 @@ class ComplianceAgent:
             timestamp_end=now,
         )
         await self._submit_evidence(evidence)
+        log.info("verdict.changed", check_id=drift.check, result=str(drift.result), reason=drift.reason)
         await self._remember(drift.check, seen)
 
     async def _generate_evidence(
         self, drift: DriftResult, remediation: RemediationResult, start: datetime, end: datetime, trigger: str
     ) -> EvidenceBundle:
+        healed = remediation.outcome == Outcome.SUCCESS
         return await self._create(
             check=drift.check,
             outcome=remediation.outcome,
@@ -374,7 +394,7 @@ class ComplianceAgent:
             post_result=remediation.post_result,
             post_reason=remediation.post_reason,
             actions=remediation.actions,
-            error=remediation.error or (remediation.reason or None),
+            error=remediation.error or (None if healed else remediation.reason or None),
             result=drift.result,
             reason=drift.reason,
             severity=drift.severity,
@@ -516,6 +536,7 @@ class ComplianceAgent:
         else:
             await self.offline_queue.mark_uploaded(item.id, ack)
         self.stats["evidence_uploaded"] += 1
+        log.info("evidence.delivered", bundle_id=item.bundle_id, receipt=ack is not None)
 
     async def _delivery_failed(self, item: QueuedEvidence, answer: Any) -> None:
         """Keep the bundle, remember why, and do what the server's answer asks for."""

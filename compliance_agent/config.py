@@ -17,9 +17,9 @@ from datetime import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from compliance_agent.adapters.durable import read_file
+from compliance_agent.core.schedule import zone_named
 from compliance_agent.documents import MAX_BYTES, read_yaml
 from compliance_agent.errors import AgentError, ConfigError
 from compliance_agent.words import nearest
@@ -133,7 +133,7 @@ class AgentConfig:
         if (self.client_cert_file is None) != (self.client_key_file is None):
             raise ConfigError("client_cert_file and client_key_file: give both or neither")
         _check_url(self.mcp_url)
-        _check_zone(self.maintenance_window_zone)
+        zone_named(self.maintenance_window_zone)
 
     @property
     def database_path(self) -> Path:
@@ -291,10 +291,3 @@ def _check_url(url: str | None) -> None:
         raise ConfigError("mcp_url: expected https://host[:port][/prefix] without user, query or fragment")
     if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
         raise ConfigError("mcp_url: http is only allowed to this machine itself; use https")
-
-
-def _check_zone(zone: str) -> None:
-    try:
-        ZoneInfo(zone)
-    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise ConfigError(f"maintenance_window_zone: no such time zone {_shown(zone)}") from error
