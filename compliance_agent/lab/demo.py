@@ -1,0 +1,339 @@
+"""The whole product in one place: a server, simulated clinic hosts that drift and heal, and this very machine observed.
+
+The server is the real one in its own process. Each simulated clinic runs the real agent with its real key, database, queue
+and HTTP client; only the machine under it is the fake of lab/host.py, which drifts as lab/drift.py says. This machine is looked
+at by the same agent with `mode: audit`, so that nothing on it is changed.
+
+Everything stands in one directory: `server/` and `hosts/<host_id>/{agent.yaml,baseline.yaml,state/,evidence/,keys/}`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import re
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from compliance_agent.adapters.clock import SystemClock
+from compliance_agent.adapters.durable import make_directory, write_file
+from compliance_agent.agent import ComplianceAgent
+from compliance_agent.baseline import load
+from compliance_agent.config import AgentConfig
+from compliance_agent.crypto import Ed25519Signer
+from compliance_agent.drift import DriftDetector
+from compliance_agent.enrolment import enrol, read_token, save
+from compliance_agent.errors import Unavailable
+from compliance_agent.healing import HealingEngine
+from compliance_agent.lab import drift as synthetic
+from compliance_agent.lab.clinic import healthy_host
+from compliance_agent.lab.host import FakeHost
+from compliance_agent.ports import Host
+from compliance_agent.transport.http import HttpTransport
+
+CLINICS = (
+    "riverside",
+    "hillside",
+    "lakeside",
+    "parkview",
+    "northgate",
+    "oldtown",
+    "seaview",
+    "meadow",
+    "westend",
+    "harbour",
+)
+THIS_MACHINE = "this-machine"
+POLL_S = 1
+THIS_MACHINE_POLL_S = 15
+SERVER_START_S = 30.0
+SEEN_EVENTS = ("drift.found", "heal.finished", "verdict.changed", "evidence.delivered", "demo.fault")
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of the demo's story."""
+
+    at: datetime
+    host_id: str
+    name: str
+    keys: Mapping[str, Any]
+
+
+class Feed:
+    """The story so far: the agents' own log events, as they are logged. Each of `listeners` hears every one."""
+
+    def __init__(self, most: int = 500) -> None:
+        self.events: deque[Event] = deque(maxlen=most)
+        self.listeners: list[Callable[[Event], None]] = []
+
+    def install(self) -> None:
+        """Take every log event of this process; what the story does not need is dropped."""
+        structlog.configure(
+            processors=[structlog.contextvars.merge_contextvars, self._take], cache_logger_on_first_use=False
+        )
+
+    def _take(self, _logger: Any, _method: str, entry: MutableMapping[str, Any]) -> str:
+        name = str(entry.pop("event", ""))
+        if name in SEEN_EVENTS:
+            event = Event(datetime.now(UTC), str(entry.pop("host_id", "")), name, dict(entry))
+            self.events.append(event)
+            for listener in self.listeners:
+                listener(event)
+        raise structlog.DropEvent
+
+
+@dataclass
+class DemoHost:
+    """One host of the demo: its directory, its agent, and the simulated machine (None for this very machine)."""
+
+    host_id: str
+    site_id: str
+    directory: Path
+    machine: FakeHost | None
+    agent: ComplianceAgent
+    task: asyncio.Task[None] | None = None
+    injected: list[str] = field(default_factory=list)
+    healed: list[str] = field(default_factory=list)
+
+    @property
+    def key_id(self) -> str:
+        """The host's identity at the server."""
+        return str(self.agent.signer.key_id)
+
+    def unmet(self) -> list[str]:
+        """Checks that did not pass when this host was last looked at."""
+        return [result.check for result in self.agent.latest if result.result != "pass"]
+
+
+class Demo:
+    """Builds the scene in a directory, plays it, and takes it down again.
+
+    Args:
+        directory: where everything is written.
+        hosts: simulated clinic hosts.
+        seed: decides which host drifts how, and when.
+        port: of the server; a free one when 0.
+        observe_this_machine: also run an audit-only agent over the real machine.
+    """
+
+    def __init__(
+        self, directory: Path, *, hosts: int = 3, seed: int = 1, port: int = 0, observe_this_machine: bool = True
+    ) -> None:
+        self.directory = directory
+        self.seed = seed
+        self.feed = Feed()
+        self.feed.listeners.append(self._note_healed)
+        self.hosts: list[DemoHost] = []
+        self._count = hosts
+        self._port = port or _free_port()
+        self._with_this_machine = observe_this_machine
+        self._server: asyncio.subprocess.Process | None = None
+        self._rng = random.Random(seed)  # a repeatable scene
+
+    @property
+    def url(self) -> str:
+        """Where the viewer is."""
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def password(self) -> str:
+        """The first user's password, as the server wrote it."""
+        return (self.directory / "server" / "admin-password").read_text("ascii").strip()
+
+    async def build(self) -> None:
+        """Start the server, enrol every host and start its agent.
+
+        Raises:
+            Unavailable: the server did not come up.
+        """
+        make_directory(self.directory)
+        await self._start_server()
+        names = [_clinic(number) for number in range(self._count)]
+        sites = [f"{name}-clinic" for name in names] + ([THIS_MACHINE] if self._with_this_machine else [])
+        await asyncio.gather(*(self._make_token(site) for site in sites))
+        for number, name in enumerate(names):
+            machine = healthy_host(self.seed * 1_000 + number, SystemClock())
+            self.hosts.append(await self._add_host(f"{name}-01", f"{name}-clinic", machine))
+        if self._with_this_machine:
+            self.hosts.append(await self._add_host(THIS_MACHINE, THIS_MACHINE, None))
+
+    async def start(self) -> None:
+        """Let every agent run."""
+        for host in self.hosts:
+            host.task = asyncio.create_task(self._live(host))
+
+    async def stop(self) -> None:
+        """Stop the agents, then the server; both drain first."""
+        for host in self.hosts:
+            host.agent.shutdown_event.set()
+        await asyncio.gather(*(host.task for host in self.hosts if host.task is not None), return_exceptions=True)
+        if self._server is not None and self._server.returncode is None:
+            self._server.send_signal(signal.SIGTERM)
+            try:
+                async with asyncio.timeout(10):
+                    await self._server.wait()
+            except TimeoutError:
+                self._server.kill()
+                await self._server.wait()
+
+    def clinics(self) -> list[DemoHost]:
+        """The simulated hosts."""
+        return [host for host in self.hosts if host.machine is not None]
+
+    def inject(self, host: DemoHost, fault: str) -> None:
+        """Let a simulated host drift by a named fault."""
+        if host.machine is None:
+            raise RuntimeError("this machine is only observed")
+        synthetic.FAULTS[fault].inject(host.machine)
+        host.injected.append(fault)
+        with structlog.contextvars.bound_contextvars(host_id=host.host_id):
+            log.info("demo.fault", fault=fault, check_id=synthetic.FAULTS[fault].check)
+
+    def next_drift(self) -> tuple[DemoHost, str]:
+        """Which host drifts next, and how; the same seed gives the same story."""
+        return self._rng.choice(self.clinics()), self._rng.choice(sorted(synthetic.FAULTS))
+
+    def _note_healed(self, event: Event) -> None:
+        if event.name == "heal.finished" and event.keys.get("outcome") == "success":
+            for host in self.hosts:
+                if host.host_id == event.host_id:
+                    host.healed.append(str(event.keys["check_id"]))
+
+    async def _live(self, host: DemoHost) -> None:
+        structlog.contextvars.bind_contextvars(host_id=host.host_id)
+        await host.agent.start(handle_signals=False)
+
+    async def _start_server(self) -> None:
+        data_dir = self.directory / "server"
+        make_directory(data_dir)
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("MSP_")}
+        with (self.directory / "server.log").open("wb") as output:
+            self._server = await asyncio.create_subprocess_exec(
+                *_command("server", "--data-dir", str(data_dir), "--port", str(self._port)),
+                stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, env=environment,
+            )  # fmt: skip
+        await self._until_ready(self._server)
+
+    async def _until_ready(self, server: asyncio.subprocess.Process) -> None:
+        transport = HttpTransport(self.url)
+        try:
+            async with asyncio.timeout(SERVER_START_S):
+                while server.returncode is None:
+                    with contextlib.suppress(Unavailable):
+                        if (await transport.request("GET", "/readyz", timeout_s=5)).status == 200:
+                            return
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            pass
+        finally:
+            await transport.close()
+        raise Unavailable(f"the demo's server did not start; see {self.directory / 'server.log'}")
+
+    async def _make_token(self, site: str) -> None:
+        process = await asyncio.create_subprocess_exec(
+            *_command("server", "enrol-token", "--site", site, "--data-dir", str(self.directory / "server"),
+                      "--out", str(self._token_file(site))),
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        _, complaint = await process.communicate()
+        if process.returncode:
+            raise Unavailable(f"no enrolment token for {site}: {complaint.decode('utf-8', 'replace').strip()[-200:]}")
+
+    def _token_file(self, site: str) -> Path:
+        return self.directory / f"{site}.token"
+
+    async def _add_host(self, host_id: str, site_id: str, machine: FakeHost | None) -> DemoHost:
+        directory = self.directory / "hosts" / host_id
+        make_directory(directory)
+        config = await self._enrolled(directory, host_id, site_id, machine is None)
+        clock = SystemClock()
+        real: Host | None = machine
+        detector = DriftDetector(config, host=real, baseline=load(config.baseline_path), clock=clock)
+        engine = HealingEngine(
+            config, host=detector.host, baseline=detector.baseline, observe=detector.check_one, clock=clock
+        )
+        agent = ComplianceAgent(config, drift_detector=detector, healing_engine=engine, clock=clock)
+        return DemoHost(host_id, site_id, directory, machine, agent)
+
+    async def _enrolled(self, directory: Path, host_id: str, site_id: str, this_machine: bool) -> AgentConfig:
+        """Write the host's files, enrol it as `compliance-agent enrol` does, and read its configuration back."""
+        from compliance_agent.cli.common import shipped_baseline
+
+        baseline = shipped_baseline().read_bytes() if this_machine else _clinic_baseline()
+        if this_machine:
+            baseline = re.sub(rb"(?m)^mode: enforce", b"mode: audit", baseline, count=1)
+        write_file(directory / "baseline.yaml", baseline, 0o644)
+        write_file(
+            directory / "agent.yaml", _agent_yaml(self.url, host_id, site_id, this_machine).encode("ascii"), 0o600
+        )
+        config = AgentConfig.from_file(directory / "agent.yaml", {})
+        signer = Ed25519Signer(config.signing_key_file)
+        write_file(directory / "keys" / f"{host_id}.pub.pem", signer.public_pem(), 0o644)
+        token_file = self._token_file(site_id)
+        transport = HttpTransport(self.url)
+        try:
+            enrolled = await enrol(transport, signer, read_token(token_file), host_id)
+        finally:
+            await transport.close()
+            token_file.unlink()
+        assert config.mcp_api_key_file is not None and config.mcp_server_key_file is not None  # noqa: S101  written above
+        save(enrolled, config.mcp_api_key_file, config.mcp_server_key_file)
+        return config
+
+
+def _clinic(number: int) -> str:
+    name = CLINICS[number % len(CLINICS)]
+    return name if number < len(CLINICS) else f"{name}-{number // len(CLINICS) + 1}"
+
+
+def _clinic_baseline() -> bytes:
+    from importlib import resources
+
+    return (resources.files("compliance_agent") / "baselines" / "clinic-linux.yaml").read_bytes()
+
+
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "compliance_agent", *arguments]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _agent_yaml(url: str, host_id: str, site_id: str, this_machine: bool) -> str:
+    """A demo host's configuration: as shipped, but quick, and with a window that is always open."""
+    return f"""\
+client_id: demo-msp
+site_id: {site_id}
+host_id: {host_id}
+state_dir: state
+evidence_dir: evidence
+baseline_path: baseline.yaml
+signing_key_file: keys/signing-key.pem
+mcp_url: {url}
+mcp_api_key_file: keys/api-key
+mcp_server_key_file: keys/server-key
+mcp_poll_interval_sec: {THIS_MACHINE_POLL_S if this_machine else POLL_S}
+heartbeat_interval_sec: 60
+healing_cooldown_sec: 1
+healing_budget_per_hour: 1000
+flap_limit: 100
+maintenance_window_start: "00:00"
+maintenance_window_end: "00:00"
+"""

@@ -1,0 +1,181 @@
+"""The demo as a test: every simulated host drifts in every curable way, heals, and the server holds verified proof of it.
+
+What is believed is what the checks see on the simulated machines, the evidence on disk under the offline verifier, and what the
+server answers over HTTP; not an agent's own count of its successes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from compliance_agent.documents import read_json
+from compliance_agent.errors import AgentError, BadEvidence, Unavailable
+from compliance_agent.evidence.verify import verify_paths
+from compliance_agent.lab import drift as synthetic
+from compliance_agent.lab.demo import Demo, DemoHost
+from compliance_agent.lab.viewer import Viewer
+from compliance_agent.ports import HttpReply
+
+SETTLE_S = 20.0
+HEAL_S = 25.0
+DELIVER_S = 15.0
+
+
+class DemoFailed(AgentError):
+    """The demo did not show what it must."""
+
+    code = "demo_failed"
+    exit_status = 1
+
+
+@dataclass(frozen=True)
+class Healed:
+    """One drift that went all the way."""
+
+    host_id: str
+    fault: str
+    check: str
+    bundle_id: str
+
+
+async def run_check(demo: Demo, say: Callable[[str], None]) -> list[Healed]:
+    """Play the bounded scene; what was healed and proven, or an error that names what was not.
+
+    Raises:
+        DemoFailed: names the host and what is missing.
+    """
+    started = time.monotonic()
+    clinics = demo.clinics()
+    await _until(
+        lambda: all(host.agent.latest and not host.unmet() for host in clinics),
+        SETTLE_S,
+        lambda: _unmet(clinics, "at the start"),
+    )
+    say(f"{len(clinics)} simulated clinic hosts comply ({time.monotonic() - started:.1f} s)")
+    faults = healable_faults()
+    for host in clinics:
+        for fault in faults:
+            demo.inject(host, fault)
+    say(f"injected on each host: {', '.join(faults)}")
+    await _until(
+        lambda: all(_healed_checks(host) >= _checks_of(faults) for host in clinics),
+        HEAL_S,
+        lambda: _unhealed(clinics, faults),
+    )
+    await _until(lambda: all(not host.unmet() for host in clinics), SETTLE_S, lambda: _unmet(clinics, "after healing"))
+    say(f"all healed and checked again ({time.monotonic() - started:.1f} s)")
+    await asyncio.gather(*(_delivered(host) for host in demo.hosts))
+    viewer = Viewer(demo.url)
+    try:
+        await viewer.login("admin", demo.password)
+        proven = [item for host in clinics for item in await _proven(host, faults, viewer)]
+        for host in demo.hosts:
+            await _all_at_server(host, viewer)
+    finally:
+        await viewer.close()
+    say(f"every bundle is at the server, verified there and offline ({time.monotonic() - started:.1f} s)")
+    return proven
+
+
+def healable_faults() -> list[str]:
+    """One fault for each check that heals by itself, by name."""
+    chosen: dict[str, str] = {}
+    for name, fault in sorted(synthetic.FAULTS.items()):
+        if fault.heals:
+            chosen.setdefault(fault.check, name)
+    return sorted(chosen.values())
+
+
+def _checks_of(faults: Iterable[str]) -> set[str]:
+    return {synthetic.FAULTS[name].check for name in faults}
+
+
+def _healed_checks(host: DemoHost) -> set[str]:
+    return set(host.healed)
+
+
+async def _until(done: Callable[[], bool], seconds: float, why_not: Callable[[], str]) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > deadline:
+            raise DemoFailed(why_not())
+        await asyncio.sleep(0.05)
+
+
+def _unmet(hosts: Iterable[DemoHost], when: str) -> str:
+    return "; ".join(
+        f"{host.host_id} does not comply {when}: "
+        + ", ".join(
+            f"{result.check} {result.result} ({result.reason})"
+            for result in host.agent.latest
+            if result.result != "pass"
+        )
+        for host in hosts
+        if host.unmet() or not host.agent.latest
+    )
+
+
+def _unhealed(hosts: Iterable[DemoHost], faults: Iterable[str]) -> str:
+    wanted = _checks_of(faults)
+    return "; ".join(
+        f"{host.host_id} did not heal {', '.join(sorted(wanted - _healed_checks(host)))}"
+        for host in hosts
+        if not _healed_checks(host) >= wanted
+    )
+
+
+async def _delivered(host: DemoHost) -> None:
+    """Let the agent stop at a point where everything it recorded is delivered; from then on its evidence stands still."""
+    deadline = time.monotonic() + DELIVER_S
+    while (await host.agent.offline_queue.get_stats())["pending"]:
+        if time.monotonic() > deadline:
+            raise DemoFailed(f"{host.host_id}: evidence is still waiting for delivery")
+        await asyncio.sleep(0.05)
+    host.agent.shutdown_event.set()
+    if host.task is not None:
+        await host.task
+
+
+async def _proven(host: DemoHost, faults: Iterable[str], viewer: Viewer) -> list[Healed]:
+    """For each fault of this host the bundle at the server that shows fail -> success -> pass, verified by the server."""
+    proven = []
+    for fault in faults:
+        check = synthetic.FAULTS[fault].check
+        page = await viewer.get(f"/api/v1/bundles?key_id={host.key_id}&check={check}&outcome=success")
+        items = page["items"]
+        if not items:
+            raise DemoFailed(f"{host.host_id}: the server holds no successful remediation of {check}")
+        bundle = await viewer.get(f"/api/v1/bundles/{items[0]['bundle_id']}")
+        if not bundle["valid"]:
+            raise DemoFailed(f"{host.host_id}: bundle {items[0]['bundle_id']} does not verify at the server")
+        proven.append(Healed(host.host_id, fault, check, items[0]["bundle_id"]))
+    return proven
+
+
+async def _all_at_server(host: DemoHost, viewer: Viewer) -> None:
+    """What stands on the host's disk verifies offline, and the server holds as many, with the same head."""
+    report = verify_paths([host.directory], None)
+    if not report.valid or not report.bundles:
+        raise DemoFailed(f"{host.host_id}: evidence does not verify offline: {report.summary()}")
+    head = await viewer.get(f"/api/v1/hosts/{host.key_id}")
+    if head["seq"] != report.bundles:
+        raise DemoFailed(f"{host.host_id}: {report.bundles} bundles on disk, the server's chain ends at {head['seq']}")
+
+
+def as_object(reply: HttpReply) -> Any:
+    """The JSON of a reply.
+
+    Raises:
+        Unavailable: the server said no.
+        BadEvidence: not JSON.
+    """
+    if reply.status != 200:
+        raise Unavailable(f"the server answered {reply.status}")
+    value = read_json(reply.body)
+    if not isinstance(value, dict):
+        raise BadEvidence("the server's answer is not an object")
+    return value
