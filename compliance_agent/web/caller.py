@@ -1,0 +1,47 @@
+"""Who is looking, and what they may see: the one place where the viewer meets the rest of the server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from starlette.requests import Request
+
+from compliance_agent.server.api.deps import services_of, session_cookie
+from compliance_agent.server.records import User
+from compliance_agent.server.services.fleet import Fleet
+
+
+class SignedOut(Exception):
+    """Nobody is signed in. Only `PageRoute` catches it."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """A signed-in person, and the fleet as this person may see it."""
+
+    user: User
+    fleet: Fleet
+
+
+def now_of(request: Request) -> datetime:
+    """The server's time."""
+    return services_of(request).clock()
+
+
+def session_of(request: Request) -> str | None:
+    """The session's secret that the browser holds. Pages are for people: operator tokens open none."""
+    return request.cookies.get(session_cookie(request))
+
+
+async def caller_of(request: Request) -> Caller:
+    """Who is looking.
+
+    Raises:
+        SignedOut: nobody, or a session that has ended.
+    """
+    services = services_of(request)
+    user = await services.users.of_session(session_of(request))
+    if user is None:
+        raise SignedOut
+    return Caller(user, await services.fleet(user))

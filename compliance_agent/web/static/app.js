@@ -1,0 +1,68 @@
+// Everything a page says is in its HTML; this only adds comfort: times in the reader's zone, a theme switch, copying,
+// and the honest word when a page that should keep itself fresh no longer can.
+(() => {
+  "use strict";
+
+  const clock = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+  const localise = (root) => {
+    for (const time of root.querySelectorAll("time[data-local]")) {
+      const moment = new Date(time.dateTime);
+      if (Number.isNaN(moment.getTime())) continue;
+      if (!time.title) time.title = time.dataset.utc;
+      if (time.dataset.local === "text") time.textContent = clock.format(moment);
+      else time.title = `${clock.format(moment)} (${time.dataset.utc})`;
+    }
+  };
+
+  const themes = ["auto", "light", "dark"];
+  const button = document.querySelector("[data-theme-switch]");
+  const showTheme = () => {
+    const chosen = localStorage.getItem("theme") || "auto";
+    button.textContent = { auto: "Theme: auto", light: "Theme: light", dark: "Theme: dark" }[chosen];
+    if (chosen === "auto") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = chosen;
+  };
+  if (button) {
+    button.addEventListener("click", () => {
+      const chosen = localStorage.getItem("theme") || "auto";
+      localStorage.setItem("theme", themes[(themes.indexOf(chosen) + 1) % themes.length]);
+      showTheme();
+    });
+    showTheme();
+  }
+
+  document.addEventListener("click", async (event) => {
+    const copy = event.target.closest("[data-copy]");
+    if (!copy) return;
+    await navigator.clipboard.writeText(document.getElementById(copy.dataset.copy).textContent.trim());
+    copy.textContent = "Copied";
+    setTimeout(() => (copy.textContent = "Copy"), 2000);
+  });
+
+  // A live page that has heard nothing for 20 seconds must not go on looking current.
+  const live = document.querySelector("[data-live]");
+  const banner = document.getElementById("stale");
+  let heard = Date.now();
+  const judge = () => {
+    const stale = Date.now() - heard > 20000;
+    banner.hidden = !stale;
+    document.documentElement.classList.toggle("stale", stale);
+    if (stale) banner.querySelector("time").textContent = clock.format(new Date(heard));
+  };
+  if (live && banner) {
+    document.addEventListener("htmx:after:swap", () => {
+      heard = Date.now();
+      localise(document);
+      judge();
+    });
+    // Errors are not swapped in: the page keeps what it last knew and the banner says since when.
+    document.addEventListener("htmx:before:swap", (event) => {
+      const status = event.detail.ctx?.response?.status ?? 0;
+      if (status !== 200) event.preventDefault();
+    });
+    document.addEventListener("visibilitychange", judge);
+    setInterval(judge, 2000);
+  }
+
+  localise(document);
+})();

@@ -1,0 +1,138 @@
+"""Where the bars and marks of a host's history picture stand: one lane a check, left is the past.
+
+Only what was reported is drawn as known: before the first record of a check its lane says "no record", and after the host was
+last seen it says "silent". Pure: geometry in, geometry out; the template writes the SVG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from compliance_agent.web.pages import BundleRow, CheckRow
+
+WIDTH = 1000  # user units of a lane; the browser stretches them to the room there is
+SPANS = (
+    *(timedelta(minutes=number) for number in (10, 30)),
+    *(timedelta(hours=number) for number in (1, 3, 6, 12, 24)),
+    *(timedelta(days=number) for number in (3, 7, 30)),
+)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A stretch of one verdict; `none` is no record, `silent` is after the host was last seen."""
+
+    x: float
+    width: float
+    verdict: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A remediation on its lane."""
+
+    x: float
+    outcome: str
+    bundle_id: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One check's row of the picture, and the same in words for who cannot see it."""
+
+    check: str
+    title: str
+    summary: str
+    bars: tuple[Bar, ...]
+    marks: tuple[Mark, ...]
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The whole picture with its span, and the times of its axis, evenly spaced."""
+
+    start: datetime
+    end: datetime
+    lanes: tuple[Lane, ...]
+    ticks: tuple[tuple[str, datetime], ...]
+
+
+def _span(first: datetime | None, end: datetime) -> timedelta:
+    wanted = end - first if first else timedelta(0)
+    return next((span for span in SPANS if span >= wanted), SPANS[-1])
+
+
+def _axis(start: datetime, end: datetime) -> tuple[tuple[str, datetime], ...]:
+    style = "%d %b" if end - start > timedelta(days=2) else "%H:%M"
+    times = [start + (end - start) / 4 * number for number in range(5)]
+    return tuple((time.strftime(style), time) for time in times)
+
+
+def draw(
+    checks: Sequence[CheckRow],
+    events: Iterable[BundleRow],
+    *,
+    last_seen: datetime | None,
+    silent: bool,
+    now: datetime,
+) -> Timeline:
+    """The picture of the newest `events` of one host, over the shortest of a few spans that holds them.
+
+    Args:
+        checks: the host's checks as they stand; each gives a lane.
+        events: bundles, in any order; those without a check are not drawn.
+        last_seen: where knowledge ends for a silent host.
+        silent: whether the host is silent now.
+        now: the right edge.
+    """
+    known = sorted((event for event in events if event.check), key=lambda event: (event.at, event.epoch, event.seq))
+    span = _span(known[0].at if known else None, now)
+    start = now - span
+    edge = min(last_seen, now) if silent and last_seen else now
+    by_check: Mapping[str, list[BundleRow]] = {row.check: [] for row in checks}
+    for event in known:
+        if event.check is not None and event.check in by_check and event.at >= start:
+            by_check[event.check].append(event)
+    rows = sorted(checks, key=lambda row: row.check)
+    lanes = tuple(_lane(row, by_check[row.check], start, edge, now) for row in rows)
+    return Timeline(start, now, lanes, _axis(start, now))
+
+
+def _lane(row: CheckRow, events: Sequence[BundleRow], start: datetime, edge: datetime, now: datetime) -> Lane:
+    def place(moment: datetime) -> float:
+        share = (moment - start) / (now - start)
+        return round(WIDTH * min(1.0, max(0.0, share)), 1)
+
+    # A cure counts as healed only after the check itself passed again, so a success is a change of verdict too.
+    turns = [
+        (event.at, "pass" if event.kind == "remediation" else event.result or "unknown")
+        for event in events
+        if event.kind == "drift" or (event.kind == "remediation" and event.outcome == "success")
+    ]
+    if row.since and row.since <= edge and not any(at >= row.since for at, _ in turns):
+        turns.append((max(row.since, start), row.reported))
+    turns = sorted([(start, "none"), *turns, (edge, "silent")], key=lambda turn: turn[0])
+    bars = []
+    for (at, verdict), (until, _) in zip(turns, [*turns[1:], (now, "")], strict=True):
+        if verdict == "silent" and edge >= now:
+            continue
+        x, end = place(at), place(until)
+        if end > x:
+            bars.append(Bar(x, round(end - x, 1), verdict, f"{row.title}: {_SAID.get(verdict, verdict)}"))
+    marks = tuple(
+        Mark(
+            place(event.at), event.outcome or "alert", event.bundle_id, f"{row.title}: {event.outcome or 'remediation'}"
+        )
+        for event in events
+        if event.kind == "remediation"
+    )
+    now_is = "silent" if edge < now else _SAID.get(row.reported, row.reported)
+    summary = f"{row.check}: now {now_is}; {len(events)} changes and remediations in this span"
+    return Lane(row.check, row.title, summary, tuple(bars), marks)
+
+
+_SAID = {"none": "no record", "silent": "the host is silent", "not_applicable": "not applicable"}

@@ -1,0 +1,257 @@
+"""The pages: each asks a service, builds what its template is given, and renders it. No page touches a table or decides anything.
+
+What does not exist and what belongs to another site are the same 404. Live pages ask for themselves every few seconds; without
+scripts they are read by reloading.
+
+    app.include_router(views.router)
+    views.mount_static(app)           # last: static files, headers, and the page for what does not exist
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+from fastapi import APIRouter, FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from compliance_agent import crypto
+from compliance_agent.errors import Refusal
+from compliance_agent.server.api.deps import services_of, session_cookie
+from compliance_agent.server.records import BundleQuery
+from compliance_agent.web import present, security, timeline, words
+from compliance_agent.web.assets import STATIC_ROUTE
+from compliance_agent.web.caller import caller_of, now_of, session_of
+from compliance_agent.web.pages import Changes, Counts, SiteRow, by_urgency, hosts_by_urgency
+from compliance_agent.web.routing import Fallback, PageRoute, page
+
+LONGEST_FORM_BYTES = 8192
+RECENT = 10
+DRAWN = 200
+PER_PAGE = 50
+FILTERS = ("check", "kind", "result", "outcome")
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
+
+
+def mount_static(app: FastAPI) -> None:
+    """Give an app the static files, the security headers on everything it answers, and the page for what does not exist.
+
+    Call it after every router has been included: the page for what does not exist answers whatever no earlier route does.
+    """
+    app.router.routes.extend((STATIC_ROUTE, Fallback()))
+    app.add_middleware(security.SecurityHeaders)
+
+
+@router.get("/")
+async def fleet(request: Request) -> Response:
+    """Every site the caller may see, the most urgent first."""
+    caller = await caller_of(request)
+    moved = present.changes(await caller.fleet.tallies())
+    sites = by_urgency(present.site_row(site, moved) for site in await caller.fleet.sites())
+    return page(request, "fleet.html", user=caller.user.name, sites=sites, **_totals(sites))
+
+
+def _totals(sites: Iterable[SiteRow]) -> dict[str, Any]:
+    sites = list(sites)
+    unmet = [(site.oldest_unmet, site.site_id, site) for site in sites if site.oldest_unmet]
+    oldest = min(unmet, default=None)
+    return {
+        "counts": sum((site.counts for site in sites), Counts()),
+        "changes": sum((site.changes for site in sites), Changes()),
+        "hosts": sum(site.hosts for site in sites),
+        "silent": sum(site.silent for site in sites),
+        "oldest": oldest[0] if oldest else None,
+        "oldest_site": oldest[2] if oldest else None,
+    }
+
+
+@router.get("/sites/{site_id}")
+async def site(request: Request, site_id: str) -> Response:
+    """One clinic and its hosts."""
+    caller = await caller_of(request)
+    found = await caller.fleet.site(site_id)
+    row = present.site_row(found, present.changes(await caller.fleet.tallies()))
+    hosts = hosts_by_urgency(present.host_row(host) for host in found.hosts)
+    return page(request, "site.html", user=caller.user.name, site=row, hosts=hosts)
+
+
+@router.get("/hosts/{key_id}")
+async def host(request: Request, key_id: str) -> Response:
+    """One host: every check with its reason and its last remediation, its history, its newest evidence."""
+    caller = await caller_of(request)
+    row = present.host_row(await caller.fleet.host(key_id))
+    newest = await caller.fleet.evidence(BundleQuery(key_id=key_id, limit=RECENT))
+    drawn = [
+        present.bundle_row(bundle)
+        for kind in ("drift", "remediation")
+        for bundle in (await caller.fleet.evidence(BundleQuery(key_id=key_id, kind=kind, limit=DRAWN))).items
+    ]
+    now = now_of(request)
+    return page(
+        request,
+        "host.html",
+        user=caller.user.name,
+        host=row,
+        findings=present.findings(await caller.fleet.gaps(key_id), await caller.fleet.forks(key_id)),
+        timeline=timeline.draw(row.checks, drawn, last_seen=row.last_seen, silent=row.silent, now=now),
+        recent=[present.bundle_row(bundle) for bundle in newest.items],
+    )
+
+
+@router.get("/hosts/{key_id}/evidence")
+async def evidence(request: Request, key_id: str) -> Response:
+    """Every record of one host, filtered and page by page."""
+    caller = await caller_of(request)
+    row = present.host_row(await caller.fleet.host(key_id))
+    chosen = {name: request.query_params.get(name, "") for name in FILTERS}
+    before = _number(request.query_params.get("before"))
+    query = BundleQuery(
+        key_id=key_id,
+        check=chosen["check"] or None,
+        kind=chosen["kind"] or None,
+        result=chosen["result"] or None,
+        outcome=chosen["outcome"] or None,
+        before=before,
+        limit=PER_PAGE,
+    )
+    found = await caller.fleet.evidence(query)
+    kept = {name: value for name, value in chosen.items() if value}
+    path = f"/hosts/{key_id}/evidence"
+    return page(
+        request,
+        "evidence.html",
+        user=caller.user.name,
+        host=row,
+        rows=[present.bundle_row(bundle) for bundle in found.items],
+        chosen=chosen,
+        filtered=bool(kept),
+        check_options=sorted((check.check, check.check) for check in row.checks),
+        kind_options=_options(words.KINDS),
+        result_options=_options(words.VERDICTS),
+        outcome_options=_options(words.OUTCOMES),
+        first_href=f"{path}?{urlencode(kept)}" if before is not None else "",
+        older_href=f"{path}?{urlencode({**kept, 'before': found.next})}" if found.next is not None else "",
+    )
+
+
+def _options(table: Any) -> list[tuple[str, str]]:
+    return [(token, word.label) for token, word in table.items()]
+
+
+def _number(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 15):
+        raise HTTPException(400)
+    return int(text)
+
+
+@router.get("/hosts/{key_id}/public-key")
+async def public_key(request: Request, key_id: str) -> Response:
+    """The host's public key as PEM, for OpenSSL."""
+    caller = await caller_of(request)
+    found = (await caller.fleet.host(key_id)).host
+    return _download(crypto.public_pem(found.public_key).encode(), present.pem_name(found.host_id))
+
+
+@router.get("/bundles/{bundle_id}")
+async def bundle(request: Request, bundle_id: str) -> Response:
+    """One record, verified while the page is made."""
+    caller = await caller_of(request)
+    began = time.perf_counter()
+    found = await caller.fleet.bundle(bundle_id, request.query_params.get("key"))
+    took_ms = round((time.perf_counter() - began) * 1000)
+    row = present.host_row(await caller.fleet.host(found.host.key_id))
+    return page(request, "bundle.html", user=caller.user.name, page=present.bundle_page(found, row, took_ms))
+
+
+@router.get("/bundles/{bundle_id}/{name}")
+async def bundle_file(request: Request, bundle_id: str, name: str) -> Response:
+    """The record's bytes, or its signature, exactly as received."""
+    caller = await caller_of(request)
+    found = await caller.fleet.bundle(bundle_id, request.query_params.get("key"))
+    content = {"bundle.json": found.body, "bundle.sig": found.sig}.get(name)
+    if content is None:
+        raise HTTPException(404)
+    return _download(content, name)
+
+
+def _download(content: bytes, name: str) -> Response:
+    return Response(
+        content,
+        media_type="application/octet-stream",
+        headers={"Content-Disposition": f'attachment; filename="{name}"'},
+    )
+
+
+@router.get("/login")
+async def login_page(request: Request) -> Response:
+    """The form to sign in with."""
+    if await services_of(request).users.of_session(session_of(request)) is not None:
+        return RedirectResponse("/", status_code=303)
+    return _login(request, _inside(request.query_params.get("next", "")), 200)
+
+
+def _login(request: Request, back: str, status_code: int, name: str = "", problem: str = "") -> Response:
+    return page(request, "login.html", user=None, status_code=status_code, next=back, name=name, problem=problem)
+
+
+@router.post("/login")
+async def login(request: Request) -> Response:
+    """Sign in. Attempts are limited by the users service; a new session always has a new id."""
+    form = await _form(request)
+    name, back = form.get("name", ""), _inside(form.get("next", ""))
+    try:
+        secret = await services_of(request).users.login(name, form.get("password", ""))
+    except Refusal as refusal:
+        if refusal.status == 429:
+            return _login(request, back, 429, name, "Too many attempts for this name. Wait a quarter of an hour.")
+        return _login(request, back, 401, name, "Name or password is wrong.")
+    response = RedirectResponse(back, status_code=303)
+    security.set_cookie(request, response, session_cookie(request), secret)
+    return response
+
+
+@router.post("/logout")
+async def logout(request: Request) -> Response:
+    """End the session, here and at the server."""
+    await _form(request)
+    secret = session_of(request)
+    if secret:
+        await services_of(request).users.logout(secret)
+    response = RedirectResponse("/login", status_code=303)
+    security.drop_cookie(request, response, session_cookie(request))
+    return response
+
+
+async def _form(request: Request) -> dict[str, str]:
+    """The fields of a small posted form that came from one of our own pages.
+
+    Raises:
+        HTTPException: 413 too large, 400 not a form, 403 not ours.
+    """
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > LONGEST_FORM_BYTES:
+            raise HTTPException(413)
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
+        raise HTTPException(400)
+    try:
+        fields = dict(parse_qsl(body.decode("ascii"), keep_blank_values=True, max_num_fields=20))
+    except ValueError as error:
+        raise HTTPException(400) from error
+    if not security.form_is_ours(request, fields.get(security.FORM_FIELD, "")):
+        raise HTTPException(403)
+    return fields
+
+
+def _inside(path: str) -> str:
+    """Where to go after signing in: a path of this site, whatever the link said."""
+    safe = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isascii() and path.isprintable()
+    return path if safe and "\\" not in path and len(path) <= 512 else "/"
