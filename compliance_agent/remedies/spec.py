@@ -7,11 +7,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compliance_agent.ports import ChangingHost
+from compliance_agent.ports import ChangingHost, Host
 
 Args = Mapping[str, str | int | bool]
 
@@ -28,6 +29,12 @@ class Action:
         apply: `(host, args)`; raises `StepFailed` or `CannotTell`.
         undo: `(host, args, captured)`; raises `StepFailed` or `CannotTell`.
         deadline_s: for each of the three.
+        undo_is_empty: why `undo` has nothing to bring back, for the few actions of which that is true (a clock that was put
+            right is not made wrong again); empty for all others, and a test holds them to it.
+        restored: `(captured, captured after the undo)`: whether the former state is back. Equal, unless the action says
+            otherwise (a unit that had failed can only be brought back to stopped).
+        blocked: `(host, args)` -> token of what is in the way for now (package manager lock, running backup), or None;
+            only looks. None when nothing can be in the way.
     """
 
     id: str
@@ -37,6 +44,9 @@ class Action:
     apply: Callable[[ChangingHost, Args], Awaitable[None]]
     undo: Callable[[ChangingHost, Args, Any], Awaitable[None]]
     deadline_s: float = 60.0
+    undo_is_empty: str = ""
+    restored: Callable[[Any, Any], bool] = operator.eq
+    blocked: Callable[[Host, Args], Awaitable[str | None]] | None = None
 
     def describe(self, args: Args) -> str:
         """The title with its places filled, for a person at this host."""

@@ -1,0 +1,322 @@
+"""What healing must remember: attempts, rollback points, rejected targets, approvals, contended checks, the pause.
+
+All of it in the agent's one database, each change durable when the method returns. The methods are synchronous;
+`StoreJournal` gives the transaction the asynchronous side, on the database's writer thread.
+
+What was captured before a change may hold file content. It stays on this host, in a database only the agent may read, and goes
+when its point is pruned.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from compliance_agent.adapters.database import Database
+from compliance_agent.core.gates import Attempt, Moment
+from compliance_agent.errors import DocumentError
+from compliance_agent.models import Plan
+from compliance_agent.remedies.plan import decode, encode
+from compliance_agent.remedies.rollback import PointState, RollbackPoint, Stage
+
+T = TypeVar("T")
+Row = tuple[Any, ...]
+
+# More than the largest budget and flap limit that a configuration may ask for.
+ATTEMPTS_KEPT = 1_000
+POINTS_KEPT = 100
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_TABLES = (
+    """CREATE TABLE IF NOT EXISTS heal_attempt (
+        id INTEGER PRIMARY KEY, point_id TEXT NOT NULL UNIQUE, check_id TEXT NOT NULL, target TEXT NOT NULL,
+        wall_us INTEGER NOT NULL, monotonic_us INTEGER NOT NULL, boot_id TEXT NOT NULL,
+        outcome TEXT NOT NULL DEFAULT 'open', forgiven INTEGER NOT NULL DEFAULT 0)""",
+    "CREATE INDEX IF NOT EXISTS heal_attempt_by_check ON heal_attempt (check_id, id)",
+    """CREATE TABLE IF NOT EXISTS heal_point (
+        number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, plan TEXT NOT NULL, target TEXT NOT NULL,
+        captured TEXT NOT NULL, pre_state TEXT NOT NULL, baseline_sha256 TEXT NOT NULL,
+        wall_us INTEGER NOT NULL, monotonic_us INTEGER NOT NULL, boot_id TEXT NOT NULL,
+        state TEXT NOT NULL, failure TEXT NOT NULL DEFAULT '')""",
+    "CREATE INDEX IF NOT EXISTS heal_point_by_state ON heal_point (state)",
+    """CREATE TABLE IF NOT EXISTS heal_step (
+        point_id TEXT NOT NULL, step INTEGER NOT NULL, stage TEXT NOT NULL, PRIMARY KEY (point_id, step)) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS heal_rejected (
+        check_id TEXT NOT NULL, target TEXT NOT NULL, baseline_sha256 TEXT NOT NULL,
+        PRIMARY KEY (check_id, target, baseline_sha256)) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS heal_approval (
+        check_id TEXT NOT NULL, target TEXT NOT NULL,
+        wall_us INTEGER NOT NULL, monotonic_us INTEGER NOT NULL, boot_id TEXT NOT NULL,
+        PRIMARY KEY (check_id, target)) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS heal_contended (
+        check_id TEXT PRIMARY KEY, wall_us INTEGER NOT NULL, monotonic_us INTEGER NOT NULL, boot_id TEXT NOT NULL)
+        WITHOUT ROWID""",
+    "CREATE TABLE IF NOT EXISTS heal_flag (name TEXT PRIMARY KEY) WITHOUT ROWID",
+)
+_RECENT = """SELECT check_id, target, wall_us, monotonic_us, boot_id, outcome, forgiven FROM heal_attempt
+    WHERE id IN (SELECT id FROM heal_attempt ORDER BY id DESC LIMIT :most)
+       OR id IN (SELECT id FROM heal_attempt WHERE check_id = :check ORDER BY id DESC LIMIT :most) ORDER BY id"""
+_PRUNE_ATTEMPTS = """DELETE FROM heal_attempt WHERE check_id = :check AND id NOT IN
+    (SELECT id FROM heal_attempt WHERE check_id = :check ORDER BY id DESC LIMIT :most)"""
+_PRUNE_POINTS = """DELETE FROM heal_point WHERE state NOT IN ('open', 'undoing') AND number NOT IN
+    (SELECT number FROM heal_point ORDER BY number DESC LIMIT :most)"""
+_PRUNE_STEPS = "DELETE FROM heal_step WHERE point_id NOT IN (SELECT id FROM heal_point)"
+_OPEN = """SELECT id, plan, target, captured, pre_state, baseline_sha256, wall_us, monotonic_us, boot_id, state, failure
+    FROM heal_point WHERE state IN ('open', 'undoing') ORDER BY number DESC"""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What is remembered that bears on one drift.
+
+    Attributes:
+        history: attempts, oldest first.
+        contended_since: when this check's flap breaker tripped.
+        paused: a person paused healing.
+        rejected: this target was rolled back under this baseline.
+        approved_at: when a person approved this target.
+        interrupted: a rollback point is still open.
+    """
+
+    history: tuple[Attempt, ...]
+    contended_since: Moment | None
+    paused: bool
+    rejected: bool
+    approved_at: Moment | None
+    interrupted: bool
+
+
+class HealingStore:
+    """The tables of healing in the agent's database."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+        self.journal = StoreJournal(self)
+        database.migrate("healing", _TABLES)
+
+    async def call(self, fn: Callable[[], T]) -> T:
+        """Run one of the methods below on the database's writer thread."""
+        return await self._db.call(fn)
+
+    # What the gates ask
+
+    def recall(self, check: str, target: str, baseline_sha256: str) -> Memory:
+        """Everything that bears on healing this target of this check now."""
+
+        def look(connection: sqlite3.Connection) -> Memory:
+            key = (check, target)
+            return Memory(
+                history=_history(connection, check),
+                contended_since=_moment_of(
+                    connection, "SELECT wall_us, monotonic_us, boot_id FROM heal_contended WHERE check_id = ?", (check,)
+                ),
+                paused=_any(connection, "SELECT 1 FROM heal_flag WHERE name = 'paused'"),
+                rejected=_any(
+                    connection,
+                    "SELECT 1 FROM heal_rejected WHERE check_id = ? AND target = ? AND baseline_sha256 = ?",
+                    (*key, baseline_sha256),
+                ),
+                approved_at=_moment_of(
+                    connection,
+                    "SELECT wall_us, monotonic_us, boot_id FROM heal_approval WHERE check_id = ? AND target = ?",
+                    key,
+                ),
+                interrupted=_any(connection, "SELECT 1 FROM heal_point WHERE state IN ('open', 'undoing')"),
+            )
+
+        return self._db.read(look)
+
+    def trip(self, check: str, at: Moment) -> None:
+        """The check is contended from now on."""
+        self._do("INSERT OR REPLACE INTO heal_contended VALUES (?, ?, ?, ?)", (check, *_columns(at)))
+
+    # What people say
+
+    def pause(self) -> None:
+        """Heal nothing until `resume`."""
+        self._do("INSERT OR IGNORE INTO heal_flag VALUES ('paused')")
+
+    def resume(self) -> None:
+        """End the pause."""
+        self._do("DELETE FROM heal_flag WHERE name = 'paused'")
+
+    def paused(self) -> bool:
+        """Whether a person paused healing."""
+        return self._db.read(lambda connection: _any(connection, "SELECT 1 FROM heal_flag WHERE name = 'paused'"))
+
+    def approve(self, check: str, target: str, at: Moment) -> None:
+        """A person approved this plan, once."""
+        self._do("INSERT OR REPLACE INTO heal_approval VALUES (?, ?, ?, ?, ?)", (check, target, *_columns(at)))
+
+    def forgive(self, check: str) -> None:
+        """A person looked into it: no target of this check is rejected, it is not contended, its cooldown is over."""
+
+        def clear(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM heal_rejected WHERE check_id = ?", (check,))
+            connection.execute("DELETE FROM heal_contended WHERE check_id = ?", (check,))
+            connection.execute("UPDATE heal_attempt SET forgiven = 1 WHERE check_id = ?", (check,))
+
+        self._db.write(clear)
+
+    # The transaction's journal
+
+    def begin(self, point: RollbackPoint) -> None:
+        """Persist a new point with the attempt it stands for; an approval is used up.
+
+        Raises:
+            RuntimeError: another point is still open, or what was captured is not JSON.
+        """
+        captured, pre_state = _json(point.captured), _json(dict(point.pre_state))
+        at = _columns(point.created)
+
+        def insert(connection: sqlite3.Connection) -> None:
+            if _any(connection, "SELECT 1 FROM heal_point WHERE state IN ('open', 'undoing')"):
+                raise RuntimeError("a rollback point is still open: recover first")
+            connection.execute(
+                "INSERT INTO heal_point (id, plan, target, captured, pre_state, baseline_sha256, wall_us, monotonic_us,"
+                " boot_id, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'open')",
+                (point.id, encode(point.plan), point.target, captured, pre_state, point.baseline_sha256, *at),
+            )
+            rows = [(point.id, number, "pending") for number in range(len(point.plan.steps))]
+            connection.executemany("INSERT INTO heal_step VALUES (?, ?, ?)", rows)
+            connection.execute(
+                "INSERT INTO heal_attempt (point_id, check_id, target, wall_us, monotonic_us, boot_id)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (point.id, point.check, point.target, *at),
+            )
+            connection.execute(
+                "DELETE FROM heal_approval WHERE check_id = ? AND target = ?", (point.check, point.target)
+            )
+            _prune(connection, point.check)
+
+        self._db.write(insert)
+
+    def mark(self, point_id: str, step: int, stage: Stage) -> None:
+        """One step came to this stage."""
+        self._do("UPDATE heal_step SET stage = ? WHERE point_id = ? AND step = ?", (stage, point_id, step))
+
+    def undoing(self, point_id: str, failure: str) -> None:
+        """The cure is being taken back."""
+        self._do("UPDATE heal_point SET state = 'undoing', failure = ? WHERE id = ?", (failure, point_id))
+
+    def close(self, point: RollbackPoint, state: PointState, outcome: str, *, reject: bool) -> None:
+        """The point is done with, and so is its attempt."""
+
+        def update(connection: sqlite3.Connection) -> None:
+            connection.execute("UPDATE heal_point SET state = ? WHERE id = ?", (state, point.id))
+            connection.execute("UPDATE heal_attempt SET outcome = ? WHERE point_id = ?", (outcome, point.id))
+            if reject:
+                connection.execute(
+                    "INSERT OR IGNORE INTO heal_rejected VALUES (?, ?, ?)",
+                    (point.check, point.target, point.baseline_sha256),
+                )
+
+        self._db.write(update)
+
+    def open_points(self) -> tuple[RollbackPoint, ...]:
+        """Points of cures that were cut off, newest first. One that cannot be read comes without steps."""
+
+        def look(connection: sqlite3.Connection) -> tuple[RollbackPoint, ...]:
+            return tuple(_point(connection, row) for row in connection.execute(_OPEN).fetchall())
+
+        return self._db.read(look)
+
+    def _do(self, statement: str, values: Row = ()) -> None:
+        self._db.write(lambda connection: connection.execute(statement, values).close())
+
+
+class StoreJournal:
+    """`remedies.rollback.Journal` over a store: the same methods, awaited."""
+
+    def __init__(self, store: HealingStore) -> None:
+        self._store = store
+
+    async def begin(self, point: RollbackPoint) -> None:
+        await self._store.call(lambda: self._store.begin(point))
+
+    async def mark(self, point_id: str, step: int, stage: Stage) -> None:
+        await self._store.call(lambda: self._store.mark(point_id, step, stage))
+
+    async def undoing(self, point_id: str, failure: str) -> None:
+        await self._store.call(lambda: self._store.undoing(point_id, failure))
+
+    async def close(self, point: RollbackPoint, state: PointState, outcome: str, *, reject: bool) -> None:
+        await self._store.call(lambda: self._store.close(point, state, outcome, reject=reject))
+
+
+def _any(connection: sqlite3.Connection, statement: str, values: Row = ()) -> bool:
+    return connection.execute(statement, values).fetchone() is not None
+
+
+def _moment_of(connection: sqlite3.Connection, statement: str, values: Row) -> Moment | None:
+    row = connection.execute(statement, values).fetchone()
+    return _moment(*row) if row else None
+
+
+def _history(connection: sqlite3.Connection, check: str) -> tuple[Attempt, ...]:
+    rows = connection.execute(_RECENT, {"check": check, "most": ATTEMPTS_KEPT}).fetchall()
+    return tuple(
+        Attempt(name, target, _moment(wall, monotonic, boot), outcome, bool(forgiven))
+        for name, target, wall, monotonic, boot, outcome, forgiven in rows
+    )
+
+
+def _prune(connection: sqlite3.Connection, check: str) -> None:
+    connection.execute(_PRUNE_ATTEMPTS, {"check": check, "most": ATTEMPTS_KEPT})
+    connection.execute(_PRUNE_POINTS, {"most": POINTS_KEPT})
+    connection.execute(_PRUNE_STEPS)
+
+
+def _point(connection: sqlite3.Connection, row: Row) -> RollbackPoint:
+    """A stored point. One that cannot be read comes without steps: there is nothing it could undo."""
+    point_id, plan, target, captured, pre_state, sha256, wall, monotonic, boot, state, failure = row
+    try:
+        decoded = decode(plan)
+        before, facts = json.loads(captured), json.loads(pre_state)
+        if not isinstance(before, list) or not isinstance(facts, dict) or len(before) != len(decoded.steps):
+            raise DocumentError("a stored rollback point does not fit its plan", code="not_a_point")
+    except (DocumentError, ValueError):
+        decoded, before, facts = Plan(_check_of(connection, point_id), ()), [], {}
+    return RollbackPoint(
+        id=point_id,
+        plan=decoded,
+        target=target,
+        captured=tuple(before),
+        pre_state=facts,
+        baseline_sha256=sha256,
+        created=_moment(wall, monotonic, boot),
+        stages=_stages(connection, point_id, len(decoded.steps)),
+        state=state,
+        failure=failure,
+    )
+
+
+def _stages(connection: sqlite3.Connection, point_id: str, steps: int) -> tuple[Stage, ...]:
+    rows = connection.execute("SELECT stage FROM heal_step WHERE point_id = ? ORDER BY step", (point_id,)).fetchall()
+    if len(rows) == steps:
+        return tuple(stage for (stage,) in rows)
+    return tuple("started" for _ in range(steps))  # a damaged database lost some: undoing too much is harmless
+
+
+def _check_of(connection: sqlite3.Connection, point_id: str) -> str:
+    row = connection.execute("SELECT check_id FROM heal_attempt WHERE point_id = ?", (point_id,)).fetchone()
+    return str(row[0]) if row else ""
+
+
+def _json(value: Any) -> str:
+    try:
+        return json.dumps(value, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise RuntimeError("an action's `capture` must return plain JSON") from error
+
+
+def _columns(at: Moment) -> tuple[int, int, str]:
+    return (at.wall - _EPOCH) // timedelta(microseconds=1), int(at.monotonic_s * 1_000_000), at.boot_id
+
+
+def _moment(wall_us: int, monotonic_us: int, boot_id: str) -> Moment:
+    return Moment(_EPOCH + timedelta(microseconds=wall_us), monotonic_us / 1_000_000, boot_id)

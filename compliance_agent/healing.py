@@ -1,0 +1,424 @@
+"""Healing: may we? -> rollback point -> steps -> the same check again -> keep, or undo.
+
+`HealingEngine.remediate` asks the gates (core/gates.py), has every step's former state captured and made durable, and hands the
+cure to the transaction (remedies/transaction.py). `recover` ends at start what a crash or a shutdown cut off. One cure runs
+at a time. Trouble with the host or the disk ends in a result with a reason; what raises is a mistake in the program.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from compliance_agent.baseline import Baseline, load
+from compliance_agent.core.gates import Context, Decision, Limits, Moment, decide
+from compliance_agent.core.schedule import MaintenanceWindow
+from compliance_agent.drift import DriftDetector
+from compliance_agent.errors import AgentError, CannotTell, StorageError
+from compliance_agent.models import DriftResult, Outcome, Plan, RemediationResult
+from compliance_agent.ports import ChangingHost, Clock
+from compliance_agent.remedies import actions
+from compliance_agent.remedies.plan import lines, resolve, target_of
+from compliance_agent.remedies.rollback import RollbackPoint
+from compliance_agent.remedies.spec import Action
+from compliance_agent.remedies.transaction import Observe, Transaction, Trouble, World, attempt, capture
+
+if TYPE_CHECKING:
+    from compliance_agent.adapters.database import Database
+    from compliance_agent.adapters.healing_store import HealingStore, Memory
+    from compliance_agent.config import AgentConfig
+
+APPROVAL_VALID_S = 7 * 86_400.0
+SETTLE_S = (0.0, 1.0, 3.0)
+Lease = Callable[[DriftResult], Awaitable[bool]]
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What `remediate` would do now.
+
+    Attributes:
+        check: id of the check.
+        decision: what the gates say.
+        steps: what each step does, one sentence each; the very text of the run.
+        target: what the plan would bring the host to; `approve` takes it.
+        disruptive: users would notice.
+        disturbs: what they would notice, as a token.
+    """
+
+    check: str
+    decision: Decision
+    steps: tuple[str, ...] = ()
+    target: str = ""
+    disruptive: bool = False
+    disturbs: str = ""
+
+    def text(self) -> str:
+        """The preview for a person at this host."""
+        until = self.decision.not_before
+        verdict = "would run now" if self.decision.allowed else f"held back: {self.decision.reason}"
+        if until is not None:
+            verdict += f" until {until:%Y-%m-%dT%H:%M:%SZ}"
+        numbered = [f"  {number}. {sentence}" for number, sentence in enumerate(self.steps, start=1)]
+        return "\n".join([f"{self.check}: {verdict}", *numbered])
+
+
+class HealingEngine:
+    """Puts back what has drifted, where that is allowed.
+
+    Args:
+        config: limits, maintenance window, and where the defaults below are found.
+        host: the machine; the real one when not given.
+        baseline: already loaded; read from `config.baseline_path` when not given. May be replaced while running.
+        observe: looks at one check by id; the drift detector's own look when not given.
+        store: what healing remembers; in the agent's database when not given.
+        clock: time; the system's when not given.
+        table: the actions that exist; the product's own when not given.
+        lease: asks for the site's lease before a disruptive cure; no lease is needed when not given.
+        settle_s: waits before each look after a cure, until one passes.
+
+    Raises:
+        ConfigError: the maintenance window cannot be used.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        host: ChangingHost | None = None,
+        baseline: Baseline | None = None,
+        observe: Observe | None = None,
+        store: HealingStore | None = None,
+        clock: Clock | None = None,
+        table: Mapping[str, Action] | None = None,
+        lease: Lease | None = None,
+        settle_s: Sequence[float] = SETTLE_S,
+    ) -> None:
+        self.config = config
+        self.window = MaintenanceWindow(
+            config.maintenance_window_start, config.maintenance_window_end, config.maintenance_window_zone
+        )
+        self.limits = Limits(
+            cooldown_s=config.healing_cooldown_sec,
+            budget_per_hour=config.healing_budget_per_hour,
+            flap_limit=config.flap_limit,
+            flap_window_s=config.flap_window_sec,
+        )
+        self._given_host, self._given_baseline, self._given_observe = host, baseline, observe
+        self._given_store, self._given_clock, self._given_table = store, clock, table
+        self._lease = lease
+        self._settle_s = tuple(settle_s)
+        self._one_at_a_time = asyncio.Lock()
+        self._boot: tuple[str, float] | None = None
+        self._opened: Database | None = None
+        self._held: dict[str, str] = {}  # the reason last logged for each check
+
+    # What it works with, made on first use when not given
+
+    @property
+    def host(self) -> ChangingHost:
+        """The machine."""
+        if self._given_host is None:
+            from compliance_agent.adapters.subprocess_host import RealHost
+
+            self._given_host = RealHost()
+        return self._given_host
+
+    @property
+    def clock(self) -> Clock:
+        """Time."""
+        if self._given_clock is None:
+            from compliance_agent.adapters.clock import SystemClock
+
+            self._given_clock = SystemClock()
+        return self._given_clock
+
+    @property
+    def store(self) -> HealingStore:
+        """What healing remembers."""
+        if self._given_store is None:
+            from compliance_agent.adapters.database import shared
+            from compliance_agent.adapters.healing_store import HealingStore
+
+            self._opened = shared(self.config.database_path)
+            self._given_store = HealingStore(self._opened)
+        return self._given_store
+
+    @property
+    def baseline(self) -> Baseline:
+        """What may be done about what."""
+        if self._given_baseline is None:
+            self._given_baseline = load(self.config.baseline_path)
+        return self._given_baseline
+
+    @baseline.setter
+    def baseline(self, baseline: Baseline) -> None:
+        self._given_baseline = baseline
+
+    @property
+    def table(self) -> Mapping[str, Action]:
+        """The actions that exist."""
+        return actions() if self._given_table is None else self._given_table
+
+    def close(self) -> None:
+        """Give back the database, if this engine opened it."""
+        if self._opened is not None:
+            from compliance_agent.adapters.database import release
+
+            release(self._opened)
+            self._opened = self._given_store = None
+
+    # What people and the agent ask
+
+    async def remediate(self, drift: DriftResult) -> RemediationResult:
+        """Heal one drift, if every gate is open.
+
+        A cancellation is honoured at once: the step in flight is given up, and the rollback point stays open and durable
+        for `recover`.
+
+        Raises:
+            RuntimeError: the result is no drift, or its plan does not fit the table of actions.
+        """
+        async with self._one_at_a_time:
+            try:
+                return await self._remediate(drift)
+            except StorageError as error:
+                log.error("healing.storage_failed", check_id=drift.check, code=error.code)
+                return _untouched(drift, Decision(Outcome.ALERT, "storage_failed", detail=error.code))
+
+    async def recover(self) -> list[RemediationResult]:
+        """End every cure that was cut off: keep it when the check passes now, undo it otherwise.
+
+        To be called at start, before anything else is healed, and whenever `remediate` was cancelled.
+
+        Raises:
+            StorageError: the rollback points cannot be read, so nothing may be healed.
+        """
+        async with self._one_at_a_time:
+            points = await self._ask(self.store.open_points)
+            return [await self._resume(point) for point in points]
+
+    async def preview(self, drift: DriftResult) -> Preview:
+        """What `remediate` would do now. Changes nothing and asks for no lease.
+
+        Raises:
+            StorageError: what healing remembers cannot be read.
+            RuntimeError: as `remediate`.
+        """
+        decision, _ = await self._decide(drift, acting=False)
+        plan = drift.plan
+        if plan is None:
+            return Preview(drift.check, decision)
+        steps = lines(plan, resolve(plan, self.table))
+        return Preview(drift.check, decision, steps, target_of(plan), plan.disruptive, plan.disturbs)
+
+    @property
+    def paused(self) -> bool:
+        """Whether a person paused healing on this host."""
+        return self.store.paused()
+
+    def pause(self) -> None:
+        """Heal nothing until `resume`; survives a restart."""
+        self.store.pause()
+        log.info("healing.paused")
+
+    def resume(self) -> None:
+        """End the pause."""
+        self.store.resume()
+        log.info("healing.resumed")
+
+    def approve(self, check: str, target: str) -> None:
+        """A person lets this one plan (`Preview.target`) run, once, within seven days."""
+        self.store.approve(check, target, Moment(self.clock.now(), 0.0, boot_id=""))
+        log.info("healing.approved", check_id=check)
+
+    def forgive(self, check: str) -> None:
+        """A person looked into it: rejected targets, contention and cooldown of this check are forgotten."""
+        self.store.forgive(check)
+        log.info("healing.forgiven", check_id=check)
+
+    # One drift
+
+    async def _remediate(self, drift: DriftResult) -> RemediationResult:
+        decision, now = await self._decide(drift, acting=True)
+        if not decision.allowed or drift.plan is None:
+            self._log_held(drift.check, decision.reason)
+            return _untouched(drift, decision)
+        chosen = resolve(drift.plan, self.table)
+        captured = await self._capture(drift.plan, chosen)
+        if isinstance(captured, Trouble):
+            return _untouched(drift, Decision(Outcome.ALERT, captured.reason, detail=captured.code))
+        point = self._point(drift, drift.plan, captured, now)
+        self._held.pop(drift.check, None)
+        log.info("healing.begun", check_id=drift.check, steps=len(chosen))
+        world = self._world()
+        await world.journal.begin(point)
+        result = await Transaction(world, point, chosen).run()
+        self._log_end(result)
+        return result
+
+    async def _decide(self, drift: DriftResult, *, acting: bool) -> tuple[Decision, Moment]:
+        plan = drift.plan
+        target = target_of(plan) if plan is not None else ""
+        now = await self._now()
+        memory = await self._ask(lambda: self.store.recall(drift.check, target, self.baseline.sha256))
+        context = self._context(drift, memory, now)
+        decision = decide(drift, context)
+        if decision.allowed and plan is not None and acting:
+            context = replace(context, lease_held=await self._leased(drift))
+            decision = decide(drift, context)
+        if decision.allowed and plan is not None:
+            decision = decide(drift, replace(context, blocker=await self._blocker(plan)))
+        if decision.trips and acting:
+            await self._ask(lambda: self.store.trip(drift.check, now))
+            log.error("healing.contended", check_id=drift.check)
+        return decision, now
+
+    def _context(self, drift: DriftResult, memory: Memory, now: Moment) -> Context:
+        exemption = self.baseline.exception_for(drift.check, drift.reason, now.wall)
+        approved_at = memory.approved_at
+        return Context(
+            now=now,
+            mode=self.baseline.mode_of(drift.check),
+            paused=memory.paused,
+            exception_id=exemption.id if exemption else drift.exception_id,
+            exception_until=exemption.expires if exemption else None,
+            history=memory.history,
+            contended_since=memory.contended_since,
+            limits=self.limits,
+            rejected=memory.rejected,
+            window=self.window,
+            approval_required=self.config.approval_for_disruptive and drift.plan is not None and drift.plan.disruptive,
+            approved=approved_at is not None and approved_at.age_s(now) < APPROVAL_VALID_S,
+            lease_required=self._lease is not None,
+            lease_held=True,  # asked for last, and only to act
+            blocker="recovery_pending" if memory.interrupted else None,
+        )
+
+    async def _leased(self, drift: DriftResult) -> bool:
+        if self._lease is None or drift.plan is None or not drift.plan.disruptive:
+            return True
+        try:
+            return await self._lease(drift)
+        except AgentError as error:
+            log.warning("healing.no_lease", check_id=drift.check, code=error.code)
+            return False
+
+    async def _blocker(self, plan: Plan) -> str | None:
+        """What an action says is in the way. When that cannot be told, something is."""
+        for action, step in zip(resolve(plan, self.table), plan.steps, strict=True):
+            if action.blocked is None:
+                continue
+            said: list[str | None] = []
+            trouble = await attempt(_into(said, action.blocked(self.host, step.args)), action.deadline_s)
+            if trouble is not None:
+                return trouble.code
+            if said[0] is not None:
+                return said[0]
+        return None
+
+    async def _capture(self, plan: Plan, chosen: Sequence[Action]) -> tuple[Any, ...] | Trouble:
+        captured = []
+        for action, step in zip(chosen, plan.steps, strict=True):
+            state = await capture(self.host, action, step)
+            if isinstance(state, Trouble):
+                return state
+            captured.append(state)
+        return tuple(captured)
+
+    def _point(self, drift: DriftResult, plan: Plan, captured: tuple[Any, ...], now: Moment) -> RollbackPoint:
+        return RollbackPoint(
+            id=str(uuid.uuid4()),
+            plan=plan,
+            target=target_of(plan),
+            captured=captured,
+            pre_state=drift.pre_state,
+            baseline_sha256=self.baseline.sha256,
+            created=now,
+            stages=tuple("pending" for _ in plan.steps),
+        )
+
+    # One cure that was cut off
+
+    async def _resume(self, point: RollbackPoint) -> RemediationResult:
+        if not point.plan.steps:
+            return await self._abandon(point, "unreadable_point")
+        try:
+            chosen = resolve(point.plan, self.table)
+        except RuntimeError:  # another version of the product wrote it: this one cannot undo what it does not know
+            return await self._abandon(point, "unknown_action")
+        result = await Transaction(self._world(), point, chosen, recovered=True).resume()
+        self._log_end(result)
+        return result
+
+    async def _abandon(self, point: RollbackPoint, code: str) -> RemediationResult:
+        log.error("healing.abandoned", check_id=point.check, code=code)
+        await self._world().journal.close(point, "undo_failed", Outcome.FAILED.value, reject=True)
+        return RemediationResult(
+            check=point.check,
+            outcome=Outcome.FAILED.value,
+            pre_state=point.pre_state,
+            error=code,
+            reason="interrupted",
+            recovered=True,
+        )
+
+    # Small things
+
+    def _world(self) -> World:
+        return World(self.host, self._observe, self.store.journal, self.clock, self._settle_s)
+
+    async def _observe(self, check_id: str) -> DriftResult:
+        if self._given_observe is not None:
+            return await self._given_observe(check_id)
+        detector = DriftDetector(self.config, host=self.host, baseline=self.baseline, clock=self.clock)
+        return await detector.check_one(check_id)
+
+    async def _ask(self, fn: Callable[[], Any]) -> Any:
+        return await self.store.call(fn)
+
+    async def _now(self) -> Moment:
+        """This moment. Where the host will not say which boot this is, this engine's life stands in for one."""
+        if self._boot is None:
+            try:
+                self._boot = ((await self.host.clock_state()).boot_id, 0.0)
+            except CannotTell:
+                self._boot = (f"engine-{uuid.uuid4()}", self.clock.monotonic())
+        boot_id, origin = self._boot
+        return Moment(self.clock.now(), self.clock.monotonic() - origin, boot_id)
+
+    def _log_held(self, check: str, reason: str) -> None:
+        if self._held.get(check) != reason:
+            log.info("healing.held", check_id=check, reason=reason)
+        self._held[check] = reason
+
+    def _log_end(self, result: RemediationResult) -> None:
+        tell = log.error if result.outcome == Outcome.FAILED.value else log.info
+        tell("healing.ended", check_id=result.check, outcome=result.outcome, reason=result.reason, error=result.error)
+
+
+async def _into(said: list[str | None], answer: Awaitable[str | None]) -> None:
+    said.append(await answer)
+
+
+def _untouched(drift: DriftResult, decision: Decision) -> RemediationResult:
+    """The result of a remediation that changed nothing."""
+    outcome = decision.outcome or Outcome.ALERT
+    return RemediationResult(
+        check=drift.check,
+        outcome=outcome.value,
+        pre_state=drift.pre_state,
+        error=decision.detail,
+        reason=decision.reason,
+        not_before=decision.not_before,
+    )
+
+
+__all__ = ["HealingEngine", "Preview"]

@@ -1,0 +1,294 @@
+"""The healing transaction itself: capture, persist, act, look again, keep or undo.
+
+The order is the product: every step's former state is captured and durable before the first change; "started" is durable
+before a step runs; the cure is kept only after the check itself passes; whatever was started is undone in reverse order, also
+a step that failed, since it may have failed after taking effect; and the undo is believed only when `capture` sees the former
+state again. A cancellation or a crash at any line leaves an open point, from which `resume` goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from compliance_agent.errors import AgentError, CannotTell, StepFailed, StorageError
+from compliance_agent.facts import TOKEN
+from compliance_agent.models import ActionTaken, DriftResult, Outcome, RemediationResult, Result, Step, Verdict
+from compliance_agent.ports import ChangingHost, Clock
+from compliance_agent.remedies.rollback import Journal, PointState, RollbackPoint, Stage
+from compliance_agent.remedies.spec import Action
+
+ENDINGS = {
+    "healed": "the check itself passed again after the cure",
+    "recovered": "the agent was cut off in the middle of the cure; at start the check itself passed",
+    "step_failed": "a step of the cure failed",
+    "check_not_passed": "every step succeeded, and the check still did not pass",
+    "interrupted": "the agent was cut off in the middle of the cure",
+    "capture_failed": "the former state could not be read, so nothing was changed",
+    "storage_failed": "the rollback point could not be kept, so nothing more was changed",
+}
+Observe = Callable[[str], Awaitable[DriftResult]]
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class World:
+    """What a transaction acts through.
+
+    Attributes:
+        host: the machine.
+        observe: looks at one check, the same way that found the drift.
+        journal: where the rollback point is kept.
+        clock: time.
+        settle_s: waits before each look after the cure, until one passes; services take a moment to come up.
+    """
+
+    host: ChangingHost
+    observe: Observe
+    journal: Journal
+    clock: Clock
+    settle_s: Sequence[float] = (0.0, 1.0, 3.0)
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why something did not work, as tokens that may be recorded."""
+
+    reason: str
+    code: str
+    exit_code: int | None = None
+
+
+@dataclass
+class Transaction:
+    """One cure from its persisted rollback point to its end. Used once."""
+
+    world: World
+    point: RollbackPoint
+    actions: Sequence[Action]
+    recovered: bool = False
+    taken: list[ActionTaken] = field(default_factory=list)
+    stages: list[Stage] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stages = list(self.point.stages)
+
+    async def run(self) -> RemediationResult:
+        """Apply every step, look again, keep or undo. The point must be persisted already."""
+        trouble = await self._apply_all()
+        if trouble is None:
+            seen = await self._look(self.world.settle_s)
+            if seen.result is Result.PASS:
+                return await self._keep(seen)
+            trouble = Trouble("check_not_passed", f"check_{seen.result.value}")
+        return await self._undo_all(trouble, reject=trouble.reason != "storage_failed")
+
+    async def resume(self) -> RemediationResult:
+        """Bring a cure that was cut off to its end: keep it if the check passes, undo it otherwise."""
+        if self.point.state == "undoing":  # that decision stands, or half an undo could pass for a cure
+            return await self._undo_all(Trouble(self.point.failure or "interrupted", "interrupted"), reject=True)
+        if self.point.touched:
+            seen = await self._look(self.world.settle_s)
+            if seen.result is Result.PASS:
+                return await self._keep(seen)
+        return await self._undo_all(Trouble("interrupted", "interrupted"), reject=False)
+
+    # Forward
+
+    async def _apply_all(self) -> Trouble | None:
+        for number, (action, step) in enumerate(zip(self.actions, self.point.plan.steps, strict=True)):
+            trouble = await self._mark(number, "started")
+            if trouble is None:
+                trouble = await self._timed(number, action.apply(self.world.host, step.args), "ok", "failed")
+                marked = await self._mark(number, "failed" if trouble else "done")
+                trouble = trouble or marked
+            if trouble is not None:
+                self._skip_from(number + 1)
+                return trouble
+        return None
+
+    async def _timed(self, number: int, work: Awaitable[None], good: str, bad: str) -> Trouble | None:
+        """Do one piece of work within its action's deadline, and note how it went."""
+        began = self.world.clock.monotonic()
+        trouble = await attempt(work, self.actions[number].deadline_s)
+        self._note(number, bad if trouble else good, trouble, began)
+        return trouble
+
+    def _skip_from(self, first: int) -> None:
+        for number in range(first, len(self.actions)):
+            self._note(number, "skipped", None, self.world.clock.monotonic())
+
+    def _note(self, number: int, result: str, trouble: Trouble | None, began: float) -> None:
+        self.taken.append(
+            ActionTaken(
+                action=self.actions[number].id,
+                timestamp=self.world.clock.now(),
+                result=result,
+                step=number + 1,
+                exit_code=trouble.exit_code if trouble else None,
+                duration_ms=max(0, int((self.world.clock.monotonic() - began) * 1000)),
+                code=trouble.code if trouble else None,
+            )
+        )
+
+    async def _look(self, waits_s: Sequence[float]) -> DriftResult:
+        seen = _not_seen(self.point.check, "not_found")
+        for wait_s in waits_s:
+            if wait_s > 0:
+                await self.world.clock.sleep(wait_s)
+            seen = await looked(self.world.observe, self.point.check)
+            if seen.result is Result.PASS:
+                break
+        return seen
+
+    async def _keep(self, seen: DriftResult) -> RemediationResult:
+        # The check passed, so it is healed. A point that could not be closed stays open, and `recover` looks again.
+        await self._close("kept", Outcome.SUCCESS, reject=False)
+        return self._result(Outcome.SUCCESS, "recovered" if self.recovered else "healed", None, seen)
+
+    # Back
+
+    async def _undo_all(self, trouble: Trouble, *, reject: bool) -> RemediationResult:
+        storage = await self._journalled(self.world.journal.undoing(self.point.id, trouble.reason))
+        failed = await self._undo_steps()
+        if failed is None:
+            failed = await self._not_restored()
+        seen = await self._look((0.0,))
+        outcome = Outcome.FAILED if failed else Outcome.REVERTED
+        closed = await self._close("undo_failed" if failed else "undone", outcome, reject=reject)
+        if failed is None and closed is not None:  # the host is whole, but nothing durable says so
+            outcome, failed = Outcome.FAILED, closed
+        log.info("healing.undone", check_id=self.point.check, complete=failed is None, storage=storage is None)
+        return self._result(outcome, trouble.reason, failed.code if failed else trouble.code, seen)
+
+    async def _undo_steps(self) -> Trouble | None:
+        """Undo whatever was started, last first. One undo that fails does not keep the others from being tried."""
+        first_failure: Trouble | None = None
+        for number in reversed(range(len(self.actions))):
+            if self.stages[number] == "pending":
+                continue
+            action, step = self.actions[number], self.point.plan.steps[number]
+            work = action.undo(self.world.host, step.args, self.point.captured[number])
+            trouble = await self._timed(number, work, "undone", "undo_failed")
+            first_failure = first_failure or trouble
+            await self._mark(number, "undo_failed" if trouble else "undone")
+        return first_failure
+
+    async def _not_restored(self) -> Trouble | None:
+        """Hold the host against what was captured. Steps may share a file, so only after every undo."""
+        for number, (action, step) in enumerate(zip(self.actions, self.point.plan.steps, strict=True)):
+            if self.stages[number] == "pending" or action.undo_is_empty:
+                continue
+            now = await capture(self.world.host, action, step)
+            if isinstance(now, Trouble):
+                return Trouble("step_failed", now.code)
+            if not action.restored(self.point.captured[number], now):
+                return Trouble("step_failed", "not_restored")
+        return None
+
+    # The journal
+
+    async def _mark(self, number: int, stage: Stage) -> Trouble | None:
+        trouble = await self._journalled(self.world.journal.mark(self.point.id, number, stage))
+        if trouble is None or stage != "started":
+            self.stages[number] = stage
+        return trouble
+
+    async def _close(self, state: PointState, outcome: Outcome, *, reject: bool) -> Trouble | None:
+        return await self._journalled(self.world.journal.close(self.point, state, outcome.value, reject=reject))
+
+    async def _journalled(self, work: Awaitable[None]) -> Trouble | None:
+        try:
+            await work
+        except StorageError as error:
+            log.error("healing.storage_failed", check_id=self.point.check, code=error.code)
+            return Trouble("storage_failed", error.code)
+        return None
+
+    def _result(self, outcome: Outcome, reason: str, error: str | None, seen: DriftResult) -> RemediationResult:
+        return RemediationResult(
+            check=self.point.check,
+            outcome=outcome.value,
+            pre_state=self.point.pre_state,
+            post_state=seen.pre_state,
+            actions=tuple(self.taken),
+            error=error,
+            reason=reason,
+            rollback_available=True,
+            rollback_generation=_generation(self.point.captured),
+            post_result=seen.result.value,
+            post_reason=seen.reason,
+            recovered=self.recovered,
+        )
+
+
+async def attempt(work: Awaitable[Any], deadline_s: float) -> Trouble | None:
+    """Await a piece of a cure within its deadline; None when it worked. A bug in an action is a failed step, too: what it
+    did must be undone all the same.
+    """
+    try:
+        async with asyncio.timeout(deadline_s):
+            await work
+    except TimeoutError:
+        return Trouble("step_failed", "timed_out")
+    except StepFailed as error:
+        return Trouble("step_failed", _token(error.code), error.exit_status_of_step)
+    except AgentError as error:
+        return Trouble("step_failed", _token(error.code))
+    except Exception as error:
+        log.error("healing.action_crashed", error_type=type(error).__name__)
+        return Trouble("step_failed", "crashed")
+    return None
+
+
+async def capture(host: ChangingHost, action: Action, step: Step) -> Any | Trouble:
+    """What `action.undo` would need to bring the present state back, or why it cannot be read.
+
+    Raises:
+        RuntimeError: the action's `capture` gave something that is not JSON.
+    """
+    found: list[Any] = []
+
+    async def look() -> None:
+        found.append(await action.capture(host, step.args))
+
+    trouble = await attempt(look(), action.deadline_s)
+    if trouble is not None:
+        return Trouble("capture_failed", trouble.code)
+    try:
+        return json.loads(json.dumps(found[0]))  # in the form in which it comes back from the journal
+    except (TypeError, ValueError) as error:
+        raise RuntimeError(f"{action.id}: `capture` must return plain JSON") from error
+
+
+async def looked(observe: Observe, check: str) -> DriftResult:
+    """A look that always ends in a verdict."""
+    try:
+        return await observe(check)
+    except CannotTell as error:
+        return _not_seen(check, error.reason)
+    except Exception as error:
+        log.error("healing.look_crashed", check_id=check, error_type=type(error).__name__)
+        return _not_seen(check, "crashed")
+
+
+def _not_seen(check: str, reason: str) -> DriftResult:
+    return DriftResult(check, drifted=False, verdict=Verdict(Result.UNKNOWN, reason))
+
+
+def _token(code: str) -> str:
+    return code if TOKEN.fullmatch(code) else "step_failed"
+
+
+def _generation(captured: Sequence[Any]) -> int | None:
+    """The NixOS generation that an action captured, if one did."""
+    for item in captured:
+        if isinstance(item, dict) and type(item.get("generation")) is int:
+            return int(item["generation"])
+    return None

@@ -1,0 +1,108 @@
+"""What healing remembers: whole round trips, and no more than it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from compliance_agent.adapters import healing_store
+from compliance_agent.adapters.database import Database
+from compliance_agent.adapters.healing_store import HealingStore
+from compliance_agent.core.gates import Moment
+from compliance_agent.models import Plan, Step
+from compliance_agent.remedies.rollback import RollbackPoint
+
+AT = Moment(datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC), 1_000.5, "boot-a")
+PLAN = Plan("toy", (Step("one", {"n": 1, "on": True}), Step("two", {"word": "x"})), True, "t-1", "reboots")
+POINT = RollbackPoint("p-0", PLAN, "t-1", ({"a": [1, None]}, "text"), {"on": False}, "b" * 64, AT, ("pending",) * 2)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[HealingStore]:
+    database = Database(tmp_path / "agent.db", threaded=False, reserve_kb=0)
+    yield HealingStore(database)
+    database.close()
+
+
+def test_a_point_comes_back_as_it_was(store: HealingStore) -> None:
+    store.begin(POINT)
+    assert store.open_points() == (POINT,)
+    store.mark("p-0", 1, "started")
+    store.undoing("p-0", "step_failed")
+    (point,) = store.open_points()
+    assert point == replace(POINT, stages=("pending", "started"), state="undoing", failure="step_failed")
+    assert point.touched
+
+
+def test_a_closed_point_is_gone_and_its_attempt_has_an_end(store: HealingStore) -> None:
+    store.begin(POINT)
+    assert store.recall("toy", "t-1", "b" * 64).interrupted
+    store.close(POINT, "undone", "reverted", reject=True)
+    memory = store.recall("toy", "t-1", "b" * 64)
+    assert (store.open_points(), memory.interrupted, memory.rejected) == ((), False, True)
+    assert [(item.check, item.target, item.at, item.outcome) for item in memory.history] == [
+        ("toy", "t-1", AT, "reverted")
+    ]
+    assert not store.recall("toy", "t-2", "b" * 64).rejected
+    assert not store.recall("toy", "t-1", "c" * 64).rejected
+    assert not store.recall("other", "t-1", "b" * 64).rejected
+
+
+def test_a_second_point_while_one_is_open_is_a_mistake(store: HealingStore) -> None:
+    store.begin(POINT)
+    with pytest.raises(RuntimeError, match="still open"):
+        store.begin(replace(POINT, id="p-1"))
+
+
+def test_an_approval_is_used_up_by_the_cure_it_was_given_for(store: HealingStore) -> None:
+    store.approve("toy", "t-1", AT)
+    store.approve("toy", "t-2", AT)
+    assert store.recall("toy", "t-1", "").approved_at == AT
+    store.begin(POINT)
+    assert store.recall("toy", "t-1", "").approved_at is None
+    assert store.recall("toy", "t-2", "").approved_at == AT
+
+
+def test_forgiving_one_check_leaves_the_others(store: HealingStore) -> None:
+    for number, check in enumerate(("toy", "other")):
+        point = replace(POINT, id=f"p-{number}", plan=replace(PLAN, check=check))
+        store.begin(point)
+        store.close(point, "undone", "reverted", reject=True)
+        store.trip(check, AT)
+    store.forgive("toy")
+    toy, other = (store.recall(check, "t-1", "b" * 64) for check in ("toy", "other"))
+    assert (toy.rejected, toy.contended_since, other.rejected, other.contended_since) == (False, None, True, AT)
+    assert [item.forgiven for item in toy.history] == [True, False]
+
+
+def test_it_keeps_what_limits_need_and_prunes_the_rest(store: HealingStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(healing_store, "ATTEMPTS_KEPT", 4)
+    monkeypatch.setattr(healing_store, "POINTS_KEPT", 3)
+    for number in range(10):
+        point = replace(POINT, id=f"p-{number}")
+        store.begin(point)
+        store.close(point, "kept", "success", reject=False)
+    store.begin(replace(POINT, id="p-open"))
+    assert len(store.recall("toy", "", "").history) == 4
+    assert [point.id for point in store.open_points()] == ["p-open"]
+    counts = "SELECT (SELECT count(*) FROM heal_point), (SELECT count(*) FROM heal_step)"
+    assert store._db.read(lambda connection: connection.execute(counts).fetchone()) == (3, 6)
+
+
+def test_times_far_away_are_kept_exactly(store: HealingStore) -> None:
+    for year in (1970, 2038, 9999):
+        at = Moment(datetime(year, 1, 1, tzinfo=UTC), 0.0, "")
+        store.trip("toy", at)
+        assert store.recall("toy", "", "").contended_since == at
+
+
+def test_a_pause_is_kept(store: HealingStore) -> None:
+    store.pause()
+    store.pause()
+    assert store.paused() and store.recall("toy", "", "").paused
+    store.resume()
+    assert not store.paused()
