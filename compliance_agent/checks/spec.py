@@ -90,6 +90,8 @@ class CheckSpec:
         reasons: every reason `judge` may give besides the common ones, each with its sentence for docs and screens.
         example: parameter values that make every case meaningful (required parameters filled).
         needs: programs, sockets or files it depends on, for the docs.
+        optional: faults of an answer after which the check may still pass, and why; every other one must keep it from
+            passing. Keys are shell patterns over `target fault`, such as `stat:/run/reboot-required not_found`.
         interval_s: default seconds between looks.
         deadline_s: default seconds after which the look is given up as `timed_out`.
     """
@@ -104,6 +106,7 @@ class CheckSpec:
     reasons: Mapping[str, str]
     example: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
+    optional: Mapping[str, str] = field(default_factory=dict)
     interval_s: int = 60
     deadline_s: float = 10.0
 

@@ -26,12 +26,14 @@ class Signatures:
     Attributes:
         built_at: when it was published; None until `provide` set it.
         mirror_reachable: freshclam can reach a mirror.
+        loaded: clamd has an official database at all.
         detects: clamd finds what it should; a false one is a daemon that lost its database or its mind.
     """
 
     version: int = 27_826
     built_at: datetime | None = None
     mirror_reachable: bool = True
+    loaded: bool = True
     detects: bool = True
     engine: str = "1.4.6"
 
@@ -67,8 +69,10 @@ def fetch(host: FakeHost) -> bool:
     if not signatures.mirror_reachable:
         return False
     age_s = (host.now() - built(host)).total_seconds()
-    if missed := int(age_s // PUBLISHED_EVERY_S):
+    missed = int(age_s // PUBLISHED_EVERY_S)
+    if missed or not signatures.loaded:
         signatures.version += missed
+        signatures.loaded = True
         signatures.built_at = host.now() - timedelta(hours=2)
         _store(host)
     return True
@@ -87,6 +91,8 @@ def clamd(host: FakeHost, request: bytes) -> bytes:
         return b"PONG" + end
     if command == b"VERSION":
         signatures = host.part(Signatures)
+        if not signatures.loaded:
+            return f"ClamAV {signatures.engine}".encode() + end
         return f"ClamAV {signatures.engine}/{signatures.version}/{built(host):%a %b %e %H:%M:%S %Y}".encode() + end
     if command == b"INSTREAM":
         return _scan(host, body) + end
@@ -103,7 +109,8 @@ def _scan(host: FakeHost, body: bytes) -> bytes:
             break
         content += body[position + 4 : position + 4 + size]
         position += 4 + size
-    found = content.startswith(EICAR) and host.part(Signatures).detects
+    signatures = host.part(Signatures)
+    found = content.startswith(EICAR) and signatures.detects and signatures.loaded
     return b"stream: Eicar-Test-Signature FOUND" if found else b"stream: OK"
 
 
