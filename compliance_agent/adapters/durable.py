@@ -55,8 +55,8 @@ def make_directory(path: Path, mode: int = 0o700) -> None:
         raise storage_error(error, f"creating directory {path}") from error
 
 
-def write_file(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Replace a file atomically and durably.
+def write_file(path: Path, content: bytes, mode: int = 0o600, *, owner: tuple[int, int] | None = None) -> None:
+    """Replace a file atomically and durably; `owner` (uid, gid) is who it shall belong to, else whoever runs this.
 
     Raises:
         StorageError: the file is as it was before.
@@ -65,6 +65,8 @@ def write_file(path: Path, content: bytes, mode: int = 0o600) -> None:
     try:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
         try:
+            if owner is not None and owner != (os.geteuid(), os.getegid()):
+                os.fchown(handle, *owner)
             os.fchmod(handle, mode)
             view = memoryview(content)
             while view:

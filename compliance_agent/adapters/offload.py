@@ -1,0 +1,128 @@
+"""Blocking calls on threads of their own, each with a deadline that holds even when the kernel does not answer.
+
+A read from a dead disk or a lost network mount cannot be interrupted. So each call runs on a daemon thread; when its
+deadline passes, the thread is abandoned, never awaited: the interpreter can still exit, and no shared pool of workers
+is used up. As long as an abandoned call has not come back, calls for the same object are refused at once, so one dead
+mount costs one thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from compliance_agent.errors import CannotTell
+
+Value = TypeVar("Value")
+MOST_ABANDONED = 16
+
+
+class _Job(Generic[Value]):
+    """One call. `lock` orders the only race there is: it finishes while it is being given up."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.finished = False
+        self.abandoned = False
+        self.value: list[Value] = []
+        self.error: BaseException | None = None
+
+
+class Offload:
+    """Runs blocking calls for one host; `abandoned` says how many have not come back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._given_up: dict[str, int] = {}
+
+    @property
+    def abandoned(self) -> int:
+        """Threads that hang beyond their deadline, now."""
+        with self._lock:
+            return sum(self._given_up.values())
+
+    async def call(
+        self, key: str, timeout_s: float, work: Callable[[], Value], *, late: Callable[[Value], None] | None = None
+    ) -> Value:
+        """The value of `work()`, computed on another thread.
+
+        Args:
+            key: the object that might hang, such as `path:/mnt/x`.
+            timeout_s: seconds to wait for it.
+            work: the blocking call; what it raises is raised here.
+            late: is given a value that nobody waits for any more, on another thread.
+
+        Raises:
+            CannotTell: `timed_out`, at once when an earlier call for this object still hangs; `io_error` without a
+            thread.
+        """
+        with self._lock:
+            if key in self._given_up or sum(self._given_up.values()) >= MOST_ABANDONED:
+                raise CannotTell("timed_out", f"{key}: an earlier call has not come back yet")
+        loop = asyncio.get_running_loop()
+        ready = asyncio.Event()
+        job: _Job[Value] = _Job()
+        body = threading.Thread(
+            target=self._body, args=(key, job, work, late, loop, ready), daemon=True, name="host-io"
+        )
+        try:
+            body.start()
+        except RuntimeError as error:
+            raise CannotTell("io_error", "no thread to be had", errno_name="EAGAIN") from error
+        try:
+            await asyncio.wait_for(ready.wait(), timeout_s)
+        except TimeoutError as error:
+            if self._give_up(key, job):
+                raise CannotTell("timed_out", f"{key}: no answer within {timeout_s} s") from error
+        except asyncio.CancelledError:
+            # The value may have come in this very moment; `late` may block, so it gets a thread here too.
+            if not self._give_up(key, job) and job.value and late is not None:
+                threading.Thread(target=late, args=(job.value.pop(),), daemon=True).start()
+            raise
+        if job.error is not None:
+            raise job.error
+        return job.value[0]
+
+    def _give_up(self, key: str, job: _Job[Value]) -> bool:
+        """Abandon the call, unless it finished first."""
+        with job.lock:
+            if job.finished:
+                return False
+            job.abandoned = True
+            with self._lock:
+                self._given_up[key] = self._given_up.get(key, 0) + 1
+            return True
+
+    def _body(
+        self,
+        key: str,
+        job: _Job[Value],
+        work: Callable[[], Value],
+        late: Callable[[Value], None] | None,
+        loop: asyncio.AbstractEventLoop,
+        ready: asyncio.Event,
+    ) -> None:
+        try:
+            job.value.append(work())
+        except BaseException as error:
+            job.error = error
+        with job.lock:
+            job.finished = True
+            if not job.abandoned:
+                try:
+                    loop.call_soon_threadsafe(ready.set)
+                    return
+                except RuntimeError:  # the loop is closed: nobody waits
+                    pass
+            else:
+                self._come_back(key)
+        if job.value and late is not None:
+            late(job.value.pop())
+
+    def _come_back(self, key: str) -> None:
+        with self._lock:
+            self._given_up[key] -= 1
+            if not self._given_up[key]:
+                del self._given_up[key]

@@ -1,0 +1,285 @@
+"""The real machine behind the Host port.
+
+Looking and changing are in one class, because they share deadlines and what was left behind; who may change is decided
+by the type that is handed out (`Host` or `ChangingHost`) and by the user it runs as. Files are read and written on
+threads of their own (offload.py), programs run through execute.py, units through systemd.py.
+
+Writing trusts a directory only if nobody else can swap names in it: every directory on the way belongs to root or to
+this user, and others may write to none of them, unless it is sticky and not the last one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from compliance_agent.adapters import durable
+from compliance_agent.adapters.clock import read_clock_state
+from compliance_agent.adapters.execute import DIRECTORIES, Programs
+from compliance_agent.adapters.offload import Offload
+from compliance_agent.adapters.systemd import BOOTED, Systemd
+from compliance_agent.errors import CannotTell, StepFailed, StorageError, StorageFull
+from compliance_agent.models import ClockState
+from compliance_agent.ports import FileStat, Ran, UnitState
+
+FILE_TIMEOUT_S = 5.0
+MOST_NAMES = 100_000
+GENTLE_S = 2.0  # a program that changes the host may tidy up before it is killed
+_FILE_CODES = {
+    errno.ENOENT: "not_found",
+    errno.ENOTDIR: "not_found",
+    errno.EACCES: "not_permitted",
+    errno.EPERM: "not_permitted",
+    errno.EROFS: "read_only",
+    errno.ELOOP: "not_a_regular_file",
+    errno.ENOSPC: "storage_full",
+    errno.EDQUOT: "storage_full",
+}
+Value = TypeVar("Value")
+
+
+class RealHost:
+    """This machine.
+
+    Args:
+        directories: where programs are looked up, first match wins.
+        file_timeout_s: deadline of one look at, or change of, a file.
+        booted: the directory whose presence says that systemd is the init.
+    """
+
+    def __init__(
+        self,
+        *,
+        directories: Sequence[str] = DIRECTORIES,
+        file_timeout_s: float = FILE_TIMEOUT_S,
+        booted: Path = BOOTED,
+    ) -> None:
+        self._offload = Offload()
+        self._programs = Programs(self._offload, directories)
+        self._systemd = Systemd(self._programs, booted)
+        self._file_timeout_s = file_timeout_s
+
+    @property
+    def left_behind(self) -> int:
+        """Processes and threads that hang in the kernel beyond their deadline."""
+        return sum(self._programs.left_behind.values()) + self._offload.abandoned
+
+    # -- looking
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    async def pause(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def read(self, path: str, *, limit_bytes: int = 1_048_576) -> bytes:
+        return await self._file(path, lambda: _read(path, limit_bytes))
+
+    async def stat(self, path: str) -> FileStat:
+        return await self._file(path, lambda: _stat(path))
+
+    async def list(self, path: str) -> tuple[str, ...]:
+        return await self._file(path, lambda: _list(path))
+
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout_s: float = 10.0,
+        stdin: bytes = b"",
+        limit_bytes: int = 4_194_304,
+        env: Mapping[str, str] | None = None,
+    ) -> Ran:
+        return await self._programs.run(argv, timeout_s=timeout_s, stdin=stdin, limit_bytes=limit_bytes, env=env)
+
+    async def units(self, names: Sequence[str]) -> Mapping[str, UnitState]:
+        return await self._systemd.units(names)
+
+    async def ask(
+        self, socket_path: str, request: bytes, *, timeout_s: float = 5.0, limit_bytes: int = 65_536
+    ) -> bytes:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await _ask(socket_path, request, limit_bytes)
+        except TimeoutError as error:
+            raise CannotTell("timed_out", f"{socket_path}: no answer within {timeout_s} s") from error
+        except (OSError, ValueError) as error:
+            known = error if isinstance(error, OSError) else OSError(errno.ENOENT, "a NUL in a path")
+            raise CannotTell.from_os_error(known, f"{socket_path}: cannot be asked") from error
+
+    async def clock_state(self) -> ClockState:
+        return await self._offload.call("clock:", self._file_timeout_s, read_clock_state)
+
+    # -- changing
+
+    async def write(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
+        await self._file(path, lambda: _write(path, content, mode))
+
+    async def remove(self, path: str) -> None:
+        await self._file(path, lambda: _remove(path))
+
+    async def chmod(self, path: str, mode: int) -> None:
+        await self._file(path, lambda: _chmod(path, mode))
+
+    async def unit_action(self, verb: str, name: str) -> None:
+        await self._systemd.act(verb, name)
+
+    async def change(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout_s: float = 60.0,
+        stdin: bytes = b"",
+        limit_bytes: int = 4_194_304,
+        env: Mapping[str, str] | None = None,
+    ) -> Ran:
+        return await self._programs.run(
+            argv, timeout_s=timeout_s, stdin=stdin, limit_bytes=limit_bytes, env=env, gentle_s=GENTLE_S
+        )
+
+    async def _file(self, path: str, work: Callable[[], Value]) -> Value:
+        if not path.startswith("/") or "\0" in path:
+            raise CannotTell("not_found", "not an absolute path", errno_name="ENOENT")
+        try:
+            return await self._offload.call(f"path:{path}", self._file_timeout_s, work)
+        except OSError as error:
+            raise CannotTell.from_os_error(error, f"{path}: cannot be looked at") from error
+
+
+def _read(path: str, limit_bytes: int) -> bytes:
+    # Looked at before it is opened: opening a device may already do something.
+    _regular(path, Path(path).stat())
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        info = os.fstat(handle)
+        _regular(path, info)
+        content = b""
+        while info.st_size <= limit_bytes and len(content) <= limit_bytes:
+            piece = os.read(handle, min(1 << 20, limit_bytes + 1 - len(content)))
+            if not piece:
+                return content
+            content += piece
+    finally:
+        os.close(handle)
+    raise CannotTell("output_too_large", f"{path}: longer than {limit_bytes} bytes")
+
+
+def _regular(path: str, info: os.stat_result) -> None:
+    if not stat.S_ISREG(info.st_mode):
+        raise CannotTell("io_error", f"{path}: not a regular file", errno_name="EINVAL")
+
+
+def _stat(path: str) -> FileStat:
+    info = os.lstat(path)
+    kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
+    return FileStat(
+        kind=kinds.get(stat.S_IFMT(info.st_mode), "other"),
+        mode=stat.S_IMODE(info.st_mode),
+        uid=info.st_uid,
+        gid=info.st_gid,
+        size_bytes=info.st_size,
+        modified_at=datetime.fromtimestamp(info.st_mtime, UTC),
+    )
+
+
+def _list(path: str) -> tuple[str, ...]:
+    names = []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            names.append(entry.name)
+            if len(names) > MOST_NAMES:
+                raise CannotTell("output_too_large", f"{path}: more than {MOST_NAMES} names")
+    return tuple(sorted(names))
+
+
+async def _ask(socket_path: str, request: bytes, limit_bytes: int) -> bytes:
+    reader, writer = await asyncio.open_unix_connection(socket_path)
+    try:
+        writer.write(request)
+        await writer.drain()
+        answer = b""
+        while piece := await reader.read(65_536):
+            answer += piece
+            if len(answer) > limit_bytes:
+                raise CannotTell("output_too_large", f"{socket_path}: more than {limit_bytes} bytes")
+        return answer
+    finally:
+        writer.transport.abort()
+
+
+@contextmanager
+def _as_step_failed(act: str) -> Iterator[None]:
+    try:
+        yield
+    except StorageError as error:
+        cause = error.__cause__
+        number = cause.errno if isinstance(cause, OSError) else None
+        code = "storage_full" if isinstance(error, StorageFull) else _FILE_CODES.get(number or 0, "io_error")
+        raise StepFailed(act, code=code) from error
+    except OSError as error:
+        raise StepFailed(act, code=_FILE_CODES.get(error.errno or 0, "io_error")) from error
+
+
+def _safe_directory(path: str) -> Path:
+    """The real directory a file stands in, if nobody else can swap names on the way to it."""
+    directory = Path(path).parent.resolve(strict=True)
+    for place in (directory, *directory.parents):
+        info = os.lstat(place)
+        others = info.st_mode & 0o002 or (info.st_mode & 0o020 and info.st_gid not in {0, os.getegid()})
+        sticky = info.st_mode & stat.S_ISVTX and place != directory
+        if info.st_uid not in {0, os.geteuid()} or (others and not sticky):
+            raise StepFailed(f"{path}: others may write to {place}", code="unsafe_directory")
+    return directory
+
+
+def _present(path: Path) -> os.stat_result | None:
+    """What is at the path itself, None for nothing.
+
+    Raises:
+        StepFailed: something other than a regular file.
+    """
+    try:
+        info = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(info.st_mode):
+        raise StepFailed(f"{path}: not a regular file", code="not_a_regular_file")
+    return info
+
+
+def _write(path: str, content: bytes, mode: int) -> None:
+    with _as_step_failed(f"writing {path}"):
+        place = _safe_directory(path) / Path(path).name
+        info = _present(place)
+        durable.write_file(place, content, mode, owner=(info.st_uid, info.st_gid) if info else None)
+
+
+def _remove(path: str) -> None:
+    with _as_step_failed(f"removing {path}"):
+        try:
+            place = _safe_directory(path) / Path(path).name
+        except FileNotFoundError:
+            return
+        if _present(place) is not None:
+            place.unlink()
+            durable.fsync_directory(place.parent)
+
+
+def _chmod(path: str, mode: int) -> None:
+    with _as_step_failed(f"setting the mode of {path}"):
+        place = _safe_directory(path) / Path(path).name
+        if not stat.S_ISDIR(os.lstat(place).st_mode):
+            _present(place)
+        handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            os.fchmod(handle, mode)
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,100 @@
+"""systemd through `systemctl`: states of units in one question, and actions on one unit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from compliance_agent.adapters.execute import Programs
+from compliance_agent.errors import CannotTell, StepFailed
+from compliance_agent.ports import UNIT_VERBS, UnitState
+
+BOOTED = Path("/run/systemd/system")  # sd_booted(3): there exactly when systemd is the init
+UNIT_NAME = re.compile(
+    r"[A-Za-z0-9:_.\\@-]{1,240}\.(service|socket|timer|target|mount|automount|swap|path|slice|scope)"
+)
+PROPERTIES = ("Id", "LoadState", "ActiveState", "SubState", "UnitFileState")
+
+
+class Systemd:
+    """The service manager of this host. `booted` is the directory that says there is one."""
+
+    def __init__(self, programs: Programs, booted: Path = BOOTED) -> None:
+        self._programs = programs
+        self._booted = booted
+
+    async def units(self, names: Sequence[str], *, timeout_s: float = 10.0) -> dict[str, UnitState]:
+        """States of all these units.
+
+        Raises:
+            CannotTell: `tool_missing` without systemd, `tool_failed`, `unparsable`, `timed_out`.
+            RuntimeError: a name that is no unit's.
+        """
+        for name in names:
+            check_unit_name(name)
+        if not names:
+            return {}
+        argv = ("systemctl", "show", "--no-pager", f"--property={','.join(PROPERTIES)}", "--", *names)
+        ran = await self._programs.run(argv, timeout_s=timeout_s)
+        if ran.exit_status != 0:
+            raise self._no_answer(f"systemctl show: exit status {ran.exit_status}")
+        return dict(zip(names, parse_show(ran.text, len(names)), strict=True))
+
+    async def act(self, verb: str, name: str, *, timeout_s: float = 90.0) -> None:
+        """One action on one unit, until the manager is done with it.
+
+        Raises:
+            StepFailed: the manager refused, or the unit did not come up.
+            CannotTell: as `units`.
+        """
+        check_unit_name(name)
+        if verb not in UNIT_VERBS:
+            raise RuntimeError(f"no such verb: {verb}")
+        argv = ("systemctl", "--no-pager", "--no-ask-password", "--quiet", verb, "--", name)
+        ran = await self._programs.run(argv, timeout_s=timeout_s, gentle_s=2.0)
+        if ran.exit_status == 0:
+            return
+        if not self._booted.is_dir():
+            raise self._no_answer(f"systemctl {verb}: exit status {ran.exit_status}")
+        message = f"systemctl {verb} {name}: exit status {ran.exit_status}"
+        raise StepFailed(message, code=f"unit_{verb}_failed", exit_status_of_step=ran.exit_status)
+
+    def _no_answer(self, message: str) -> CannotTell:
+        if not self._booted.is_dir():
+            return CannotTell("tool_missing", "this host was not booted with systemd")
+        return CannotTell("tool_failed", message)
+
+
+def check_unit_name(name: str) -> None:
+    """Refuse what `systemctl` would take for a pattern, an option or a path.
+
+    Raises:
+        RuntimeError: not a unit's full name.
+    """
+    if not UNIT_NAME.fullmatch(name) or name.startswith("-"):
+        raise RuntimeError(f"not a unit's full name: {name[:60]!r}")
+
+
+def parse_show(text: str, count: int) -> list[UnitState]:
+    """The blocks of `systemctl show`, one for each unit in the order they were asked for (an alias shows another Id).
+
+    Raises:
+        CannotTell: `unparsable`: another number of blocks, or a state is missing.
+    """
+    blocks = [block for block in re.split(r"\n[ \t]*\n", text.strip("\n")) if block]
+    if len(blocks) != count:
+        raise CannotTell("unparsable", f"systemctl show: expected {count} units, found {len(blocks)}")
+    states = []
+    for block in blocks:
+        pairs = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        try:
+            state = UnitState(
+                pairs["LoadState"], pairs["ActiveState"], pairs["SubState"], pairs.get("UnitFileState", "")
+            )
+        except KeyError as error:
+            raise CannotTell("unparsable", f"systemctl show: no {error.args[0]}") from error
+        if not (state.load and state.active and state.sub):
+            raise CannotTell("unparsable", "systemctl show: an empty state")
+        states.append(state)
+    return states
