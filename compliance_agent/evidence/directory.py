@@ -1,0 +1,104 @@
+"""Bundles as files: `YYYY/MM/DD/<bundle_id>/{bundle.json,bundle.sig}`, made whole or not at all.
+
+The directory is a copy that people and `openssl` can read; the database row is the truth. A directory that differs from
+its row is moved aside under a hidden name, never deleted, and written anew. Hidden names are not evidence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import structlog
+
+from compliance_agent.adapters.durable import fsync_directory, make_directory, read_file, storage_error
+from compliance_agent.errors import NoInput, NotPermitted
+
+BUNDLE, SIGNATURE = "bundle.json", "bundle.sig"
+MAX_BUNDLE_BYTES = 65_535  # an entry of a tiled log is at most this long (C2SP tlog-tiles)
+
+log = structlog.get_logger()
+
+
+def read(bundle_path: Path, signature_path: Path | None = None) -> tuple[bytes, bytes] | None:
+    """Bundle and signature as they stand in their files; None when either is missing, unreadable or too long."""
+    try:
+        body = read_file(bundle_path, limit_bytes=MAX_BUNDLE_BYTES)
+        return body, read_file(signature_path or bundle_path.with_name(SIGNATURE), limit_bytes=4_096)
+    except (NoInput, NotPermitted):
+        return None
+
+
+def put(directory: Path, body: bytes, signature: bytes) -> bool:
+    """Make the directory hold exactly these bytes, durably; whether anything had to be written.
+
+    Raises:
+        StorageError: it is as it was before, or absent.
+    """
+    if read(directory / BUNDLE) == (body, signature):
+        return False
+    make_directory(directory.parent)
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(mode=0o700)
+        for name, content in ((BUNDLE, body), (SIGNATURE, signature)):
+            _write_new(temporary / name, content)
+        fsync_directory(temporary)
+        if os.path.lexists(directory):
+            _move_aside(directory)
+        temporary.rename(directory)
+        fsync_directory(directory.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise storage_error(error, "writing an evidence directory") from error
+    return True
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(handle, view) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _move_aside(directory: Path) -> None:
+    number = 1
+    while os.path.lexists(aside := directory.with_name(f".{directory.name}.differs-{number}")):
+        number += 1
+    directory.rename(aside)
+    log.error("evidence.directory_differed", bundle_id=directory.name)
+
+
+def days(evidence_dir: Path, newest: int | None = None) -> Iterator[Path]:
+    """The day directories, newest first, at most `newest` of them."""
+    count = 0
+    for year in _numbered(evidence_dir, 4):
+        for month in _numbered(year, 2):
+            for day in _numbered(month, 2):
+                if newest is not None and count >= newest:
+                    return
+                count += 1
+                yield day
+
+
+def _numbered(parent: Path, digits: int) -> list[Path]:
+    with contextlib.suppress(OSError):
+        return sorted(
+            (path for path in parent.iterdir() if len(path.name) == digits and path.name.isdigit()), reverse=True
+        )
+    return []
+
+
+def bundles(day: Path) -> list[Path]:
+    """The bundle directories of one day, by name; hidden ones are leftovers and not evidence."""
+    with contextlib.suppress(OSError):
+        return sorted(path for path in day.iterdir() if not path.name.startswith(".") and path.is_dir())
+    return []

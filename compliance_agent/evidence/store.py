@@ -1,0 +1,260 @@
+"""Where a bundle gets its place in the chain, its signature and its row, in one transaction with one fsync.
+
+    read head -> build document with epoch, seq, prev -> sign -> INSERT row and UPDATE head -> COMMIT -> directory
+
+Recorded means committed: a crash can neither skip nor reuse a number, because number, bytes, signature and head become
+durable together. The directory is made from the row afterwards and again at start where it is missing (`replay`).
+
+When the database was lost or damaged, `replay` takes bundles that only the directories still hold back in, checks every
+saved row, and goes on in a new epoch whose `prev` is the last bundle that can still be shown: a gap is named, never hidden.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import sqlite3
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from compliance_agent.adapters.database import Damage, Database
+from compliance_agent.crypto import Ed25519Signer
+from compliance_agent.errors import BadEvidence, ConfigError, StorageError
+from compliance_agent.evidence import directory, recovery, table
+from compliance_agent.evidence.allowlist import NO_PREV, Circumstances, Names, Place, build, check_document
+from compliance_agent.evidence.canonical import canonical
+from compliance_agent.evidence.recovery import Head
+from compliance_agent.models import EvidenceBundle
+
+log = structlog.get_logger()
+RECENT_DAYS = 2  # directories that are compared with the database at every start
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A bundle that is recorded. Its files are there, or will be made from the row."""
+
+    id: int
+    bundle_id: str
+    epoch: int
+    seq: int
+    digest: str
+    bundle_path: Path
+    signature_path: Path
+
+
+class EvidenceStore:
+    """This host's chain. Synchronous; the agent calls it through `database.call`.
+
+    Args:
+        database: its tables are made here.
+        evidence_dir: root of the evidence directories.
+        signer: the host's key; without one the store only reads.
+        names: the baseline's own words by check and parameter, which `Name` facts may say.
+
+    Raises:
+        ConfigError: the chain was begun with another key.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        evidence_dir: Path | str,
+        signer: Ed25519Signer | None = None,
+        *,
+        names: Names | None = None,
+    ) -> None:
+        self.database = database
+        self.evidence_dir = Path(evidence_dir)
+        self.names = names
+        self.lost: Damage | None = None  # what a new epoch was begun for, until somebody records it
+        self._signer = signer
+        self._replayed = False
+        self._last_id = 0
+        self._unsettled: set[int] = set()  # rows whose directory could not be made yet
+        database.migrate(table.NAME, table.STATEMENTS)
+        self._check_key()
+
+    def _check_key(self) -> None:
+        known = self.database.read(lambda connection: connection.execute("SELECT key_id FROM chain").fetchone())
+        if known is not None and self._signer is not None and known[0] != self._signer.key_id:
+            raise ConfigError(
+                f"signing_key_file: key {self._signer.key_id[:16]}... is not {known[0][:16]}..., with which this host's chain"
+                " was begun",
+                code="key_changed",
+                hint="put the former key back, or rotate the key by an order; recording stops until then",
+            )
+
+    def head(self) -> Head | None:
+        """The last recorded place, or None when nothing was ever recorded."""
+        return self.database.read(_head)
+
+    # Recording
+
+    def record(self, bundle: EvidenceBundle, seen: Circumstances) -> Stored:
+        """Give the bundle its place, sign it and make it durable. The same `bundle_id` again gives the same record.
+
+        Raises:
+            BadEvidence: it holds something that may not leave the host; nothing was recorded.
+            StorageError: nothing was promised.
+        """
+        if not self._replayed or self.database.damage is not None:
+            self.replay()
+        stored = self.database.write(lambda connection: self._append(connection, bundle, seen))
+        self._last_id = max(self._last_id, stored.id)
+        self._materialise(stored.id)
+        log.info(
+            "evidence.stored", bundle_id=stored.bundle_id, epoch=stored.epoch, seq=stored.seq, kind=str(bundle.kind)
+        )
+        return stored
+
+    def _append(self, connection: sqlite3.Connection, bundle: EvidenceBundle, seen: Circumstances) -> Stored:
+        signer = self._need_signer()
+        existing = table.select(connection, "WHERE bundle_id = ?", (bundle.bundle_id,))
+        if existing:
+            return self._stored(existing[0])
+        head = _head(connection) or Head(0, 0, NO_PREV)
+        place = Place(head.epoch, head.seq + 1, head.digest)
+        body = self._document(bundle, place, seen)
+        row_id = table.insert(
+            connection,
+            bundle_id=bundle.bundle_id,
+            place=(place.epoch, place.seq),
+            body=body,
+            signature=signer.sign(body),
+            own=True,
+            created_at=seen.created_at.astimezone(UTC),
+        )
+        self._set_head(connection, Head(place.epoch, place.seq, hashlib.sha256(body).hexdigest()))
+        return self._stored(table.select(connection, "WHERE id = ?", (row_id,))[0])
+
+    def _document(self, bundle: EvidenceBundle, place: Place, seen: Circumstances) -> bytes:
+        document, undeclared = build(bundle, place, seen)
+        if undeclared:
+            log.error("evidence.undeclared_word", bundle_id=bundle.bundle_id, fields=undeclared)
+        check_document(document, names=self.names)
+        body = canonical(document)
+        if len(body) > directory.MAX_BUNDLE_BYTES:
+            raise BadEvidence(f"bundle is longer than {directory.MAX_BUNDLE_BYTES} bytes", code="too_large")
+        return body
+
+    def _set_head(self, connection: sqlite3.Connection, head: Head) -> None:
+        signer = self._need_signer()
+        done = min(self._unsettled) - 1 if self._unsettled else self._last_id
+        connection.execute(
+            "INSERT INTO chain VALUES (1, ?, ?, ?, ?, ?, ?) ON CONFLICT (one) DO UPDATE SET epoch = excluded.epoch,"
+            " seq = excluded.seq, digest = excluded.digest, materialised = max(materialised, excluded.materialised)",
+            (head.epoch, head.seq, head.digest, signer.key_id, signer.public_bytes, done),
+        )
+
+    def _need_signer(self) -> Ed25519Signer:
+        if self._signer is None:
+            raise RuntimeError("this store was opened without a key: it only reads")
+        return self._signer
+
+    def new_epoch(self, after_digest: str, *, at_least: int = 0) -> int:
+        """Go on in a new epoch after the bundle of this digest (the last one the server knows); returns the epoch.
+
+        Args:
+            after_digest: SHA-256 of that bundle, 64 zeros when it is not known.
+            at_least: the highest epoch seen elsewhere.
+        """
+
+        def begin(connection: sqlite3.Connection) -> int:
+            head = _head(connection) or Head(0, 0, NO_PREV)
+            epoch = max(head.epoch, at_least) + 1
+            self._set_head(connection, Head(epoch, 0, after_digest))
+            return epoch
+
+        epoch = self.database.write(begin)
+        log.warning("evidence.new_epoch", epoch=epoch)
+        return epoch
+
+    # Directories
+
+    def _materialise(self, row_id: int) -> bool:
+        """Make the row's directory if it is missing; whether it was. A failure is remembered and mended by `replay`."""
+        try:
+            row = self.database.read(lambda connection: table.select(connection, "WHERE id = ?", (row_id,)))[0]
+            written = directory.put(table.directory_of(row, self.evidence_dir), row.body, row.signature)
+        except StorageError as error:
+            self._unsettled.add(row_id)
+            log.warning("evidence.directory_failed", row=row_id, code=error.code)
+            return False
+        self._unsettled.discard(row_id)
+        return written
+
+    def _stored(self, row: table.Row) -> Stored:
+        place = table.directory_of(row, self.evidence_dir)
+        paths = (place / directory.BUNDLE, place / directory.SIGNATURE)
+        return Stored(row.id, row.bundle_id, row.epoch or 0, row.seq or 0, row.sha256, *paths)
+
+    def replay(self) -> int:
+        """Bring rows and directories together again after a stop of any kind; how many directories were made.
+
+        Raises:
+            StorageError: the database cannot be read or written.
+        """
+        if self._signer is not None:
+            self._take_back()
+        rows, done = self.database.read(_rows_to_settle)
+        self._last_id = max([done, *(row.id for row in rows)])
+        self._replayed = True
+        return sum(self._materialise(row.id) for row in rows)
+
+    def _take_back(self) -> None:
+        """Compare the newest directories (after a loss, all) with the rows, and repair the chain's head where needed."""
+        damage = self.database.damage
+        public = self._need_signer().public_bytes
+        if damage is not None:
+            self.database.write(lambda connection: recovery.check_rows(connection, public, self.evidence_dir))
+        whole = damage is not None or self.head() is None
+        known = self.database.read(recovery.bundle_ids)
+        found = recovery.only_in_directories(self.evidence_dir, public, known, None if whole else RECENT_DAYS)
+        if damage is None and not found:
+            return
+        self.database.write(lambda connection: self._repair(connection, found, damage))
+        self.lost = damage or self.lost
+
+    def _repair(self, connection: sqlite3.Connection, found: list[recovery.Found], damage: Damage | None) -> None:
+        head, unbroken = recovery.take_in(
+            connection, found, _head(connection), datetime.fromtimestamp(time.time(), UTC)
+        )
+        if damage is None and unbroken and head is not None:
+            self._set_head(connection, head)
+            return
+        top = recovery.top(connection)
+        # Without any record left, the epoch must be one that was surely never used: seconds since 1970.
+        last = max((item for item in (top, head) if item), key=lambda item: item.place, default=None)
+        epoch = last.epoch + 1 if last else int(time.time())
+        self._set_head(connection, Head(epoch, 0, top.digest if top else NO_PREV))
+        log.error("evidence.new_epoch", epoch=epoch, taken_back=len(found))
+        if damage is not None:
+            self.database.damage_handled(connection)
+
+
+def _head(connection: sqlite3.Connection) -> Head | None:
+    row = connection.execute("SELECT epoch, seq, digest FROM chain").fetchone()
+    return Head(*row) if row else None
+
+
+def _rows_to_settle(connection: sqlite3.Connection) -> tuple[list[table.Row], int]:
+    done = connection.execute("SELECT materialised FROM chain").fetchone()
+    after = int(done[0]) if done else 0
+    return table.select(connection, "WHERE id > ? AND own AND state != 'damaged' ORDER BY id", (after,)), after
+
+
+@functools.cache
+def agent_digest() -> str:
+    """SHA-256 over this package's own source files.
+
+    The same as `find . -name '*.py' | LC_ALL=C sort | xargs sha256sum | sha256sum`, run in its directory.
+    """
+    package = Path(__file__).resolve().parent.parent
+    lines = sorted(f"./{path.relative_to(package).as_posix()}" for path in package.rglob("*.py"))
+    listing = "".join(f"{hashlib.sha256((package / line).read_bytes()).hexdigest()}  {line}\n" for line in lines)
+    return hashlib.sha256(listing.encode()).hexdigest()

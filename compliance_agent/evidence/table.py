@@ -1,0 +1,189 @@
+"""The evidence table: one row for each bundle, which is at once the record and its place in the delivery queue.
+
+`store` appends rows and owns the chain's head, `queue` changes `state` and attempts; both make the tables with
+`database.migrate("evidence", STATEMENTS)`. A row is the truth: its bytes are what was signed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from compliance_agent import crypto
+from compliance_agent.documents import read_json
+from compliance_agent.errors import DocumentError
+from compliance_agent.evidence.canonical import is_canonical
+from compliance_agent.evidence.directory import MAX_BUNDLE_BYTES
+
+NAME = "evidence"
+STATEMENTS: Sequence[str] = (
+    """CREATE TABLE IF NOT EXISTS evidence (
+        id INTEGER PRIMARY KEY,
+        bundle_id TEXT NOT NULL UNIQUE,
+        epoch INTEGER,
+        seq INTEGER,
+        sha256 TEXT NOT NULL,
+        body BLOB NOT NULL,
+        signature BLOB NOT NULL,
+        own INTEGER NOT NULL,
+        bundle_path TEXT,
+        signature_path TEXT,
+        created_at TEXT NOT NULL,
+        state TEXT NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'uploaded', 'damaged')),
+        retry_count INTEGER NOT NULL DEFAULT 0,
+        last_error TEXT,
+        uploaded_at TEXT,
+        ack BLOB,
+        UNIQUE (epoch, seq)
+    ) STRICT""",
+    "CREATE INDEX IF NOT EXISTS evidence_state ON evidence (state, epoch, seq, id)",
+    """CREATE TABLE IF NOT EXISTS chain (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        epoch INTEGER NOT NULL,
+        seq INTEGER NOT NULL,
+        digest TEXT NOT NULL,
+        key_id TEXT NOT NULL,
+        public BLOB NOT NULL,
+        materialised INTEGER NOT NULL
+    ) STRICT""",
+    """CREATE TABLE IF NOT EXISTS queue_wait (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        until TEXT NOT NULL
+    ) STRICT""",
+)
+_SAFE = re.compile(r"[0-9]{4}/[0-9]{2}/[0-9]{2}")
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_COLUMNS = (
+    "id, bundle_id, epoch, seq, sha256, body, signature, own, bundle_path, signature_path, created_at, state,"
+    " retry_count, last_error"
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One bundle as recorded.
+
+    Attributes:
+        own: it carried this host's valid signature when it came in. Where its directory stands follows from its bytes.
+        bundle_path: for rows that are not `own`, where the file was that it was taken from; likewise `signature_path`.
+    """
+
+    id: int
+    bundle_id: str
+    epoch: int | None
+    seq: int | None
+    sha256: str
+    body: bytes
+    signature: bytes
+    own: bool
+    bundle_path: str | None
+    signature_path: str | None
+    created_at: datetime
+    state: str
+    retry_count: int
+    last_error: str | None
+
+    def is_sound(self, public: bytes | None) -> bool:
+        """Whether the bytes are still those that were recorded, and signed by this host if they were then."""
+        try:
+            if hashlib.sha256(self.body).hexdigest() != self.sha256:
+                return False
+            return not self.own or public is None or crypto.verify(public, self.signature, self.body)
+        except TypeError:  # a damaged row may hold a value of another type
+            return False
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a bundle's own bytes say of its place. `prev` and the rest are believed only after its signature verified."""
+
+    bundle_id: str
+    epoch: int
+    seq: int
+    prev: str
+    day: str
+
+
+def claim(body: bytes) -> Claim | None:
+    """The place a bundle claims, or None when the bytes are not a bundle in canonical form."""
+    try:
+        document = read_json(body, limit_bytes=MAX_BUNDLE_BYTES)
+    except DocumentError:
+        return None
+    match document:
+        case {
+            "bundle_id": str(bundle_id),
+            "epoch": int(epoch),
+            "seq": int(seq),
+            "prev": str(prev),
+            "timestamp_start": str(start),
+        } if is_canonical(body):
+            return Claim(bundle_id, epoch, seq, prev, start[:10].replace("-", "/"))
+    return None
+
+
+def is_bundle_id(text: str) -> bool:
+    """Whether it is a UUID, and so safe as a directory's name."""
+    return _ID.fullmatch(text) is not None
+
+
+def select(connection: sqlite3.Connection, rest: str, values: Sequence[Any] = ()) -> list[Row]:
+    """Rows of `SELECT ... FROM evidence {rest}`; `rest` is always a constant of this package."""
+    return [_row(found) for found in connection.execute(f"SELECT {_COLUMNS} FROM evidence {rest}", values)]  # noqa: S608
+
+
+def _row(found: Sequence[Any]) -> Row:
+    values = list(found)
+    values[7] = bool(values[7])
+    try:
+        values[10] = datetime.fromisoformat(values[10])
+    except (ValueError, TypeError):  # a damaged row must not keep the others from being read
+        values[10] = datetime.fromtimestamp(0, UTC)
+    return Row(*values)
+
+
+def directory_of(row: Row, evidence_dir: Path) -> Path:
+    """Where a row is materialised: by the day in its signed bytes, or under `other` when they are no bundle."""
+    place = claim(row.body)
+    if (
+        place is None
+        or not _SAFE.fullmatch(place.day)
+        or place.bundle_id != row.bundle_id
+        or not _ID.fullmatch(row.bundle_id)
+    ):
+        return evidence_dir / "other" / hashlib.sha256(row.body).hexdigest()
+    return evidence_dir / place.day / place.bundle_id
+
+
+def insert(
+    connection: sqlite3.Connection,
+    *,
+    bundle_id: str,
+    place: tuple[int, int] | None,
+    body: bytes,
+    signature: bytes,
+    own: bool,
+    created_at: datetime,
+    paths: tuple[str, str] | None = None,
+) -> int:
+    """Append a pending row and return its id. `paths` are the files of a bundle that is not this host's own record."""
+    epoch, seq = place if place is not None else (None, None)
+    digest = hashlib.sha256(body).hexdigest()
+    cursor = connection.execute(
+        "INSERT INTO evidence (bundle_id, epoch, seq, sha256, body, signature, own, bundle_path, signature_path,"
+        " created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (bundle_id, epoch, seq, digest, body, signature, int(own), *(paths or (None, None)), created_at.isoformat()),
+    )
+    return int(cursor.lastrowid or 0)
+
+
+def public_key(connection: sqlite3.Connection) -> bytes | None:
+    """The raw public key this host's chain is signed with; None before the first record."""
+    row = connection.execute("SELECT public FROM chain").fetchone()
+    return bytes(row[0]) if row else None
