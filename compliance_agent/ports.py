@@ -14,8 +14,9 @@ from typing import Protocol
 
 from compliance_agent.models import ClockState
 
-# What a caller may add to a program's fixed environment. Names of files and places only: a secret stays in its file.
-ENVIRONMENT = frozenset({"RESTIC_REPOSITORY", "RESTIC_PASSWORD_FILE", "RESTIC_CACHE_DIR"})
+# What a caller may add to a program's fixed environment. Names of files and places, and how to ask: a secret stays in
+# its file.
+ENVIRONMENT = frozenset({"RESTIC_REPOSITORY", "RESTIC_PASSWORD_FILE", "RESTIC_CACHE_DIR", "DEBIAN_FRONTEND"})
 UNIT_VERBS = ("start", "stop", "restart", "reload", "enable", "disable", "mask", "unmask")
 
 

@@ -1,0 +1,198 @@
+"""What apt, dnf and Nix print, as numbers and names: pure readers that refuse what they do not know.
+
+An empty answer is never taken for "nothing to update": each reader asks for the line that the tool always prints, and
+the state of the package lists (how old, and whether they know of security updates at all) is read beside it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+from compliance_agent.core.tools import json_answer, unparsable
+
+APT_LISTS = "/var/lib/apt/lists"
+APT_STAMP = "/var/lib/apt/periodic/compliance-agent-update-stamp"
+APT_LOCKS = (
+    "/var/lib/dpkg/lock-frontend",
+    "/var/lib/dpkg/lock",
+    "/var/lib/apt/lists/lock",
+    "/var/cache/apt/archives/lock",
+)
+# `list --upgradable` compares installed with offered versions without solving dependencies: three times faster than a
+# simulated dist-upgrade, and packages that are held or kept back are still in it.
+APT_UPGRADABLE = ("apt", "-o", "Debug::NoLocking=1", "list", "--upgradable")
+
+_APT_LINE = re.compile(
+    r"(?P<name>[a-z0-9][a-z0-9+.-]*)/(?P<suites>\S+) (?P<version>[0-9][A-Za-z0-9.+~:-]*) \S+"
+    r" \[upgradable from: (?P<installed>[^\]\s]+)\]"
+)
+_DNF4_LINE = re.compile(r"(\S+)\s+(?:(?:[A-Za-z]+/)?Sec\.|security)\s+\S+(?:\s+.*)?")
+_KERNEL = re.compile(r"(?P<numbers>\d+(?:[.-]\d+)*)(?P<flavour>.*)")
+_GENERATION = re.compile(r"system-(\d{1,9})-link")
+_NIXPKGS_DATE = re.compile(r"\d\d\.\d\d\.(20\d{6})\.[0-9a-f]{6,}")
+_STORE_PATH = re.compile(r"/nix/store/[0-9a-z]{32}-[0-9A-Za-z+._?=-]{1,200}")
+
+
+@dataclass(frozen=True)
+class Upgrade:
+    """One installed package for which a newer version is offered."""
+
+    name: str
+    version: str
+    security: bool
+
+
+@dataclass(frozen=True)
+class ReleaseFile:
+    """The head of a signed package list: whether it is of security updates, when it was made, until when it is good."""
+
+    security: bool
+    made_at: datetime | None
+    valid_until: datetime | None
+
+
+def read_apt_upgradable(text: str) -> tuple[Upgrade, ...]:
+    """Upgrades from `apt list --upgradable`.
+
+    Raises:
+        CannotTell: `unparsable`; the heading is missing, or a line is of another form.
+    """
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines or not lines[0].startswith("Listing..."):
+        raise unparsable("apt", "its heading")
+    return tuple(_apt_upgrade(line) for line in lines[1:])
+
+
+def _apt_upgrade(line: str) -> Upgrade:
+    found = _APT_LINE.fullmatch(line.strip())
+    if found is None:
+        raise unparsable("apt", "name/suite version architecture [upgradable from: version]")
+    security = any(suite.endswith("-security") for suite in found["suites"].split(","))
+    return Upgrade(found["name"], found["version"], security)
+
+
+def read_release(text: str) -> ReleaseFile:
+    """The fields of a Debian `InRelease` or `Release` file that matter here; checksums are not looked at.
+
+    Raises:
+        CannotTell: `unparsable`; neither suite nor codename, or a signed file whose end is missing.
+    """
+    fields: dict[str, str] = {}
+    for line in text.splitlines()[:60]:
+        name, colon, value = line.partition(": ")
+        if colon and not line.startswith(" "):
+            fields.setdefault(name.lower(), value.strip())
+    suites = [fields[name] for name in ("suite", "codename") if name in fields]
+    whole = not text.startswith("-----BEGIN PGP") or text.rstrip().endswith("-----END PGP SIGNATURE-----")
+    if not suites or not whole:
+        raise unparsable("release file", "a suite or codename, and the end of the signature")
+    security = fields.get("label") == "Debian-Security" or any(suite.endswith("-security") for suite in suites)
+    return ReleaseFile(security, _rfc2822(fields.get("date")), _rfc2822(fields.get("valid-until")))
+
+
+def _rfc2822(value: str | None) -> datetime | None:
+    try:
+        moment = parsedate_to_datetime(value) if value else None
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
+
+
+def read_dnf_advisories(text: str) -> int:
+    """How many security advisories `dnf updateinfo list --security` names (dnf 4 and 5), each counted once.
+
+    Raises:
+        CannotTell: `unparsable`; a line is of another form.
+    """
+    advisories: set[str] = set()
+    for line in text.splitlines():
+        if not line.strip() or line.startswith(("Name ", "Last metadata expiration check:")):
+            continue
+        found = _DNF4_LINE.fullmatch(line.strip())
+        if found is None:
+            raise unparsable("dnf", "advisory, severity and package on each line")
+        advisories.add(found[1])
+    return len(advisories)
+
+
+def newer_kernels(running: str, installed: Iterable[str]) -> tuple[str, ...]:
+    """Installed kernel releases of the running kernel's flavour that are newer than it. `6.1.0-28-amd64` form.
+
+    Raises:
+        CannotTell: `unparsable`; the running kernel's release has another form.
+    """
+    own = _KERNEL.fullmatch(running)
+    if own is None:
+        raise unparsable("osrelease", "a kernel release")
+    found = (_KERNEL.fullmatch(name) for name in installed)
+    return tuple(
+        kernel[0]
+        for kernel in found
+        if kernel and kernel["flavour"] == own["flavour"] and _numbers(kernel["numbers"]) > _numbers(own["numbers"])
+    )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.split(r"[.-]", text))
+
+
+def locked_inodes(proc_locks: str) -> frozenset[int]:
+    """Inodes on which some process holds a write lock, from `/proc/locks`; waiting ones (`->`) hold nothing."""
+    held: set[int] = set()
+    for line in proc_locks.splitlines():
+        words = line.split()
+        if len(words) >= 6 and words[1] != "->" and words[3] == "WRITE":
+            inode = words[5].rpartition(":")[2]
+            if inode.isdigit():
+                held.add(int(inode))
+    return frozenset(held)
+
+
+def read_nixos_version(raw: bytes) -> datetime | None:
+    """The day of the package collection from `nixos-version --json`; None when the version names no day.
+
+    Raises:
+        CannotTell: `unparsable`.
+    """
+    document = json_answer(raw, "nixos-version")
+    version = document.get("nixosVersion") if isinstance(document, dict) else None
+    if not isinstance(version, str):
+        raise unparsable("nixos-version", "nixosVersion")
+    found = _NIXPKGS_DATE.fullmatch(version)
+    try:
+        return datetime.strptime(found[1], "%Y%m%d").replace(tzinfo=UTC) if found else None
+    except ValueError:
+        return None
+
+
+def read_generation(link: str) -> int:
+    """The generation that the system profile's link (`system-42-link`) names.
+
+    Raises:
+        CannotTell: `unparsable`.
+    """
+    found = _GENERATION.fullmatch(link.strip().rpartition("/")[2])
+    if found is None:
+        raise unparsable("readlink", "system-NUMBER-link")
+    return int(found[1])
+
+
+def generations(names: Iterable[str]) -> tuple[int, ...]:
+    """The numbers of the generations in a listing of the profiles directory, ascending."""
+    return tuple(sorted(int(found[1]) for name in names if (found := _GENERATION.fullmatch(name))))
+
+
+def read_store_path(text: str) -> str:
+    """A Nix store path, alone on its line.
+
+    Raises:
+        CannotTell: `unparsable`.
+    """
+    path = text.strip()
+    if _STORE_PATH.fullmatch(path) is None:
+        raise unparsable("readlink", "a store path")
+    return path

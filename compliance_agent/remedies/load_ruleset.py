@@ -1,0 +1,67 @@
+"""Put the baseline's firewall table in place, as one transaction; other programs' tables stay as they are.
+
+The text is made here from the ports, so no rules travel in a plan. It is checked whole (`nft -c`) before it is loaded, and
+the kernel takes it whole or not at all. Connections that stand are not cut.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compliance_agent.core import nftables
+from compliance_agent.core.tools import answered
+from compliance_agent.errors import CannotTell, StepFailed
+from compliance_agent.ports import ChangingHost
+from compliance_agent.remedies.spec import Action, Args
+
+LIST = ("nft", "-s", "list", "table", *nftables.TABLE)
+
+
+async def capture(host: ChangingHost, args: Args) -> Any:
+    """Our table as text, None when it is not there."""
+    ruleset = nftables.read(answered(await host.run(("nft", "-s", "-j", "list", "ruleset")), "nft").out)
+    if nftables.TABLE not in ruleset.tables:
+        return {"table": None}
+    return {"table": answered(await host.run(LIST), "nft").text}
+
+
+async def apply(host: ChangingHost, args: Args) -> None:
+    """Check, then load.
+
+    Raises:
+        StepFailed: `bad_arguments`, `ruleset_refused` or `load_failed`.
+    """
+    try:
+        text = nftables.generate(_ports(args["allow_tcp"]), _ports(args["allow_udp"]))
+    except ValueError as error:
+        raise StepFailed(str(error), code="bad_arguments") from error
+    await _load(host, text)
+
+
+async def undo(host: ChangingHost, args: Args, captured: Any) -> None:
+    """Put back the table that was there, or none."""
+    await _load(host, nftables.replacing() + (captured["table"] or ""))
+
+
+def _ports(text: str | int | bool) -> tuple[str, ...]:
+    return tuple(str(text).split(",")) if text else ()
+
+
+async def _load(host: ChangingHost, text: str) -> None:
+    for argv, code in ((("nft", "-c", "-f", "-"), "ruleset_refused"), (("nft", "-f", "-"), "load_failed")):
+        try:
+            ran = await host.change(argv, timeout_s=20.0, stdin=text.encode())
+        except CannotTell as error:
+            raise StepFailed(f"nft: {error.reason}", code=error.reason) from error
+        if ran.exit_status != 0:
+            raise StepFailed(f"nft: exit status {ran.exit_status}", code=code, exit_status_of_step=ran.exit_status)
+
+
+ACTION = Action(
+    id="load_ruleset",
+    title="load the baseline's firewall table (tcp {allow_tcp}, udp {allow_udp})",
+    arguments={"allow_tcp": str, "allow_udp": str},
+    capture=capture,
+    apply=apply,
+    undo=undo,
+)
