@@ -44,4 +44,4 @@ async def caller_of(request: Request) -> Caller:
     user = await services.users.of_session(session_of(request))
     if user is None:
         raise SignedOut
-    return Caller(user, await services.fleet(user))
+    return Caller(user, services.fleet(await services.users.reader(user)))

@@ -103,7 +103,9 @@ def form_is_ours(request: Request, sent: str) -> bool:
     held = request.cookies.get(form_cookie(request), "")
     if not held or not hmac.compare_digest(held.encode(), sent.encode()):
         return False
-    if request.headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
-        return False
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return site == "same-origin"
+    # Our own pages send `Origin: null`, because of Referrer-Policy; but every browser that does so sends Sec-Fetch-Site too.
     origin = request.headers.get("origin")
     return origin is None or origin == f"{request.url.scheme}://{request.url.netloc}"
