@@ -1,8 +1,8 @@
 """Enrolment: a one-time token and a proof of possession make a key a host of a site (RELIABILITY 3.3, EVIDENCE 2.5).
 
 A host's identity is its key; its label must be free at its site, and a live host is never replaced. The token is known
-here only by its hash, and is used up in the same transaction that makes the host. An answer that was lost may be fetched again by the same key with
-the same token while that lasts: it gets a new API key, and the lost one dies.
+here only by its hash, and is used up in the same transaction that makes the host. An answer that was lost may be fetched
+again by the same key with the same token while that lasts: it gets a new API key, and the lost one dies.
 """
 
 from __future__ import annotations

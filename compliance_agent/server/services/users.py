@@ -1,7 +1,8 @@
 """People: passwords (argon2id), sessions, operator tokens, and which sites each may see.
 
 A login attempt is counted in one transaction before the password is looked at, so that parallel guesses share one
-limit. The counter is kept per name whether or not the name exists; the answer is the same for both. Sessions are random, kept as hashes, revocable.
+limit. The counter is kept per name whether or not the name exists; the answer is the same for both. Sessions are random,
+kept as hashes, revocable.
 """
 
 from __future__ import annotations

@@ -1,0 +1,289 @@
+"""`compliance-agent server`: run it, and look after its enrolment tokens, users and hosts.
+
+The subcommands work on the data directory itself, also while the server runs: both write behind the same lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from compliance_agent.adapters.durable import create_file, read_file
+from compliance_agent.cli.common import json_option, print_json
+from compliance_agent.documents import MAX_BYTES
+from compliance_agent.errors import AgentError, ConfigError, NoInput, NotPermitted
+
+if TYPE_CHECKING:
+    from compliance_agent.server.api.deps import Services
+    from compliance_agent.server.settings import ServerSettings
+
+T = TypeVar("T")
+SYSTEM_CONFIG = Path("/etc/msp/server.yaml")
+_DURATION = re.compile(r"([1-9][0-9]{0,5})([smhd])", re.ASCII)
+_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_PATH = click.Path(path_type=Path)
+
+
+def _settings(ctx: click.Context, **given: Any) -> ServerSettings:
+    """The settings from `--config` (or the system's file), the environment and the options."""
+    from compliance_agent.server.settings import PREFIX, parse
+
+    options = ctx.find_root().params | (ctx.obj or {})
+    path = options.get("config_path") or (SYSTEM_CONFIG if SYSTEM_CONFIG.exists() else None)
+    raw = None
+    if path is not None:
+        try:
+            raw = read_file(path, limit_bytes=MAX_BYTES, trusted=True)
+        except AgentError as error:
+            raise ConfigError(str(error), hint=error.hint) from error
+    data_dir = options.get("data_dir")
+    if data_dir is None and f"{PREFIX}DATA_DIR" not in os.environ and path is None:
+        data_dir = _default_data_dir()
+    return parse(raw, os.environ, data_dir=data_dir.absolute() if data_dir else None, **given)
+
+
+def _default_data_dir() -> Path:
+    """`$STATE_DIRECTORY` from systemd, the system's directory for root, else this user's."""
+    if os.environ.get("STATE_DIRECTORY"):
+        return Path(os.environ["STATE_DIRECTORY"].split(":")[0])
+    if os.geteuid() == 0:
+        return Path("/var/lib/compliance-agent-server")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "compliance-agent-server"
+
+
+def _with_services(settings: ServerSettings, act: Callable[[Services], Awaitable[T]]) -> T:
+    """Run `act` with the services over the data directory."""
+    from compliance_agent.logs import configure
+    from compliance_agent.server.app import opened
+
+    configure("ERROR")
+
+    async def run() -> T:
+        async with opened(settings) as services:
+            return await act(services)
+
+    return asyncio.run(run())
+
+
+@click.group(invoke_without_command=True)
+@click.option("--data-dir", type=_PATH, help="Directory of the database and the keys.")
+@click.option("--config", "config_path", type=_PATH, help="Settings file (YAML).")
+@click.option("--host", help="Address to listen on [127.0.0.1]; one that others can reach needs --tls.")
+@click.option("--port", type=click.IntRange(0, 65_535), help="Port to listen on [8080]; 0 takes a free one.")
+@click.option("--tls", is_flag=True, default=None, help="Serve https with a certificate of the server's own authority.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    data_dir: Path | None,
+    config_path: Path | None,
+    host: str | None,
+    port: int | None,
+    tls: bool | None,
+) -> None:
+    """Run the server (without a subcommand), or look after its tokens, users and hosts."""
+    ctx.obj = {"data_dir": data_dir, "config_path": config_path}
+    if ctx.invoked_subcommand is not None:
+        return
+    from compliance_agent.logs import configure
+    from compliance_agent.server.runner import serve
+
+    settings = _settings(ctx, host=host, port=port, tls=tls or None)
+    configure(settings.log_level)
+    click.echo(f"data directory {settings.data_dir}", err=True)
+    sys.exit(serve(settings, lambda url: _announce(settings, url)))
+
+
+def _announce(settings: ServerSettings, url: str) -> None:
+    click.echo(f"listening on {url}")
+    password = settings.data_dir / "admin-password"
+    if password.exists():
+        click.echo(f"sign in as admin with the password in {password}", err=True)
+    sys.stdout.flush()
+
+
+def _data_dir_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--data-dir` after the subcommand too, where people put it."""
+
+    def keep(ctx: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
+        if value is not None:
+            ctx.obj = {**(ctx.obj or {}), "data_dir": value}
+
+    return click.option(
+        "--data-dir", type=_PATH, expose_value=False, callback=keep, help="Directory of the database and the keys."
+    )(function)
+
+
+def duration(text: str) -> timedelta:
+    """`90s`, `15m`, `1h` or `7d`.
+
+    Raises:
+        click.BadParameter: anything else.
+    """
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        raise click.BadParameter(f"expected a duration such as 15m, 1h or 7d, found {text[:20]!r}")
+    return timedelta(seconds=int(found[1]) * _SECONDS[found[2]])
+
+
+def _label(name: str, text: str) -> str:
+    from compliance_agent.config import LABEL
+
+    if not LABEL.fullmatch(text):
+        raise click.BadParameter(f"{name}: expected letters, digits and ._-, at most 63, found {text[:60]!r}")
+    return text
+
+
+@command.command("enrol-token")
+@click.option("--site", required=True, help="The clinic the host belongs to; made when it is new.")
+@click.option("--client", help="The client a new site belongs to.")
+@click.option("--expires", default="1h", show_default=True, help="How long the token is good for: 15m, 1h, 7d.")
+@click.option("--out", type=_PATH, help="Write the token to this new file (0600) instead of standard output.")
+@_data_dir_option
+@click.pass_context
+def enrol_token(ctx: click.Context, site: str, client: str | None, expires: str, out: Path | None) -> None:
+    """Make a one-time token with which one host can enrol. It is shown once and kept nowhere."""
+    from compliance_agent.server.tls import known_authority
+
+    settings = _settings(ctx)
+    site, client = _label("--site", site), _label("--client", client or settings.client_id)
+    life, authority = duration(expires), known_authority(settings.data_dir / "tls")
+    if out is not None and os.path.lexists(out):
+        raise NotPermitted(f"{out}: exists; a token is not written over anything")
+
+    async def make(services: Services) -> str:
+        token, expires_at, made = await services.enrolment.new_token(
+            site, client, life, ca_sha256=authority, actor="operator"
+        )
+        click.echo(
+            f"for one host of {made.site_id} (client {made.client_id}), until {expires_at:%Y-%m-%d %H:%M:%SZ}", err=True
+        )
+        return token
+
+    token = _with_services(settings, make)
+    if out is None:
+        click.echo(token)
+    elif not create_file(out, f"{token}\n".encode()):
+        raise NotPermitted(f"{out}: exists; a token is not written over anything")
+
+
+@command.group("user")
+def user() -> None:
+    """People who may look, and their scripts."""
+
+
+@user.command("add")
+@click.argument("name")
+@click.option(
+    "--password-file", type=_PATH, help="File with the password; else it is asked for, or read from standard input."
+)
+@click.option("--admin", is_flag=True, help="May do everything, not only look.")
+@click.option("--site", "sites", multiple=True, help="A site this user may see, may be given more than once [all].")
+@_data_dir_option
+@click.pass_context
+def user_add(ctx: click.Context, name: str, password_file: Path | None, admin: bool, sites: tuple[str, ...]) -> None:
+    """Make a user."""
+    password = _password(password_file)
+    limited = frozenset(_label("--site", item) for item in sites) or None
+    role = "admin" if admin else "viewer"
+    _with_services(_settings(ctx), lambda services: services.users.add(name, password, role=role, sites=limited))
+    click.echo(f"user {name} made", err=True)
+
+
+@user.command("password")
+@click.argument("name")
+@click.option("--password-file", type=_PATH, help="File with the new password; else it is asked for.")
+@_data_dir_option
+@click.pass_context
+def user_password(ctx: click.Context, name: str, password_file: Path | None) -> None:
+    """Change a user's password; every session of the user ends."""
+    password = _password(password_file)
+    _with_services(_settings(ctx), lambda services: services.users.set_password(name, password))
+    click.echo(f"password of {name} changed", err=True)
+
+
+@user.command("token")
+@click.argument("name")
+@click.option("--expires", default="30d", show_default=True, help="How long the token is good for: 1h, 30d.")
+@_data_dir_option
+@click.pass_context
+def user_token(ctx: click.Context, name: str, expires: str) -> None:
+    """Make a token with which a user's scripts call the API. It is shown once."""
+    life = duration(expires)
+    click.echo(_with_services(_settings(ctx), lambda services: services.users.new_token(name, life)))
+
+
+def _password(path: Path | None) -> str:
+    if path is not None:
+        try:
+            return read_file(path, limit_bytes=1_024, secret=True).decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise NoInput(f"{path}: not UTF-8 text") from error
+    if sys.stdin.isatty():
+        return str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
+    return sys.stdin.readline(1_024).rstrip("\r\n")
+
+
+@command.command("hosts")
+@json_option
+@_data_dir_option
+@click.pass_context
+def hosts(ctx: click.Context, as_json: bool) -> None:
+    """List every host: site, label, key, when it was last seen, and what stands."""
+    found = _with_services(_settings(ctx), _hosts)
+    if as_json:
+        print_json({"schema": "compliance-agent/server-hosts/v1", "hosts": found})
+        return
+    for item in found:
+        seen = item["last_seen_at"] or "never"
+        counts = " ".join(f"{name}={count}" for name, count in item["counts"].items() if count)
+        click.echo(
+            f"{item['site_id']}  {item['host_id']}  {item['key_id'][:16]}  {item['state']}  seen {seen}  {counts}"
+        )
+
+
+async def _hosts(services: Services) -> list[dict[str, Any]]:
+    fleet = services.fleet(services.store.for_sites(await services.store.all_sites()))
+    return [
+        {
+            "site_id": item.host.site_id,
+            "client_id": item.host.client_id,
+            "host_id": item.host.host_id,
+            "key_id": item.host.key_id,
+            "state": "revoked" if item.host.revoked_at else "silent" if item.silent else "live",
+            "broken": item.broken,
+            "last_seen_at": item.host.last_seen_at.strftime("%Y-%m-%dT%H:%M:%SZ") if item.host.last_seen_at else None,
+            "counts": item.counts,
+        }
+        for item in await fleet.hosts()
+    ]
+
+
+@command.command("revoke")
+@click.argument("key_id")
+@_data_dir_option
+@click.pass_context
+def revoke(ctx: click.Context, key_id: str) -> None:
+    """Accept nothing more from a host, named by its key id or by 12 or more of its first characters."""
+    if not re.fullmatch(r"[0-9a-f]{12,64}", key_id):
+        raise click.BadParameter("KEY_ID: expected at least 12 hexadecimal characters")
+
+    async def act(services: Services) -> str:
+        fleet = services.fleet(services.store.for_sites(await services.store.all_sites()))
+        found = [item.host for item in await fleet.hosts() if item.host.key_id.startswith(key_id)]
+        if len(found) != 1:
+            raise NoInput(
+                f"KEY_ID: {len(found)} hosts have a key that begins so; expected one",
+                hint="compliance-agent server hosts",
+            )
+        await services.enrolment.revoke(found[0].site_id, found[0].key_id, actor="operator")
+        return found[0].host_id
+
+    click.echo(f"host {_with_services(_settings(ctx), act)} revoked", err=True)

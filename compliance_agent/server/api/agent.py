@@ -1,0 +1,93 @@
+"""What agents call, beside evidence: enrolment and check-in."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+
+from compliance_agent.server.api.deps import services_of
+from compliance_agent.server.api.schemas import (
+    ChallengeReply,
+    ChallengeRequest,
+    CheckinReply,
+    CheckinRequest,
+    EnrolReply,
+    EnrolRequest,
+    Head,
+    Sent,
+    decoded,
+    strict_body,
+)
+from compliance_agent.server.records import Head as HeadRecord
+from compliance_agent.server.services import enrol
+from compliance_agent.server.services.checkin import Said
+
+router = APIRouter(prefix="/api/v1", tags=["agent"])
+
+
+def _body(model: type[Sent]) -> dict[str, Any]:
+    """The request body for the OpenAPI document: read by `strict_body`, so FastAPI does not see it."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+@router.post("/enrol/challenge", openapi_extra=_body(ChallengeRequest), summary="Ask for a nonce to sign")
+async def challenge(request: Request) -> ChallengeReply:
+    """A nonce that proves possession of the key, good for five minutes and one use."""
+    body = await strict_body(request, ChallengeRequest)
+    nonce = await services_of(request).enrolment.challenge(decoded(body.public_key, 32))
+    return ChallengeReply(nonce=base64.b64encode(nonce).decode("ascii"))
+
+
+@router.post("/enrol", status_code=201, openapi_extra=_body(EnrolRequest), summary="Redeem a one-time token")
+async def enrol_host(request: Request) -> EnrolReply:
+    """Make a key a host of the token's site."""
+    body = await strict_body(request, EnrolRequest)
+    services = services_of(request)
+    enrolled = await services.enrolment.enrol(
+        enrol.Request(
+            token=body.token,
+            public_key=decoded(body.public_key, 32),
+            host_id=body.host_id,
+            nonce=decoded(body.nonce, 32),
+            proof=decoded(body.proof, 64),
+        )
+    )
+    host = enrolled.host
+    return EnrolReply(
+        site_id=host.site_id,
+        client_id=host.client_id,
+        host_id=host.host_id,
+        key_id=host.key_id,
+        api_key=enrolled.api_key,
+        server_key=base64.b64encode(services.ack_public_key).decode("ascii"),
+        server_name=services.settings.name,
+        min_interval_s=services.settings.min_interval_s,
+    )
+
+
+@router.post("/checkin", openapi_extra=_body(CheckinRequest), summary="Say that this host lives")
+async def checkin(request: Request) -> CheckinReply:
+    """Note the host's head and backlog; answer with what is held of its chain."""
+    services = services_of(request)
+    caller = await services.access.caller(request.headers.get("authorization"))
+    body = await strict_body(request, CheckinRequest)
+    said = Said(
+        key_id=body.key_id,
+        head=HeadRecord(body.head.epoch, body.head.seq, body.head.digest),
+        pending=body.pending,
+        agent_version=body.agent_version,
+        baseline_version=body.baseline.version,
+        baseline_sha256=body.baseline.sha256,
+    )
+    answer = await services.checkin.check_in(caller, said)
+    known = answer.known
+    return CheckinReply(
+        server_time=answer.server_time.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        known=Head(epoch=known.epoch, seq=known.seq, digest=known.digest) if known else None,
+        min_interval_s=services.settings.min_interval_s,
+        orders=[],
+    )

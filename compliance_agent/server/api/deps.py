@@ -1,0 +1,91 @@
+"""What handlers are given: the services of this app, who is signed in, and what they may see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends
+from starlette.requests import Request
+
+from compliance_agent.errors import Refusal
+from compliance_agent.server.records import Clock, SiteReader, Store, User
+from compliance_agent.server.services.access import HostAccess
+from compliance_agent.server.services.checkin import Checkin
+from compliance_agent.server.services.enrol import Enrolment
+from compliance_agent.server.services.fleet import Fleet, Silence
+from compliance_agent.server.services.ingest import Ingest
+from compliance_agent.server.services.users import Users
+from compliance_agent.server.services.verification import Verifier
+from compliance_agent.server.settings import ServerSettings
+
+
+@dataclass(frozen=True)
+class Services:
+    """The desks of one running server. `app.state.services` holds it.
+
+    Attributes:
+        ack_public_key: raw 32-byte key that acknowledgements verify under; hosts pin it at enrolment.
+        ca_pem: certificate of the server's own authority, when it serves TLS.
+    """
+
+    settings: ServerSettings
+    store: Store
+    clock: Clock
+    verifier: Verifier
+    silence: Silence
+    access: HostAccess
+    ingest: Ingest
+    checkin: Checkin
+    enrolment: Enrolment
+    users: Users
+    ack_public_key: bytes
+    ca_pem: bytes | None = None
+
+    def fleet(self, reader: SiteReader) -> Fleet:
+        """The read model over the rows that `reader` sees."""
+        return Fleet(reader, self.clock, self.silence, self.verifier)
+
+
+def services_of(request: Request) -> Services:
+    """The services of the app that answers this request."""
+    services = request.app.state.services
+    if not isinstance(services, Services):
+        raise RuntimeError("the app has not started")
+    return services
+
+
+def session_cookie(request: Request) -> str:
+    """Name of the cookie that holds the session: bound to this origin wherever the connection is https."""
+    return "__Host-session" if request.url.scheme == "https" else "session"
+
+
+async def user_or_none(request: Request) -> User | None:
+    """Who is signed in, by session cookie or operator token."""
+    users = services_of(request).users
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return await users.of_token(secret)
+    return await users.of_session(request.cookies.get(session_cookie(request)))
+
+
+async def current_user(request: Request) -> User:
+    """Who is signed in.
+
+    Raises:
+        Refusal: 401, nobody is.
+    """
+    user = await user_or_none(request)
+    if user is None:
+        raise Refusal("sign in, or send an operator token", code="not_signed_in", status=401)
+    return user
+
+
+async def current_fleet(request: Request, user: Annotated[User, Depends(current_user)]) -> Fleet:
+    """What the signed-in user may see."""
+    services = services_of(request)
+    return services.fleet(await services.users.reader(user))
+
+
+CurrentUser = Annotated[User, Depends(current_user)]
+CurrentFleet = Annotated[Fleet, Depends(current_fleet)]

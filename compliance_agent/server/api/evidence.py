@@ -1,0 +1,88 @@
+"""`POST /api/v1/evidence`, the hot route: a raw Starlette route, strict JSON in, orjson out, no model in between."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from compliance_agent.documents import read_json
+from compliance_agent.errors import Refusal
+from compliance_agent.server.api.deps import services_of
+from compliance_agent.server.api.edge import MOST_BODY_BYTES
+from compliance_agent.server.services.ingest import MOST_BUNDLES, Receipt
+
+
+def _bad(field: str, expected: str) -> Refusal:
+    return Refusal(f"{field}: expected {expected}", code="bad_request", status=422)
+
+
+def read_envelope(raw: bytes) -> list[tuple[bytes, bytes]]:
+    """The bundles and signatures of a request body.
+
+    Raises:
+        DocumentError: not strict JSON.
+        Refusal: 422, names the field.
+    """
+    document = read_json(raw, limit_bytes=MOST_BODY_BYTES)
+    if not isinstance(document, dict):
+        raise _bad("body", "a JSON object")
+    for key in document:
+        if key not in {"protocol", "bundles", "gaps"}:
+            raise _bad(key[:40], "no such field")
+    if document.get("protocol") != 1 or isinstance(document.get("protocol"), bool):
+        raise _bad("protocol", "1")
+    if document.get("gaps", []) != []:
+        raise _bad("gaps", "an empty list in protocol 1")
+    bundles = document.get("bundles")
+    if not isinstance(bundles, list) or not 1 <= len(bundles) <= MOST_BUNDLES:
+        raise _bad("bundles", f"a list of 1 to {MOST_BUNDLES}")
+    return [_signed(item, f"bundles[{index}]") for index, item in enumerate(bundles)]
+
+
+def _signed(item: Any, where: str) -> tuple[bytes, bytes]:
+    if not isinstance(item, dict) or item.keys() != {"bundle", "sig"}:
+        raise _bad(where, 'an object with "bundle" and "sig"')
+    body, sig = _bytes(item["bundle"], f"{where}.bundle"), _bytes(item["sig"], f"{where}.sig")
+    if len(sig) != 64:
+        raise _bad(f"{where}.sig", "64 bytes in base64")
+    return body, sig
+
+
+def _bytes(text: Any, where: str) -> bytes:
+    if not isinstance(text, str):
+        raise _bad(where, "base64 text")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise _bad(where, "base64 text") from error
+
+
+def written(receipt: Receipt) -> bytes:
+    """The reply's body."""
+    stopped = None
+    if receipt.stopped is not None:
+        refusal = receipt.stopped.refusal
+        stopped = {"index": receipt.stopped.index, "code": refusal.code, "expected": refusal.expected}
+    acks = [
+        {"ack": base64.b64encode(ack.document).decode(), "sig": base64.b64encode(ack.sig).decode()}
+        for ack in receipt.acks
+    ]
+    return orjson.dumps({"acks": acks, "stopped": stopped, "min_interval_s": None})
+
+
+async def take_evidence(request: Request) -> Response:
+    """Verify, store and acknowledge a host's bundles."""
+    services = services_of(request)
+    caller = await services.access.caller(request.headers.get("authorization"))
+    bundles = read_envelope(await request.body())
+    receipt = await services.ingest.submit(caller, bundles)
+    return Response(written(receipt), media_type="application/json")
+
+
+ROUTE = Route("/api/v1/evidence", take_evidence, methods=["POST"])

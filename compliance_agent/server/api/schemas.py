@@ -1,0 +1,306 @@
+"""The JSON of the API as types: what agents send (strict, no unknown field), and what people read."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from datetime import datetime
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
+
+from compliance_agent.documents import read_json
+from compliance_agent.errors import Refusal
+from compliance_agent.facts import LARGEST_INT
+from compliance_agent.server.api.edge import MOST_BODY_BYTES
+from compliance_agent.server.api.problems import first_error
+
+
+def decoded(text: str, length: int) -> bytes:
+    """The bytes in standard base64 with padding; raises ValueError unless there are exactly `length`."""
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError("not base64") from error
+    if len(raw) != length:
+        raise ValueError(f"expected {length} bytes in base64")
+    return raw
+
+
+def _holds(length: int) -> AfterValidator:
+    def check(text: str) -> str:
+        decoded(text, length)
+        return text
+
+    return AfterValidator(check)
+
+
+class Sent(BaseModel):
+    """What agents send: no unknown field, no conversion."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+Key = Annotated[str, Field(max_length=64, description="32 bytes in base64"), _holds(32)]
+Signature = Annotated[str, Field(max_length=96, description="64 bytes in base64"), _holds(64)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", min_length=64, max_length=64)]
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", max_length=63)]
+Version = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+~:_-]{0,39}$", max_length=40)]
+Word = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$", max_length=40)]
+Natural = Annotated[int, Field(ge=0, le=LARGEST_INT)]
+
+
+class ChallengeRequest(Sent):
+    """The public key that wants to enrol."""
+
+    protocol: Literal[1]
+    public_key: Key
+
+
+class EnrolRequest(Sent):
+    """A one-time token, the key, its label, and the proof of possession."""
+
+    protocol: Literal[1]
+    token: str = Field(min_length=8, max_length=4096, pattern=r"^[A-Za-z0-9._-]+$")
+    public_key: Key
+    host_id: Label
+    nonce: Key
+    proof: Signature
+
+
+class HeadSaid(Sent):
+    """The newest bundle of the host's chain; seq 0 before the first."""
+
+    epoch: Natural
+    seq: Natural
+    digest: Sha256
+
+
+class BaselineSaid(Sent):
+    """The baseline the host holds itself against; empty texts when it has none."""
+
+    version: Version | Literal[""]
+    sha256: Sha256 | Literal[""]
+
+
+class CheckSaid(Sent):
+    """A verdict as the host sees it; not evidence."""
+
+    result: Literal["pass", "fail", "unknown", "not_applicable", "exception"]
+    reason: Word
+
+
+class CheckinRequest(Sent):
+    """A host's word that it lives."""
+
+    protocol: Literal[1]
+    key_id: Sha256
+    head: HeadSaid
+    pending: Natural
+    agent_version: Version
+    baseline: BaselineSaid
+    checks: dict[Word, CheckSaid] = Field(max_length=256)
+
+
+class SignedBundle(Sent):
+    """A bundle's exact bytes and its signature, both in base64."""
+
+    bundle: str
+    sig: str
+
+
+class EvidenceRequest(Sent):
+    """A host's bundles in the order of its chain."""
+
+    protocol: Literal[1]
+    bundles: list[SignedBundle] = Field(min_length=1, max_length=100)
+    gaps: list[Any] = Field(default=[], max_length=0)
+
+
+class ChallengeReply(BaseModel):
+    """32 random bytes to sign within five minutes."""
+
+    nonce: str
+
+
+class EnrolReply(BaseModel):
+    """What makes the host a known one. `api_key` is shown once."""
+
+    site_id: str
+    client_id: str
+    host_id: str
+    key_id: str
+    api_key: str
+    server_key: str
+    server_name: str
+    min_interval_s: int
+
+
+class Head(BaseModel):
+    """A place in a chain and the SHA-256 of the bundle there."""
+
+    epoch: int
+    seq: int
+    digest: str
+
+
+class CheckinReply(BaseModel):
+    """What the server holds of the host's chain, and how often to call."""
+
+    server_time: str
+    known: Head | None
+    min_interval_s: int
+    orders: list[Any]
+
+
+class SignedAck(BaseModel):
+    """An acknowledgement's exact bytes and the server's signature over them, in base64."""
+
+    ack: str
+    sig: str
+
+
+class Expected(BaseModel):
+    """The place in the chain that the server wants next, and the digest it must follow."""
+
+    epoch: int
+    seq: int
+    prev: str
+
+
+class StoppedAt(BaseModel):
+    """The first bundle that was not taken, counted from 0."""
+
+    index: int
+    code: str
+    expected: Expected | None
+
+
+class EvidenceReply(BaseModel):
+    """Acknowledgements from the first bundle on, and where it stopped, if it did."""
+
+    acks: list[SignedAck]
+    stopped: StoppedAt | None
+    min_interval_s: int | None
+
+
+class Problem(BaseModel):
+    """RFC 9457: what was refused and why."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    trace_id: str
+    expected: Expected | None = None
+
+
+class SiteOut(BaseModel):
+    """A clinic at a glance."""
+
+    site_id: str
+    client_id: str
+    hosts: int
+    silent: int
+    counts: dict[str, int]
+    oldest_unmet_at: datetime | None
+
+
+class HostOut(BaseModel):
+    """A host at a glance."""
+
+    key_id: str
+    host_id: str
+    site_id: str
+    client_id: str
+    enrolled_at: datetime
+    revoked_at: datetime | None
+    last_seen_at: datetime | None
+    heartbeat_at: datetime | None
+    silent: bool
+    broken: bool
+    forks: int
+    agent_version: str
+    baseline_version: str
+    head: Head | None
+    pending: int | None
+    counts: dict[str, int]
+    oldest_unmet_at: datetime | None
+
+
+class CheckOut(BaseModel):
+    """A check as it stands; `reported` is what the evidence said last, `result` what may be relied on now."""
+
+    check: str
+    result: str
+    reason: str
+    reported: str
+    reported_reason: str
+    since: datetime
+    seen_at: datetime
+    bundle_id: str
+
+
+class BundleOut(BaseModel):
+    """A bundle in a list. `created_at` is the host's claim."""
+
+    bundle_id: str
+    key_id: str
+    site_id: str
+    epoch: int
+    seq: int
+    sha256: str
+    prev: str
+    kind: str
+    check: str | None
+    result: str | None
+    reason: str | None
+    outcome: str | None
+    created_at: str
+    received_at: datetime
+
+
+class PageOut(BaseModel):
+    """Part of a list, newest first; give `next` as `before` for the following part."""
+
+    items: list[BundleOut]
+    next: int | None
+
+
+class PointOut(BaseModel):
+    """One thing that was verified for this answer."""
+
+    name: str
+    holds: bool
+    code: str
+
+
+class BundleWhole(BundleOut):
+    """A bundle with its exact bytes, its signature, the key, and its verification, done for this answer."""
+
+    valid: bool
+    points: list[PointOut]
+    bundle: str
+    sig: str
+    public_key: str
+
+
+AGENT_MODELS: tuple[type[BaseModel], ...] = (ChallengeRequest, EnrolRequest, CheckinRequest, EvidenceRequest)
+M = TypeVar("M", bound=Sent)
+
+
+async def strict_body(request: Request, model: type[M]) -> M:
+    """The request's body as `model`.
+
+    Raises:
+        DocumentError: not strict JSON.
+        Refusal: 422, names the field.
+    """
+    value = read_json(await request.body(), limit_bytes=MOST_BODY_BYTES)
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
+        raise Refusal(first_error(list(errors)), code="bad_request", status=422) from error

@@ -1,0 +1,194 @@
+"""Wiring: the real store, keys and clock behind the API and the viewer.
+
+    app = create_app(settings)          # nothing is opened yet
+    uvicorn.run(app)                    # the lifespan opens the data directory, and drains and closes it at the end
+
+The data directory: `server.db`, `keys/ack.pem` and `keys/ack.pub.pem` (what acknowledgements are signed with), `tls/` when the
+server does TLS itself, `admin-password` (made at the first start, 0600).
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import os
+import secrets
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import structlog
+from fastapi import FastAPI
+
+from compliance_agent import __version__
+from compliance_agent.adapters.durable import create_file, make_directory, read_file, write_file
+from compliance_agent.crypto import Ed25519Signer
+from compliance_agent.errors import AgentError, StorageError
+from compliance_agent.server import openapi, tls
+from compliance_agent.server.api import agent, evidence, operations, problems, read
+from compliance_agent.server.api.deps import Services
+from compliance_agent.server.api.edge import Edge
+from compliance_agent.server.metrics import Metrics
+from compliance_agent.server.records import Clock
+from compliance_agent.server.services.access import HostAccess
+from compliance_agent.server.services.checkin import Checkin
+from compliance_agent.server.services.enrol import Enrolment
+from compliance_agent.server.services.fleet import Silence
+from compliance_agent.server.services.ingest import Ingest
+from compliance_agent.server.services.users import Users
+from compliance_agent.server.services.verification import Verifier
+from compliance_agent.server.settings import ServerSettings
+from compliance_agent.server.store import SqlStore
+
+ADMIN = "admin"
+log = structlog.get_logger()
+
+
+def utc_now() -> datetime:
+    """The server's clock."""
+    return datetime.now(UTC)
+
+
+def database(settings: ServerSettings) -> Path:
+    """Where the database stands."""
+    return settings.data_dir / "server.db"
+
+
+def names_of(settings: ServerSettings) -> set[str]:
+    """Every name and address under which the server's certificate must be valid."""
+    names = {"localhost", "127.0.0.1", "::1", socket.gethostname()}
+    if settings.host not in {"0.0.0.0", "::"}:  # noqa: S104  compared, not bound
+        names.add(settings.host)
+    if settings.public_url:
+        names.add(urlsplit(settings.public_url).hostname or "localhost")
+    return names
+
+
+@contextlib.contextmanager
+def only_server(directory: Path) -> Iterator[None]:
+    """Hold the data directory: a second server on it would sign and sequence against the first.
+
+    Raises:
+        StorageError: another server runs on it.
+    """
+    handle = os.open(directory / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StorageError(
+                f"{directory}: another server runs on this data directory", code="already_running"
+            ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    settings: ServerSettings, clock: Clock = utc_now, verifier: Verifier | None = None
+) -> AsyncIterator[Services]:
+    """The services over the data directory, which is made when it is new; closed at the end."""
+    make_directory(settings.data_dir)
+    signer = Ed25519Signer(settings.data_dir / "keys" / "ack.pem")
+    public = settings.data_dir / "keys" / "ack.pub.pem"
+    if not public.exists():
+        write_file(public, signer.public_pem().encode(), 0o644)
+    authority = tls.identity(settings.data_dir / "tls", names_of(settings), clock()).ca_pem if settings.tls else None
+    verifier = verifier or Verifier()
+    store = await SqlStore.open(database(settings))
+    try:
+        yield Services(
+            settings=settings,
+            store=store,
+            clock=clock,
+            verifier=verifier,
+            silence=Silence(settings.min_interval_s, settings.silent_after_s, settings.stale_after_s),
+            access=HostAccess(store, clock),
+            ingest=Ingest(store, signer.sign, clock, verifier),
+            checkin=Checkin(store, clock),
+            enrolment=Enrolment(store, clock, verify=verifier.verify),
+            users=Users(store, clock),
+            ack_public_key=signer.public_bytes,
+            ca_pem=authority,
+        )
+    finally:
+        await store.close()
+
+
+async def ensure_admin(services: Services) -> Path | None:
+    """Make the first user, its password in a file for this user alone; the file, or None when the user exists."""
+    if await services.store.user(ADMIN) is not None:
+        return None
+    path = services.settings.data_dir / "admin-password"
+    password = base64.b32encode(secrets.token_bytes(15)).decode("ascii").lower()
+    create_file(path, f"{password}\n".encode())  # before the user: a crash in between finds it again
+    written = read_file(path, limit_bytes=1024, secret=True).decode("ascii").strip()
+    await services.users.add(ADMIN, written, role="admin")
+    return path
+
+
+def create_app(settings: ServerSettings, *, clock: Clock = utc_now, verifier: Verifier | None = None) -> FastAPI:
+    """The server as an ASGI app. Its lifespan opens the data directory, and drains and closes it.
+
+    Args:
+        settings: checked settings.
+        clock: gives the time.
+        verifier: the checks on a bundle; another one in tests that plant a fault.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                make_directory(settings.data_dir)
+                stack.enter_context(only_server(settings.data_dir))
+                app.state.services = services = await stack.enter_async_context(opened(settings, clock, verifier))
+                await ensure_admin(services)
+            except AgentError as error:
+                app.state.startup_error = error  # for the runner: uvicorn keeps the error to itself
+                raise
+            log.info("server.started", version=__version__)
+            yield
+            await services.ingest.drain()
+            log.info("server.stopped")
+
+    metrics = Metrics()
+    app = FastAPI(
+        title="compliance-agent server",
+        version=__version__,
+        lifespan=lifespan,
+        openapi_url="/api/v1/openapi.json",
+        docs_url=None,  # the usual pages load scripts from elsewhere
+        redoc_url=None,
+    )
+    app.state.metrics = metrics
+    app.add_middleware(Edge, observe=metrics.observe)
+    problems.install(app)
+    for router in (agent.router, read.router, operations.router):
+        app.include_router(router)
+    app.router.routes.append(evidence.ROUTE)
+    _mount_viewer(app)
+    openapi.install(app)
+    return app
+
+
+def _mount_viewer(app: FastAPI) -> None:
+    from compliance_agent.web import views
+
+    app.include_router(views.router)
+    views.mount_static(app)
+
+
+def main() -> None:
+    """Write the OpenAPI document to the file that the first argument names."""
+    text = openapi.text(create_app(ServerSettings()))
+    Path(sys.argv[1]).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The server's figures, in a registry of its own. Totals only: labels are routes and codes, never hosts, sites or users."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from compliance_agent import __version__
+from compliance_agent.server.api.deps import Services
+
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+
+
+class Metrics:
+    """Collects over the life of one app."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Histogram(
+            "compliance_server_request_seconds",
+            "Time to answer, by route.",
+            ("route", "method", "status"),
+            registry=self._registry,
+            buckets=_BUCKETS,
+        )
+
+    def observe(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count one answered request; methods that are not ours share one label."""
+        known = method if method in {"GET", "HEAD", "POST"} else "other"
+        self._requests.labels(route, known, str(status)).observe(seconds)
+
+    async def exposition(self, services: Services) -> tuple[bytes, str]:
+        """Everything in the text format, with its media type."""
+        states = await _host_states(services)
+        scrape = CollectorRegistry()
+        scrape.register(_Snapshot(services, states))
+        return generate_latest(self._registry) + generate_latest(scrape), CONTENT_TYPE_LATEST
+
+
+async def _host_states(services: Services) -> dict[str, int]:
+    hosts = await services.store.for_sites(await services.store.all_sites()).hosts()
+    now = services.clock()
+    states = {"live": 0, "silent": 0, "revoked": 0, "forked": 0}
+    for host in hosts:
+        revoked = host.revoked_at is not None
+        states["revoked" if revoked else "silent" if services.silence.silent(host, now) else "live"] += 1
+        states["forked"] += host.forks > 0
+    return states
+
+
+class _Snapshot:
+    """What the services count by themselves, as Prometheus families."""
+
+    def __init__(self, services: Services, hosts: dict[str, int]) -> None:
+        self._services = services
+        self._hosts = hosts
+
+    def collect(self) -> Iterator[Metric]:
+        totals = self._services.ingest.totals
+        bundles = CounterMetricFamily("compliance_server_bundles", "Bundles acknowledged.", labels=["status"])
+        bundles.add_metric(["stored"], totals.stored)
+        bundles.add_metric(["known"], totals.known)
+        yield bundles
+        refused = CounterMetricFamily("compliance_server_bundles_refused", "Bundles refused, by code.", labels=["code"])
+        for code, count in sorted(totals.refused.items()):
+            refused.add_metric([code], count)
+        yield refused
+        yield CounterMetricFamily("compliance_server_forks", "Contradicting chains seen.", totals.forks)
+        yield CounterMetricFamily("compliance_server_checkins", "Check-ins accepted.", self._services.checkin.total)
+        yield CounterMetricFamily("compliance_server_logins_failed", "Failed logins.", self._services.users.failed)
+        hosts = GaugeMetricFamily("compliance_server_hosts", "Hosts by state.", labels=["state"])
+        for state, count in self._hosts.items():
+            hosts.add_metric([state], count)
+        yield hosts
+        build = GaugeMetricFamily("compliance_server_build_info", "Version of the program.", labels=["version"])
+        build.add_metric([__version__], 1)
+        yield build

@@ -1,0 +1,144 @@
+"""The server's settings: one YAML file and the `MSP_SERVER_*` environment, checked once, whole, and frozen.
+
+A value in the environment wins over the file's. An unknown key or variable is refused, with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from compliance_agent.documents import read_yaml
+from compliance_agent.errors import ConfigError, DocumentError
+from compliance_agent.words import nearest
+
+PREFIX = "MSP_SERVER_"
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_TRUTHS = {"true": True, "false": False}
+
+
+def _setting(default: Any, doc: str, low: int | None = None, high: int | None = None) -> Any:
+    return field(default=default, metadata={"doc": doc, "low": low, "high": high})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """Everything the server is told.
+
+    Raises:
+        ConfigError: a value cannot be used, or contradicts another; names the field.
+    """
+
+    data_dir: Path = _setting(Path("/var/lib/compliance-agent-server"), "Directory of the database and the keys.")
+    host: str = _setting("127.0.0.1", "Address to listen on; one that others can reach needs tls.")
+    port: int = _setting(8080, "Port to listen on; 0 takes a free one.", 0, 65_535)
+    tls: bool = _setting(False, "Serve https (TLS 1.3) with a certificate from the server's own private authority.")
+    name: str = _setting("compliance-server", "The server's name, as hosts and people see it.")
+    public_url: str | None = _setting(
+        None, "Address under which hosts and people reach the server, when it is another."
+    )
+    client_id: str = _setting("msp", "Client that a new site belongs to when the command does not say.")
+    min_interval_s: int = _setting(1, "Least seconds a host shall leave between two check-ins.", 1, 86_400)
+    silent_after_s: int = _setting(600, "Seconds without a word after which a host is silent.", 5, 604_800)
+    stale_after_s: int = _setting(11_700, "Seconds after which a verdict nobody repeated is unknown.", 60, 604_800)
+    log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR.")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data_dir", Path(self.data_dir))
+        for item in dataclasses.fields(self):
+            _check_bounds(item, getattr(self, item.name))
+        if not self.data_dir.is_absolute():
+            raise ConfigError(f"data_dir: expected an absolute path, found {str(self.data_dir)[:60]!r}")
+        for name in ("name", "client_id"):
+            if not _LABEL.fullmatch(getattr(self, name)):
+                raise ConfigError(
+                    f"{name}: expected letters, digits and ._-, at most 63, found {getattr(self, name)[:60]!r}"
+                )
+        if self.log_level not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
+            raise ConfigError(f"log_level: expected DEBUG, INFO, WARNING or ERROR, found {self.log_level[:20]!r}")
+        if not self.host or len(self.host) > 253 or not re.fullmatch(r"[A-Za-z0-9.:-]+", self.host):
+            raise ConfigError(f"host: expected an address or a name, found {self.host[:60]!r}")
+        if self.host not in LOOPBACK and not self.tls:
+            raise ConfigError(
+                f"host: {self.host} can be reached by others, so it needs tls",
+                hint="add --tls, or listen on 127.0.0.1 behind a proxy that does TLS",
+            )
+        _check_url(self.public_url)
+
+
+def _check_bounds(item: dataclasses.Field[Any], value: Any) -> None:
+    low, high = item.metadata["low"], item.metadata["high"]
+    if low is not None and (isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high):
+        raise ConfigError(f"{item.name}: expected a whole number from {low} to {high}, found {str(value)[:40]!r}")
+
+
+def _check_url(url: str | None) -> None:
+    if url is None:
+        return
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and not parts.username and not parts.query
+        usable = usable and parts.path in {"", "/"} and (parts.port or 1) > 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ConfigError(f"public_url: expected http(s)://NAME[:PORT], found {url[:60]!r}")
+
+
+def parse(raw: bytes | None, environ: Mapping[str, str], **given: Any) -> ServerSettings:
+    """The settings from a file's bytes (None: no file), the environment, and what a caller gives, which wins.
+
+    Raises:
+        ConfigError: names the key or the variable.
+    """
+    fields = {item.name: item for item in dataclasses.fields(ServerSettings)}
+    values: dict[str, Any] = {}
+    for key, value in _mapping(raw).items():
+        if key not in fields:
+            raise ConfigError(f"unknown key {key[:60]!r}{nearest(key, fields)}")
+        values[key] = _typed(fields[key], value, key)
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX):
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name not in fields:
+            raise ConfigError(
+                f"unknown variable {variable[:60]}{nearest(variable, [PREFIX + key.upper() for key in fields])}"
+            )
+        values[name] = _typed(fields[name], _from_text(fields[name], text), variable)
+    return ServerSettings(**{**values, **{name: value for name, value in given.items() if value is not None}})
+
+
+def _mapping(raw: bytes | None) -> dict[str, Any]:
+    try:
+        document = {} if raw is None else read_yaml(raw)
+    except DocumentError as error:
+        raise ConfigError(str(error)) from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise ConfigError("settings: expected a mapping of keys and values")
+    return document
+
+
+def _from_text(item: dataclasses.Field[Any], text: str) -> Any:
+    if item.type == "int" and re.fullmatch(r"[0-9]{1,15}", text, re.ASCII):
+        return int(text)
+    return _TRUTHS.get(text, text) if item.type == "bool" else text
+
+
+def _typed(item: dataclasses.Field[Any], value: Any, where: str) -> Any:
+    kind = str(item.type)
+    if value is None and "None" in kind:
+        return None
+    wanted = {"int": int, "bool": bool}.get(kind, str)
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)) or value == "":
+        words = {int: "a whole number", bool: "true or false", str: "text"}[wanted]
+        raise ConfigError(f"{where}: expected {words}, found {str(value)[:40]!r}")
+    return value
