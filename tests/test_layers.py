@@ -63,6 +63,8 @@ LAYERS: dict[str, str] = {
     "cli": "wiring",
     "lab": "wiring",
     "server.app": "wiring",
+    "server.runner": "wiring",
+    "server.tls": "hands",
 }
 
 MAY_IMPORT: dict[str, tuple[frozenset[str], str]] = {
