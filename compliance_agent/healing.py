@@ -20,13 +20,13 @@ from compliance_agent.core.gates import Context, Decision, Limits, Moment, decid
 from compliance_agent.core.schedule import MaintenanceWindow
 from compliance_agent.drift import DriftDetector
 from compliance_agent.errors import AgentError, CannotTell, StorageError
-from compliance_agent.models import DriftResult, Outcome, Plan, RemediationResult
+from compliance_agent.models import DriftResult, Outcome, Plan, RemediationResult, Result
 from compliance_agent.ports import ChangingHost, Clock
 from compliance_agent.remedies import actions
 from compliance_agent.remedies.plan import lines, resolve, target_of
 from compliance_agent.remedies.rollback import RollbackPoint
 from compliance_agent.remedies.spec import Action
-from compliance_agent.remedies.transaction import Observe, Transaction, Trouble, World, attempt, capture
+from compliance_agent.remedies.transaction import ENDINGS, Observe, Transaction, Trouble, World, attempt, capture
 
 if TYPE_CHECKING:
     from compliance_agent.adapters.database import Database
@@ -35,6 +35,16 @@ if TYPE_CHECKING:
 
 APPROVAL_VALID_S = 7 * 86_400.0
 SETTLE_S = (0.0, 1.0, 3.0)
+# What `error` of a result may say besides the codes of steps, blockers and storage; with ENDINGS and the gates' reasons
+# these are the words of healing in evidence.
+CODES = {
+    **ENDINGS,
+    **{f"check_{result.value}": "what the check said after the cure" for result in Result if result is not Result.PASS},
+    "not_restored": "the undo reported success, and the former state is not back",
+    "recovery_pending": "a cure that was cut off has to be ended first",
+    "unknown_action": "the cure that was cut off used an action that this version does not have",
+    "unreadable_point": "the rollback point of the cure that was cut off is damaged",
+}
 Lease = Callable[[DriftResult], Awaitable[bool]]
 
 log = structlog.get_logger()
@@ -59,6 +69,22 @@ class Preview:
     target: str = ""
     disruptive: bool = False
     disturbs: str = ""
+
+    def as_document(self) -> dict[str, Any]:
+        """The preview as JSON values."""
+        until, outcome = self.decision.not_before, self.decision.outcome
+        return {
+            "check": self.check,
+            "allowed": self.decision.allowed,
+            "outcome": outcome.value if outcome is not None else None,
+            "reason": self.decision.reason,
+            "detail": self.decision.detail,
+            "not_before": until.strftime("%Y-%m-%dT%H:%M:%SZ") if until is not None else None,
+            "steps": list(self.steps),
+            "target": self.target,
+            "disruptive": self.disruptive,
+            "disturbs": self.disturbs,
+        }
 
     def text(self) -> str:
         """The preview for a person at this host."""

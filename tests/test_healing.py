@@ -1,40 +1,42 @@
-"""The healing transaction: whatever fails, lies or dies, the host ends healed or as it was, and the record says which.
-
-The matrices are exhaustive over one toy cure: every change of the host fails before or after its effect or lies, in every
-pair; the agent dies at every commit and at every change, and once more while it recovers.
-"""
+"""One drift, from the gates to the record. What happens when things fail in the middle is in tests/faults/."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, time
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
-from compliance_agent import healing
 from compliance_agent.adapters.database import Database
 from compliance_agent.adapters.healing_store import HealingStore
-from compliance_agent.baseline import Baseline, Entry, Exemption
-from compliance_agent.checks.spec import Check, CheckSpec
-from compliance_agent.config import AgentConfig
-from compliance_agent.errors import CannotTell, StepFailed, StorageError
+from compliance_agent.baseline import Exemption
+from compliance_agent.errors import CannotTell
 from compliance_agent.healing import HealingEngine
 from compliance_agent.lab.clock import FakeClock
-from compliance_agent.lab.host import FakeHost, Unit
-from compliance_agent.models import DriftResult, Mode, Outcome, Plan, RemediationResult, Result, Severity, Step, Verdict
+from compliance_agent.models import DriftResult, Mode, Plan, Step
 from compliance_agent.ports import ChangingHost
-from compliance_agent.remedies.rollback import RollbackPoint
-from compliance_agent.remedies.spec import Action, Args
-from compliance_agent.remedies.transaction import ENDINGS, Transaction
+from compliance_agent.remedies.spec import Args
+from tests.healing_bench import (
+    FILE,
+    PLAN,
+    TABLE,
+    UNIT,
+    Bench,
+    apply_unit,
+    config,
+    drifted_host,
+    fingerprint,
+    is_healed,
+    toy_baseline,
+)
 
 pytestmark = pytest.mark.anyio
-T = TypeVar("T")
 
 
 @pytest.fixture
@@ -42,185 +44,11 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-# --- a toy clinic: two files and a unit, and a cure for them
-
-
-class Crash(BaseException):
-    """The power went."""
-
-
-@dataclass
-class ToyHost(FakeHost):
-    """A host whose n-th change goes as the script says: before, after, lie, die_before, die_after."""
-
-    script: dict[int, str] = field(default_factory=dict)
-
-    def _change(self, target: str, effect: Callable[[], None]) -> None:
-        fault = self.script.get(len(self.changed))
-        self.changed.append(target)
-        if fault == "die_before":
-            raise Crash
-        if fault == "before":
-            raise StepFailed("scripted", code="injected_before", exit_status_of_step=7)
-        if fault != "lie":
-            effect()
-        if fault == "after":
-            raise StepFailed("scripted", code="injected_after")
-        if fault == "die_after":
-            raise Crash
-
-
-def drifted_host(clock: FakeClock | None = None) -> ToyHost:
-    host = ToyHost(clock or FakeClock())
-    host.put("/etc/a", "off\n", mode=0o600)
-    host.place("/etc/dir/keep", replace(host.files["/etc/a"]))  # so that the directory of the absent file is there
-    host.units_table["toy.service"] = Unit(active=False, enabled="disabled")
-    host.script, host.changed = {}, []
-    return host
-
-
-def fingerprint(host: FakeHost) -> str:
-    """The host's state, without the times at which it was written."""
-    files = {path: (node.kind, node.content.hex(), node.mode) for path, node in host.files.items()}
-    units = {name: (unit.active, unit.enabled, unit.failed) for name, unit in host.units_table.items()}
-    return json.dumps([files, units], sort_keys=True)
-
-
-def is_healed(host: FakeHost) -> bool:
-    contents = [host.files[path].content if path in host.files else b"" for path in ("/etc/a", "/etc/dir/b")]
-    return contents == [b"on\n", b"on\n"] and host.units_table["toy.service"].active
-
-
-async def capture_file(host: ChangingHost, args: Args) -> Any:
-    path = str(args["path"])
-    try:
-        return {"content": (await host.read(path)).hex(), "mode": (await host.stat(path)).mode}
-    except CannotTell as error:
-        if error.reason != "not_found":
-            raise
-        return None
-
-
-async def apply_file(host: ChangingHost, args: Args) -> None:
-    await host.write(str(args["path"]), f"{args['word']}\n".encode(), mode=0o600)
-
-
-async def undo_file(host: ChangingHost, args: Args, captured: Any) -> None:
-    if captured is None:
-        await host.remove(str(args["path"]))
-    else:
-        await host.write(str(args["path"]), bytes.fromhex(captured["content"]), mode=captured["mode"])
-
-
-async def capture_unit(host: ChangingHost, args: Args) -> Any:
-    return {"active": (await host.units([str(args["unit"])]))[str(args["unit"])].active == "active"}
-
-
-async def apply_unit(host: ChangingHost, args: Args) -> None:
-    await host.unit_action("start", str(args["unit"]))
-
-
-async def undo_unit(host: ChangingHost, args: Args, captured: Any) -> None:
-    await host.unit_action("start" if captured["active"] else "stop", str(args["unit"]))
-
-
-FILE = Action("put_word", "Write {word} to {path}", {"path": str, "word": str}, capture_file, apply_file, undo_file)
-UNIT = Action("start_toy", "Start {unit}", {"unit": str}, capture_unit, apply_unit, undo_unit)
-TABLE = {action.id: action for action in (FILE, UNIT)}
-PLAN = Plan(
-    "toy",
-    (
-        Step("put_word", {"path": "/etc/a", "word": "on"}),
-        Step("put_word", {"path": "/etc/dir/b", "word": "on"}),
-        Step("start_toy", {"unit": "toy.service"}),
-    ),
-    target="toy-on",
-)
-STEPS = len(PLAN.steps)
-
-
-def toy_check(name: str) -> Check:
-    spec = CheckSpec(name, "Toy is on", Severity.LOW, "", (), object, object, {"off": "it is off"})
-    return Check(spec, None, None, None, ())  # type: ignore[arg-type]  # the engine never calls them
-
-
-def toy_baseline(*names: str, mode: Mode = Mode.ENFORCE, sha256: str = "a" * 64, **more: Any) -> Baseline:
-    entries = {name: Entry(toy_check(name), mode, 60, 10.0, None, {}) for name in names or ("toy",)}
-    return Baseline("2026.11.1", sha256, Mode.ENFORCE, entries, **more)
-
-
-def config(directory: Path, **more: Any) -> AgentConfig:
-    given = {"client_id": "c", "site_id": "s", "host_id": "h", "state_dir": directory, "healing_cooldown_sec": 0}
-    return AgentConfig(**{**given, "flap_window_sec": 86_400, **more})
-
-
-class Bench:
-    """One host and one database; engines come and go, as the process does."""
-
-    def __init__(self, directory: Path, *, database: type[Database] = Database, **settings: Any) -> None:
-        self.config = config(directory, **settings)
-        self.clock = FakeClock()
-        self.host = drifted_host(self.clock)
-        self.baseline = toy_baseline()
-        self.looks = 0
-        self.blind = False
-        self.database_kind = database
-        self.database: Database
-        self.engine: HealingEngine
-        self.start()
-
-    def start(self, **more: Any) -> None:
-        """A new process on the same host and disk."""
-        self.database = self.database_kind(self.config.database_path, threaded=False, reserve_kb=0)
-        self.engine = HealingEngine(
-            self.config,
-            **{
-                "host": self.host,
-                "baseline": self.baseline,
-                "observe": self.observe,
-                "store": HealingStore(self.database),
-                "clock": self.clock,
-                "table": TABLE,
-                "settle_s": (0.0,),
-                **more,
-            },
-        )
-
-    def restart(self, **more: Any) -> None:
-        self.database.close()
-        self.start(**more)
-
-    async def observe(self, check: str) -> DriftResult:
-        self.looks += 1
-        if self.blind:
-            raise CannotTell("timed_out")
-        if is_healed(self.host):
-            return DriftResult(check, False, {"on": True}, verdict=Verdict(Result.PASS, "as_expected"))
-        plan = replace(PLAN, check=check)
-        return DriftResult(check, True, {"on": False}, verdict=Verdict(Result.FAIL, "off"), plan=plan)
-
-    async def heal(self, check: str = "toy") -> RemediationResult:
-        return await self.engine.remediate(await self.observe(check))
-
-    def attempts(self) -> list[str]:
-        return [attempt.outcome for attempt in self.engine.store.recall("toy", "", "").history]
-
-
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
     made = Bench(tmp_path)
     yield made
     made.database.close()
-
-
-def holds(bench: Bench, outcome: str | None, former: str) -> None:
-    """The promise: healed and recorded so, or as it was and recorded so, or a failure that is owned up to."""
-    assert bench.engine.store.open_points() == ()
-    if outcome == Outcome.SUCCESS:
-        assert is_healed(bench.host)
-    elif outcome != Outcome.FAILED:
-        assert outcome in {None, Outcome.REVERTED, Outcome.DEFERRED, Outcome.ALERT, Outcome.REJECTED}
-        assert fingerprint(bench.host) == former
 
 
 # --- the plain cases
@@ -368,355 +196,6 @@ async def test_a_capture_that_is_not_json_is_a_mistake_of_the_program(bench: Ben
     assert bench.host.changed == []
 
 
-# --- faults as a matrix
-
-
-FAULTS = ("before", "after", "lie")
-SCRIPTS: list[dict[int, str]] = [{}, *({n: fault} for n in range(STEPS) for fault in FAULTS)]
-SCRIPTS += [
-    {first: fault, second: other}
-    for first in range(STEPS)
-    for second in range(first + 1, 2 * STEPS)
-    for fault, other in itertools.product(FAULTS, FAULTS)
-]
-
-
-def name_of(script: dict[int, str]) -> str:
-    return "-".join(f"{n}_{fault}" for n, fault in script.items()) or "no_fault"
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
-async def test_every_change_may_fail_or_lie(bench: Bench, script: dict[int, str]) -> None:
-    former = fingerprint(bench.host)
-    bench.host.script = script
-    result = await bench.heal()
-    holds(bench, result.outcome, former)
-    assert result.reason in ENDINGS
-    undo_failed = any(taken.result == "undo_failed" for taken in result.actions)
-    if not script:
-        assert result.outcome == "success"
-    elif undo_failed or (fingerprint(bench.host) != former and not is_healed(bench.host)):
-        assert result.outcome == "failed"
-        assert result.error in {"injected_before", "injected_after", "not_restored"}
-    else:
-        assert result.outcome == "reverted"
-    assert bench.attempts() == [result.outcome]
-
-
-class BlindFaith(Transaction):
-    """Planted: says healed without looking again."""
-
-    async def _look(self, waits_s: Any) -> DriftResult:
-        return DriftResult(self.point.check, False, verdict=Verdict(Result.PASS, "as_expected"))
-
-
-class TrustingUndo(Transaction):
-    """Planted: believes what an undo says of itself."""
-
-    async def _not_restored(self) -> Any:
-        return None
-
-
-class ForgetsTheFailedStep(Transaction):
-    """Planted: does not undo the step that failed, as if it had no effect."""
-
-    async def _undo_steps(self) -> Any:
-        self.stages = ["pending" if stage == "failed" else stage for stage in self.stages]
-        return await super()._undo_steps()
-
-
-@pytest.mark.parametrize("planted", [BlindFaith, TrustingUndo, ForgetsTheFailedStep])
-async def test_the_matrix_catches_a_poor_transaction(
-    tmp_path: Path, planted: type[Transaction], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(healing, "Transaction", planted)
-    caught = 0
-    for number, script in enumerate(SCRIPTS[:40]):
-        bench = Bench(tmp_path / str(number))
-        try:
-            await test_every_change_may_fail_or_lie(bench, script)
-        except AssertionError:
-            caught += 1
-        finally:
-            bench.database.close()
-    assert caught
-
-
-# --- death at every commit and every change
-
-
-class DyingDatabase(Database):
-    """A database whose n-th commit from now on is the last thing that does, or does not, happen."""
-
-    dies_at: int | None = None
-    after: bool = False
-
-    def write(self, fn: Callable[[Any], T], *, drains: bool = False) -> T:
-        if self.dies_at is None:
-            return super().write(fn, drains=drains)
-        self.dies_at -= 1
-        if self.dies_at == -1 and not self.after:
-            raise Crash
-        value = super().write(fn, drains=drains)
-        if self.dies_at == -1:
-            raise Crash
-        return value
-
-
-@dataclass(frozen=True)
-class Death:
-    """Where the agent dies: at the n-th commit or change from now, before or after it."""
-
-    where: str
-    number: int
-    after: bool
-
-    def plant(self, bench: Bench) -> None:
-        database = bench.database
-        if self.where == "commit":
-            assert isinstance(database, DyingDatabase)
-            database.dies_at, database.after = self.number, self.after
-        else:
-            at = len(bench.host.changed) + self.number
-            bench.host.script[at] = "die_after" if self.after else "die_before"
-
-
-def deaths(most: int = 40) -> Iterator[Death]:
-    for number in range(most):
-        for where, after in itertools.product(("commit", "change"), (False, True)):
-            yield Death(where, number, after)
-
-
-SITUATIONS: dict[str, dict[int, str]] = {
-    "a good cure": {},
-    "a step that fails": {2: "after"},
-    "a step that lies": {0: "lie"},
-}
-
-
-async def live_until(bench: Bench, death: Death, work: Callable[[], Any]) -> bool:
-    """Whether the agent died there. Afterwards the process is another one, and the host works."""
-    death.plant(bench)
-    try:
-        await work()
-    except Crash:
-        died = True
-    else:
-        died = False
-    bench.host.script = {}
-    if isinstance(bench.database, DyingDatabase):
-        bench.database.dies_at = None
-    bench.restart()
-    return died
-
-
-async def end_well(bench: Bench, former: str) -> None:
-    """Recovery brings any half-done cure to an end that the record tells truly."""
-    before = bench.attempts()
-    results = await bench.engine.recover()
-    after = bench.attempts()
-    assert len(after) <= 1
-    assert "open" not in after
-    assert len(results) == before.count("open")
-    holds(bench, after[0] if after else None, former)
-    for result in results:
-        assert result.recovered
-        assert [result.outcome] == after
-        assert result.reason in ENDINGS
-    assert await bench.engine.recover() == []
-    assert all(outcome != "failed" for outcome in after)
-
-
-@pytest.mark.parametrize("situation", SITUATIONS)
-async def test_death_anywhere_is_recovered(tmp_path: Path, situation: str) -> None:
-    last: dict[str, bool] = {}
-    count = 0
-    for number, death in enumerate(deaths()):
-        bench = Bench(tmp_path / str(number), database=DyingDatabase)
-        try:
-            former = fingerprint(bench.host)
-            bench.host.script = dict(SITUATIONS[situation])
-            last[death.where] = await live_until(bench, death, bench.heal)
-            await end_well(bench, former)
-        finally:
-            bench.database.close()
-        count += last[death.where]
-        if last and not any(last.values()) and death.number > 0:
-            break
-    else:
-        pytest.fail("the cure never ran to its end")
-    assert count >= 2 * (2 * STEPS + 2 + STEPS)  # begin, two marks a step, close; each change; before and after
-
-
-@pytest.mark.slow
-async def test_death_during_recovery_is_recovered(tmp_path: Path) -> None:
-    """The second death comes anywhere in the recovery from the first, which came anywhere in a cure that fails."""
-    firsts = [Death("commit", n, after=True) for n in range(12)] + [Death("change", n, after=True) for n in range(6)]
-    for first in firsts:
-        for second in deaths():
-            bench = Bench(tmp_path / f"{first}-{second}", database=DyingDatabase)
-            try:
-                former = fingerprint(bench.host)
-                bench.host.script = {2: "after"}
-                await live_until(bench, first, bench.heal)
-                died = await live_until(bench, second, bench.engine.recover)
-                await end_well(bench, former)
-            finally:
-                bench.database.close()
-            if not died and second.number > 6:
-                break
-
-
-class ForgetfulStore(HealingStore):
-    """Planted: the rollback point is not durable before the first change."""
-
-    def begin(self, point: RollbackPoint) -> None:
-        return
-
-    def mark(self, *_: Any) -> None:
-        return
-
-
-class EagerStore(HealingStore):
-    """Planted: "started" is not durable before a step runs."""
-
-    def mark(self, point_id: str, step: int, stage: Any) -> None:
-        if stage != "started":
-            super().mark(point_id, step, stage)
-
-
-@pytest.mark.parametrize("planted", [ForgetfulStore, EagerStore])
-async def test_the_deaths_catch_an_engine_that_does_not_persist(
-    tmp_path: Path, planted: type[HealingStore], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(Bench.start.__globals__, "HealingStore", planted)
-    with pytest.raises(AssertionError):
-        await test_death_anywhere_is_recovered(tmp_path, "a good cure")
-
-
-async def test_the_deaths_catch_an_engine_that_does_not_look_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(healing, "Transaction", BlindFaith)
-    with pytest.raises(AssertionError):
-        await test_death_anywhere_is_recovered(tmp_path, "a step that lies")
-
-
-async def test_nothing_is_healed_before_recovery(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, database=DyingDatabase)
-    assert await live_until(bench, Death("change", 1, after=True), bench.heal)
-    held = await bench.heal()
-    assert (held.outcome, held.reason, held.error) == ("deferred", "blocked", "recovery_pending")
-    assert [result.outcome for result in await bench.engine.recover()] == ["reverted"]
-    assert (await bench.heal()).outcome == "success"  # a power cut is no reason to reject the cure
-    bench.database.close()
-
-
-async def test_a_point_of_another_version_is_owned_up_to(tmp_path: Path) -> None:
-    """What this version does not know it cannot undo; it says so and goes on."""
-    bench = Bench(tmp_path, database=DyingDatabase)
-    assert await live_until(bench, Death("change", 1, after=True), bench.heal)
-    bench.restart(table={"put_word": FILE})
-    (result,) = await bench.engine.recover()
-    assert (result.outcome, result.error, result.recovered) == ("failed", "unknown_action", True)
-    assert bench.engine.store.open_points() == ()
-    bench.database.close()
-
-
-async def test_a_damaged_point_is_owned_up_to(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, database=DyingDatabase)
-    assert await live_until(bench, Death("change", 1, after=True), bench.heal)
-    bench.database.write(lambda connection: connection.execute("UPDATE heal_point SET captured = '[1'").close())
-    (result,) = await bench.engine.recover()
-    assert (result.check, result.outcome, result.error) == ("toy", "failed", "unreadable_point")
-    assert bench.engine.store.open_points() == ()
-    bench.database.close()
-
-
-async def test_lost_stages_are_all_undone(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, database=DyingDatabase)
-    former = fingerprint(bench.host)
-    assert await live_until(bench, Death("change", 1, after=True), bench.heal)
-    bench.database.write(lambda connection: connection.execute("DELETE FROM heal_step WHERE step = 0").close())
-    (result,) = await bench.engine.recover()
-    assert (result.outcome, fingerprint(bench.host)) == ("reverted", former)
-    bench.database.close()
-
-
-async def test_a_decision_to_undo_stands_after_a_crash(tmp_path: Path) -> None:
-    """A check that passes by half an undo, or by now, does not turn what was rejected into a success."""
-    bench = Bench(tmp_path, database=DyingDatabase)
-    former, drift = fingerprint(bench.host), await bench.observe("toy")
-    bench.blind = True
-    assert await live_until(bench, Death("change", STEPS, after=False), lambda: bench.engine.remediate(drift))
-    bench.blind = False
-    assert is_healed(bench.host)
-    (result,) = await bench.engine.recover()
-    assert (result.outcome, result.reason) == ("reverted", "check_not_passed")
-    assert fingerprint(bench.host) == former
-    bench.database.close()
-
-
-async def test_a_cancelled_cure_leaves_its_rollback_point_open(bench: Bench) -> None:
-    former = fingerprint(bench.host)
-    reached = asyncio.Event()
-
-    async def hang(host: ChangingHost, args: Args) -> None:
-        await apply_unit(host, args)
-        reached.set()
-        await asyncio.Event().wait()
-
-    bench.restart(table={**TABLE, "start_toy": replace(UNIT, apply=hang)})
-    task = asyncio.create_task(bench.heal())
-    await reached.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    (point,) = bench.engine.store.open_points()
-    assert point.stages == ("done", "done", "started")
-    bench.restart()
-    await bench.observe("toy")
-    (result,) = await bench.engine.recover()  # the unit did start: the check passes now
-    assert (result.outcome, result.reason, result.recovered) == ("success", "recovered", True)
-    assert former != fingerprint(bench.host)
-
-
-# --- a disk that fails
-
-
-class FullDatabase(Database):
-    """A database that takes no more writes from the n-th on."""
-
-    fails_from: int | None = None
-
-    def write(self, fn: Callable[[Any], T], *, drains: bool = False) -> T:
-        if self.fails_from is not None:
-            self.fails_from -= 1
-            if self.fails_from < 0:
-                raise StorageError("scripted", code="storage_full")
-        return super().write(fn, drains=drains)
-
-
-@pytest.mark.parametrize("number", range(10))
-async def test_a_full_disk_never_leaves_the_host_half_changed(tmp_path: Path, number: int) -> None:
-    bench = Bench(tmp_path, database=FullDatabase)
-    assert isinstance(bench.database, FullDatabase)
-    former = fingerprint(bench.host)
-    bench.database.fails_from = number
-    result = await bench.heal()
-    if result.outcome == "success":
-        assert is_healed(bench.host)
-    else:
-        assert fingerprint(bench.host) == former
-        assert result.outcome == ("alert" if number == 0 else "failed")
-        assert "storage" in f"{result.reason}{result.error}"
-    bench.restart()
-    for recovered in await bench.engine.recover():
-        assert recovered.outcome == ("success" if is_healed(bench.host) else "reverted")
-    assert bench.engine.store.open_points() == ()
-    bench.database.close()
-
-
 # --- may we?
 
 
@@ -834,6 +313,9 @@ async def test_a_preview_shows_the_plan_that_would_run_and_changes_nothing(bench
         "  2. Write on to /etc/dir/b",
         "  3. Start toy.service",
     ]
+    document = preview.as_document()
+    assert (document["allowed"], document["reason"], document["target"]) == (True, "allowed", "toy-on")
+    assert json.loads(json.dumps(document)) == document
     bench.engine.pause()
     assert (await bench.engine.preview(await bench.observe("toy"))).text().startswith("toy: held back: paused\n")
     assert (fingerprint(bench.host), bench.host.changed, bench.attempts()) == (former, [], [])

@@ -9,16 +9,18 @@ when its point is pruned.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
-from compliance_agent.adapters.database import Database
+from compliance_agent.adapters.database import Database, read_only
 from compliance_agent.core.gates import Attempt, Moment
-from compliance_agent.errors import DocumentError
+from compliance_agent.errors import DocumentError, NoInput, NotPermitted
 from compliance_agent.models import Plan
 from compliance_agent.remedies.plan import decode, encode
 from compliance_agent.remedies.rollback import PointState, RollbackPoint, Stage
@@ -91,12 +93,17 @@ class Memory:
 
 
 class HealingStore:
-    """The tables of healing in the agent's database."""
+    """The tables of healing in the agent's database. `HealingStore.looking(path)` only looks, beside a running agent."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database | Looking) -> None:
         self._db = database
         self.journal = StoreJournal(self)
         database.migrate("healing", _TABLES)
+
+    @classmethod
+    def looking(cls, path: Path) -> HealingStore:
+        """What is remembered in the database at `path`, nothing when there is none yet. Every change is refused."""
+        return cls(Looking(path))
 
     async def call(self, fn: Callable[[], T]) -> T:
         """Run one of the methods below on the database's writer thread."""
@@ -227,6 +234,48 @@ class HealingStore:
 
     def _do(self, statement: str, values: Row = ()) -> None:
         self._db.write(lambda connection: connection.execute(statement, values).close())
+
+
+class Looking:
+    """In place of a `Database`, for commands that only look."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `fn(connection)` on the database, or on an empty one where healing has nothing to remember yet.
+
+        Raises:
+            NotPermitted: this user may not look.
+            StorageError: it cannot be read.
+        """
+        try:
+            with read_only(self._path) as connection:
+                if _any(connection, "SELECT 1 FROM sqlite_master WHERE name = 'heal_flag'"):
+                    return fn(connection)
+        except NoInput:
+            pass
+        except PermissionError as error:
+            raise NotPermitted("the agent's state: no permission to read") from error
+        with contextlib.closing(sqlite3.connect(":memory:")) as empty:
+            for statement in _TABLES:
+                empty.execute(statement)
+            return fn(empty)
+
+    def write(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        """Refused.
+
+        Raises:
+            NotPermitted: always.
+        """
+        raise NotPermitted("this command only looks")
+
+    async def call(self, fn: Callable[[], T]) -> T:
+        """Run `fn()` here."""
+        return fn()
+
+    def migrate(self, name: str, statements: Sequence[str]) -> None:
+        """Nothing: tables are made by the agent."""
 
 
 class StoreJournal:

@@ -13,6 +13,7 @@ from compliance_agent.adapters import healing_store
 from compliance_agent.adapters.database import Database
 from compliance_agent.adapters.healing_store import HealingStore
 from compliance_agent.core.gates import Moment
+from compliance_agent.errors import NotPermitted
 from compliance_agent.models import Plan, Step
 from compliance_agent.remedies.rollback import RollbackPoint
 
@@ -106,3 +107,21 @@ def test_a_pause_is_kept(store: HealingStore) -> None:
     assert store.paused() and store.recall("toy", "", "").paused
     store.resume()
     assert not store.paused()
+
+
+def test_a_command_may_look_beside_the_agent(store: HealingStore, tmp_path: Path) -> None:
+    store.begin(POINT)
+    beside = HealingStore.looking(tmp_path / "agent.db")
+    assert beside.recall("toy", "t-1", "b" * 64) == store.recall("toy", "t-1", "b" * 64)
+    with pytest.raises(NotPermitted):
+        beside.pause()
+    assert not store.paused()
+
+
+def test_where_nothing_is_remembered_yet_there_is_nothing_to_see(tmp_path: Path) -> None:
+    nowhere = HealingStore.looking(tmp_path / "none" / "agent.db")
+    assert nowhere.recall("toy", "", "").history == ()
+    assert not (tmp_path / "none").exists()
+    database = Database(tmp_path / "agent.db", threaded=False, reserve_kb=0)
+    assert HealingStore.looking(tmp_path / "agent.db").paused() is False
+    database.close()
