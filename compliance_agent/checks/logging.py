@@ -23,7 +23,7 @@ TAG = "compliance-canary"
 JOURNAL = ("journalctl", "--no-pager", "-o", "json", "--output-fields=MESSAGE", "-t", TAG, "-n", "16")
 TAIL_BYTES = 262_144  # as much of the file's end as the canary may have been pushed up by other lines
 PAUSES_MS = (50, 100, 200, 400, 800, 1600)  # between looks for it; most arrive before the first
-BLINDED = (b"not seeing messages from other users", b"insufficient permissions")  # journalctl's hints, exit status 0
+BLINDED = (b"not seeing messages from other users", b"insufficient permissions")  # journalctl's hints, also with exit status 0
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,12 @@ async def _await(host: Host, destination: str, canary: str, seen: Observation) -
 
 
 async def _in_journal(host: Host, canary: str) -> bool:
-    ran = answered(await host.run(JOURNAL), "journalctl")
-    if canary in messages(ran.out):
+    ran = await host.run(JOURNAL)
+    if ran.exit_status == 0 and canary in messages(ran.out):
         return True
     if any(hint in ran.err for hint in BLINDED):
-        raise CannotTell("not_permitted", "journalctl shows this user only its own messages")
+        raise CannotTell("not_permitted", "journalctl does not show this user the system's messages")
+    answered(ran, "journalctl")
     return False
 
 

@@ -321,6 +321,49 @@ async def leaks_nothing(
     assert canary not in json.dumps(recorded, ensure_ascii=False), f"{check.id} recorded what the host said"
 
 
+CANARIES = (
+    "Jane-Roe-MRN-0048213",
+    "078-05-1120",
+    "jane.roe@example.org",
+    "/home/jane.roe/scan-2026.dcm",
+    "Müller, Jörg *1962-07-04",
+    "v1-jane-roe",
+)
+
+
+def contaminate(canary: str, place: float, *, whole_word: bool) -> Callable[[Any], Any]:
+    """A change of any answer of the Host port that puts `canary` in at `place` (0 to 1 of its length)."""
+
+    def raw(data: bytes) -> bytes:
+        words = data.split(b" ")
+        if whole_word and len(words) > 1:
+            words[min(int(place * len(words)), len(words) - 1)] = canary.encode()
+            return b" ".join(words)
+        at = int(place * len(data))
+        return data[:at] + canary.encode() + data[at:]
+
+    def change(answer: Any) -> Any:
+        match answer:
+            case bytes():
+                return raw(answer)
+            case Ran():
+                return dataclasses.replace(answer, out=raw(answer.out), err=raw(answer.err))
+            case tuple():
+                return (*answer, canary)
+            case ClockState():
+                return dataclasses.replace(answer, source=canary, boot_id=canary)
+            case dict():
+                return {name: _strange(state, canary, place) for name, state in answer.items()}
+        return answer
+
+    return change
+
+
+def _strange(state: UnitState, canary: str, place: float) -> UnitState:
+    name = ("load", "active", "sub", "enabled")[min(int(place * 4), 3)]
+    return dataclasses.replace(state, **{name: canary})
+
+
 # -- what is healed
 
 
@@ -342,10 +385,16 @@ def fingerprint(host: FakeHost, *, settled: bool) -> dict[str, Any]:
     return {"files": files, "units": units, "parts": parts, "skew": 0.0 if settled else host.skew_s}
 
 
-async def heals(check: Check, host: FakeHost, reason: str, table: Mapping[str, Action]) -> Plan:
+async def heals(
+    check: Check,
+    host: FakeHost,
+    reason: str,
+    table: Mapping[str, Action],
+    parameters: Mapping[str, Any] | None = None,
+) -> Plan:
     """Seen as failed for `reason`, planned, applied: passes. Applied again: nothing changes. Undone, twice: as it was."""
     drifted = fingerprint(host, settled=True)
-    result = await seen_by(check, host)
+    result = await seen_by(check, host, **(parameters or {}))
     assert (result.result, result.reason) == (Result.FAIL, reason), f"{check.id}: {result.verdict}"
     assert result.plan is not None, f"{check.id}: no plan for {reason}"
     steps = list(zip(resolve(result.plan, table), result.plan.steps, strict=True))
@@ -353,7 +402,7 @@ async def heals(check: Check, host: FakeHost, reason: str, table: Mapping[str, A
     assert not host.changed, "capture changed the host"
     for action, step in steps:
         await action.apply(host, step.args)
-    after = await seen_by(check, host)
+    after = await seen_by(check, host, **(parameters or {}))
     assert after.result is Result.PASS, f"{check.id}: cured, and found {after.verdict}"
     await _applied_again_changes_nothing(host, steps)
     for _ in range(2):

@@ -5,22 +5,31 @@ Every reason that a check's cases say can be healed needs a drift here on which 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
+from compliance_agent.lab.clinic import healthy_host
 from compliance_agent.lab.host import FakeHost
 from compliance_agent.lab.programs import chrony, clamav, logs
 
 
 @dataclass(frozen=True)
 class Drift:
-    """One way to drift: the check that finds it, the reason it gives, and what happens to the host."""
+    """One way to drift: the check that finds it, the reason it gives, and what happens to the host.
+
+    Attributes:
+        parameters: of the check, where they differ from its example.
+        host: a host that is as it should be, where the healthy Debian one is not the kind that drifts so.
+    """
 
     check: str
     reason: str
     name: str
     happen: Callable[[FakeHost], None]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    host: Callable[[], FakeHost] = healthy_host
 
 
 def _stopped(unit: str) -> Callable[[FakeHost], None]:
