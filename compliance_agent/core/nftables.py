@@ -191,7 +191,7 @@ def generate(allow_tcp: Sequence[str], allow_udp: Sequence[str]) -> str:
 def replacing() -> str:
     """The two lines that take our table away, whether it is there or not; the first one makes it, so the second works."""
     family, name = TABLE
-    return f"table {family} {name}\ndelete table {family} {name}\n"
+    return f"add table {family} {name}\ndelete table {family} {name}\n"
 
 
 def _first(port: str) -> int:

@@ -35,6 +35,7 @@ NUMBERS = {"icmp": 1, "igmp": 2, "tcp": 6, "udp": 17, "ipv6-icmp": 58, "echo-rep
     "packet-too-big": 2,
     "time-exceeded": 3,
     "parameter-problem": 4,
+    "mld-listener-query": 130,
     "nd-router-solicit": 133,
     "nd-router-advert": 134,
     "nd-neighbor-solicit": 135,

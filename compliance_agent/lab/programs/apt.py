@@ -69,7 +69,7 @@ class Packages:
 
 def provide(host: FakeHost) -> None:
     """Have Debian 12 with all security updates installed and lists of this morning."""
-    host.install("apt", "apt-get", "dpkg-query")
+    host.install("apt", "apt-get", "dpkg", "dpkg-query")
     host.put("/etc/debian_version", "12.12\n")
     host.put("/etc/os-release", 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nID=debian\nVERSION_ID="12"\n')
     host.put("/proc/sys/kernel/osrelease", f"{KERNEL}\n")
@@ -89,6 +89,8 @@ def write_lists(host: FakeHost, made_at: datetime) -> None:
             "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA512\n\n"
             f"Origin: Debian\nLabel: {label}\nSuite: {suite}\nVersion: 12\nCodename: {codename}\n"
             f"Date: {_rfc2822(made_at)}\n{until}Acquire-By-Hash: yes\nArchitectures: all amd64\nSHA256:\n"
+            " e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855        0 main/Contents-amd64\n"
+            "-----BEGIN PGP SIGNATURE-----\n\niQIzBAEBCgAdFiEE\n-----END PGP SIGNATURE-----\n"
         )
         host.put(f"{LISTS}/{name}", text, age_s=(host.now() - made_at).total_seconds())
 
@@ -205,6 +207,14 @@ def _install(host: FakeHost, chosen: dict[str, Offer]) -> Ran:
     return said(f"{done}{len(chosen)} upgraded, 0 newly installed, 0 to remove and 0 not upgraded.\n")
 
 
+def dpkg(call: Call) -> Ran:
+    """`dpkg --configure -a`: nothing is left half installed here."""
+    call.alters()
+    if pid := call.host.part(Packages).locked_by:
+        return said("", 2, err=f"dpkg: error: dpkg frontend lock was locked by another process with pid {pid}\n")
+    return said("")
+
+
 def dpkg_query(call: Call) -> Ran:
     """`dpkg-query -W -f=FORMAT [NAME...]` with ${Package}, ${Version}, ${Architecture} and ${db:Status-Status}."""
     installed = call.host.part(Packages).installed
@@ -226,4 +236,4 @@ def dpkg_query(call: Call) -> Ran:
     return said(out, 1 if err else 0, err=err)
 
 
-PROGRAMS = {"apt": apt, "apt-get": apt_get, "dpkg-query": dpkg_query}
+PROGRAMS = {"apt": apt, "apt-get": apt_get, "dpkg": dpkg, "dpkg-query": dpkg_query}

@@ -7,9 +7,11 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from compliance_agent.core import nftables
 from compliance_agent.errors import CannotTell
 from compliance_agent.lab.host import Call, FakeHost, said
 from compliance_agent.lab.nft_language import Reader, SyntaxFault
+from compliance_agent.lab.nft_printer import table_text
 from compliance_agent.ports import Ran
 
 METAINFO = {"metainfo": {"version": "1.0.6", "release_name": "Lester Gooch #5", "json_schema_version": 1}}
@@ -121,6 +123,12 @@ def _goes(verb: str, kind: str, given: dict[str, Any], other_kind: str, other: d
     return other_kind == kind and other.get("handle") == given.get("handle")
 
 
+def provide(host: FakeHost) -> None:
+    """Have the firewall of the default baseline: ssh, https and DHCPv6 come in."""
+    host.install("nft")
+    host.part(Ruleset).load(nftables.generate(("22", "443"), ("546",)))
+
+
 def nft(call: Call) -> Ran:
     """`nft [-s] [-j] [-c] list ruleset | -f FILE | COMMAND`."""
     flags, ruleset = _flags(call.argv), call.host.part(Ruleset)
@@ -129,11 +137,19 @@ def nft(call: Call) -> Ran:
     if "f" in flags:
         return _load(call, ruleset, flags)
     words = [word for word in call.argv[1:] if not word.startswith("-")]
+    if words[:2] == ["list", "table"] and "j" not in flags:
+        return _print_table(ruleset, *words[2:4])
     if words[:2] == ["list", "ruleset"]:
         return said(json.dumps({"nftables": [METAINFO, *ruleset.listing()]}) + "\n")
     if "j" in flags or not words:
         return said("", 1, err="Error: syntax error\n")
     return _attempt(call, ruleset, " ".join(words), as_json=False, check="c" in flags)
+
+
+def _print_table(ruleset: Ruleset, family: str = "", name: str = "") -> Ran:
+    if not ruleset.select("table", family=family, name=name):
+        return said("", 1, err="Error: No such file or directory\n")
+    return said(table_text(family, name, ruleset.objects))
 
 
 def _flags(argv: tuple[str, ...]) -> set[str]:

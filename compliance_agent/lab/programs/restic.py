@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from compliance_agent.lab.host import Call, FakeHost, Node, Unit, said
@@ -16,6 +16,7 @@ PASSWORD_FILE = "/etc/msp/restic.password"  # noqa: S105 - a path
 UNIT = "restic-backup.service"
 TIMER = "restic-backup.timer"
 SOURCES = ("/etc", "/srv/data")
+RECORDS = "/var/lib/compliance-agent"
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Snapshot:
     paths: tuple[str, ...]
     files: dict[str, bytes]
     tags: tuple[str, ...] = ()
+    host: str = ""  # another host's name, in a repository that is shared
 
 
 @dataclass
@@ -58,8 +60,24 @@ def provide(host: FakeHost) -> None:
     host.part(Repositories).by_place[REPOSITORY] = repository
     for days in range(6, -1, -1):
         take(host, repository, SOURCES, at=host.now() - timedelta(days=days, hours=9))
-    host.units_table[UNIT] = Unit(active=False, enabled="static", oneshot=True, started=lambda: nightly(host))
+    host.units_table[UNIT] = Unit(
+        active=False, enabled="static", oneshot=True, can_start=lambda: nightly(host), started=lambda: _ended(host)
+    )
     host.units_table[TIMER] = Unit()
+    record(host, "check", days_ago=2)
+    record(host, "drill", days_ago=30, size=1_048_576)
+
+
+def record(host: FakeHost, name: str, *, days_ago: float, size: int = 512, good: bool = True) -> None:
+    """What the weekly repository check or the restore drill left."""
+    time = (host.now() - timedelta(days=days_ago)).isoformat(timespec="seconds").replace("+00:00", "Z")
+    text = json.dumps({"time": time, "bytes": size, "digest_ok": good})
+    host.put(f"{RECORDS}/backup-{name}.json", text, age_s=days_ago * 86_400)
+
+
+def _ended(host: FakeHost) -> None:
+    """A backup unit is inactive again once it is done."""
+    host.units_table[UNIT].active = False
 
 
 def nightly(host: FakeHost) -> bool:
@@ -158,14 +176,19 @@ def _open(host: FakeHost, asked: _Asked) -> Repository | Ran:
     return repository
 
 
-def _chosen(asked: _Asked, repository: Repository) -> list[Snapshot]:
+def _chosen(host: FakeHost, asked: _Asked, repository: Repository) -> list[Snapshot]:
     found = list(repository.snapshots)
     if tag := asked.options.get("--tag"):
         found = [snapshot for snapshot in found if tag in snapshot.tags]
     if path := asked.options.get("--path"):
         found = [snapshot for snapshot in found if path in snapshot.paths]
+    if wanted := asked.options.get("--host", asked.options.get("-H")):
+        found = [snapshot for snapshot in found if (snapshot.host or f"clinic-{host.seed}") == wanted]
     if latest := asked.options.get("--latest"):
-        found = found[-int(latest) :]
+        groups: dict[tuple[str, ...], list[Snapshot]] = {}
+        for snapshot in found:
+            groups.setdefault((snapshot.host, *snapshot.paths), []).append(snapshot)
+        found = [snapshot for group in groups.values() for snapshot in group[-int(latest) :]]
     if asked.words and asked.words[0] != "latest" and asked.command == "snapshots":
         found = [snapshot for snapshot in found if snapshot.id.startswith(asked.words)]
     return found
@@ -173,16 +196,16 @@ def _chosen(asked: _Asked, repository: Repository) -> list[Snapshot]:
 
 def _snapshots(call: Call, asked: _Asked, repository: Repository) -> Ran:
     rows: list[dict[str, Any]] = []
-    for number, snapshot in enumerate(_chosen(asked, repository)):
-        row: dict[str, Any] = {"time": snapshot.time.isoformat().replace("+00:00", "") + ".000000001Z"}
+    for number, snapshot in enumerate(_chosen(call.host, asked, repository)):
+        row: dict[str, Any] = {"time": snapshot.time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f123Z")}
         if number:
             row["parent"] = repository.snapshots[number - 1].id
         row |= {"tree": hashlib.sha256(snapshot.id.encode()).hexdigest(), "paths": list(snapshot.paths)}
-        row |= {"hostname": f"clinic-{call.host.seed}", "username": "root"}
+        row |= {"hostname": snapshot.host or f"clinic-{call.host.seed}", "username": "root"}
         row |= {"tags": list(snapshot.tags)} if snapshot.tags else {}
         rows.append(row | {"id": snapshot.id, "short_id": snapshot.id[:8]})
     if "--json" in asked.options:
-        return said(json.dumps(rows or None) + "\n")
+        return said(json.dumps(rows) + "\n")
     return said("".join(f"{row['short_id']}  {row['time'][:19]}  {row['paths'][0]}\n" for row in rows))
 
 
