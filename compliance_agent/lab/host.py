@@ -37,7 +37,7 @@ State = TypeVar("State")
 
 @dataclass
 class Node:
-    """One file system object. `target` is a symlink's; times are the host's own."""
+    """One file system object. `target` is a symbolic link's; times are the host's own."""
 
     kind: str = "file"  # file | directory | symlink | fifo | device
     content: bytes = b""
@@ -46,6 +46,7 @@ class Node:
     gid: int = 0
     modified_at: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     target: str = ""
+    source: Callable[[], bytes] | None = None  # computes the content at each look, as the kernel does for /proc
 
 
 @dataclass
@@ -224,7 +225,7 @@ class FakeHost:
         if node.kind != "file":
             raise CannotTell("io_error", f"{path}: not a regular file", errno_name="EINVAL")
         self._permitted(path, node)
-        return node.content
+        return node.source() if node.source is not None else node.content
 
     # -- looking
 

@@ -1,4 +1,4 @@
-"""lsblk, findmnt and cryptsetup (util-linux 2.38, cryptsetup 2.6): block devices and what lies on them."""
+"""lsblk, findmnt, cryptsetup and /proc/swaps (util-linux 2.38, cryptsetup 2.6): block devices and what lies on them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from compliance_agent.lab.host import Call, FakeHost, said
+from compliance_agent.lab.host import Call, FakeHost, Node, said
 from compliance_agent.ports import Ran
 
 GIB = 1 << 30
@@ -15,7 +15,11 @@ GIB = 1 << 30
 
 @dataclass
 class Device:
-    """One block device. `luks` is its LUKS2 metadata (or version 1 as `{"version": 1}`) when it holds a container."""
+    """One block device. `luks` is its LUKS2 metadata when it holds a container, or `{"version": 1}` with what `luks1`
+    gives.
+
+    A `crypt` device on one without `luks` has a key that is made anew at each start (`plain`).
+    """
 
     name: str
     type: str  # disk | part | crypt | lvm | raid1 | rom
@@ -42,15 +46,21 @@ class Disks:
     """All block devices of the host."""
 
     devices: list[Device] = field(default_factory=list)
+    swap_files: list[str] = field(default_factory=list)
 
     def walk(self) -> Iterator[Device]:
         """Every device, parents first."""
         for device in self.devices:
             yield from device.walk()
 
+    def kname(self, device: Device) -> str:
+        """The kernel's name: device mapper ones are numbered."""
+        mapped = [other for other in self.walk() if other.type in {"crypt", "lvm"}]
+        return f"dm-{mapped.index(device)}" if device in mapped else device.name
+
     def find(self, name: str) -> Device | None:
         """The device of this name or path."""
-        return next((device for device in self.walk() if name in {device.name, device.path}), None)
+        return next((one for one in self.walk() if name in {one.name, one.path, f"/dev/{self.kname(one)}"}), None)
 
     def parent_of(self, child: Device) -> Device | None:
         """The device another one lies on."""
@@ -76,6 +86,11 @@ def luks2(*, cipher: str = "aes-xts-plain64", key_bits: int = 512, slots: int = 
     }
 
 
+def luks1(*, cipher: str = "aes", mode: str = "xts-plain64", key_bits: int = 512, slots: int = 1) -> dict[str, Any]:
+    """A LUKS1 header."""
+    return {"version": 1, "cipher": cipher, "mode": mode, "bits": key_bits, "slots": slots}
+
+
 def provide(host: FakeHost) -> None:
     """Have one disk: an EFI and a boot partition in the clear, root, data and swap on LVM inside LUKS2."""
     volumes = [
@@ -97,7 +112,23 @@ def provide(host: FakeHost) -> None:
         )
     ]
     host.install("lsblk", "findmnt", "cryptsetup")
+    host.place("/proc/swaps", Node(source=lambda: swaps(host)))
     host.put("/etc/crypttab", "sda3_crypt UUID=2f1c6b0e-6d0f-4a1c-9d3e-6f3f6f0a51aa none luks,discard\n")
+
+
+def write_swaps(host: FakeHost, *files: str) -> None:
+    """Have these files as swap spaces, beside the partitions that the devices say."""
+    host.part(Disks).swap_files = list(files)
+
+
+def swaps(host: FakeHost) -> bytes:
+    """/proc/swaps: swap partitions by their kernel names, and swap files."""
+    disks = host.part(Disks)
+    lines = [f"Filename{'':32}Type{'':12}Size{'':12}Used{'':12}Priority"]
+    spaces = [f"/dev/{disks.kname(one)}" for one in disks.walk() if "[SWAP]" in one.mountpoints]
+    for number, (name, kind) in enumerate([(n, "partition") for n in spaces] + [(n, "file") for n in disks.swap_files]):
+        lines.append(f"{name:<40}{kind:<16}{8 * GIB // 1024 - 4:<16}{0:<16}{-2 - number}")
+    return ("\n".join(lines) + "\n").encode()
 
 
 def lsblk(call: Call) -> Ran:
@@ -133,7 +164,7 @@ def _row(disks: Disks, device: Device, names: list[str]) -> dict[str, Any]:
     parent = disks.parent_of(device)
     known: dict[str, Any] = {
         "name": device.name,
-        "kname": device.name,
+        "kname": disks.kname(device),
         "path": device.path,
         "type": device.type,
         "fstype": device.fstype,
@@ -186,7 +217,18 @@ def cryptsetup(call: Call) -> Ran:
         return said(json.dumps(device.luks, indent=2) + "\n")
     if "--dump-json-metadata" in call.flags:
         return said("", 1, err="Dump operation is not supported for this device type.\n")
-    return said(f"LUKS header information for {name}\n\nVersion:       \t{device.luks.get('version', 2)}\n")
+    return said(_dump(name, device.luks))
+
+
+def _dump(name: str, luks: dict[str, Any]) -> str:
+    if "keyslots" in luks:
+        return "LUKS header information\nVersion:       \t2\nKeyslots area: \t16744448 [bytes]\n"
+    slots = "".join(f"Key Slot {n}: {'ENABLED' if n < luks['slots'] else 'DISABLED'}\n" for n in range(8))
+    return (
+        f"LUKS header information for {name}\n\nVersion:       \t1\nCipher name:   \t{luks['cipher']}\n"
+        f"Cipher mode:   \t{luks['mode']}\nHash spec:     \tsha256\nPayload offset:\t4096\n"
+        f"MK bits:       \t{luks['bits']}\n\n{slots}"
+    )
 
 
 def _status(host: FakeHost, device: Device | None, name: str) -> Ran:
@@ -195,8 +237,9 @@ def _status(host: FakeHost, device: Device | None, name: str) -> Ran:
         return said(f"{name} is inactive.\n", 4)
     cipher = (parent.luks or {}).get("segments", {}).get("0", {}).get("encryption", "aes-xts-plain64")
     slot = (parent.luks or {}).get("keyslots", {}).get("0", {})
+    kind = "LUKS2" if parent.luks else "PLAIN"
     return said(
-        f"/dev/mapper/{device.name} is active and is in use.\n  type:    LUKS2\n  cipher:  {cipher}\n"
+        f"/dev/mapper/{device.name} is active and is in use.\n  type:    {kind}\n  cipher:  {cipher}\n"
         f"  keysize: {slot.get('key_size', 64) * 8} bits\n  key location: keyring\n  device:  {parent.path}\n"
         "  sector size:  512\n  offset:  32768 sectors\n  size:    497025024 sectors\n  mode:    read/write\n"
     )
