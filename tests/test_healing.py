@@ -16,7 +16,7 @@ import pytest
 from compliance_agent.adapters.database import Database
 from compliance_agent.adapters.healing_store import HealingStore
 from compliance_agent.baseline import Exemption
-from compliance_agent.errors import CannotTell
+from compliance_agent.errors import CannotTell, Unavailable
 from compliance_agent.healing import HealingEngine
 from compliance_agent.lab.clock import FakeClock
 from compliance_agent.models import DriftResult, Mode, Plan, Step
@@ -321,6 +321,27 @@ async def test_a_preview_shows_the_plan_that_would_run_and_changes_nothing(bench
     assert (fingerprint(bench.host), bench.host.changed, bench.attempts()) == (former, [], [])
 
 
+async def test_a_lease_that_cannot_be_asked_for_is_not_held(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, maintenance_window_start=time(0), maintenance_window_end=time(0))
+
+    async def lease(drift: DriftResult) -> bool:
+        raise Unavailable("no server")
+
+    bench.restart(lease=lease)
+    drift = replace(await bench.observe("toy"), plan=replace(PLAN, disruptive=True))
+    result = await bench.engine.remediate(drift)
+    assert (result.outcome, result.reason, bench.host.changed) == ("deferred", "lease_required", [])
+    bench.database.close()
+
+
+async def test_a_preview_says_when_the_gate_opens(bench: Bench) -> None:
+    drift = replace(await bench.observe("toy"), plan=replace(PLAN, disruptive=True))
+    preview = await bench.engine.preview(drift)
+    assert preview.text().splitlines()[0] == "toy: held back: outside_window until 2026-11-23T02:00:00Z"
+    nothing = await bench.engine.preview(replace(drift, plan=None))
+    assert (nothing.text(), nothing.as_document()["allowed"]) == ("toy: held back: no_cure", False)
+
+
 # --- it never fights
 
 
@@ -393,6 +414,22 @@ async def test_by_default_it_remembers_in_the_agents_database(tmp_path: Path) ->
     database = Database(tmp_path / "agent.db", threaded=False)
     assert [attempt.outcome for attempt in HealingStore(database).recall("toy", "", "").history] == ["success"]
     database.close()
+
+
+async def test_without_a_boot_id_limits_hold_all_the_same(tmp_path: Path) -> None:
+    """Where the host will not say which boot this is, a clock that is set back still frees nothing."""
+    bench = Bench(tmp_path, healing_cooldown_sec=300)
+    bench.host.faults.blind("clock:", "not_permitted")
+    assert (await bench.heal()).outcome == "success"
+    revert(bench)
+    bench.restart()
+    bench.clock.step(-86_400)
+    assert (await bench.heal()).reason == "cooldown"
+    bench.clock.advance(299)
+    assert (await bench.heal()).reason == "cooldown"
+    bench.clock.advance(1)
+    assert (await bench.heal()).outcome == "success"
+    bench.database.close()
 
 
 async def test_two_drifts_at_once_are_healed_one_after_the_other(bench: Bench) -> None:
