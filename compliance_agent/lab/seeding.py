@@ -142,8 +142,8 @@ async def seed_fleet(store: Store, ingest: Ingest, clock: MovingClock, *, seed: 
     clock.now = end - 26 * _H
     await enrol(store, list(hosts.values()), clock.now)
     for moment, host, event in _story(hosts, end, rng):
-        clock.now = moment
         bundles = [_heartbeat(host, moment)] if event is None else _happened(host, event, moment)
+        clock.now = bundles[-1].timestamp_end + timedelta(seconds=1)
         await record(ingest, host, bundles, rng)
     clock.now = end
     return hosts

@@ -21,6 +21,14 @@ SPANS = (
 
 
 @dataclass(frozen=True)
+class Base:
+    """What one heartbeat said of every check."""
+
+    at: datetime
+    results: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Bar:
     """A stretch of one verdict; `none` is no record, `silent` is after the host was last seen."""
 
@@ -76,37 +84,33 @@ def draw(
     checks: Sequence[CheckRow],
     events: Iterable[BundleRow],
     *,
+    base: Base | None,
     last_seen: datetime | None,
     silent: bool,
     now: datetime,
 ) -> Timeline:
-    """The picture of the newest `events` of one host, over the shortest of a few spans that holds them.
+    """The picture of one host, over the shortest of a few spans that holds the newest `events`.
 
     Args:
         checks: the host's checks as they stand; each gives a lane.
         events: bundles, in any order; those without a check are not drawn.
+        base: what a heartbeat said of every check, to start from.
         last_seen: where knowledge ends for a silent host.
         silent: whether the host is silent now.
         now: the right edge.
     """
     known = sorted((event for event in events if event.check), key=lambda event: (event.at, event.epoch, event.seq))
-    span = _span(known[0].at if known else None, now)
-    start = now - span
+    start = now - _span(known[0].at if known else None, now)
     edge = min(last_seen, now) if silent and last_seen else now
-    by_check: Mapping[str, list[BundleRow]] = {row.check: [] for row in checks}
-    for event in known:
-        if event.check is not None and event.check in by_check and event.at >= start:
-            by_check[event.check].append(event)
     rows = sorted(checks, key=lambda row: row.check)
-    lanes = tuple(_lane(row, by_check[row.check], start, edge, now) for row in rows)
+    lanes = tuple(
+        _lane(row, [event for event in known if event.check == row.check], base, start, edge, now) for row in rows
+    )
     return Timeline(start, now, lanes, _axis(start, now))
 
 
-def _lane(row: CheckRow, events: Sequence[BundleRow], start: datetime, edge: datetime, now: datetime) -> Lane:
-    def place(moment: datetime) -> float:
-        share = (moment - start) / (now - start)
-        return round(WIDTH * min(1.0, max(0.0, share)), 1)
-
+def _turns(row: CheckRow, events: Sequence[BundleRow], base: Base | None, edge: datetime) -> list[tuple[datetime, str]]:
+    """When the verdict became what, as far as it is on record."""
     # A cure counts as healed only after the check itself passed again, so a success is a change of verdict too.
     turns = [
         (event.at, "pass" if event.kind == "remediation" else event.result or "unknown")
@@ -114,24 +118,40 @@ def _lane(row: CheckRow, events: Sequence[BundleRow], start: datetime, edge: dat
         if event.kind == "drift" or (event.kind == "remediation" and event.outcome == "success")
     ]
     if row.since and row.since <= edge and not any(at >= row.since for at, _ in turns):
-        turns.append((max(row.since, start), row.reported))
-    turns = sorted([(start, "none"), *turns, (edge, "silent")], key=lambda turn: turn[0])
+        turns.append((row.since, row.reported))
+    if base is not None and row.check in base.results:
+        turns.append((base.at, base.results[row.check]))
+    return turns
+
+
+def _lane(
+    row: CheckRow, events: Sequence[BundleRow], base: Base | None, start: datetime, edge: datetime, now: datetime
+) -> Lane:
+    def place(moment: datetime) -> float:
+        share = (moment - start) / (now - start)
+        return round(WIDTH * min(1.0, max(0.0, share)), 1)
+
+    turns = sorted([(start, "none"), *_turns(row, events, base, edge)], key=lambda turn: turn[0])
+    # The stable sort leaves "no record" first; what was known before the left edge replaces it.
+    turns = [*(turn for turn in turns if turn[0] <= edge), (edge, "silent" if edge < now else "")]
+    earlier = [turn for turn in turns if turn[0] <= start and turn[1] != "none"]
+    if earlier:
+        turns = [(start, earlier[-1][1]), *(turn for turn in turns if turn[0] > start)]
     bars = []
     for (at, verdict), (until, _) in zip(turns, [*turns[1:], (now, "")], strict=True):
-        if verdict == "silent" and edge >= now:
-            continue
         x, end = place(at), place(until)
-        if end > x:
+        if verdict and end > x:
             bars.append(Bar(x, round(end - x, 1), verdict, f"{row.title}: {_SAID.get(verdict, verdict)}"))
+    recent = [event for event in events if event.at >= start]
     marks = tuple(
         Mark(
             place(event.at), event.outcome or "alert", event.bundle_id, f"{row.title}: {event.outcome or 'remediation'}"
         )
-        for event in events
+        for event in recent
         if event.kind == "remediation"
     )
     now_is = "silent" if edge < now else _SAID.get(row.reported, row.reported)
-    summary = f"{row.check}: now {now_is}; {len(events)} changes and remediations in this span"
+    summary = f"{row.check}: now {now_is}; {len(recent)} changes and remediations in this span"
     return Lane(row.check, row.title, summary, tuple(bars), marks)
 
 

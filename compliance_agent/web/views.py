@@ -10,7 +10,8 @@ scripts they are read by reloading.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -22,7 +23,8 @@ from starlette.responses import RedirectResponse, Response
 from compliance_agent import crypto
 from compliance_agent.errors import Refusal
 from compliance_agent.server.api.deps import services_of, session_cookie
-from compliance_agent.server.records import BundleQuery
+from compliance_agent.server.records import Bundle, BundleQuery
+from compliance_agent.server.services.fleet import Fleet
 from compliance_agent.web import present, security, timeline, words
 from compliance_agent.web.assets import STATIC_ROUTE
 from compliance_agent.web.caller import caller_of, now_of, session_of
@@ -31,6 +33,7 @@ from compliance_agent.web.routing import Fallback, PageRoute, page
 
 LONGEST_FORM_BYTES = 8192
 RECENT = 10
+CHANGES = ("drift", "remediation", "key_event", "incident")
 DRAWN = 200
 PER_PAGE = 50
 FILTERS = ("check", "kind", "result", "outcome")
@@ -85,22 +88,34 @@ async def host(request: Request, key_id: str) -> Response:
     """One host: every check with its reason and its last remediation, its history, its newest evidence."""
     caller = await caller_of(request)
     row = present.host_row(await caller.fleet.host(key_id))
-    newest = await caller.fleet.evidence(BundleQuery(key_id=key_id, limit=RECENT))
-    drawn = [
-        present.bundle_row(bundle)
-        for kind in ("drift", "remediation")
-        for bundle in (await caller.fleet.evidence(BundleQuery(key_id=key_id, kind=kind, limit=DRAWN))).items
-    ]
+    changes = [bundle for kind in CHANGES for bundle in await _newest(caller.fleet, key_id, kind)]
+    rows = [present.bundle_row(bundle) for bundle in sorted(changes, key=lambda bundle: bundle.number, reverse=True)]
+    beats = await _newest(caller.fleet, key_id, "heartbeat")
     now = now_of(request)
+    base = await _base(caller.fleet, beats, min((row.at for row in rows), default=now))
     return page(
         request,
         "host.html",
         user=caller.user.name,
         host=row,
         findings=present.findings(await caller.fleet.gaps(key_id), await caller.fleet.forks(key_id)),
-        timeline=timeline.draw(row.checks, drawn, last_seen=row.last_seen, silent=row.silent, now=now),
-        recent=[present.bundle_row(bundle) for bundle in newest.items],
+        timeline=timeline.draw(row.checks, rows, base=base, last_seen=row.last_seen, silent=row.silent, now=now),
+        recent=rows[:RECENT],
+        heartbeat_at=present.made_at(beats[0]) if beats else None,
     )
+
+
+async def _newest(fleet: Fleet, key_id: str, kind: str) -> tuple[Bundle, ...]:
+    return (await fleet.evidence(BundleQuery(key_id=key_id, kind=kind, limit=DRAWN))).items
+
+
+async def _base(fleet: Fleet, beats: Sequence[Bundle], first: datetime) -> timeline.Base | None:
+    """The heartbeat that the history picture starts from: the last one before the first change, else the oldest at hand."""
+    if not beats:
+        return None
+    beat = next((beat for beat in beats if present.made_at(beat) <= first), beats[-1])
+    states = present.state_rows((await fleet.bundle(beat.bundle_id, beat.key_id)).document.get("states"))
+    return timeline.Base(present.made_at(beat), {state.check: state.result for state in states})
 
 
 @router.get("/hosts/{key_id}/evidence")
