@@ -20,13 +20,14 @@ from typing import Any
 from compliance_agent import facts
 from compliance_agent.baseline import Baseline, Entry, names_of
 from compliance_agent.checks.spec import COMMON_REASONS, Check, Unreadable, judge_seen
+from compliance_agent.config import AgentConfig
 from compliance_agent.core.citations import objection
-from compliance_agent.drift import look
+from compliance_agent.drift import DriftDetector
 from compliance_agent.errors import CannotTell
 from compliance_agent.lab.faults import GARBAGE
 from compliance_agent.lab.host import FakeHost
 from compliance_agent.models import ClockState, DriftResult, Mode, Plan, Result, Step
-from compliance_agent.ports import FileStat, Host, Ran, UnitState
+from compliance_agent.ports import FileStat, Ran, UnitState
 from compliance_agent.remedies.plan import resolve
 from compliance_agent.remedies.spec import Action
 
@@ -67,7 +68,7 @@ class Spoiled:
 class Asked:
     """A host between: notes every question and spoils the answer to at most one."""
 
-    def __init__(self, host: Host, spoiled: Spoiled | None = None) -> None:
+    def __init__(self, host: FakeHost, spoiled: Spoiled | None = None) -> None:
         self.host = host
         self.spoiled = spoiled
         self.questions: list[Question] = []
@@ -190,11 +191,14 @@ def parameters_of(check: Check, **changes: Any) -> Any:
     return check.spec.parameters(**{**check.spec.example, **changes})
 
 
-async def seen_by(check: Check, host: Host, **changes: Any) -> DriftResult:
-    """One look through the agent's own `drift.look`."""
+async def seen_by(check: Check, host: FakeHost | Asked, **changes: Any) -> DriftResult:
+    """One look, by the agent's own `DriftDetector`."""
     parameters = parameters_of(check, **changes)
     entry = Entry(check, Mode.AUDIT, check.spec.interval_s, check.spec.deadline_s, parameters, names_of(parameters))
-    return await look(entry, Baseline("1", "0" * 64, Mode.AUDIT, {check.id: entry}), host, host.now)
+    baseline = Baseline("1", "0" * 64, Mode.AUDIT, {check.id: entry})
+    clock = host.host.clock if isinstance(host, Asked) else host.clock
+    unused = typing.cast(AgentConfig, None)  # only says where the baseline stands
+    return await DriftDetector(unused, host=host, baseline=baseline, clock=clock).check_one(check.id)
 
 
 # -- what is declared
@@ -272,7 +276,7 @@ async def healthy_host_passes(check: Check, factory: Factory) -> list[Question]:
     result = await seen_by(check, asked)
     assert result.result is Result.PASS, f"{check.id} on the healthy host: {result.verdict}"
     assert asked.questions, "the check asked the host nothing and passed"
-    assert not typing.cast(FakeHost, asked.host).changed, "observe changed the host"
+    assert not asked.host.changed, "observe changed the host"
     return asked.questions
 
 
