@@ -1,4 +1,4 @@
-"""Have a systemd unit running now and after the next start of the machine: unmask, enable, start, as far as each is needed."""
+"""Have a systemd unit running: unmask, enable (so that it also comes back with the machine) and start, as far as needed."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ async def apply(host: ChangingHost, args: Args) -> None:
     if state.load == "not-found":
         raise StepFailed(f"{unit}: there is no such unit", code="unit_missing")
     if _masked(state.load, state.enabled):
-        # What it was under the mask cannot be captured, so it is not enabled now; if need be, the next cure does that.
+        # What it was under the mask cannot be captured, so it is not enabled: the undo could not tell whether to keep it.
         await host.unit_action("unmask", unit)
-    elif state.enabled == "disabled":
+    elif state.enabled == "disabled" and state.active != "active":
         await host.unit_action("enable", unit)
     if state.active != "active":
         await host.unit_action("start", unit)

@@ -1,0 +1,206 @@
+"""The actions on units, the clock and the scanner: idempotent, exactly undone, and loud when they did not work."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compliance_agent.errors import CannotTell, StepFailed
+from compliance_agent.lab.clinic import healthy_host
+from compliance_agent.lab.clock import FakeClock
+from compliance_agent.lab.host import FakeHost, Unit
+from compliance_agent.lab.programs import chrony, clamav
+from compliance_agent.remedies import actions
+from compliance_agent.remedies.spec import Args
+
+TOY = "toy.service"
+ENSURE, RESTART = actions()["ensure_unit_active"], actions()["restart_unit"]
+STEP, AWAIT_CLOCK, AWAIT_SCANNER = (actions()[name] for name in ("step_clock", "await_clock", "await_scanner"))
+SCANNER: Args = {"socket": clamav.SOCKET, "max_age_h": 48}
+
+
+def toy_host(**state: Any) -> FakeHost:
+    host = FakeHost(FakeClock())
+    host.units_table[TOY] = Unit(**state)
+    return host
+
+
+def state_of(host: FakeHost) -> tuple[bool, str, bool]:
+    unit = host.unit(TOY)
+    return unit.active, unit.enabled, unit.masked
+
+
+UNITS = st.fixed_dictionaries(
+    {
+        "active": st.booleans(),
+        "enabled": st.sampled_from(["enabled", "disabled", "static", "indirect"]),
+        "masked": st.booleans(),
+    }
+)
+
+
+@given(before=UNITS)
+async def test_any_unit_is_brought_up_and_back(before: dict[str, Any]) -> None:
+    """From every state: running and not masked after it, the same after it again, and exactly as before after the undo."""
+    host = toy_host(**before)
+    former = state_of(host)
+    captured = await ENSURE.capture(host, {"unit": TOY})
+    for _ in range(2):
+        await ENSURE.apply(host, {"unit": TOY})
+        assert host.unit(TOY).active and not host.unit(TOY).masked
+        assert host.unit(TOY).enabled != "disabled" or before["masked"] or before["active"]
+    for _ in range(2):
+        await ENSURE.undo(host, {"unit": TOY}, captured)
+        assert state_of(host) == former
+
+
+@given(before=UNITS)
+async def test_an_undo_without_apply_changes_nothing(before: dict[str, Any]) -> None:
+    host = toy_host(**before)
+    former = state_of(host)
+    for action in (ENSURE, RESTART):
+        await action.undo(host, {"unit": TOY}, await action.capture(host, {"unit": TOY}))
+    assert state_of(host) == former
+
+
+async def test_a_unit_that_is_up_is_left_alone() -> None:
+    host = toy_host()
+    await ENSURE.apply(host, {"unit": TOY})
+    assert host.changed == []
+
+
+@pytest.mark.parametrize("action", [ENSURE, RESTART])
+async def test_a_unit_that_does_not_exist(action: Any) -> None:
+    with pytest.raises(StepFailed):
+        await action.apply(FakeHost(FakeClock()), {"unit": TOY})
+
+
+@pytest.mark.parametrize("action", [ENSURE, RESTART])
+async def test_a_unit_that_cannot_start(action: Any) -> None:
+    with pytest.raises(StepFailed):
+        await action.apply(toy_host(active=False, can_start=lambda: False), {"unit": TOY})
+
+
+@pytest.mark.parametrize("action", [ENSURE, RESTART])
+async def test_a_start_that_only_seemed_to_work(action: Any) -> None:
+    """The service manager says yes and the unit is not up: found by looking, not believed."""
+    host = toy_host(active=False, masked=action is RESTART)
+    host.faults.change(f"unit:{TOY}", "lie")
+    with pytest.raises(StepFailed):
+        await action.apply(host, {"unit": TOY})
+
+
+@pytest.mark.parametrize("action", [ENSURE, RESTART])
+async def test_no_capture_without_a_look(action: Any) -> None:
+    host = toy_host()
+    host.faults.blind(f"unit:{TOY}", "not_permitted")
+    with pytest.raises(CannotTell):
+        await action.capture(host, {"unit": TOY})
+
+
+@pytest.mark.parametrize("active", [True, False])
+async def test_restart_runs_it_afresh_and_is_undone(active: bool) -> None:
+    starts: list[int] = []
+    host = toy_host(active=active, started=lambda: starts.append(1))
+    captured = await RESTART.capture(host, {"unit": TOY})
+    await RESTART.apply(host, {"unit": TOY})
+    assert (host.unit(TOY).active, len(starts)) == (True, 1)
+    await RESTART.undo(host, {"unit": TOY}, captured)
+    assert host.unit(TOY).active is active
+
+
+async def test_the_clock_is_stepped_once_and_not_back() -> None:
+    host = healthy_host()
+    host.skew_s = 90.0
+    captured = await STEP.capture(host, {})
+    await STEP.apply(host, {})
+    await STEP.undo(host, {}, captured)
+    assert host.skew_s == 0.0
+
+
+async def test_a_refused_step_is_a_failure_with_its_status() -> None:
+    host = healthy_host()
+    host.unit(chrony.UNIT).active = False
+    with pytest.raises(StepFailed) as failure:
+        await STEP.apply(host, {})
+    assert (failure.value.code, failure.value.exit_status_of_step) == ("step_refused", 1)
+
+
+class Settling(FakeHost):
+    """A host on which something happens after a while."""
+
+    after_s = 0.0
+
+    def settled(self) -> None: ...
+
+    async def pause(self, seconds: float) -> None:
+        await super().pause(seconds)
+        if self.clock.monotonic() >= 1000.0 + self.after_s:
+            self.settled()
+
+
+class FindsSource(Settling):
+    after_s = 8.0
+
+    def settled(self) -> None:
+        self.part(chrony.TimeSource).reachable = True
+
+
+class LoadsSignatures(Settling):
+    after_s = 35.0
+
+    def settled(self) -> None:
+        self.sockets[clamav.SOCKET] = clamav.clamd
+
+
+async def test_the_clock_daemon_gets_time_to_find_a_source() -> None:
+    host = FindsSource(FakeClock())
+    chrony.provide(host)
+    host.part(chrony.TimeSource).reachable = False
+    await AWAIT_CLOCK.apply(host, {"daemon": "chrony"})
+    assert 1008.0 <= host.clock.monotonic() <= 1010.0
+    assert host.changed == []
+
+
+@pytest.mark.parametrize("daemon", ["chrony", "timesyncd"])
+async def test_a_clock_daemon_that_finds_none_fails_in_bounded_time(daemon: str) -> None:
+    host = healthy_host()
+    host.units_table[chrony.TIMESYNCD] = Unit()
+    host.part(chrony.TimeSource).reachable = False
+    with pytest.raises(StepFailed, match="no source"):
+        await AWAIT_CLOCK.apply(host, {"daemon": daemon})
+    assert host.clock.monotonic() - 1000.0 < AWAIT_CLOCK.deadline_s
+
+
+async def test_the_scanner_gets_time_to_load() -> None:
+    host = LoadsSignatures(FakeClock())
+    clamav.provide(host)
+    host.install("date")
+    del host.sockets[clamav.SOCKET]
+    await AWAIT_SCANNER.apply(host, SCANNER)
+    assert 1035.0 <= host.clock.monotonic() <= 1038.0
+
+
+async def test_a_scanner_with_old_signatures_is_not_ready() -> None:
+    host = healthy_host()
+    host.part(clamav.Signatures).built_at = host.now() - timedelta(days=9)
+    with pytest.raises(StepFailed, match="recent"):
+        await AWAIT_SCANNER.apply(host, SCANNER)
+    assert host.clock.monotonic() - 1000.0 < AWAIT_SCANNER.deadline_s
+    await AWAIT_SCANNER.apply(host, {**SCANNER, "max_age_h": 0})
+
+
+@pytest.mark.parametrize(
+    ("action", "args", "target"),
+    [(AWAIT_SCANNER, SCANNER, f"socket:{clamav.SOCKET}"), (AWAIT_CLOCK, {"daemon": "chrony"}, "program:chronyc")],
+)
+async def test_waiting_for_what_may_not_be_seen_ends_at_once(action: Any, args: Args, target: str) -> None:
+    host = healthy_host()
+    host.faults.blind(target, "not_permitted")
+    with pytest.raises(CannotTell):
+        await action.apply(host, args)
+    assert host.clock.monotonic() == 1000.0
