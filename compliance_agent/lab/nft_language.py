@@ -29,18 +29,13 @@ PAYLOADS = {
 }
 META_ALONE = {"iif", "oif", "iifname", "oifname"}
 SERVICES = {"ssh": 22, "domain": 53, "http": 80, "ntp": 123, "https": 443, "submission": 587}
-# What the kernel knows by number; nft prints a set in that order.
-NUMBERS = {"icmp": 1, "igmp": 2, "tcp": 6, "udp": 17, "ipv6-icmp": 58, "echo-reply": 0, "echo-request": 128} | {
-    "destination-unreachable": 1,
-    "packet-too-big": 2,
-    "time-exceeded": 3,
-    "parameter-problem": 4,
-    "mld-listener-query": 130,
-    "nd-router-solicit": 133,
-    "nd-router-advert": 134,
-    "nd-neighbor-solicit": 135,
-    "nd-neighbor-advert": 136,
-}
+# What the kernel knows by number; nft prints a set in that order. By protocol, and for everything else together.
+ICMP = {"echo-reply": 0, "destination-unreachable": 3, "redirect": 5, "echo-request": 8, "time-exceeded": 11}
+ICMPV6 = {"destination-unreachable": 1, "packet-too-big": 2, "time-exceeded": 3, "parameter-problem": 4}
+ICMPV6 |= {"echo-request": 128, "echo-reply": 129, "mld-listener-query": 130, "nd-router-solicit": 133}
+ICMPV6 |= {"nd-router-advert": 134, "nd-neighbor-solicit": 135, "nd-neighbor-advert": 136}
+PROTOCOLS = {"icmp": 1, "igmp": 2, "tcp": 6, "udp": 17, "ipv6-icmp": 58}
+NUMBERS = {"icmp": ICMP | {"parameter-problem": 12}, "icmpv6": ICMPV6}
 STATE_ORDER = ("invalid", "new", "established", "related", "untracked")
 FLAG_ORDER = ("fin", "syn", "rst", "psh", "ack", "urg")
 
@@ -274,7 +269,9 @@ class Reader:
             self._next()
             return {"vmap": {"key": left, "data": {"set": self._verdict_map(order)}}}
         if self._peek() == "{":
-            return {"match": {"op": op or "==", "left": left, "right": {"set": self._braced()}}}
+            values = self._braced(left)
+            right = values[0] if len(values) == 1 else {"set": values}
+            return {"match": {"op": op or "==", "left": left, "right": right}}
         if order:
             return {"match": {"op": op or "in", "left": left, "right": self._list(order)}}
         return {"match": {"op": op or "==", "left": left, "right": self._value()}}
@@ -289,7 +286,7 @@ class Reader:
         found.sort(key=order.index)
         return found if len(found) > 1 else found[0]
 
-    def _braced(self) -> list[Any]:
+    def _braced(self, left: dict[str, Any] | None = None) -> list[Any]:
         self._take("{")
         found: list[Any] = []
         while self._peek() != "}":
@@ -299,7 +296,8 @@ class Reader:
             self._expand()
             found.append(self._value())
         self._take("}")
-        return sorted(found, key=lambda item: item if isinstance(item, int) else NUMBERS.get(str(item), 0))
+        numbers = NUMBERS.get((left or {}).get("payload", {}).get("protocol", ""), PROTOCOLS)
+        return sorted(found, key=lambda item: _rank(item, numbers))
 
     def _verdict_map(self, order: tuple[str, ...]) -> list[Any]:
         self._take("{")
@@ -370,6 +368,12 @@ class Reader:
         if self._peek() == "type":
             self._next()
         return {"reject": {"type": kind, "expr": self._next()}}
+
+
+def _rank(item: Any, numbers: dict[str, int]) -> int:
+    if isinstance(item, dict):
+        return int(item["range"][0]) if "range" in item else 0
+    return item if isinstance(item, int) else numbers.get(str(item), 0)
 
 
 def _whole(word: str) -> int:
