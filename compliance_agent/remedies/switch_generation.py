@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compliance_agent.core.packages import read_generation
+from compliance_agent.core.packages import read_generation, read_store_path
 from compliance_agent.core.tools import answered
 from compliance_agent.errors import CannotTell, StepFailed
 from compliance_agent.ports import ChangingHost
@@ -12,22 +12,14 @@ from compliance_agent.remedies.spec import Action, Args
 
 PROFILE = "/nix/var/nix/profiles/system"
 # The switch restarts services, perhaps our own: it runs in a transient unit, as nixos-rebuild does it.
-ACTIVATE = (
-    "systemd-run",
-    "--collect",
-    "--wait",
-    "--quiet",
-    "--unit=compliance-agent-switch-to-configuration",
-    f"{PROFILE}/bin/switch-to-configuration",
-    "switch",
-)
+TRANSIENT = ("systemd-run", "--collect", "--wait", "--quiet", "--unit=compliance-agent-switch-to-configuration")
 
 
 async def capture(host: ChangingHost, args: Args) -> Any:
     """The selected generation, and the system that runs."""
     link = answered(await host.run(("readlink", PROFILE)), "readlink").text
-    running = answered(await host.run(("readlink", "-f", "/run/current-system")), "readlink").text.strip()
-    return {"generation": read_generation(link), "running": running}
+    running = answered(await host.run(("readlink", "-f", "/run/current-system")), "readlink").text
+    return {"generation": read_generation(link), "running": read_store_path(running)}
 
 
 async def apply(host: ChangingHost, args: Args) -> None:
@@ -40,17 +32,28 @@ async def apply(host: ChangingHost, args: Args) -> None:
     if wanted < selected:
         raise StepFailed(f"generation {wanted} is older than {selected}", code="would_go_backwards")
     await _switch(host, wanted)
+    await _activate(host, PROFILE, "switch")
 
 
 async def undo(host: ChangingHost, args: Args, captured: Any) -> None:
-    """Select and activate the former generation; this is the one way back, and only within the same cure."""
-    if await capture(host, args) != captured:
+    """Select the former generation and activate the system that ran; the one way back, and only within the same cure."""
+    now = await capture(host, args)
+    if now["generation"] != captured["generation"]:
         await _switch(host, int(captured["generation"]))
+        await _activate(host, PROFILE, "switch")
+        now = await capture(host, args)
+    if (
+        now["running"] != captured["running"]
+    ):  # it was none that was selected, so it does not become the next one booted
+        await _activate(host, read_store_path(captured["running"]), "test")
 
 
 async def _switch(host: ChangingHost, generation: int) -> None:
     await _must(host, ("nix-env", "-p", PROFILE, "--switch-generation", str(generation)), "switch_failed")
-    await _must(host, ACTIVATE, "activation_failed")
+
+
+async def _activate(host: ChangingHost, system: str, how: str) -> None:
+    await _must(host, (*TRANSIENT, f"{system}/bin/switch-to-configuration", how), "activation_failed")
 
 
 async def _must(host: ChangingHost, argv: tuple[str, ...], code: str) -> None:

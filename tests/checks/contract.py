@@ -11,6 +11,7 @@ import dataclasses
 import fnmatch
 import functools
 import json
+import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from compliance_agent.checks.spec import COMMON_REASONS, Check, Unreadable, judg
 from compliance_agent.config import AgentConfig
 from compliance_agent.core.citations import objection
 from compliance_agent.drift import DriftDetector
-from compliance_agent.errors import CannotTell
+from compliance_agent.errors import CannotTell, StepFailed
 from compliance_agent.lab.faults import GARBAGE
 from compliance_agent.lab.host import FakeHost
 from compliance_agent.models import ClockState, DriftResult, Mode, Plan, Result, Step
@@ -41,6 +42,7 @@ STRANGE_UNITS = (
     UnitState("", "", "", ""),
     UnitState("loaded", "\ufffd", "", ""),
 )
+HANDLES = re.compile(r"'handle': \d+|last_handle=\d+")  # nft counts them up whatever is loaded
 Factory = Callable[[], FakeHost]
 
 
@@ -372,9 +374,11 @@ def _strange(state: UnitState, canary: str, place: float) -> UnitState:
 
 
 def fingerprint(host: FakeHost, *, settled: bool) -> dict[str, Any]:
-    """The host's state. With `settled` without what moves by itself: logs, downloaded signatures and the clock's offset,
-    which no undo can or should bring back."""
-    moving = ("/var/log/", "/var/lib/clamav/") if settled else ("/var/log/",)
+    """The host's state without what only ever grows: logs, and snapshots in a backup. With `settled` also without what
+    no undo can or should bring back: downloaded signatures, the clock's offset, security updates."""
+    updates = ("/var/lib/apt/", "/run/reboot-required")
+    moving = ("/var/log/", "/var/lib/clamav/", *updates) if settled else ("/var/log/",)
+    grows = {"Logs", "Repositories"}
     files = {
         path: (node.kind, node.content, node.mode, node.uid, node.target)
         for path, node in host.files.items()
@@ -382,9 +386,9 @@ def fingerprint(host: FakeHost, *, settled: bool) -> dict[str, Any]:
     }
     units = {name: (unit.active, unit.enabled, unit.masked) for name, unit in host.units_table.items()}
     parts = {
-        kind.__name__: repr(part)
+        kind.__name__: HANDLES.sub("", repr(part))
         for kind, part in host._parts.items()
-        if kind.__name__ not in ({"Logs", "Signatures", "TimeSource"} if settled else {"Logs"})
+        if kind.__name__ not in (grows | {"Signatures", "TimeSource", "Packages"} if settled else grows)
     }
     return {"files": files, "units": units, "parts": parts, "skew": 0.0 if settled else host.skew_s}
 
@@ -411,12 +415,19 @@ async def heals(
     await _applied_again_changes_nothing(host, steps)
     for _ in range(2):
         for (action, step), former in zip(reversed(steps), reversed(captured), strict=True):
-            await action.undo(host, step.args, former)
+            await _undone(host, action, step, former)
         assert fingerprint(host, settled=True) == drifted, f"{check.id}: undo did not bring the former state back"
     for (action, step), former in zip(steps, captured, strict=True):
         again = json.loads(json.dumps(await action.capture(host, step.args)))
         assert action.undo_is_empty or action.restored(former, again), f"{action.id}: not restored"
     return result.plan
+
+
+async def _undone(host: FakeHost, action: Action, step: Step, former: Any) -> None:
+    try:
+        await action.undo(host, step.args, former)
+    except StepFailed as error:  # what cannot be taken back says so, and has said why
+        assert (error.code, bool(action.undo_is_empty)) == ("not_reversible", True), f"{action.id}: {error}"
 
 
 async def _applied_again_changes_nothing(host: FakeHost, steps: Sequence[tuple[Action, Step]]) -> None:

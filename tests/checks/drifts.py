@@ -11,8 +11,9 @@ from datetime import timedelta
 from typing import Any
 
 from compliance_agent.lab.clinic import healthy_host
+from compliance_agent.lab.clock import FakeClock
 from compliance_agent.lab.host import FakeHost
-from compliance_agent.lab.programs import chrony, clamav, logs
+from compliance_agent.lab.programs import apt, chrony, clamav, logs, nft, nixos, restic
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,91 @@ def _blind_until_restarted(host: FakeHost) -> None:
     unit.started = started
 
 
+def _updates(*names: str, reboots: bool = False) -> Callable[[FakeHost], None]:
+    def happen(host: FakeHost) -> None:
+        for name in names:
+            apt.offer(host, name, "99.1-1+deb12u1", reboots=reboots)
+
+    return happen
+
+
+def _lists_of(days: float) -> Callable[[FakeHost], None]:
+    def happen(host: FakeHost) -> None:
+        apt.write_lists(host, host.now() - timedelta(days=days))
+        host.put(apt.STAMP, age_s=days * 86_400)
+
+    return happen
+
+
+def _old_lists_hide_updates(host: FakeHost) -> None:
+    _lists_of(5)(host)
+    host.part(apt.Packages).mirror["libssl3"] = apt.Offer("3.0.18-1~deb12u1")
+
+
+def _snapshots_lost(count: int) -> Callable[[FakeHost], None]:
+    def happen(host: FakeHost) -> None:
+        repository = host.part(restic.Repositories).by_place[restic.REPOSITORY]
+        del repository.snapshots[-count:]
+
+    return happen
+
+
+def _snapshots_elsewhere(host: FakeHost) -> None:
+    for snapshot in host.part(restic.Repositories).by_place[restic.REPOSITORY].snapshots:
+        snapshot.paths = ("/etc",)
+
+
+def _last_run_failed(host: FakeHost) -> None:
+    host.unit(restic.UNIT).failed = True
+
+
+def _rules(text: str) -> Callable[[FakeHost], None]:
+    def happen(host: FakeHost) -> None:
+        host.part(nft.Ruleset).load(text)
+
+    return happen
+
+
+def _policy(word: str) -> Callable[[FakeHost], None]:
+    def happen(host: FakeHost) -> None:
+        for chain in host.part(nft.Ruleset).select("chain", name="input"):
+            chain["policy"] = word
+
+    return happen
+
+
+def _rules_gone(field: str, wanted: str) -> Callable[[FakeHost], None]:
+    """Rules whose match names this are deleted."""
+
+    def happen(host: FakeHost) -> None:
+        ruleset = host.part(nft.Ruleset)
+        ruleset.objects = [
+            (kind, item)
+            for kind, item in ruleset.objects
+            if kind != "rule" or f"'{field}': '{wanted}'" not in repr(item)
+        ]
+
+    return happen
+
+
+def nixos_host() -> FakeHost:
+    """A NixOS host with four generations, the newest one running, its package collection of this week."""
+    host = FakeHost(FakeClock())
+    nixos.provide(host, {number: f"{host.now() - timedelta(days=45 - number):%Y%m%d}" for number in (39, 40, 41, 42)})
+    return host
+
+
+def _generation(selected: int, running: int) -> Callable[[FakeHost], None]:
+    def happen(host: FakeHost) -> None:
+        known = host.part(nixos.Generations)
+        known.selected, known.running = selected, running
+        nixos.show(host)
+
+    return happen
+
+
+NIXOS: dict[str, Any] = {"manager": "nixos", "min_generation": 40}
+
 DRIFTS = (
     Drift("time_sync", "daemon_down", "chrony stopped", _stopped(chrony.UNIT)),
     Drift("time_sync", "daemon_down", "chrony disabled", _disabled(chrony.UNIT)),
@@ -122,4 +208,30 @@ DRIFTS = (
     Drift("av_health", "signatures_old", "signatures old, updater stopped", _old_signatures_and_no_updater),
     Drift("av_health", "signatures_missing", "no signatures loaded", _no_signatures),
     Drift("av_health", "probe_missed", "clamd lost its signatures", _blind_until_restarted),
+    Drift("patching", "security_pending", "two security updates wait", _updates("libssl3", "bash")),
+    Drift("patching", "security_pending", "a kernel update waits", _updates("base-files", reboots=True)),
+    Drift("patching", "lists_stale", "package lists five days old", _lists_of(5)),
+    Drift("patching", "lists_stale", "package lists expired", _lists_of(9)),
+    Drift("patching", "lists_stale", "old lists hide an update", _old_lists_hide_updates),
+    Drift("patching", "generation_behind", "an older generation selected", _generation(39, 39), NIXOS, nixos_host),
+    Drift("patching", "generation_not_active", "another generation runs", _generation(42, 41), NIXOS, nixos_host),
+    Drift("backup", "snapshot_too_old", "two nights without backup", _snapshots_lost(2)),
+    Drift("backup", "snapshot_missing", "all snapshots gone", _snapshots_lost(7)),
+    Drift("backup", "path_missing", "data left out of the backup", _snapshots_elsewhere),
+    Drift("backup", "last_run_failed", "last backup failed", _last_run_failed),
+    Drift("backup", "timer_not_active", "backup timer stopped", _stopped(restic.TIMER)),
+    Drift("backup", "timer_not_active", "backup timer disabled", _disabled(restic.TIMER)),
+    Drift("firewall", "no_firewall", "ruleset flushed", _rules("flush ruleset")),
+    Drift("firewall", "policy_accepts", "policy set to accept", _policy("accept")),
+    Drift(
+        "firewall", "unexpected_ports", "telnet opened", _rules("add rule inet compliance input tcp dport 23 accept")
+    ),
+    Drift(
+        "firewall",
+        "unexpected_ports",
+        "one address let in everywhere",
+        _rules("add rule inet compliance input ip saddr 203.0.113.9 accept"),
+    ),
+    Drift("firewall", "ports_missing", "rules for open ports deleted", _rules_gone("protocol", "tcp")),
+    Drift("firewall", "replies_blocked", "replies kept out", _rules_gone("key", "state")),
 )

@@ -75,6 +75,7 @@ def provide(host: FakeHost) -> None:
     host.put("/proc/sys/kernel/osrelease", f"{KERNEL}\n")
     host.put("/proc/locks", "")
     host.place(f"/lib/modules/{KERNEL}", Node("directory", mode=0o755, modified_at=host.now() - timedelta(days=40)))
+    host.place("/run", Node("directory", mode=0o755, modified_at=host.now()))
     for lock in LOCKS:
         host.put(lock, mode=0o640)
     write_lists(host, host.now() - timedelta(hours=6))
