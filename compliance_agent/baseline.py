@@ -31,10 +31,12 @@ from compliance_agent.adapters.durable import read_file
 from compliance_agent.checks import registry
 from compliance_agent.checks.spec import Check
 from compliance_agent.documents import MAX_BYTES, read_yaml
-from compliance_agent.errors import AgentError, ConfigError
-from compliance_agent.facts import NAME, TIMESTAMP, VERSION
+from compliance_agent.errors import AgentError, ConfigError, DocumentError
+from compliance_agent.facts import NAME, VERSION, is_timestamp
 from compliance_agent.models import Mode
 from compliance_agent.words import nearest
+
+_NAMES = "letters, digits, @._:/+-, no leading dash"
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,10 @@ def load(path: Path) -> Baseline:
         return parse(read_file(path, limit_bytes=MAX_BYTES, trusted=True))
     except ConfigError as error:
         raise ConfigError(f"baseline {path}: {error}", hint=error.hint) from error
-    except AgentError as error:
-        raise ConfigError(f"baseline: {error}", hint=error.hint) from error
+    except DocumentError as error:
+        raise ConfigError(f"baseline {path}: {error}", hint=error.hint) from error
+    except AgentError as error:  # reading names the file itself
+        raise ConfigError(f"baseline {error}", hint=error.hint) from error
 
 
 def parse(raw: bytes) -> Baseline:
@@ -125,7 +129,7 @@ def parse(raw: bytes) -> Baseline:
         sha256=hashlib.sha256(raw).hexdigest(),
         mode=_mode(document.get("mode", "enforce"), "mode"),
         entries={name: _entry(name, value) for name, value in sorted(checks.items())},
-        exceptions=tuple(_exception(item, number) for number, item in enumerate(_list(document.get("exceptions", [])))),
+        exceptions=_exceptions(document.get("exceptions", [])),
     )
 
 
@@ -138,18 +142,21 @@ def _mapping(value: Any, field: str, known: set[str]) -> dict[str, Any]:
     return value
 
 
-def _list(value: Any) -> list[Any]:
+def _exceptions(value: Any) -> tuple[Exemption, ...]:
     if not isinstance(value, list):
         raise ConfigError(f"exceptions: expected a list, found {_kind(value)}")
-    return value
+    found = tuple(_exception(item, number) for number, item in enumerate(value))
+    seen: set[str] = set()
+    for item in found:
+        if item.id in seen:
+            raise ConfigError(f"exceptions: id {item.id!r} stands twice")
+        seen.add(item.id)
+    return found
 
 
 def _kind(value: Any) -> str:
-    return (
-        "nothing"
-        if value is None
-        else {dict: "a mapping", list: "a list", str: "text"}.get(type(value), type(value).__name__)
-    )
+    kinds: dict[type, str] = {type(None): "nothing", dict: "a mapping", list: "a list", str: "text"}
+    return kinds.get(type(value), type(value).__name__)
 
 
 def _mode(value: Any, field: str) -> Mode:
@@ -160,7 +167,7 @@ def _mode(value: Any, field: str) -> Mode:
 
 
 def _whole(value: Any, field: str, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+    if type(value) is not int or not low <= value <= high:
         raise ConfigError(f"{field}: expected a whole number from {low} to {high}, found {str(value)[:40]!r}")
     return value
 
@@ -207,18 +214,25 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
             return None
         hint = next(option for option in typing.get_args(hint) if option is not type(None))
     if typing.get_origin(hint) is tuple:
-        if not isinstance(value, list) or not all(isinstance(item, str) and NAME.fullmatch(item) for item in value):
-            raise ConfigError(f"{where}: expected a list of names (letters, digits, @._:/+-)")
+        if not isinstance(value, list) or not all(is_name(item) for item in value):
+            raise ConfigError(f"{where}: expected a list of names ({_NAMES})")
         if len(set(value)) != len(value):
             raise ConfigError(f"{where}: a name stands twice")
         return tuple(value)
-    if hint is str and (not isinstance(value, str) or not NAME.fullmatch(value)):
-        raise ConfigError(f"{where}: expected a name (letters, digits, @._:/+-), found {str(value)[:40]!r}")
-    if hint is int and (isinstance(value, bool) or not isinstance(value, int)):
+    if hint is str and not is_name(value):
+        raise ConfigError(f"{where}: expected a name ({_NAMES}), found {str(value)[:40]!r}")
+    if hint is int and type(value) is not int:
         raise ConfigError(f"{where}: expected a whole number, found {str(value)[:40]!r}")
     if hint is bool and not isinstance(value, bool):
         raise ConfigError(f"{where}: expected true or false, found {str(value)[:40]!r}")
+    if hint not in {str, int, bool}:
+        raise RuntimeError(f"{where}: a parameter may not be of type {hint}")
     return value
+
+
+def is_name(value: object) -> bool:
+    """Whether it may stand in the baseline as a name. A leading dash is refused: a name may become a program's argument."""
+    return isinstance(value, str) and NAME.fullmatch(value) is not None and not value.startswith("-")
 
 
 def names_of(parameters: Any) -> dict[str, tuple[str, ...]]:
@@ -237,18 +251,19 @@ def _exception(value: Any, number: int) -> Exemption:
     where = f"exceptions[{number}]"
     item = _mapping(value, where, {"id", "check", "reasons", "approver", "created", "expires", "measure"})
     check = item.get("check")
-    if check not in registry():
+    if not isinstance(check, str) or check not in registry():
         raise ConfigError(f"{where}.check: no such check {str(check)[:40]!r}{nearest(str(check), registry())}")
-    for field in ("id", "approver"):
-        if not isinstance(item.get(field), str) or not NAME.fullmatch(item[field]):
-            raise ConfigError(f"{where}.{field}: expected a name")
+    for field in ("id", "approver", *(["measure"] if "measure" in item else [])):
+        if not is_name(item.get(field)):
+            raise ConfigError(f"{where}.{field}: expected a name ({_NAMES})")
     reasons = item.get("reasons", [])
     known = registry()[check].spec.reasons
     if not isinstance(reasons, list) or not all(isinstance(reason, str) and reason in known for reason in reasons):
         raise ConfigError(f"{where}.reasons: expected reasons of {check} ({', '.join(known)})")
-    return Exemption(
-        item["id"], check, tuple(reasons), item["approver"], timestamp(item.get("expires"), f"{where}.expires")
-    )
+    expires = timestamp(item.get("expires"), f"{where}.expires")
+    if "created" in item and timestamp(item["created"], f"{where}.created") >= expires:
+        raise ConfigError(f"{where}.expires: expected a time after created")
+    return Exemption(item["id"], check, tuple(reasons), item["approver"], expires)
 
 
 def timestamp(value: Any, where: str) -> datetime:
@@ -257,9 +272,6 @@ def timestamp(value: Any, where: str) -> datetime:
     Raises:
         ConfigError: anything else.
     """
-    if isinstance(value, str) and TIMESTAMP.fullmatch(value):
-        try:
-            return datetime.fromisoformat(value).astimezone(UTC)
-        except ValueError:
-            pass
+    if is_timestamp(value):
+        return datetime.fromisoformat(value).astimezone(UTC)
     raise ConfigError(f"{where}: expected a time such as 2026-12-31T00:00:00Z, found {str(value)[:40]!r}")

@@ -2,12 +2,15 @@
 
 `observe` (through the Host port) -> `judge` (pure) -> export of the declared facts. A look that fails, a fact that is not what
 it declares and a check that crashes all end in `unknown` with their reason.
+
+A look that passes its deadline is cancelled, and abandoned when it does not heed that. While an abandoned look has not come back,
+the same check is not looked at again: one that hangs for ever costs one task, not one for each cycle.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -16,7 +19,7 @@ import structlog
 
 from compliance_agent import facts
 from compliance_agent.baseline import Baseline, Entry, load
-from compliance_agent.checks.spec import Check, Unreadable, judge_seen
+from compliance_agent.checks.spec import COMMON_REASONS, Check, Unreadable, judge_seen
 from compliance_agent.errors import CannotTell, ConfigError, FactRefused
 from compliance_agent.logs import where
 from compliance_agent.models import DriftResult, Plan, Result, Verdict
@@ -55,6 +58,7 @@ class DriftDetector:
         self.host = host if host is not None else _real_host()
         self._due: dict[str, float] = {}
         self._latest: dict[str, DriftResult] = {}
+        self._looks: Looks = {}
 
     async def check_all(self, *, everything: bool = True) -> list[DriftResult]:
         """Look at every check at once, in the order of their ids.
@@ -78,32 +82,96 @@ class DriftDetector:
             raise ConfigError(f"checks.{check_id}: the baseline has no such entry")
         started = self.clock.monotonic()
         self._due[check_id] = started + entry.interval_s
-        result = await look(entry, self.baseline, self.host, self.clock.now)
+        result = await look(entry, self.baseline, self.host, self.clock.now, self._looks)
         result = _timed(result, int((self.clock.monotonic() - started) * 1000), self.clock.now())
         self._latest[check_id] = result
         return result
 
 
-async def look(entry: Entry, baseline: Baseline, host: Host, now: Any) -> DriftResult:
-    """One check's result; never raises for anything the host did."""
+Looks = dict[str, "asyncio.Task[Any]"]
+
+
+async def look(
+    entry: Entry, baseline: Baseline, host: Host, now: Callable[[], datetime], looks: Looks | None = None
+) -> DriftResult:
+    """One check's result; never raises for anything the host or the check did.
+
+    Args:
+        entry: the check's line in the baseline.
+        baseline: for its exceptions.
+        host: the machine.
+        now: UTC, asked after the look.
+        looks: the last look of each check; one of these that has not come back is not started again.
+    """
+    seen = await _observed(entry, host, looks if looks is not None else {})
+    try:
+        return _judged(entry, baseline, seen, now())
+    except Exception as error:  # so that a mistake in here costs one check, not all
+        log.error("check.crashed", check_id=entry.check.id, error_type=type(error).__name__, at=where(error))
+        return _crashed(entry.check, error)
+
+
+async def _observed(entry: Entry, host: Host, looks: Looks) -> Any:
+    """What the check saw within its deadline, or why it saw nothing."""
+    earlier = looks.get(entry.check.id)
+    if earlier is not None and not earlier.done():
+        return Unreadable("timed_out", message="an earlier look has not come back yet")
+    task = looks[entry.check.id] = asyncio.ensure_future(_asked(entry, host))
+    try:
+        done, _ = await asyncio.wait({task}, timeout=entry.deadline_s)
+        if not done:
+            return Unreadable("timed_out", message=f"no answer within {entry.deadline_s:g} s")
+        if task.cancelled():
+            return Unreadable("crashed", message="the check cancelled itself")
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=GRACE_S)
+            task.add_done_callback(_forget)
+
+
+async def _asked(entry: Entry, host: Host) -> Any:
+    """The check's own answer; a failure of any kind is an answer too."""
+    name = entry.check.id
+    try:
+        seen = await entry.check.observe(host, entry.parameters)
+    except CannotTell as error:
+        return Unreadable(error.reason, error.errno_name, str(error))
+    except (Exception, SystemExit) as error:
+        log.error("check.crashed", check_id=name, error_type=type(error).__name__, at=where(error))
+        return Unreadable("crashed", message=f"the check failed: {type(error).__name__}")
+    if isinstance(seen, Unreadable):
+        declared = seen.reason in COMMON_REASONS or seen.reason in entry.check.spec.reasons
+        return seen if declared else Unreadable("crashed", message="the check gave a reason it does not declare")
+    if type(seen) is not entry.check.spec.observation:
+        log.error("check.crashed", check_id=name, error_type=type(seen).__name__)
+        return Unreadable("crashed", message="the check did not return its own observation")
+    return seen
+
+
+def _forget(task: asyncio.Task[Any]) -> None:
+    """Take the outcome of an abandoned look, so that its text is not logged by the event loop."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _judged(entry: Entry, baseline: Baseline, seen: Any, now: datetime) -> DriftResult:
     check = entry.check
-    seen = await _observed(entry, host)
     try:
         verdict = judge_seen(check, entry.parameters, seen)
         state = {} if isinstance(seen, Unreadable) else facts.export(seen, entry.names)
     except FactRefused as error:
-        log.error("check.fact_refused", check_id=check.id, message=str(error))
+        log.error("check.fact_refused", check_id=check.id, at=where(error))
         return _result(check, Verdict(Result.UNKNOWN, "fact_refused", str(error)), {}, None, None, None)
     except Exception as error:
         log.error("check.crashed", check_id=check.id, error_type=type(error).__name__, at=where(error))
-        return _result(
-            check, Verdict(Result.UNKNOWN, "crashed", f"the check failed: {type(error).__name__}"), {}, None, None, None
-        )
+        return _crashed(check, error)
     if isinstance(seen, Unreadable) and seen.errno_name:
-        log.info("check.unreadable", check_id=check.id, reason=seen.reason, errno_name=seen.errno_name)
+        log.debug("check.unreadable", check_id=check.id, reason=seen.reason, errno_name=seen.errno_name)
     if verdict.result is not Result.FAIL:
         return _result(check, verdict, state, None, None, None)
-    exemption = baseline.exception_for(check.id, verdict.reason, now())
+    exemption = baseline.exception_for(check.id, verdict.reason, now)
     if exemption is not None:
         accepted = Verdict(Result.EXCEPTION, verdict.reason, f"{verdict.sentence}; accepted by {exemption.id}")
         return _result(check, accepted, state, None, None, exemption.id)
@@ -111,31 +179,21 @@ async def look(entry: Entry, baseline: Baseline, host: Host, now: Any) -> DriftR
     return _result(check, verdict, state, plan, why_not, None)
 
 
-async def _observed(entry: Entry, host: Host) -> Any:
-    task = asyncio.ensure_future(entry.check.observe(host, entry.parameters))
-    try:
-        done, _ = await asyncio.wait({task}, timeout=entry.deadline_s)
-        if not done:
-            return Unreadable("timed_out", message=f"no answer within {entry.deadline_s:g} s")
-        return task.result()
-    except CannotTell as error:
-        return Unreadable(error.reason, error.errno_name, str(error))
-    except Exception as error:
-        log.error("check.crashed", check_id=entry.check.id, error_type=type(error).__name__, at=where(error))
-        return Unreadable("crashed", message=f"the check failed: {type(error).__name__}")
-    finally:
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task}, timeout=GRACE_S)
+def _crashed(check: Check, error: BaseException) -> DriftResult:
+    verdict = Verdict(Result.UNKNOWN, "crashed", f"the check failed: {type(error).__name__}")
+    return _result(check, verdict, {}, None, None, None)
 
 
 def _planned(check: Check, entry: Entry, seen: Any) -> tuple[Plan | None, str | None]:
     try:
-        plan = check.plan(entry.parameters, seen)
+        plan: Any = check.plan(entry.parameters, seen)
     except Exception as error:
         log.error("check.plan_crashed", check_id=check.id, error_type=type(error).__name__, at=where(error))
         return None, "crashed"
-    return plan, None if plan is not None else "no_cure"
+    if plan is not None and not isinstance(plan, Plan):
+        log.error("check.plan_crashed", check_id=check.id, error_type=type(plan).__name__)
+        return None, "crashed"
+    return (plan, None) if plan is not None and plan.steps else (None, "no_cure")
 
 
 def _result(

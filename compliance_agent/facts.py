@@ -13,6 +13,7 @@ import dataclasses
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from compliance_agent.errors import FactRefused
@@ -21,8 +22,19 @@ TOKEN = re.compile(r"[a-z][a-z0-9_]{0,39}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+~:_-]{0,39}")
 NAME = re.compile(r"[A-Za-z0-9@._:/+-]{1,96}")
-TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?Z")
+TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3])(:[0-5][0-9]){2}(\.[0-9]{1,6})?Z")
 LARGEST_INT = 2**53 - 1
+
+
+def is_timestamp(value: object) -> bool:
+    """Whether it is a time that exists, in RFC 3339 form with `Z`."""
+    if not isinstance(value, str) or TIMESTAMP.fullmatch(value) is None:
+        return False
+    try:
+        datetime.fromisoformat(value)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,7 @@ class Timestamp(FactType):
     """A time in UTC, RFC 3339 with `Z`."""
 
     def accepts(self, value: object, names: Mapping[str, Collection[str]]) -> bool:
-        return isinstance(value, str) and TIMESTAMP.fullmatch(value) is not None
+        return is_timestamp(value)
 
     def schema(self) -> dict[str, Any]:
         return {"type": "timestamp"}
@@ -177,8 +189,12 @@ def export(observation: object, names: Mapping[str, Collection[str]]) -> dict[st
         value = getattr(observation, name)
         if value is not None and not kind.accepts(value, names):
             raise FactRefused(f"fact {name}: value is not {kind.schema()['type']} as declared")
-        exported[name] = list(value) if isinstance(value, tuple) else value
+        exported[name] = _plain(value)
     return exported
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def from_schema(schema: Mapping[str, Any]) -> FactType:

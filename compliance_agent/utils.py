@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 
@@ -14,9 +15,9 @@ def apply_jitter(seconds: float, jitter_pct: float = 10.0, *, rng: random.Random
         rng: source of randomness; a module-wide one when not given.
 
     Raises:
-        ValueError: a negative interval, or a percentage outside 0 to 100.
+        ValueError: a negative or endless interval, or a percentage outside 0 to 100.
     """
-    if seconds < 0 or not 0 <= jitter_pct <= 100:
+    if not 0 <= seconds < math.inf or not 0 <= jitter_pct <= 100:
         raise ValueError(f"jitter of {jitter_pct} % on {seconds} s: expected 0 to 100 % of a positive interval")
     spread = seconds * jitter_pct / 100
     return seconds + (rng or random).uniform(-spread, spread)

@@ -195,6 +195,7 @@ PURE_AFTER_ALL = ("os.PathLike", "os.fspath", "random.Random", *(f"pathlib.Path(
 
 # (importer, imported or impure name): why this once.
 EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("", "!structlog"): "imported once, before anybody else does, so that it does not import rich",
     ("baseline", "adapters.durable"): "`load` reads its one file; everything else in it is pure",
     ("config", "adapters.durable"): "`from_file` reads its one file at start; everything else in it is pure",
     ("config", "os.environ"): "the environment is half of its input, and an argument for tests",

@@ -75,7 +75,11 @@ class AgentState:
         row = self.database.read(
             lambda connection: connection.execute("SELECT at FROM moments WHERE name = ?", (name,)).fetchone()
         )
-        return datetime.fromisoformat(row[0]) if row else None
+        try:
+            at = datetime.fromisoformat(row[0]) if row else None
+        except ValueError:  # salvaged from a damaged database: as good as never
+            return None
+        return at if at is not None and at.tzinfo is not None else None
 
     def set_moment(self, name: str, at: datetime) -> None:
         """Remember that it was done."""

@@ -41,15 +41,18 @@ def make_directory(path: Path, mode: int = 0o700) -> None:
     """
     missing = []
     current = path
-    while not current.is_dir():
-        missing.append(current)
-        if current.parent == current:
-            break
-        current = current.parent
     try:
+        while not current.is_dir():
+            missing.append(current)
+            if current.parent == current:
+                break
+            current = current.parent
         for directory in reversed(missing):
-            with contextlib.suppress(FileExistsError):
+            try:
                 directory.mkdir(mode=mode)
+            except FileExistsError:
+                if not directory.is_dir():  # a file, or a link to nowhere; else another process was faster
+                    raise
             fsync_directory(directory.parent)
     except OSError as error:
         raise storage_error(error, f"creating directory {path}") from error
@@ -59,7 +62,7 @@ def write_file(path: Path, content: bytes, mode: int = 0o600, *, owner: tuple[in
     """Replace a file atomically and durably; `owner` (uid, gid) is who it shall belong to, else whoever runs this.
 
     Raises:
-        StorageError: the file is as it was before.
+        StorageError: the file is as it was before, or (when only its directory could not be synced) wholly the new one.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -95,14 +98,15 @@ def create_file(path: Path, content: bytes, mode: int = 0o600) -> bool:
     write_file(temporary, content, mode)
     try:
         os.link(temporary, path, follow_symlinks=False)
+        temporary.unlink()
+        fsync_directory(path.parent)
     except FileExistsError:
         return False
     except OSError as error:
         raise storage_error(error, f"creating {path}") from error
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink()
-            fsync_directory(path.parent)
+            temporary.unlink(missing_ok=True)
     return True
 
 
