@@ -212,19 +212,22 @@ class EvidenceStore:
         public = self._need_signer().public_bytes
         if damage is not None:
             self.database.write(lambda connection: recovery.check_rows(connection, public, self.evidence_dir))
+        astray = self.database.read(_is_astray)
         whole = damage is not None or self.head() is None
         known = self.database.read(recovery.bundle_ids)
         found = recovery.only_in_directories(self.evidence_dir, public, known, None if whole else RECENT_DAYS)
-        if damage is None and not found:
+        if damage is None and not found and not astray:
             return
-        self.database.write(lambda connection: self._repair(connection, found, damage))
+        self.database.write(lambda connection: self._repair(connection, found, damage, astray=astray))
         self.lost = damage or self.lost
 
-    def _repair(self, connection: sqlite3.Connection, found: list[recovery.Found], damage: Damage | None) -> None:
+    def _repair(
+        self, connection: sqlite3.Connection, found: list[recovery.Found], damage: Damage | None, *, astray: bool
+    ) -> None:
         head, unbroken = recovery.take_in(
             connection, found, _head(connection), datetime.fromtimestamp(time.time(), UTC)
         )
-        if damage is None and unbroken and head is not None:
+        if damage is None and not astray and unbroken and head is not None:
             self._set_head(connection, head)
             return
         top = recovery.top(connection)
@@ -240,6 +243,14 @@ class EvidenceStore:
 def _head(connection: sqlite3.Connection) -> Head | None:
     row = connection.execute("SELECT epoch, seq, digest FROM chain").fetchone()
     return Head(*row) if row else None
+
+
+def _is_astray(connection: sqlite3.Connection) -> bool:
+    """Whether the head is not the last row's: an older one, another one, or none at all."""
+    head, top = _head(connection), recovery.top(connection)
+    if top is None:
+        return False
+    return head is None or top.place > head.place or (top.place == head.place and top.digest != head.digest)
 
 
 def _rows_to_settle(connection: sqlite3.Connection) -> tuple[list[table.Row], int]:

@@ -275,14 +275,16 @@ def check_chain(key_id: str, items: Sequence[Checked]) -> tuple[Chain, list[Prob
     """One host's bundles together; all of them verified on their own before."""
     problems: list[Problem] = []
     by_place: dict[tuple[int, int], Checked] = {}
+    digests: dict[tuple[int, int], set[str]] = defaultdict(set)
     for item in items:
         other = by_place.setdefault(item.place, item)
-        if other is not item and other.digest != item.digest:
+        digests[item.place].add(item.digest)
+        if other.digest != item.digest:
             detail = f"{other.document['bundle_id']} and {item.document['bundle_id']} are both {_name(item.place)}"
             problems.append(Problem("duplicate", str(item.document["bundle_id"]), detail))
     ordered = [by_place[place] for place in sorted(by_place)]
     for before, item in zip([None, *ordered[:-1]], ordered, strict=True):
-        problems += _link_problems(before, item)
+        problems += _link_problems(before, item, digests)
     problems += _clock_problems(ordered)
     first, last = ordered[0], ordered[-1]
     epochs = len({item.place[0] for item in ordered})
@@ -294,7 +296,7 @@ def _name(place: tuple[int, int]) -> str:
     return f"epoch {place[0]} seq {place[1]}"
 
 
-def _link_problems(before: Checked | None, item: Checked) -> list[Problem]:
+def _link_problems(before: Checked | None, item: Checked, digests: Mapping[tuple[int, int], set[str]]) -> list[Problem]:
     epoch, seq = item.place
     prev, where = item.document["prev"], str(item.document["bundle_id"])
     if before is None:
@@ -305,22 +307,22 @@ def _link_problems(before: Checked | None, item: Checked) -> list[Problem]:
         return [Problem("missing", where, f"epoch {epoch}: seq {before.place[1] + 1} to {seq - 1}")]
     if before.place[0] != epoch and seq != 1:
         return [Problem("missing", where, f"epoch {epoch}: seq 1 to {seq - 1}")]
-    if prev != before.digest:
+    if prev not in digests[before.place]:
         return [Problem("broken_link", where, f"{_name(item.place)} does not follow {_name(before.place)}")]
     return []
 
 
 def _clock_problems(ordered: Sequence[Checked]) -> list[Problem]:
     problems: list[Problem] = []
-    highest: dict[str, int] = {}
+    before: dict[str, int] = {}
     for item in ordered:
         clock = item.document["clock"]
         boot = clock["boot_id"]
         if boot is None:
             continue
-        if clock["monotonic_ns"] < highest.get(boot, 0):
+        if clock["monotonic_ns"] < before.get(boot, 0):
             problems.append(Problem("clock_ran_back", str(item.document["bundle_id"]), _name(item.place)))
-        highest[boot] = max(highest.get(boot, 0), clock["monotonic_ns"])
+        before[boot] = clock["monotonic_ns"]
     return problems
 
 
