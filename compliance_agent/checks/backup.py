@@ -23,8 +23,10 @@ from compliance_agent.ports import Host, Ran
 
 CLOCK_TOLERANCE = timedelta(minutes=10)
 _CREDENTIALS = re.compile(r"://[^/]*@")
-_VERSION = re.compile(r"restic (\d+\.\d+\.\d+)(?:-\S+)?(?: \([^)]*\))? compiled with go\S+ on [a-z0-9]+/[a-z0-9]+")
-_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
+_VERSION = re.compile(
+    r"restic ([0-9]{1,4}\.[0-9]{1,4}\.[0-9]{1,4})(?:-\S+)?(?: \([^)]*\))? compiled with go\S+ on [a-z0-9]+/[a-z0-9]+"
+)
+_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
 _EXIT_CODES = {10: "missing", 11: "locked", 12: "wrong_password"}  # restic 0.17 and later
 _MESSAGES = (  # restic before 0.17 ends with 1 and says why
     ("wrong password or no key found", "wrong_password"),

@@ -16,8 +16,9 @@ from compliance_agent.core.tools import json_answer, unparsable
 LUKS = "crypto_LUKS"
 _DEEPEST = 24
 _STATUS = re.compile(r"^\s*(type|cipher|keysize):\s+(\S+)", re.MULTILINE)
+_BITS = re.compile(r"[0-9]{1,5}")
 _LUKS1 = re.compile(r"^(Cipher name|Cipher mode|MK bits):\s+(\S+)\s*$", re.MULTILINE)
-_SLOT_ENABLED = re.compile(r"^Key Slot \d+: ENABLED\s*$", re.MULTILINE)
+_SLOT_ENABLED = re.compile(r"^Key Slot [0-9]+: ENABLED\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def read_luks1(text: str) -> Header:
         CannotTell: `unparsable`.
     """
     fields = dict(_LUKS1.findall(text))
-    if set(fields) != {"Cipher name", "Cipher mode", "MK bits"} or not fields["MK bits"].isdigit():
+    if set(fields) != {"Cipher name", "Cipher mode", "MK bits"} or not _BITS.fullmatch(fields["MK bits"]):
         raise unparsable("cryptsetup", "cipher name, cipher mode and MK bits")
     cipher = f"{fields['Cipher name']}-{fields['Cipher mode']}"
     return Header(cipher, int(fields["MK bits"]), len(_SLOT_ENABLED.findall(text)))
@@ -175,6 +176,6 @@ def read_status(text: str) -> Header:
         CannotTell: `unparsable`.
     """
     fields = dict(_STATUS.findall(text))
-    if not {"cipher", "keysize"} <= set(fields) or not fields["keysize"].isdigit():
+    if not {"cipher", "keysize"} <= set(fields) or not _BITS.fullmatch(fields["keysize"]):
         raise unparsable("cryptsetup", "cipher and keysize")
     return Header(fields["cipher"], int(fields["keysize"]), None)

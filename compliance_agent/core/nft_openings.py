@@ -72,10 +72,12 @@ def openings(ruleset: Ruleset, *, without: tuple[str, str] | None = None) -> Ope
         open_both={name: v4 & v6 for name, (v4, v6) in both.items()},
         replies=all(ports == ALL_PORTS for ports in replies),
         policy=_policy(list(chains.values())),
-        opaque=sum(
-            "xt" in statement for chain in ruleset.chains.values() for rule in chain.rules for statement in rule
-        ),
+        opaque=sum(_opaque(rule) for chain in ruleset.chains.values() for rule in chain.rules),
     )
+
+
+def _opaque(rule: Sequence[Any]) -> int:
+    return sum(_pair(statement)[0] == "xt" for statement in rule)
 
 
 def _policy(families: Sequence[Sequence[Chain]]) -> str:

@@ -21,6 +21,7 @@ TABLE = ("inet", "compliance")
 _PORT = re.compile(r"([1-9][0-9]{0,4})(?:-([1-9][0-9]{0,4}))?")
 _VOLATILE = {"handle", "comment", "packets", "bytes", "used", "expires", "index", "position"}
 _STATELESS_KINDS = ("table", "chain", "set", "map", "rule", "flowtable", "ct helper", "ct timeout", "ct expectation")
+_HARMLESS_FLAGS = {"owner", "persist"}  # the third is `dormant`; nft 1.0.6 prints the table's name in its place
 _FAMILIES = {"ip": ("ip",), "ip6": ("ip6",), "inet": ("ip", "ip6")}
 
 
@@ -86,7 +87,7 @@ def read(raw: bytes) -> Ruleset:
             dormant=frozenset(
                 (value["family"], value["name"])
                 for kind, value in objects
-                if kind == "table" and "dormant" in _flags(value)
+                if kind == "table" and _flags(value) - _HARMLESS_FLAGS
             ),
         )
     except (KeyError, TypeError, AttributeError) as error:

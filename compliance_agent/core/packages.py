@@ -31,9 +31,9 @@ _APT_LINE = re.compile(
     r" \[upgradable from: (?P<installed>[^\]\s]+)\]"
 )
 _DNF4_LINE = re.compile(r"(\S+)\s+(?:(?:[A-Za-z]+/)?Sec\.|security)\s+\S+(?:\s+.*)?")
-_KERNEL = re.compile(r"(?P<numbers>\d+(?:[.-]\d+)*)(?P<flavour>.*)")
-_GENERATION = re.compile(r"system-(\d{1,9})-link")
-_NIXPKGS_DATE = re.compile(r"\d\d\.\d\d\.(20\d{6})\.[0-9a-f]{6,}")
+_KERNEL = re.compile(r"(?P<numbers>[0-9]{1,9}(?:[.-][0-9]{1,9})*)(?P<flavour>.*)")
+_GENERATION = re.compile(r"system-([0-9]{1,9})-link")
+_NIXPKGS_DATE = re.compile(r"[0-9]{2}\.[0-9]{2}\.(20[0-9]{6})\.[0-9a-f]{6,}")
 _STORE_PATH = re.compile(r"/nix/store/[0-9a-z]{32}-[0-9A-Za-z+._?=-]{1,200}")
 
 

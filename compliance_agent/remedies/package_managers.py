@@ -29,7 +29,7 @@ async def busy(host: Host, args: Args) -> str | None:
     if args.get("manager") != "apt":
         return None
     inodes = await host.run(("stat", "--format=%i", *packages.APT_LOCKS))  # it prints those that are there
-    numbers = {int(word) for word in inodes.text.split() if word.isdigit()}
+    numbers = {int(word) for word in inodes.out.split() if word.isdigit()}
     locked = packages.locked_inodes((await host.read("/proc/locks")).decode("ascii", "replace"))
     return "package_manager_busy" if numbers & locked else None
 
