@@ -10,20 +10,24 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from compliance_agent.adapters.durable import make_directory, read_file, write_file
-from compliance_agent.crypto import Ed25519Signer
+from compliance_agent.config import LABEL
+from compliance_agent.crypto import Ed25519Signer, check_public_key
 from compliance_agent.documents import read_json
-from compliance_agent.errors import AgentError, BadReply, ConfigError, DocumentError
+from compliance_agent.errors import AgentError, BadEvidence, BadReply, ConfigError, DocumentError
+from compliance_agent.facts import SHA256
 from compliance_agent.ports import Transport
 from compliance_agent.transport import protocol
 
 TOKEN_PREFIX = "cae1."  # noqa: S105  the token's version mark
 MAX_TOKEN_BYTES = 4_096
+_SECRET = re.compile(r"[0-9a-f]{32,128}")
 
 
 @dataclass(frozen=True)
@@ -83,11 +87,21 @@ def parse_token(text: str) -> Token:
             "v": 1,
             "site": str(site),
             "exp": int(expires),
-            "secret": str(),
+            "secret": str(secret),
             "ca_sha256": (str() | None) as authority,
-        } if 0 < expires < 2**33:
+        } if _is_token(site, expires, secret, authority):
             return Token(text, site, datetime.fromtimestamp(expires, UTC), authority)
     raise problem
+
+
+def _is_token(site: str, expires: int, secret: str, authority: str | None) -> bool:
+    return (
+        LABEL.fullmatch(site) is not None
+        and type(expires) is int
+        and 0 < expires < 2**33
+        and _SECRET.fullmatch(secret) is not None
+        and (authority is None or SHA256.fullmatch(authority) is not None)
+    )
 
 
 async def enrol(transport: Transport, signer: Ed25519Signer, token: Token, host_id: str) -> protocol.Enrolled:
@@ -108,7 +122,15 @@ async def enrol(transport: Transport, signer: Ed25519Signer, token: Token, host_
     )
     enrolled = protocol.read_enrol_reply(await transport.request("POST", "/api/v1/enrol", headers=headers, body=body))
     if enrolled.key_id != hashlib.sha256(signer.public_bytes).hexdigest():
-        raise ConfigError("the server enrolled another key than this host's")
+        raise BadReply("reply to enrolment: it names another key than this host's")
+    if enrolled.site_id != token.site:
+        raise BadReply("reply to enrolment: it names another site than the token")
+    if not all(LABEL.fullmatch(label) for label in (enrolled.client_id, enrolled.host_id)):
+        raise BadReply("reply to enrolment: client_id or host_id cannot stand in a configuration")
+    try:
+        check_public_key(enrolled.server_key)
+    except BadEvidence as error:
+        raise BadReply("reply to enrolment: the server's key is weak", code="weak_key") from error
     return enrolled
 
 
@@ -116,7 +138,7 @@ async def pin_authority(transport: Transport, ca_sha256: str, path: Path) -> Non
     """Fetch the server's certificate authority over a connection that is not trusted, and keep it if the token vouches for it.
 
     Args:
-        transport: to the server, believing any certificate.
+        transport: to the server, believing any certificate. Nothing secret is sent over it.
         ca_sha256: of the authority's DER form, from the token.
         path: file to write the authority to (PEM).
 
@@ -125,6 +147,8 @@ async def pin_authority(transport: Transport, ca_sha256: str, path: Path) -> Non
         Unavailable: it could not be fetched.
     """
     reply = await transport.request("GET", "/ca.pem")
+    if reply.status != 200:
+        raise BadReply(f"/ca.pem: the server answered {reply.status}; expected its certificate authority")
     try:
         authority = ssl.PEM_cert_to_DER_cert(reply.body.decode("ascii").strip())
     except (UnicodeDecodeError, ValueError) as error:

@@ -9,7 +9,9 @@ the network is touched at all; while they say no, a call is refused at once with
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from compliance_agent.ports import Clock, Transport
 
 log = structlog.get_logger()
+_API_KEY = re.compile(r"[!-~]{1,256}")
+_SERVER_KEY = re.compile(r"[0-9a-f]{64}")
 MAX_BUNDLE_BYTES = 65_535  # an entry of a tiled log is at most this long (C2SP tlog-tiles)
 
 
@@ -156,6 +160,8 @@ class MCPClient:
                 reply, bundles, self._key_id, credentials.server_key, crypto.verify
             ),
         )
+        if answer.min_interval_s is not None:
+            self.min_interval_s = answer.min_interval_s
         for ack, future in zip(answer.acknowledged, futures, strict=False):
             if self._on_ack is not None:
                 self._on_ack(ack)
@@ -205,7 +211,7 @@ class MCPClient:
             raise Unavailable("the server failed several times; waiting before the next try", code="circuit_open")
         try:
             answer = read(await exchange())
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, ConfigError):
             self.breaker.failure(self._clock.monotonic())
             raise
         except ServerRefused as error:
@@ -222,6 +228,8 @@ class MCPClient:
     def _note_refusal(self, error: ServerRefused) -> None:
         self.last_refusal = error
         now = self._clock.monotonic()
+        if error.status in {401, 403}:
+            self.forget_credentials()  # this host may have been enrolled anew meanwhile
         if error.retry_after_s is not None:
             self._not_before = now + error.retry_after_s
         if error.status >= 500 or error.status in {408, 429}:
@@ -246,19 +254,23 @@ def load_credentials(config: AgentConfig) -> Credentials:
         Unavailable: this host is not enrolled; what is recorded waits.
         ConfigError: a file is there but cannot be used.
     """
-    api_key_file, server_key_file = config.mcp_api_key_file, config.mcp_server_key_file
-    if api_key_file is None or server_key_file is None or not api_key_file.exists() or not server_key_file.exists():
+    api_key = _credential("mcp_api_key_file", config.mcp_api_key_file, _API_KEY, secret=True)
+    server_key = _credential("mcp_server_key_file", config.mcp_server_key_file, _SERVER_KEY, secret=False)
+    return Credentials(api_key, bytes.fromhex(server_key))
+
+
+def _credential(field: str, path: Path | None, form: re.Pattern[str], *, secret: bool) -> str:
+    if path is None or not os.path.lexists(path):
         raise Unavailable(
             "this host is not enrolled", code="not_enrolled", hint="compliance-agent enrol --server URL --token-file F"
         )
     try:
-        api_key = read_file(api_key_file, limit_bytes=4_096, secret=True).decode("ascii").strip()
-        server_key = bytes.fromhex(read_file(server_key_file, limit_bytes=4_096, trusted=True).decode("ascii").strip())
-    except (UnicodeDecodeError, ValueError) as error:
-        raise ConfigError("mcp_api_key_file or mcp_server_key_file: not what enrolment wrote") from error
-    if not api_key or len(server_key) != 32:
-        raise ConfigError("mcp_api_key_file or mcp_server_key_file: not what enrolment wrote")
-    return Credentials(api_key, server_key)
+        text = read_file(path, limit_bytes=4_096, trusted=True, secret=secret).decode("latin-1").strip()
+    except AgentError as error:
+        raise ConfigError(f"{field}: {error}", hint=error.hint) from error
+    if not form.fullmatch(text):
+        raise ConfigError(f"{field}: {path} does not hold what enrolment wrote")
+    return text
 
 
 def read_bundle(bundle_path: Path, signature_path: Path | None = None) -> protocol.Sent:

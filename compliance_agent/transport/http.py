@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,9 @@ from compliance_agent.ports import HttpReply
 
 MAX_HEAD_BYTES = 16_384
 MAX_BODY_BYTES = 2_097_152
+MAX_INFORMATIONAL = 8
 _READ_BYTES = 65_536
+_TARGET = re.compile(r"[!-~]*")
 
 
 class HttpTransport:
@@ -48,6 +51,8 @@ class HttpTransport:
         unverified: bool = False,
     ) -> None:
         parts = urlsplit(url)
+        if not _TARGET.fullmatch(parts.netloc + parts.path):
+            raise ConfigError("mcp_url: expected ASCII letters, digits and punctuation only")
         self._host = parts.hostname or ""
         self._tls = _tls_context(ca_file, client_cert_file, client_key_file) if parts.scheme == "https" else None
         if self._tls is not None and unverified:
@@ -74,25 +79,18 @@ class HttpTransport:
         Raises:
             Unavailable: no connection, a cut or the deadline; the request may or may not have arrived.
             BadReply: the answer breaks HTTP or is too large.
+            ConfigError: a header cannot be sent.
         """
-        async with self._lock:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    return await self._exchange(method, path, dict(headers or {}), body)
-            except TimeoutError as error:
-                await self._drop()
-                raise Unavailable(f"{self._host}: no whole answer within {timeout_s:g} s", code="timed_out") from error
-            except asyncio.CancelledError:
-                await self._drop()
-                raise
+        try:
+            async with asyncio.timeout(timeout_s), self._lock:
+                return await self._exchange(method, path, dict(headers or {}), body)
+        except TimeoutError as error:
+            raise Unavailable(f"{self._host}: no whole answer within {timeout_s:g} s", code="timed_out") from error
 
     async def _exchange(self, method: str, path: str, headers: dict[str, str], body: bytes) -> HttpReply:
-        fresh = self._kept is None
-        try:
-            return await self._once(method, path, headers, body)
-        except _ClosedWhileIdle as error:
-            if fresh:
-                raise Unavailable(f"{self._host}: the connection was closed before an answer", code="cut") from error
+        if self._kept is not None:
+            with contextlib.suppress(_ClosedWhileIdle):
+                return await self._once(method, path, headers, body)
         try:
             return await self._once(method, path, headers, body)
         except _ClosedWhileIdle as error:
@@ -101,56 +99,42 @@ class HttpTransport:
     async def _once(self, method: str, path: str, headers: dict[str, str], body: bytes) -> HttpReply:
         reader, writer, wire = self._kept or await self._connect()
         self._kept = None
+        answer = _Answer(self._host, reader, wire)
         try:
             request = h11.Request(
                 method=method,
                 target=self._prefix + path,
                 headers=[("host", self._host_header), ("content-length", str(len(body))), *headers.items()],
             )
-            data = b"".join(
-                part for part in (wire.send(request), wire.send(h11.Data(body)), wire.send(h11.EndOfMessage())) if part
+            # Not drained: a server that refuses early answers before it has read all, and that answer is worth reading.
+            writer.write(
+                b"".join(filter(None, (wire.send(request), wire.send(h11.Data(body)), wire.send(h11.EndOfMessage()))))
             )
-            writer.write(data)
-            await writer.drain()
-            reply = await self._read(reader, wire)
-        except (OSError, ssl.SSLError) as error:
-            await _close(writer)
+            reply = await answer.read()
+        except OSError as error:
+            writer.transport.abort()
+            if answer.began:
+                raise Unavailable(f"{self._host}: the connection was cut within the answer", code="cut") from error
             raise _ClosedWhileIdle from error
         except h11.RemoteProtocolError as error:
-            await _close(writer)
+            writer.transport.abort()
+            if answer.ended:
+                raise Unavailable(f"{self._host}: the connection was cut within the answer", code="cut") from error
             raise BadReply(f"{self._host}: the answer is not HTTP/1.1", code="bad_http") from error
+        except (h11.LocalProtocolError, UnicodeEncodeError) as error:
+            writer.transport.abort()
+            raise ConfigError(f"{self._host}: the request's path or a header cannot be sent") from error
         except BaseException:
             writer.transport.abort()
             raise
-        if wire.our_state is h11.DONE and wire.their_state is h11.DONE:
+        finished = wire.our_state is h11.DONE and wire.their_state is h11.DONE
+        # An answer before it had read the request, or more than was asked for: not to be used again.
+        if finished and not writer.transport.get_write_buffer_size() and not wire.trailing_data[0]:
             wire.start_next_cycle()
             self._kept = (reader, writer, wire)
         else:
-            await _close(writer)
+            writer.transport.abort()
         return reply
-
-    async def _read(self, reader: asyncio.StreamReader, wire: h11.Connection) -> HttpReply:
-        status, headers, chunks, size, began = 0, {}, [], 0, False
-        while True:
-            event = wire.next_event()
-            if event is h11.NEED_DATA:
-                data = await reader.read(_READ_BYTES)
-                if not data and not began:
-                    raise _ClosedWhileIdle
-                began = True
-                wire.receive_data(data)
-            elif isinstance(event, h11.Response):
-                status = event.status_code
-                headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
-            elif isinstance(event, h11.Data):
-                size += len(event.data)
-                if size > MAX_BODY_BYTES:
-                    raise BadReply(f"{self._host}: the answer is larger than {MAX_BODY_BYTES} bytes", code="too_large")
-                chunks.append(bytes(event.data))
-            elif isinstance(event, h11.EndOfMessage):
-                return HttpReply(status, headers, b"".join(chunks))
-            elif not isinstance(event, h11.InformationalResponse):
-                raise BadReply(f"{self._host}: the connection ended within the answer", code="bad_http")
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, h11.Connection]:
         try:
@@ -164,24 +148,69 @@ class HttpTransport:
             ) from error
         except ssl.SSLError as error:
             raise Unavailable(f"{self._host}: no TLS 1.3 connection", code="tls_failed") from error
-        except (OSError, TimeoutError) as error:
+        except (OSError, TimeoutError, ValueError) as error:  # ValueError: a name that cannot be one
             raise Unavailable(f"{self._host}:{self._port}: no connection", code="no_connection") from error
         return reader, writer, h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
 
-    async def _drop(self) -> None:
-        if self._kept is not None:
-            writer = self._kept[1]
-            self._kept = None
-            await _close(writer)
-
     async def close(self) -> None:
-        """Close the kept connection."""
-        async with self._lock:
-            await self._drop()
+        """Close the kept connection; a request under way is not waited for."""
+        if self._kept is not None:
+            writer, self._kept = self._kept[1], None
+            await _close(writer)
 
 
 class _ClosedWhileIdle(Exception):
     """The connection was gone before any byte of an answer."""
+
+
+class _Answer:
+    """Reads one answer, within limits. `began`: a byte of it came. `ended`: the peer said that nothing more will come."""
+
+    def __init__(self, host: str, reader: asyncio.StreamReader, wire: h11.Connection) -> None:
+        self.began = False
+        self.ended = False
+        self._host = host
+        self._reader = reader
+        self._wire = wire
+
+    async def read(self) -> HttpReply:
+        """The whole answer.
+
+        Raises:
+            _ClosedWhileIdle: the connection was closed before its first byte.
+            BadReply: it is too large, or goes on after it should have ended.
+            OSError, h11.RemoteProtocolError: it was cut, or is not HTTP.
+        """
+        status, headers, body, informational = 0, dict[str, str](), bytearray(), 0
+        while True:
+            event = self._wire.next_event()
+            if event is h11.NEED_DATA:
+                await self._more()
+            elif isinstance(event, h11.Response):
+                status, headers = event.status_code, self._headers(event)
+            elif isinstance(event, h11.Data):
+                body += event.data
+                if len(body) > MAX_BODY_BYTES:
+                    raise BadReply(f"{self._host}: the answer is larger than {MAX_BODY_BYTES} bytes", code="too_large")
+            elif isinstance(event, h11.EndOfMessage):
+                return HttpReply(status, headers, bytes(body))
+            elif isinstance(event, h11.InformationalResponse) and informational < MAX_INFORMATIONAL:
+                informational += 1
+            else:
+                raise BadReply(f"{self._host}: the answer is not one to this request", code="bad_http")
+
+    async def _more(self) -> None:
+        data = await self._reader.read(_READ_BYTES)
+        if not data and not self.began:
+            raise _ClosedWhileIdle
+        self.began, self.ended = True, not data
+        self._wire.receive_data(data)
+
+    def _headers(self, response: h11.Response) -> dict[str, str]:
+        found = {name.decode("latin-1"): value.decode("latin-1") for name, value in response.headers}
+        if sum(len(name) + len(value) for name, value in response.headers) > MAX_HEAD_BYTES:
+            raise BadReply(f"{self._host}: the answer's head is larger than {MAX_HEAD_BYTES} bytes", code="too_large")
+        return found
 
 
 async def _close(writer: asyncio.StreamWriter) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +18,14 @@ from compliance_agent import __version__
 from compliance_agent.documents import read_json
 from compliance_agent.errors import BadReply, DocumentError, ServerRefused
 from compliance_agent.evidence.canonical import canonical
-from compliance_agent.facts import LARGEST_INT, SHA256, TIMESTAMP, TOKEN
+from compliance_agent.facts import LARGEST_INT, SHA256, TOKEN, is_timestamp
 from compliance_agent.ports import HttpReply
 
 PROTOCOL = 1
 ACK_SCHEMA = "compliance-agent/ack/v1"
 ENROL_CONTEXT = b"compliance-agent/enrol/v1\n"
 MAX_RETRY_AFTER_S = 3_600.0
+_WORD = re.compile(r"[!-~]{1,256}")  # no space, no control character: it goes into headers and configurations
 MAX_BATCH_BYTES = 700_000  # of bundles in one request, before base64: the server takes a body of at most 1 MiB
 
 Verify = Callable[[bytes, bytes, bytes], bool]  # public key, signature, message
@@ -131,12 +133,12 @@ def read_evidence_reply(
         _ack(item, bundle, key_id, server_key, verify) for item, bundle in zip(acks, sent, strict=False)
     )
     stopped = document.get("stopped")
-    if stopped is None and len(acks) != len(sent):
-        raise BadReply("reply to evidence: bundles are neither acknowledged nor refused", code="bad_ack")
+    if (stopped is None) != (len(acks) == len(sent)):
+        raise BadReply("reply to evidence: bundles are neither or both acknowledged and refused", code="bad_ack")
     interval = document.get("min_interval_s")
     return EvidenceReply(
         acknowledged,
-        None if stopped is None else _stopped(stopped),
+        None if stopped is None else _stopped(stopped, len(acks)),
         None if interval is None else _whole(interval, 1, 86_400),
     )
 
@@ -146,23 +148,25 @@ def _ack(item: Any, bundle: Sent, key_id: str, server_key: bytes, verify: Verify
     if len(signature) != 64 or not verify(server_key, signature, raw):
         raise BadReply("acknowledgement: the server's signature does not verify", code="bad_ack")
     ack = _json(raw, "acknowledgement")
-    named = (
-        ack.get("schema"),
-        ack.get("bundle_id"),
-        ack.get("bundle_sha256"),
-        ack.get("key_id"),
-        ack.get("epoch"),
-        ack.get("seq"),
-    )
-    if named != (ACK_SCHEMA, bundle.bundle_id, bundle.sha256, key_id, bundle.epoch, bundle.seq):
+    sent = {
+        "schema": ACK_SCHEMA,
+        "bundle_id": bundle.bundle_id,
+        "bundle_sha256": bundle.sha256,
+        "key_id": key_id,
+        "epoch": bundle.epoch,
+        "seq": bundle.seq,
+    }
+    if any(type(ack.get(name)) is not type(value) or ack[name] != value for name, value in sent.items()):
         raise BadReply("acknowledgement: it names another bundle than the one that was sent", code="bad_ack")
-    if ack.get("status") not in {"stored", "known"} or not TIMESTAMP.fullmatch(str(ack.get("received_at"))):
+    if ack.get("status") not in ("stored", "known") or not is_timestamp(ack.get("received_at")):
         raise BadReply("acknowledgement: status or received_at is not as agreed", code="bad_ack")
     return Acknowledged(bundle.bundle_id, bundle.epoch, bundle.seq, raw, signature)
 
 
-def _stopped(document: Any) -> ServerRefused:
+def _stopped(document: Any, acknowledged: int) -> ServerRefused:
     code = _token(_field(document, "code", str))
+    if _whole(document.get("index"), 0, LARGEST_INT) != acknowledged:
+        raise BadReply("reply to evidence: it stopped at another bundle than the first without acknowledgement")
     expected = _expected(document.get("expected"))
     return ServerRefused(
         f"the server stopped at a bundle: {code}", code=code, status=409 if expected else 422,
@@ -217,7 +221,7 @@ def read_checkin_reply(reply: HttpReply) -> CheckinReply:
             raise BadReply("reply to check-in: known.digest is not a digest")
         known = (_whole(known.get("epoch"), 0, LARGEST_INT), _whole(known.get("seq"), 1, LARGEST_INT), digest)
     server_time = _field(document, "server_time", str)
-    if not TIMESTAMP.fullmatch(server_time):
+    if not is_timestamp(server_time):
         raise BadReply("reply to check-in: server_time is not a time")
     return CheckinReply(known, _whole(document.get("min_interval_s"), 1, 86_400), server_time)
 
@@ -270,9 +274,8 @@ def read_enrol_reply(reply: HttpReply) -> Enrolled:
         name: _field(document, name, str)
         for name in ("client_id", "site_id", "host_id", "key_id", "api_key", "server_name")
     }
-    if len(server_key) != 32 or not all(
-        0 < len(word) <= 256 and word.isascii() and word.isprintable() for word in words.values()
-    ):
+    plain = (_WORD.fullmatch(word if name != "server_name" else word.replace(" ", "_")) for name, word in words.items())
+    if len(server_key) != 32 or not all(plain):
         raise BadReply("reply to enrolment: a field is empty, too long or not plain text")
     return Enrolled(server_key=server_key, **words)
 
@@ -306,7 +309,7 @@ def _refusal(reply: HttpReply) -> ServerRefused | BadReply:
 
 def retry_after(value: str | None) -> float | None:
     """Seconds a `Retry-After` header asks for (RFC 9110 10.2.3, the delay form), at least 1 and at most an hour."""
-    if value is None or not value.isascii() or not value.isdigit() or len(value) > 12:
+    if value is None or not value.isascii() or not value.isdigit():
         return None
     return min(max(float(value), 1.0), MAX_RETRY_AFTER_S)
 
