@@ -72,7 +72,7 @@ async def _play(
     from compliance_agent.lab.demo import Demo
 
     demo = Demo(directory, hosts=hosts, seed=seed, port=port)
-    demo.feed.install()
+    demo.feed.install(directory / "agents.log")
     stopped = _on_signals()
     try:
         click.echo("starting the server and enrolling the hosts ...", err=True)

@@ -14,6 +14,8 @@ from compliance_agent.cli.common import json_option, print_json, shipped_baselin
 from compliance_agent.errors import ConfigError, Unavailable
 from compliance_agent.words import nearest
 
+CURES = {"now": "heals", "window": "heals in the window", "person": "alert"}
+
 
 @click.group()
 def command() -> None:
@@ -68,15 +70,13 @@ def _list(as_json: bool) -> None:
             {
                 "schema": "compliance-agent/faults/v1",
                 "faults": [
-                    {"name": name, "check": fault.check, "title": fault.title, "heals": fault.heals}
+                    {"name": name, "check": fault.check, "title": fault.title, "cure": fault.cure}
                     for name, fault in FAULTS.items()
                 ],
             }
         )
         return
-    rows = [
-        [name, fault.check, "heals" if fault.heals else "alert", fault.title] for name, fault in sorted(FAULTS.items())
-    ]
+    rows = [[name, fault.check, CURES[fault.cure], fault.title] for name, fault in sorted(FAULTS.items())]
     table(("fault", "check", "then", "what happens"), rows)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import random
 import re
@@ -18,11 +19,11 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
 
@@ -42,6 +43,9 @@ from compliance_agent.lab.host import FakeHost
 from compliance_agent.ports import Host
 from compliance_agent.transport.http import HttpTransport
 
+if TYPE_CHECKING:
+    from compliance_agent.server.api.deps import Services
+
 CLINICS = (
     "riverside",
     "hillside",
@@ -54,6 +58,7 @@ CLINICS = (
     "westend",
     "harbour",
 )
+CLIENT = "demo-msp"
 THIS_MACHINE = "this-machine"
 POLL_S = 1
 THIS_MACHINE_POLL_S = 15
@@ -79,14 +84,25 @@ class Feed:
     def __init__(self, most: int = 500) -> None:
         self.events: deque[Event] = deque(maxlen=most)
         self.listeners: list[Callable[[Event], None]] = []
+        self._file: TextIO | None = None
 
-    def install(self) -> None:
-        """Take every log event of this process; what the story does not need is dropped."""
+    def install(self, log_file: Path) -> None:
+        """Take every log event of this process: all into the file, the story also to the listeners."""
+        make_directory(log_file.parent)
+        self._file = log_file.open("a", encoding="utf-8", buffering=1)
         structlog.configure(
-            processors=[structlog.contextvars.merge_contextvars, self._take], cache_logger_on_first_use=False
+            processors=[
+                structlog.contextvars.merge_contextvars,
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                self._take,
+            ],
+            cache_logger_on_first_use=False,
         )
 
     def _take(self, _logger: Any, _method: str, entry: MutableMapping[str, Any]) -> str:
+        if self._file is not None:
+            self._file.write(json.dumps(entry, default=str) + "\n")
         name = str(entry.pop("event", ""))
         if name in SEEN_EVENTS:
             event = Event(datetime.now(UTC), str(entry.pop("host_id", "")), name, dict(entry))
@@ -164,7 +180,7 @@ class Demo:
         await self._start_server()
         names = [_clinic(number) for number in range(self._count)]
         sites = [f"{name}-clinic" for name in names] + ([THIS_MACHINE] if self._with_this_machine else [])
-        await asyncio.gather(*(self._make_token(site) for site in sites))
+        await self._make_tokens(sites)
         for number, name in enumerate(names):
             machine = healthy_host(self.seed * 1_000 + number, SystemClock())
             self.hosts.append(await self._add_host(f"{name}-01", f"{name}-clinic", machine))
@@ -190,6 +206,11 @@ class Demo:
                 self._server.kill()
                 await self._server.wait()
 
+    async def operator_token(self) -> str:
+        """A short-lived token for scripts, made as an operator makes one."""
+        async with self._desk() as services:
+            return await services.users.new_token("admin", timedelta(hours=1))
+
     def clinics(self) -> list[DemoHost]:
         """The simulated hosts."""
         return [host for host in self.hosts if host.machine is not None]
@@ -202,6 +223,15 @@ class Demo:
         host.injected.append(fault)
         with structlog.contextvars.bound_contextvars(host_id=host.host_id):
             log.info("demo.fault", fault=fault, check_id=synthetic.FAULTS[fault].check)
+
+    def curable_faults(self, host: DemoHost) -> list[str]:
+        """One fault for each check that the agent can cure, chosen by seed and host."""
+        rng = random.Random(f"{self.seed} {host.host_id}")
+        by_check: dict[str, list[str]] = {}
+        for name, fault in sorted(synthetic.FAULTS.items()):
+            if fault.cure != "person":
+                by_check.setdefault(fault.check, []).append(name)
+        return [rng.choice(names) for names in by_check.values()]
 
     def next_drift(self) -> tuple[DemoHost, str]:
         """Which host drifts next, and how; the same seed gives the same story."""
@@ -243,15 +273,22 @@ class Demo:
             await transport.close()
         raise Unavailable(f"the demo's server did not start; see {self.directory / 'server.log'}")
 
-    async def _make_token(self, site: str) -> None:
-        process = await asyncio.create_subprocess_exec(
-            *_command("server", "enrol-token", "--site", site, "--data-dir", str(self.directory / "server"),
-                      "--out", str(self._token_file(site))),
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        _, complaint = await process.communicate()
-        if process.returncode:
-            raise Unavailable(f"no enrolment token for {site}: {complaint.decode('utf-8', 'replace').strip()[-200:]}")
+    @contextlib.asynccontextmanager
+    async def _desk(self) -> AsyncIterator[Services]:
+        """The server's own services over its data directory, as its subcommands use them beside the running server."""
+        from compliance_agent.server.app import opened
+        from compliance_agent.server.settings import parse
+
+        async with opened(parse(None, {}, data_dir=self.directory / "server")) as services:
+            yield services
+
+    async def _make_tokens(self, sites: Sequence[str]) -> None:
+        async with self._desk() as services:
+            for site in sites:
+                token, _, _ = await services.enrolment.new_token(
+                    site, CLIENT, timedelta(minutes=10), ca_sha256=None, actor="demo"
+                )
+                write_file(self._token_file(site), token.encode("ascii"), 0o600)
 
     def _token_file(self, site: str) -> Path:
         return self.directory / f"{site}.token"
@@ -282,7 +319,7 @@ class Demo:
         )
         config = AgentConfig.from_file(directory / "agent.yaml", {})
         signer = Ed25519Signer(config.signing_key_file)
-        write_file(directory / "keys" / f"{host_id}.pub.pem", signer.public_pem(), 0o644)
+        write_file(directory / "keys" / f"{host_id}.pub.pem", signer.public_pem().encode("ascii"), 0o644)
         token_file = self._token_file(site_id)
         transport = HttpTransport(self.url)
         try:
@@ -319,7 +356,7 @@ def _free_port() -> int:
 def _agent_yaml(url: str, host_id: str, site_id: str, this_machine: bool) -> str:
     """A demo host's configuration: as shipped, but quick, and with a window that is always open."""
     return f"""\
-client_id: demo-msp
+client_id: {CLIENT}
 site_id: {site_id}
 host_id: {host_id}
 state_dir: state

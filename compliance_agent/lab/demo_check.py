@@ -10,15 +10,12 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from compliance_agent.documents import read_json
-from compliance_agent.errors import AgentError, BadEvidence, Unavailable
+from compliance_agent.errors import AgentError
 from compliance_agent.evidence.verify import verify_paths
 from compliance_agent.lab import drift as synthetic
 from compliance_agent.lab.demo import Demo, DemoHost
-from compliance_agent.lab.viewer import Viewer
-from compliance_agent.ports import HttpReply
+from compliance_agent.lab.operator import Operator
 
 SETTLE_S = 20.0
 HEAL_S = 25.0
@@ -56,46 +53,28 @@ async def run_check(demo: Demo, say: Callable[[str], None]) -> list[Healed]:
         lambda: _unmet(clinics, "at the start"),
     )
     say(f"{len(clinics)} simulated clinic hosts comply ({time.monotonic() - started:.1f} s)")
-    faults = healable_faults()
     for host in clinics:
-        for fault in faults:
+        for fault in demo.curable_faults(host):
             demo.inject(host, fault)
-    say(f"injected on each host: {', '.join(faults)}")
+    for host in clinics:
+        say(f"{host.host_id} drifts: {', '.join(host.injected)}")
     await _until(
-        lambda: all(_healed_checks(host) >= _checks_of(faults) for host in clinics),
+        lambda: all(not _unhealed(host) for host in clinics),
         HEAL_S,
-        lambda: _unhealed(clinics, faults),
+        lambda: "; ".join(f"{host.host_id} did not heal {_unhealed(host)}" for host in clinics if _unhealed(host)),
     )
     await _until(lambda: all(not host.unmet() for host in clinics), SETTLE_S, lambda: _unmet(clinics, "after healing"))
     say(f"all healed and checked again ({time.monotonic() - started:.1f} s)")
     await asyncio.gather(*(_delivered(host) for host in demo.hosts))
-    viewer = Viewer(demo.url)
+    operator = Operator(demo.url, await demo.operator_token())
     try:
-        await viewer.login("admin", demo.password)
-        proven = [item for host in clinics for item in await _proven(host, faults, viewer)]
+        proven = [item for host in clinics for item in await _proven(host, operator)]
         for host in demo.hosts:
-            await _all_at_server(host, viewer)
+            await _all_at_server(host, operator)
     finally:
-        await viewer.close()
+        await operator.close()
     say(f"every bundle is at the server, verified there and offline ({time.monotonic() - started:.1f} s)")
     return proven
-
-
-def healable_faults() -> list[str]:
-    """One fault for each check that heals by itself, by name."""
-    chosen: dict[str, str] = {}
-    for name, fault in sorted(synthetic.FAULTS.items()):
-        if fault.heals:
-            chosen.setdefault(fault.check, name)
-    return sorted(chosen.values())
-
-
-def _checks_of(faults: Iterable[str]) -> set[str]:
-    return {synthetic.FAULTS[name].check for name in faults}
-
-
-def _healed_checks(host: DemoHost) -> set[str]:
-    return set(host.healed)
 
 
 async def _until(done: Callable[[], bool], seconds: float, why_not: Callable[[], str]) -> None:
@@ -119,13 +98,10 @@ def _unmet(hosts: Iterable[DemoHost], when: str) -> str:
     )
 
 
-def _unhealed(hosts: Iterable[DemoHost], faults: Iterable[str]) -> str:
-    wanted = _checks_of(faults)
-    return "; ".join(
-        f"{host.host_id} did not heal {', '.join(sorted(wanted - _healed_checks(host)))}"
-        for host in hosts
-        if not _healed_checks(host) >= wanted
-    )
+def _unhealed(host: DemoHost) -> str:
+    """Checks that were let drift and have not been healed, as text."""
+    wanted = {synthetic.FAULTS[name].check for name in host.injected}
+    return ", ".join(sorted(wanted - set(host.healed)))
 
 
 async def _delivered(host: DemoHost) -> None:
@@ -140,42 +116,30 @@ async def _delivered(host: DemoHost) -> None:
         await host.task
 
 
-async def _proven(host: DemoHost, faults: Iterable[str], viewer: Viewer) -> list[Healed]:
+async def _proven(host: DemoHost, operator: Operator) -> list[Healed]:
     """For each fault of this host the bundle at the server that shows fail -> success -> pass, verified by the server."""
     proven = []
-    for fault in faults:
+    for fault in host.injected:
         check = synthetic.FAULTS[fault].check
-        page = await viewer.get(f"/api/v1/bundles?key_id={host.key_id}&check={check}&outcome=success")
+        page = await operator.get(f"/api/v1/bundles?host={host.key_id}&check={check}&outcome=success")
         items = page["items"]
         if not items:
             raise DemoFailed(f"{host.host_id}: the server holds no successful remediation of {check}")
-        bundle = await viewer.get(f"/api/v1/bundles/{items[0]['bundle_id']}")
+        bundle = await operator.get(f"/api/v1/bundles/{items[0]['bundle_id']}")
         if not bundle["valid"]:
             raise DemoFailed(f"{host.host_id}: bundle {items[0]['bundle_id']} does not verify at the server")
         proven.append(Healed(host.host_id, fault, check, items[0]["bundle_id"]))
     return proven
 
 
-async def _all_at_server(host: DemoHost, viewer: Viewer) -> None:
+async def _all_at_server(host: DemoHost, operator: Operator) -> None:
     """What stands on the host's disk verifies offline, and the server holds as many, with the same head."""
-    report = verify_paths([host.directory], None)
-    if not report.valid or not report.bundles:
-        raise DemoFailed(f"{host.host_id}: evidence does not verify offline: {report.summary()}")
-    head = await viewer.get(f"/api/v1/hosts/{host.key_id}")
-    if head["seq"] != report.bundles:
-        raise DemoFailed(f"{host.host_id}: {report.bundles} bundles on disk, the server's chain ends at {head['seq']}")
-
-
-def as_object(reply: HttpReply) -> Any:
-    """The JSON of a reply.
-
-    Raises:
-        Unavailable: the server said no.
-        BadEvidence: not JSON.
-    """
-    if reply.status != 200:
-        raise Unavailable(f"the server answered {reply.status}")
-    value = read_json(reply.body)
-    if not isinstance(value, dict):
-        raise BadEvidence("the server's answer is not an object")
-    return value
+    report = verify_paths([host.directory])
+    if not report.ok:
+        named = "; ".join(f"{problem.code} {problem.where}" for problem in report.problems[:3]) or "nothing found"
+        raise DemoFailed(f"{host.host_id}: evidence does not verify offline: {named}")
+    head = await operator.get(f"/api/v1/hosts/{host.key_id}")
+    if head["head"]["seq"] != report.found:
+        raise DemoFailed(
+            f"{host.host_id}: {report.found} bundles on disk, the server's chain ends at {head['head']['seq']}"
+        )

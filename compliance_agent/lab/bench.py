@@ -1,0 +1,148 @@
+"""Measure, then claim: `make bench` or `make bench BENCH=agent`. Figures go to docs/benchmarks.md with the command beside them.
+
+Machines are shared and noisy: times are CPU seconds of the process where that is the question, the best of several runs; where a
+figure depends on the machine it is a ratio to a floor that was measured in the same run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import click
+
+from compliance_agent.cli.common import table
+
+RUNS = 7
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured figure beside its limit or its peer of the same run."""
+
+    name: str
+    value: float
+    unit: str
+    limit: str
+    holds: bool | None
+
+    def row(self) -> list[str]:
+        """As a line of the table."""
+        verdict = {True: "holds", False: "MISSED", None: ""}[self.holds]
+        return [self.name, f"{self.value:.3g} {self.unit}", self.limit, verdict]
+
+
+def _cpu_of(*command: str) -> tuple[float, float]:
+    """CPU and wall seconds of one run of a program, its children included."""
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # our own interpreter
+    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall
+
+
+def _best(measure: Callable[[], float], runs: int = RUNS) -> float:
+    return min(measure() for _ in range(runs))
+
+
+def bench_agent() -> list[Figure]:
+    """Start-up, a one-shot look, and the memory of the resident agent with all checks."""
+    python = sys.executable
+    empty = _best(lambda: _cpu_of(python, "-c", "pass")[0])
+    loaded = _best(lambda: _cpu_of(python, "-c", "import compliance_agent.agent")[0])
+    helped = _best(lambda: _cpu_of(python, "-m", "compliance_agent", "--help")[0])
+    looked = _best(lambda: _cpu_of(python, "-m", "compliance_agent", "check")[1], runs=3)
+    rss = _resident_kib() / 1024
+    return [
+        Figure("import compliance_agent.agent, CPU", loaded - empty, "s", "0.35 s", loaded - empty < 0.35),
+        Figure("compliance-agent --help / empty python, CPU", helped / empty, "x", "", None),
+        Figure("compliance-agent check on this machine, wall", looked, "s", "2 s", looked < 2),
+        Figure("compliance-agent run, seven checks, steady RSS", rss, "MiB", "70 MB = 66.8 MiB", rss < 66.8),
+    ]
+
+
+def _resident_kib(settle_s: float = 12.0) -> int:
+    """VmRSS of an agent that has looked at every check of the shipped baseline several times."""
+    with tempfile.TemporaryDirectory(prefix="compliance-bench-") as scratch:
+        baseline = Path(scratch) / "baseline.yaml"
+        shipped = resources.files("compliance_agent") / "baselines" / "clinic-linux.yaml"
+        baseline.write_bytes(shipped.read_bytes().replace(b"\nmode: enforce", b"\nmode: audit", 1))
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MSP_")} | {
+            "MSP_CLIENT_ID": "bench", "MSP_SITE_ID": "bench", "MSP_HOST_ID": "bench", "MSP_STATE_DIR": f"{scratch}/state",
+            "MSP_BASELINE_PATH": str(baseline), "MSP_MCP_POLL_INTERVAL_SEC": "2",
+        }  # fmt: skip
+        agent = subprocess.Popen(
+            [sys.executable, "-m", "compliance_agent", "run"],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            time.sleep(settle_s)
+            status = Path(f"/proc/{agent.pid}/status").read_text("ascii")
+        finally:
+            agent.terminate()
+            agent.wait(15)
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
+
+
+def bench_evidence() -> list[Figure]:
+    """Durable records a second, against one durable SQLite row of the same size on the same disk in the same run."""
+    from compliance_agent.lab.bench_store import record_many
+
+    with tempfile.TemporaryDirectory(prefix="compliance-bench-", dir=_disk()) as scratch:
+        floor = statistics.median(_rows_per_second(Path(scratch) / f"floor-{run}.db") for run in range(3))
+        ours = statistics.median(record_many(Path(scratch) / f"ours-{run}", 300) for run in range(3))
+    return [
+        Figure("one 2 KiB row, WAL, synchronous=FULL", floor, "rows/s", "the floor of this run", None),
+        Figure("record: sign, chain, commit, directory", ours, "bundles/s", "", None),
+        Figure("record / floor", ours / floor, "x", "", None),
+    ]
+
+
+def _disk() -> str:
+    """A directory on a real disk: /tmp may be memory."""
+    return os.environ.get("BENCH_DIR") or str(Path.cwd())
+
+
+def _rows_per_second(path: Path, rows: int = 500) -> float:
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("CREATE TABLE rows (id INTEGER PRIMARY KEY, body BLOB)")
+    body = hashlib.sha256(b"row").digest() * 64
+    started = time.perf_counter()
+    for _ in range(rows):
+        connection.execute("INSERT INTO rows (body) VALUES (?)", (body,))
+    rate = rows / (time.perf_counter() - started)
+    connection.close()
+    return rate
+
+
+BENCHES: dict[str, Callable[[], Sequence[Figure]]] = {"agent": bench_agent, "evidence": bench_evidence}
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+def main(names: tuple[str, ...]) -> None:
+    """Run the benchmarks NAMES, or all of them, and print a table each."""
+    for name in names or tuple(BENCHES):
+        if name not in BENCHES:
+            raise click.BadParameter(f"no benchmark {name!r}; there are {', '.join(BENCHES)}")
+        figures = BENCHES[name]()
+        table(("figure", "value", "limit", ""), [figure.row() for figure in figures], title=f"bench {name}")
+        click.echo("")
+
+
+if __name__ == "__main__":
+    main()
