@@ -78,6 +78,7 @@ def written(receipt: Receipt) -> bytes:
 
 async def take_evidence(request: Request) -> Response:
     """Verify, store and acknowledge a host's bundles."""
+    request.scope["route"] = ROUTE  # as FastAPI does for its own, for the figures
     services = services_of(request)
     caller = await services.access.caller(request.headers.get("authorization"))
     bundles = read_envelope(await request.body())

@@ -48,20 +48,21 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", min_length=64, max_leng
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", max_length=63)]
 Version = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+~:_-]{0,39}$", max_length=40)]
 Word = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$", max_length=40)]
+Protocol = Annotated[int, Field(ge=1, le=1)]  # not Literal[1], which takes `true` for 1
 Natural = Annotated[int, Field(ge=0, le=LARGEST_INT)]
 
 
 class ChallengeRequest(Sent):
     """The public key that wants to enrol."""
 
-    protocol: Literal[1]
+    protocol: Protocol
     public_key: Key
 
 
 class EnrolRequest(Sent):
     """A one-time token, the key, its label, and the proof of possession."""
 
-    protocol: Literal[1]
+    protocol: Protocol
     token: str = Field(min_length=8, max_length=4096, pattern=r"^[A-Za-z0-9._-]+$")
     public_key: Key
     host_id: Label
@@ -94,7 +95,7 @@ class CheckSaid(Sent):
 class CheckinRequest(Sent):
     """A host's word that it lives."""
 
-    protocol: Literal[1]
+    protocol: Protocol
     key_id: Sha256
     head: HeadSaid
     pending: Natural
@@ -113,7 +114,7 @@ class SignedBundle(Sent):
 class EvidenceRequest(Sent):
     """A host's bundles in the order of its chain."""
 
-    protocol: Literal[1]
+    protocol: Protocol
     bundles: list[SignedBundle] = Field(min_length=1, max_length=100)
     gaps: list[Any] = Field(default=[], max_length=0)
 

@@ -79,7 +79,7 @@ class Users:
             raise Refusal(
                 "too many attempts for this name", code="too_many_attempts", status=429, retry_after_s=WINDOW_S
             )
-        user = await self._store.user(name)
+        user = await self._store.user(name) if NAME.fullmatch(name) else None
         right = await self._matches(user.password_hash if user else await self._stand_in(), password)
         if not right or user is None or user.disabled_at is not None:
             self.failed += 1

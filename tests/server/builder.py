@@ -1,0 +1,283 @@
+"""A host as the server sees one: a key, a chain of signed bundles, and the calls it makes. No agent code but the canonical form."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from fastapi import FastAPI
+from nacl.signing import SigningKey, VerifyKey
+
+from compliance_agent.evidence.canonical import canonical
+from compliance_agent.server.api.deps import Services
+from compliance_agent.server.app import create_app
+from compliance_agent.server.services.verification import Verifier
+from compliance_agent.server.settings import ServerSettings
+
+START = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+ZEROS = "0" * 64
+
+
+def b64(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()
+
+
+def stamp(time: datetime) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+@dataclass
+class Hands:
+    """A clock that moves when told."""
+
+    time: datetime = START
+
+    def __call__(self) -> datetime:
+        return self.time
+
+    def move(self, seconds: float) -> None:
+        self.time += timedelta(seconds=seconds)
+
+
+@dataclass
+class Signed:
+    """A bundle's bytes and signature, and its document."""
+
+    document: dict[str, Any]
+    body: bytes
+    sig: bytes
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.body).hexdigest()
+
+    @property
+    def item(self) -> dict[str, str]:
+        return {"bundle": b64(self.body), "sig": b64(self.sig)}
+
+
+@dataclass
+class FakeHost:
+    """An enrolled (or not yet enrolled) host that builds its own chain."""
+
+    host_id: str = "ws-01"
+    site_id: str = "clinic-1"
+    client_id: str = "msp"
+    key: SigningKey = field(default_factory=SigningKey.generate)
+    api_key: str = ""
+    server_key: bytes = b""
+    epoch: int = 0
+    seq: int = 0
+    prev: str = ZEROS
+    now: datetime = START
+
+    @property
+    def public(self) -> bytes:
+        return bytes(self.key.verify_key)
+
+    @property
+    def key_id(self) -> str:
+        return hashlib.sha256(self.public).hexdigest()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.api_key}"}
+
+    def document(self, **changes: Any) -> dict[str, Any]:
+        """A whole drift bundle for the next place in the chain."""
+        return {
+            "schema": "compliance-agent/bundle/v1",
+            "bundle_id": str(uuid.uuid4()),
+            "kind": "drift",
+            "client_id": self.client_id,
+            "site_id": self.site_id,
+            "host": {"id": self.host_id, "key_id": self.key_id},
+            "deployment_mode": "direct",
+            "epoch": self.epoch,
+            "seq": self.seq + 1,
+            "prev": self.prev,
+            "log_head": None,
+            "created_at": stamp(self.now),
+            "timestamp_start": stamp(self.now),
+            "timestamp_end": stamp(self.now),
+            "clock": {
+                "source": "chrony",
+                "synchronized": True,
+                "offset_us": 12,
+                "stratum": 3,
+                "boot_id": None,
+                "monotonic_ns": 1,
+            },
+            "agent": {"version": "0.1.0", "sha256": ZEROS},
+            "baseline": {"version": "2026.11.1", "sha256": ZEROS},
+            "policy_version": "1.0",
+            "trigger": "schedule",
+            "check": "time_sync",
+            "result": "pass",
+            "reason": "as_expected",
+            "severity": "medium",
+            "hipaa_controls": ["164.312(b)"],
+            "exception_id": None,
+            "pre_state": {"offset_us": 3},
+            "post_state": {},
+            "post_result": None,
+            "post_reason": None,
+            "outcome": None,
+            "error": None,
+            "actions": [],
+            "rollback": {"available": False, "generation": None},
+            "recovered": False,
+            "order_id": None,
+            "states": {},
+            "counts": {},
+            "artifacts": [],
+            **changes,
+        }
+
+    def sign(self, document: dict[str, Any]) -> Signed:
+        body = canonical(document)
+        return Signed(document, body, self.key.sign(body).signature)
+
+    def next(self, **changes: Any) -> Signed:
+        """The next bundle of the chain, which moves on."""
+        bundle = self.sign(self.document(**changes))
+        self.epoch, self.seq, self.prev = bundle.document["epoch"], bundle.document["seq"], bundle.sha256
+        return bundle
+
+    def heartbeat(self, **states: str) -> Signed:
+        """A heartbeat with a verdict for each check."""
+        return self.next(
+            kind="heartbeat",
+            check=None,
+            result=None,
+            reason=None,
+            severity=None,
+            hipaa_controls=[],
+            pre_state={},
+            states={check: {"result": result, "reason": "as_expected"} for check, result in states.items()},
+        )
+
+    def proof(self, nonce: bytes, token: str) -> bytes:
+        message = b"compliance-agent/enrol/v1\n" + nonce + hashlib.sha256(token.encode()).digest()
+        return bytes(self.key.sign(message).signature)
+
+
+@dataclass
+class Server:
+    """The app, opened, with a client for it."""
+
+    app: FastAPI
+    client: httpx2.AsyncClient
+    clock: Hands
+
+    @property
+    def services(self) -> Services:
+        services = self.app.state.services
+        assert isinstance(services, Services)
+        return services
+
+    async def post(self, path: str, body: Any, **options: Any) -> httpx2.Response:
+        return await self.client.post(path, content=canonical(body), **options)
+
+    async def token(self, site: str = "clinic-1", client: str = "msp", hours: float = 1) -> str:
+        token, _, _ = await self.services.enrolment.new_token(
+            site, client, timedelta(hours=hours), ca_sha256=None, actor="test"
+        )
+        return token
+
+    async def try_enrol(self, host: FakeHost, token: str, /, **changes: Any) -> httpx2.Response:
+        """Challenge and enrolment, with fields of the second request replaced."""
+        challenge = await self.post("/api/v1/enrol/challenge", {"protocol": 1, "public_key": b64(host.public)})
+        assert challenge.status_code == 200, challenge.text
+        nonce = base64.b64decode(challenge.json()["nonce"])
+        body = {
+            "protocol": 1,
+            "token": token,
+            "public_key": b64(host.public),
+            "host_id": host.host_id,
+            "nonce": b64(nonce),
+            "proof": b64(host.proof(nonce, token)),
+        }
+        return await self.post("/api/v1/enrol", {**body, **changes})
+
+    async def enrolled(self, host_id: str = "ws-01", site: str = "clinic-1") -> FakeHost:
+        """A new host of a site."""
+        host = FakeHost(host_id=host_id, site_id=site, now=self.clock())
+        reply = await self.try_enrol(host, await self.token(site))
+        assert reply.status_code == 201, reply.text
+        host.api_key = reply.json()["api_key"]
+        host.server_key = base64.b64decode(reply.json()["server_key"])
+        return host
+
+    async def deliver(self, host: FakeHost, *bundles: Signed) -> httpx2.Response:
+        """Send bundles."""
+        body = {"protocol": 1, "bundles": [bundle.item for bundle in bundles], "gaps": []}
+        return await self.post("/api/v1/evidence", body, headers=host.headers)
+
+    async def checkin(self, host: FakeHost, **changes: Any) -> httpx2.Response:
+        """Check in at the end of the host's chain."""
+        return await self.post("/api/v1/checkin", {**checkin_body(host), **changes}, headers=host.headers)
+
+    async def operator(self, name: str = "op", sites: frozenset[str] | None = None) -> dict[str, str]:
+        """A user's token as headers."""
+        await self.services.users.add(name, "correct horse battery", sites=sites)
+        return {"authorization": f"Bearer {await self.services.users.new_token(name, timedelta(days=1))}"}
+
+
+def checkin_body(host: FakeHost) -> dict[str, Any]:
+    """A valid check-in."""
+    return {
+        "protocol": 1,
+        "key_id": host.key_id,
+        "head": {"epoch": host.epoch, "seq": host.seq, "digest": host.prev},
+        "pending": 0,
+        "agent_version": "0.1.0",
+        "baseline": {"version": "2026.11.1", "sha256": ZEROS},
+        "checks": {"time_sync": {"result": "pass", "reason": "as_expected"}},
+    }
+
+
+def acknowledged(reply: httpx2.Response, host: FakeHost, bundles: Sequence[Signed]) -> list[str]:
+    """The statuses of a reply whose every acknowledgement verifies and names our bundles, in order."""
+    import json
+
+    assert reply.status_code == 200, reply.text
+    statuses = []
+    for item, bundle in zip(reply.json()["acks"], bundles, strict=False):
+        raw = base64.b64decode(item["ack"])
+        VerifyKey(host.server_key).verify(raw, base64.b64decode(item["sig"]))
+        ack = json.loads(raw)
+        assert canonical(ack) == raw
+        assert (ack["schema"], ack["bundle_id"], ack["bundle_sha256"], ack["key_id"], ack["epoch"], ack["seq"]) == (
+            "compliance-agent/ack/v1",
+            bundle.document["bundle_id"],
+            bundle.sha256,
+            host.key_id,
+            bundle.document["epoch"],
+            bundle.document["seq"],
+        )
+        statuses.append(ack["status"])
+    return statuses
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    directory: Path, *, clock: Hands | None = None, verifier: Verifier | None = None, **settings: Any
+) -> AsyncIterator[Server]:
+    """A server over a data directory, in this process."""
+    hands = clock or Hands()
+    app = create_app(ServerSettings(data_dir=directory, **settings), clock=hands, verifier=verifier)
+    transport = httpx2.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx2.AsyncClient(transport=transport, base_url="http://server.test") as client,
+    ):
+        yield Server(app, client, hands)
