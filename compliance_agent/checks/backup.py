@@ -40,7 +40,7 @@ class Parameters:
     repository: str = field(metadata={"doc": "Where restic keeps it; credentials do not belong in it."})
     password_file: str = field(metadata={"doc": "File that holds the repository's password."})
     paths: tuple[str, ...] = field(metadata={"doc": "Directories that every backup must hold."})
-    host: str | None = field(
+    snapshot_host: str | None = field(
         default=None, metadata={"doc": "Host name in the snapshots, where a repository is shared."}
     )
     max_age_h: int = field(default=26, metadata={"doc": "Age in hours at which the last snapshot is too old."})
@@ -164,7 +164,7 @@ async def observe(host: Host, baseline: Parameters) -> Observation:
 
 
 def _command(baseline: Parameters) -> tuple[str, ...]:
-    own = () if baseline.host is None else ("--host", baseline.host)
+    own = () if baseline.snapshot_host is None else ("--host", baseline.snapshot_host)
     places = ("--repo", baseline.repository, "--password-file", baseline.password_file)
     return ("restic", *places, "--no-lock", "--no-cache", "snapshots", "--json", "--latest", "1", *own)
 
