@@ -621,6 +621,16 @@ async def test_endless_output_is_cut_in_bounded_memory(real: RealHost, bin_dir: 
 
 
 @pytest.mark.real
+async def test_what_is_left_in_the_pipe_at_the_end_is_read(real: RealHost, bin_dir: Path) -> None:
+    path = bin_dir / "tool"
+    path.write_text(
+        f"#!{sys.executable} -S\nimport fcntl, os\nfcntl.fcntl(1, 1031, 1 << 20)\nos.write(1, b'x' * 1_000_000)\n"
+    )
+    path.chmod(0o755)
+    assert len((await real.run(["tool"])).out) == 1_000_000
+
+
+@pytest.mark.real
 async def test_a_program_that_closed_its_output_is_still_waited_for(real: RealHost, bin_dir: Path) -> None:
     script(bin_dir, "tool", "exec >&- 2>&-; sleep 0.1; exit 7")
     assert (await real.run(["tool"], timeout_s=5.0)).exit_status == 7
@@ -668,6 +678,46 @@ async def test_one_that_cannot_be_killed_is_left_and_not_started_again(
     assert await gone(child.popen.pid)
     script(bin_dir, "tool", "echo again")
     assert (await real.run(["tool"])).out == b"again\n"
+    assert real.left_behind == 0
+
+
+@pytest.fixture
+def frozen(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own that can be frozen: what writes to it then sleeps in the kernel and takes no signal."""
+    image, mount = tmp_path / "image", tmp_path / "frozen"
+    mount.mkdir()
+    make = f"truncate -s 16M {image} && mkfs.ext4 -q {image} && mount -o loop {image} {mount} && fsfreeze -f {mount}"
+    made = subprocess.run(["sh", "-c", make], capture_output=True, check=False).returncode == 0
+    try:
+        if not made:
+            pytest.skip("needs root, loop devices and ext4")
+        yield mount
+    finally:
+        thaw = f"fsfreeze -u {mount}; sleep 0.2; umount {mount} || umount -l {mount}"
+        subprocess.run(["sh", "-c", thaw], capture_output=True, check=False)
+
+
+@pytest.mark.real
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+async def test_what_sleeps_in_the_kernel_is_abandoned_in_time(real: RealHost, bin_dir: Path, frozen: Path) -> None:
+    script(bin_dir, "tool", f"echo x > {frozen}/file")
+    reason, took = await timed(real.run(["tool"], timeout_s=0.3))
+    assert (reason, real.left_behind) == ("timed_out", 1)
+    assert took < 2.0
+    reason, took = await timed(real.write(f"{frozen}/other", b"x"))
+    assert (reason, real.left_behind) == ("timed_out", 2)
+    assert took < 1.0
+    for again in (real.run(["tool"], timeout_s=5.0), real.write(f"{frozen}/other", b"x")):
+        reason, took = await timed(again)
+        assert (reason, real.left_behind) == ("timed_out", 2)
+        assert took < 1.0
+    assert await real.read("/proc/uptime")
+    subprocess.run(["fsfreeze", "-u", str(frozen)], check=True)
+    for _ in range(200):
+        if not real.left_behind:
+            break
+        await asyncio.sleep(0.01)
+    assert (await real.run(["tool"])).exit_status == 0
     assert real.left_behind == 0
 
 
