@@ -15,6 +15,7 @@ from starlette.routing import Match, Route
 from starlette.types import Scope
 
 from compliance_agent.errors import AgentError, Refusal
+from compliance_agent.logs import where
 from compliance_agent.web import security
 from compliance_agent.web.caller import SignedOut, now_of
 from compliance_agent.web.rendering import render
@@ -42,7 +43,12 @@ def error_page(request: Request, status: int) -> HTMLResponse:
     """The page that says what went wrong, in words that name nothing of the inside."""
     known = status if status in _PROBLEMS else 500
     heading, sentence = _PROBLEMS[known]
-    return page(request, "error.html", status_code=known, user=None, status=known, heading=heading, sentence=sentence)
+    response = page(
+        request, "error.html", status_code=known, user=None, status=known, heading=heading, sentence=sentence
+    )
+    if known == 503:
+        response.headers["Retry-After"] = "5"
+    return response
 
 
 def page(request: Request, template: str, *, user: str | None, status_code: int = 200, **values: Any) -> HTMLResponse:
@@ -92,9 +98,7 @@ class PageRoute(APIRoute):
             ) as error:  # the edge: whatever it is, the reader gets a page and the log the kind of failure
                 status = status_of(error)
                 if status >= 500:
-                    log.error(
-                        "web.failed", route=self.path, error=type(error).__name__, code=getattr(error, "code", "")
-                    )
+                    log.error("web.failed", route=self.path, error=type(error).__name__, where=where(error))
                 return error_page(request, status)
 
         return guarded

@@ -69,9 +69,10 @@ class Timeline:
     ticks: tuple[tuple[str, datetime], ...]
 
 
-def _span(first: datetime | None, end: datetime) -> timedelta:
-    wanted = end - first if first else timedelta(0)
-    return next((span for span in SPANS if span >= wanted), SPANS[-1])
+def start_of(events: Iterable[BundleRow], now: datetime) -> datetime:
+    """The left edge: the shortest span that holds every event of a check, at most the longest there is."""
+    wanted = now - min((event.at for event in events if event.check), default=now)
+    return now - next((span for span in SPANS if span >= wanted), SPANS[-1])
 
 
 def _axis(start: datetime, end: datetime) -> tuple[tuple[str, datetime], ...]:
@@ -89,7 +90,7 @@ def draw(
     silent: bool,
     now: datetime,
 ) -> Timeline:
-    """The picture of one host, over the shortest of a few spans that holds the newest `events`.
+    """The picture of one host from `start_of(events, now)` to now.
 
     Args:
         checks: the host's checks as they stand; each gives a lane.
@@ -100,7 +101,7 @@ def draw(
         now: the right edge.
     """
     known = sorted((event for event in events if event.check), key=lambda event: (event.at, event.epoch, event.seq))
-    start = now - _span(known[0].at if known else None, now)
+    start = start_of(known, now)
     edge = min(last_seen, now) if silent and last_seen else now
     rows = sorted(checks, key=lambda row: row.check)
     lanes = tuple(
@@ -137,6 +138,9 @@ def _lane(
     earlier = [turn for turn in turns if turn[0] <= start and turn[1] != "none"]
     if earlier:
         turns = [(start, earlier[-1][1]), *(turn for turn in turns if turn[0] > start)]
+    turns = [
+        turn for before, turn in zip([None, *turns], turns, strict=False) if before is None or before[1] != turn[1]
+    ]
     bars = []
     for (at, verdict), (until, _) in zip(turns, [*turns[1:], (now, "")], strict=True):
         x, end = place(at), place(until)

@@ -92,7 +92,7 @@ async def host(request: Request, key_id: str) -> Response:
     rows = [present.bundle_row(bundle) for bundle in sorted(changes, key=lambda bundle: bundle.number, reverse=True)]
     beats = await _newest(caller.fleet, key_id, "heartbeat")
     now = now_of(request)
-    base = await _base(caller.fleet, beats, min((row.at for row in rows), default=now))
+    base = await _base(caller.fleet, beats, timeline.start_of(rows, now))
     return page(
         request,
         "host.html",
@@ -109,11 +109,11 @@ async def _newest(fleet: Fleet, key_id: str, kind: str) -> tuple[Bundle, ...]:
     return (await fleet.evidence(BundleQuery(key_id=key_id, kind=kind, limit=DRAWN))).items
 
 
-async def _base(fleet: Fleet, beats: Sequence[Bundle], first: datetime) -> timeline.Base | None:
-    """The heartbeat that the history picture starts from: the last one before the first change, else the oldest at hand."""
+async def _base(fleet: Fleet, beats: Sequence[Bundle], start: datetime) -> timeline.Base | None:
+    """The heartbeat that the history picture starts from: the last one before its left edge, else the oldest at hand."""
     if not beats:
         return None
-    beat = next((beat for beat in beats if present.made_at(beat) <= first), beats[-1])
+    beat = next((beat for beat in beats if present.made_at(beat) <= start), beats[-1])
     states = present.state_rows((await fleet.bundle(beat.bundle_id, beat.key_id)).document.get("states"))
     return timeline.Base(present.made_at(beat), {state.check: state.result for state in states})
 

@@ -60,7 +60,15 @@
       const status = event.detail.ctx?.response?.status ?? 0;
       if (status !== 200) event.preventDefault();
     });
-    document.addEventListener("visibilitychange", judge);
+    // A page nobody looks at asks nothing; when it is looked at again it asks at once, before it is judged.
+    document.addEventListener("htmx:before:request", (event) => {
+      if (document.hidden) event.preventDefault();
+    });
+    document.addEventListener("visibilitychange", () => {
+      if (document.hidden) return;
+      heard = Math.max(heard, Date.now() - 15000);
+      window.htmx?.trigger(live, "every");
+    });
     setInterval(judge, 2000);
   }
 

@@ -1,0 +1,75 @@
+"""A real server over a seeded real database, for the viewer's tests: the app in process, or on a loopback port for a browser."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from compliance_agent.lab.seeding import MovingClock, SeededHost, seed_fleet
+from compliance_agent.server.api.deps import Services
+from compliance_agent.server.app import create_app, database
+from compliance_agent.server.settings import ServerSettings
+
+NAME, PASSWORD = "auditor", "correct horse battery"
+OTHER = "elsewhere"  # a user who may only see clinic-harbour
+
+
+@dataclass(frozen=True)
+class Served:
+    """The app with what stands behind it."""
+
+    app: FastAPI
+    services: Services
+    hosts: dict[str, SeededHost]
+    clock: MovingClock
+    database: Path
+
+
+@asynccontextmanager
+async def serving(folder: Path, *, seeded: bool = True) -> AsyncIterator[Served]:
+    """The server over a new data directory, started, with two users and, when asked for, the seeded fleet."""
+    clock = MovingClock(datetime.now(UTC).replace(microsecond=0))
+    settings = ServerSettings(data_dir=folder.resolve() / "server")
+    app = create_app(settings, clock=clock)
+    async with app.router.lifespan_context(app):
+        services: Services = app.state.services
+        hosts = await seed_fleet(services.store, services.ingest, clock) if seeded else {}
+        await services.users.add(NAME, PASSWORD)
+        await services.users.add(OTHER, PASSWORD, sites=frozenset({"clinic-harbour"}))
+        yield Served(app, services, hosts, clock, database(settings))
+
+
+@contextmanager
+def on_loopback(folder: Path, *, seeded: bool = True) -> Iterator[tuple[str, Served]]:
+    """The app on a free loopback port, in a thread with its own loop; its address and what stands behind it."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        ready: list[Served] = []
+        server: list[uvicorn.Server] = []
+
+        async def run() -> None:
+            async with serving(folder, seeded=seeded) as served:
+                server.append(uvicorn.Server(uvicorn.Config(served.app, log_level="error", lifespan="off")))
+                ready.append(served)
+                await server[0].serve(sockets=[listener])
+
+        thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
+        thread.start()
+        while thread.is_alive() and not (server and server[0].started):
+            thread.join(0.02)
+        if not ready:
+            raise RuntimeError("the server did not start")
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}", ready[0]
+        finally:
+            server[0].should_exit = True
+            thread.join(10)

@@ -1,0 +1,290 @@
+"""The viewer in a real Chromium, against a real server on loopback with a real, seeded database.
+
+Needs Chromium (Debian: `apt-get install chromium`); CHROMIUM names another one. Skipped where there is none, except in CI.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+
+from tests.web.serving import NAME, PASSWORD, Served, on_loopback
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or ""
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+AXE = next((Path(__file__).parent / "assets").glob("axe-*/axe.min.js"))
+GRAVE = """axe.run().then(found => found.violations
+    .filter(one => one.impact === 'serious' || one.impact === 'critical')
+    .map(one => one.id + ': ' + one.nodes[0].html))"""
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.xdist_group("browser"),
+    pytest.mark.skipif(not CHROMIUM and not os.environ.get("CI"), reason="no Chromium on this machine"),
+]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Served]]:
+    with on_loopback(tmp_path_factory.mktemp("browser")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield launched
+        launched.close()
+
+
+class Visit:
+    """A page, and everything the browser complained about while it was open."""
+
+    def __init__(
+        self, browser: Browser, address: str, *, scripts: bool = True, theme: str = "light", width: int = 1280
+    ) -> None:
+        self.address = address
+        self.context = browser.new_context(
+            java_script_enabled=scripts,
+            color_scheme="dark" if theme == "dark" else "light",
+            viewport={"width": width, "height": 900},
+        )
+        self.context.set_default_timeout(15_000)
+        self.page: Page = self.context.new_page()
+        self.complaints: list[str] = []
+        self._forgiven = False
+        self.page.on("console", lambda said: self._note(said.text) if said.type in {"error", "warning"} else None)
+        self.page.on("pageerror", lambda error: self._note(str(error)))
+        self.page.on("requestfailed", self._note_failed)
+
+    def forgive(self) -> None:
+        """What the browser complained about, and still may, was provoked by the test."""
+        self.complaints = []
+        self._forgiven = True
+
+    def _note(self, complaint: str) -> None:
+        if not self._forgiven:
+            self.complaints.append(complaint)
+
+    def _note_failed(self, request: Request) -> None:
+        if request.failure != "net::ERR_ABORTED":  # left behind by going elsewhere, or turned into a download
+            self._note(f"{request.failure}: {request.url}")
+
+    def sign_in(self) -> Page:
+        self.page.goto(f"{self.address}/login")
+        self.page.get_by_label("Name").fill(NAME)
+        self.page.get_by_label("Password").fill(PASSWORD)
+        self.page.get_by_role("button", name="Sign in").click()
+        expect(self.page.get_by_role("heading", level=1)).to_have_text("All sites")
+        return self.page
+
+
+@pytest.fixture
+def visit(browser: Browser, running: tuple[str, Served]) -> Iterator[Visit]:
+    made = Visit(browser, running[0])
+    yield made
+    made.context.close()
+    assert made.complaints == []
+
+
+def paths(served: Served) -> list[str]:
+    """One of each page."""
+    host = served.hosts["ehr-db-02"]
+    silent = served.hosts["imaging-01"]
+    return [
+        "/",
+        "/sites/clinic-elm-street",
+        "/sites/clinic-harbour",
+        f"/hosts/{host.key_id}",
+        f"/hosts/{silent.key_id}",
+        f"/hosts/{host.key_id}/evidence",
+        f"/bundles/{host.bundle_ids[0]}",
+        f"/bundles/{host.bundle_ids[-4]}",
+    ]
+
+
+def test_from_the_front_page_to_a_verified_bundle(visit: Visit) -> None:
+    page = visit.sign_in()
+    page.get_by_role("link", name="clinic-elm-street").first.click()
+    page.get_by_role("rowheader").get_by_role("link", name="ehr-db-02").click()
+    row = page.locator("tr#firewall")
+    expect(row).to_contain_text("Pass")
+    expect(row).to_contain_text("Healed")
+    row.get_by_role("link", name="ago").click()
+    expect(page.get_by_role("heading", name="VALID", exact=True)).to_be_visible()
+    expect(page.locator(".proofs li")).to_have_count(6)
+    expect(page.locator("#verification")).not_to_contain_text("BROKEN")
+    page.get_by_role("link", name=re.compile("Previous")).click()
+    expect(page.get_by_role("heading", name="VALID", exact=True)).to_be_visible()
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
+
+
+def test_everything_can_be_read_without_scripts(browser: Browser, running: tuple[str, Served]) -> None:
+    address, served = running
+    visit = Visit(browser, address, scripts=False)
+    page = visit.sign_in()
+    page.goto(f"{address}/hosts/{served.hosts['frontdesk-01'].key_id}")
+    expect(page.locator("tr#backup")).to_contain_text("Needs a person")
+    expect(page.get_by_role("contentinfo")).to_contain_text("UTC")
+    expect(page.get_by_role("button", name=re.compile("Theme"))).to_be_hidden()
+    page.goto(f"{address}/hosts/{served.hosts['frontdesk-01'].key_id}/evidence")
+    page.get_by_label("What").select_option("remediation")
+    page.get_by_role("button", name="Show").click()
+    expect(page.locator("tbody tr")).to_have_count(1)
+    visit.context.close()
+
+
+def test_downloads_have_their_names(visit: Visit, running: tuple[str, Served]) -> None:
+    page, host = visit.sign_in(), running[1].hosts["ehr-db-02"]
+    page.goto(f"{visit.address}/bundles/{host.bundle_ids[3]}")
+    for name in ("bundle.json", "bundle.sig", "ehr-db-02.pub.pem"):
+        with page.expect_download() as waiting:
+            page.get_by_role("link", name=name).click()
+        assert waiting.value.suggested_filename == name
+
+
+def test_live_page_follows_the_server_and_keeps_its_place(visit: Visit, running: tuple[str, Served]) -> None:
+    """The next look is asked for at once instead of after five seconds."""
+    page, served = visit.sign_in(), running[1]
+    page.goto(f"{visit.address}/hosts/{served.hosts['nurse-station'].key_id}")
+    expect(page.get_by_text("Reporting")).to_be_visible()
+    page.locator("#live").evaluate("element => element.dataset.kept = 'yes'")
+    before = served.clock.now
+    try:
+        served.clock.now = before + timedelta(hours=2)
+        page.evaluate("htmx.trigger('#live', 'every')")
+        expect(page.get_by_text("This host has stopped reporting.")).to_be_visible(timeout=12_000)
+        expect(page.locator("tbody .tone-pass")).to_have_count(0)
+    finally:
+        served.clock.now = before
+
+
+def test_a_page_that_hears_nothing_says_so(visit: Visit) -> None:
+    page = visit.page
+    page.clock.install()
+    visit.sign_in()
+    page.route("**/*", lambda route: route.abort())
+    expect(page.locator("#stale")).to_be_hidden()
+    page.clock.run_for(30_000)
+    expect(page.locator("#stale")).to_be_visible()
+    expect(page.locator("#stale")).to_contain_text("This page has stopped updating.")
+    visit.forgive()  # the failed requests are the point
+
+
+def test_an_ended_session_leads_to_the_login_page(visit: Visit) -> None:
+    page = visit.sign_in()
+    visit.context.clear_cookies()
+    page.evaluate("htmx.trigger('#live', 'every')")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Sign in", timeout=12_000)
+    visit.forgive()  # the 401 is the point
+
+
+def test_the_theme_is_the_readers_choice(visit: Visit) -> None:
+    page = visit.sign_in()
+    ground = "() => getComputedStyle(document.documentElement).backgroundColor"
+    light = page.evaluate(ground)
+    switch = page.get_by_role("button", name=re.compile("Theme"))
+    switch.click()
+    switch.click()
+    expect(switch).to_have_text("Theme: dark")
+    assert page.evaluate(ground) != light
+    page.reload()
+    expect(page.get_by_role("button", name="Theme: dark")).to_be_visible()
+    assert page.evaluate(ground) != light
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_page_is_accessible_and_fits(browser: Browser, running: tuple[str, Served], theme: str) -> None:
+    """No serious finding of axe, no sideways scrolling at 320 px, no complaint of the browser (the policy among them)."""
+    address, served = running
+    visit = Visit(browser, address, theme=theme)
+    visit.page.goto(f"{address}/login")
+    findings = axe(visit.page, "/login")
+    page = visit.sign_in()
+    for path in paths(served):
+        page.set_viewport_size({"width": 1280, "height": 900})
+        page.goto(address + path)
+        findings += axe(page, path)
+        page.set_viewport_size({"width": 320, "height": 700})
+        width = page.evaluate("document.documentElement.scrollWidth")
+        findings += [f"{path}: {width} px wide at 320"] if width > 320 else []
+    assert findings == []
+    assert visit.complaints == []
+    page.goto(f"{address}/no/such/page")
+    assert axe(page, "404") == []
+    visit.context.close()
+
+
+def axe(page: Page, path: str) -> list[str]:
+    """Serious and critical findings of axe-core on the page as it is."""
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    return [f"{path}: {finding}" for finding in page.evaluate(GRAVE)]
+
+
+def test_axe_finds_a_planted_fault(visit: Visit) -> None:
+    page = visit.sign_in()
+    page.evaluate("document.querySelector('main').insertAdjacentHTML('beforeend', '<img src=\"/x.svg\">')")
+    assert any("image-alt" in finding for finding in axe(page, "/"))
+    visit.forgive()
+
+
+def test_the_policy_stops_a_planted_script(visit: Visit) -> None:
+    page = visit.sign_in()
+    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"document.title = `owned`\">')")
+    page.wait_for_function("() => document.images[document.images.length - 1].complete")
+    assert page.title() != "owned"
+    assert any("Content Security Policy" in said for said in visit.complaints)
+    visit.forgive()
+
+
+def test_a_record_changed_in_the_database_shows_invalid(browser: Browser, tmp_path: Path) -> None:
+    """One letter of one stored bundle is changed behind the server's back."""
+    with on_loopback(tmp_path) as (address, served):
+        host = served.hosts["ehr-db-02"]
+        visit = Visit(browser, address)
+        page = visit.sign_in()
+        url = f"{address}/bundles/{host.bundle_ids[-5]}"
+        page.goto(url)
+        expect(page.get_by_role("heading", name="VALID", exact=True)).to_be_visible()
+        tamper(served.database, host.bundle_ids[-5])
+        page.get_by_role("button", name="Verify again").click()
+        expect(page.get_by_role("heading", name="INVALID")).to_be_visible()
+        broken = page.locator(".proofs li", has_text="BROKEN")
+        assert {text.split(":")[0] for text in broken.all_inner_texts()} >= {"Signature", "Stored bytes"}
+        page.goto(f"{address}/bundles/{host.bundle_ids[-6]}")
+        expect(page.get_by_role("heading", name="VALID", exact=True)).to_be_visible()
+        visit.context.close()
+
+
+def tamper(database: Path, bundle_id: str) -> None:
+    """Change the policy version in the stored bytes, keeping their length and form."""
+    with sqlite3.connect(database) as connection:
+        table, column = next(
+            (table, column)
+            for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+            for _, column, kind, *_ in connection.execute(f"PRAGMA table_info({table})").fetchall()
+            if column == "body" and "bundle" in table
+        )
+        (body,) = connection.execute(f"SELECT {column} FROM {table} WHERE bundle_id = ?", (bundle_id,)).fetchone()
+        changed = bytes(body).replace(b'"policy_version":"1.0"', b'"policy_version":"1.1"')
+        assert changed != body
+        connection.execute(f"UPDATE {table} SET {column} = ? WHERE bundle_id = ?", (changed, bundle_id))
+    connection.close()
