@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from compliance_agent.adapters.durable import create_file, read_file
-from compliance_agent.errors import AgentError, BadEvidence, ConfigError, NoInput
+from compliance_agent.errors import BadEvidence, ConfigError, NoInput, NotPermitted
 from compliance_agent.models import KeyId
 
 if TYPE_CHECKING:
@@ -105,14 +105,15 @@ class Ed25519Signer:
         path: PKCS#8 PEM or 32 raw bytes, mode 0600. Absent: a fresh key is made there, durable before it is used.
 
     Raises:
-        ConfigError: the file cannot be read or written, is open to others, or is not an Ed25519 private key.
+        ConfigError: the file cannot be read, is open to others, or is not an Ed25519 private key.
+        StorageError: a fresh key could not be made durable.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         try:
             content = _read_or_make(self.path)
-        except AgentError as error:
+        except (NoInput, NotPermitted) as error:
             raise ConfigError(f"signing_key_file: {error}", hint=error.hint) from error
         self._key = _read_private(content, self.path)
         self.public_bytes = self._key.public_key().public_bytes_raw()

@@ -176,6 +176,44 @@ class EvidenceGenerator:
             baseline=baseline,
         )
 
+    # Beside a server
+
+    async def head(self) -> tuple[int, int, str]:
+        """Epoch, number and SHA-256 of the last recorded bundle; `(0, 0, 64 zeros)` before the first."""
+        store = await self.open()
+        head = await store.database.call(store.head)
+        return (head.epoch, head.seq, head.digest) if head is not None else (0, 0, "0" * 64)
+
+    async def reconcile(self, known: tuple[int, int, str] | None) -> int | None:
+        """Go on in a new epoch when a server holds bundles of this key that this chain does not have, and record that.
+
+        Args:
+            known: epoch, number and SHA-256 of the newest bundle the server holds; None when it holds none.
+
+        Returns:
+            The new epoch, None when there was no need for one.
+
+        Raises:
+            StorageError: nothing was changed, or the new epoch does not say yet why it began.
+        """
+        if known is None:
+            return None
+        from compliance_agent.evidence.recovery import Head
+
+        store = await self.open()
+        epoch = await store.database.call(lambda: store.continue_after(Head(*known)))
+        if epoch is not None:
+            bundle = await self.create_evidence(
+                check="", outcome=None, kind=BundleKind.INCIDENT, trigger="start", reason="server_ahead"
+            )
+            await self._record(store, bundle, await self.circumstances())
+        return epoch
+
+    async def rechain(self, epoch: int, seq: int) -> int:
+        """Give pending bundles of ended epochs, from this place on, new places at the end; see `EvidenceStore.rechain`."""
+        store = await self.open()
+        return await store.database.call(lambda: store.rechain(epoch, seq))
+
     async def close(self) -> None:
         """Give the database back, if this generator opened it."""
         if self._shares_database and self._database is not None:

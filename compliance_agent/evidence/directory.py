@@ -97,6 +97,14 @@ def _numbered(parent: Path, digits: int) -> list[Path]:
     return []
 
 
+def sweep(day: Path) -> None:
+    """Remove what a stop in the middle of `put` left behind: its row makes the directory again."""
+    with contextlib.suppress(OSError):
+        for path in day.iterdir():
+            if path.name.startswith(".") and path.name.endswith(".tmp"):
+                shutil.rmtree(path, ignore_errors=True)
+
+
 def bundles(day: Path) -> list[Path]:
     """The bundle directories of one day, by name; hidden ones are leftovers and not evidence."""
     with contextlib.suppress(OSError):

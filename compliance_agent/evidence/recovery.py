@@ -54,6 +54,7 @@ def only_in_directories(evidence_dir: Path, public: bytes, known: Collection[str
     """This host's bundles in the `newest` day directories (None: all) that are not `known`, in chain order."""
     found = []
     for day in directory.days(evidence_dir, newest):
+        directory.sweep(day)
         for place in directory.bundles(day):
             item = None if place.name in known else _read(place, public)
             if item is not None:

@@ -23,6 +23,7 @@ import structlog
 
 from compliance_agent.adapters.database import Damage, Database
 from compliance_agent.crypto import Ed25519Signer
+from compliance_agent.documents import read_json
 from compliance_agent.errors import BadEvidence, ConfigError, StorageError
 from compliance_agent.evidence import directory, recovery, table
 from compliance_agent.evidence.allowlist import NO_PREV, Circumstances, Names, Place, build, check_document
@@ -174,6 +175,56 @@ class EvidenceStore:
         log.warning("evidence.new_epoch", epoch=epoch)
         return epoch
 
+    # Beside a server
+
+    def continue_after(self, known: Head) -> int | None:
+        """Begin a new epoch after the newest bundle a server holds of this key, when this chain does not lead there.
+
+        That is so when this database was set back, lost or cloned. Returns the new epoch, None when there was no need.
+
+        Raises:
+            StorageError: nothing was changed.
+        """
+        head = self.head() or Head(0, 0, NO_PREV)
+        if known.digest == head.digest or self.database.read(lambda connection: _leads_to(connection, known)):
+            return None
+        return self.new_epoch(known.digest, at_least=known.epoch)
+
+    def rechain(self, epoch: int, seq: int) -> int:
+        """Give pending bundles of ended epochs, from this place on, new places at the end of the chain; returns how many.
+
+        For bundles that a server can never take where they stand, because it holds another history there. What they say
+        stays; their place and signature are new, and their directories as they were are kept under hidden names.
+
+        Raises:
+            StorageError: nothing was changed.
+        """
+
+        def move(connection: sqlite3.Connection) -> int:
+            head = _head(connection) or Head(0, 0, NO_PREV)
+            rest = "WHERE own AND state = 'pending' AND epoch < ? AND (epoch, seq) >= (?, ?) ORDER BY epoch, seq"
+            rows = table.select(connection, rest, (head.epoch, epoch, seq))
+            for row in rows:
+                head = self._moved(connection, row, head)
+            if rows:
+                connection.execute("DELETE FROM queue_wait")
+                self._set_head(connection, head)
+            return len(rows)
+
+        count = self.database.write(move)
+        log.warning("evidence.rechained", epoch=epoch, seq=seq, count=count)
+        return count
+
+    def _moved(self, connection: sqlite3.Connection, row: table.Row, head: Head) -> Head:
+        document = read_json(row.body, limit_bytes=directory.MAX_BUNDLE_BYTES)
+        body = canonical({**document, "epoch": head.epoch, "seq": head.seq + 1, "prev": head.digest})
+        after = Head(head.epoch, head.seq + 1, hashlib.sha256(body).hexdigest())
+        connection.execute(
+            "UPDATE evidence SET epoch = ?, seq = ?, sha256 = ?, body = ?, signature = ?, retry_count = 0 WHERE id = ?",
+            (after.epoch, after.seq, after.digest, body, self._need_signer().sign(body), row.id),
+        )
+        return after
+
     # Directories
 
     def _materialise(self, row_id: int) -> bool:
@@ -243,6 +294,15 @@ class EvidenceStore:
 def _head(connection: sqlite3.Connection) -> Head | None:
     row = connection.execute("SELECT epoch, seq, digest FROM chain").fetchone()
     return Head(*row) if row else None
+
+
+def _leads_to(connection: sqlite3.Connection, known: Head) -> bool:
+    """Whether this bundle is one of ours, or one of our epochs was begun after it."""
+    held = "SELECT 1 FROM evidence WHERE own AND epoch = ? AND seq = ? AND sha256 = ?"
+    if connection.execute(held, (known.epoch, known.seq, known.digest)).fetchone() is not None:
+        return True
+    first = table.select(connection, "WHERE own AND seq = 1 AND state != 'damaged'")
+    return any(claim is not None and claim.prev == known.digest for claim in map(table.claim, (r.body for r in first)))
 
 
 def _is_astray(connection: sqlite3.Connection) -> bool:
