@@ -38,15 +38,15 @@ class Openings:
     """What the host lets in from the network, one bit for each port.
 
     Attributes:
-        open: new connections by protocol, over IPv4 or IPv6.
-        open_both: by protocol, over IPv4 and IPv6.
+        reachable: new connections by protocol, over IPv4 or IPv6.
+        reachable_both: by protocol, over IPv4 and IPv6.
         replies: packets of connections that stand are let in, for every port.
         policy: `drop` when each family has an input chain that drops what no rule names, `none` without any chain.
         opaque: statements of the xtables kind, which nft does not show the meaning of.
     """
 
-    open: Mapping[str, int]
-    open_both: Mapping[str, int]
+    reachable: Mapping[str, int]
+    reachable_both: Mapping[str, int]
     replies: bool
     policy: str
     opaque: int
@@ -68,8 +68,8 @@ def openings(ruleset: Ruleset, *, without: tuple[str, str] | None = None) -> Ope
     both = {name: (let_in("ip", name), let_in("ip6", name)) for name in ("tcp", "udp")}
     replies = [let_in(family, name, "established") for family in chains for name in ("tcp", "udp")]
     return Openings(
-        open={name: v4 | v6 for name, (v4, v6) in both.items()},
-        open_both={name: v4 & v6 for name, (v4, v6) in both.items()},
+        reachable={name: v4 | v6 for name, (v4, v6) in both.items()},
+        reachable_both={name: v4 & v6 for name, (v4, v6) in both.items()},
         replies=all(ports == ALL_PORTS for ports in replies),
         policy=_policy(list(chains.values())),
         opaque=sum(_opaque(rule) for chain in ruleset.chains.values() for rule in chain.rules),

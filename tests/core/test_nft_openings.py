@@ -51,32 +51,32 @@ ACCEPT, DROP = {"accept": None}, {"drop": None}
 
 def test_a_handwritten_ruleset_with_sets_jumps_and_maps() -> None:
     found = found_in("handwritten")
-    assert found.open["tcp"] == port_mask(("22", "80", "443", "6000-6003"))  # the last for one network, over IPv4
-    assert found.open_both["tcp"] == port_mask(("22", "80", "443"))
-    assert found.open["udp"] == port_mask(("546", "5353", "500"))
-    assert found.open_both["udp"] == port_mask(("546", "5353"))
+    assert found.reachable["tcp"] == port_mask(("22", "80", "443", "6000-6003"))  # the last for one network, over IPv4
+    assert found.reachable_both["tcp"] == port_mask(("22", "80", "443"))
+    assert found.reachable["udp"] == port_mask(("546", "5353", "500"))
+    assert found.reachable_both["udp"] == port_mask(("546", "5353"))
     assert (found.policy, found.replies, found.opaque) == ("drop", True, 0)
 
 
 def test_verdict_maps_goto_and_negations() -> None:
     found = found_in("maps")
-    assert found.open["tcp"] == port_mask(("1-22", "24-1024", "8443"))
-    assert found.open_both["tcp"] == port_mask(("22", "443"))
-    assert found.open["udp"] == port_mask(("443",))
+    assert found.reachable["tcp"] == port_mask(("1-22", "24-1024", "8443"))
+    assert found.reachable_both["tcp"] == port_mask(("22", "443"))
+    assert found.reachable["udp"] == port_mask(("443",))
     assert found.replies
 
 
 def test_the_generated_ruleset_lets_in_what_it_was_made_for() -> None:
     found = found_in("generated")
-    assert found.open["tcp"] == found.open_both["tcp"] == port_mask(("22", "443", "6000-6010"))
-    assert found.open["udp"] == found.open_both["udp"] == port_mask(("546",))
+    assert found.reachable["tcp"] == found.reachable_both["tcp"] == port_mask(("22", "443", "6000-6010"))
+    assert found.reachable["udp"] == found.reachable_both["udp"] == port_mask(("546",))
     assert (found.policy, found.replies) == ("drop", True)
 
 
 @pytest.mark.parametrize("name", ["empty", "dormant"])
 def test_without_rules_everything_comes_in(name: str) -> None:
     found = found_in(name)
-    assert (found.policy, found.open["tcp"], found.open["udp"]) == ("none", ALL_PORTS, ALL_PORTS)
+    assert (found.policy, found.reachable["tcp"], found.reachable["udp"]) == ("none", ALL_PORTS, ALL_PORTS)
 
 
 FIELD = {"payload": {"protocol": "tcp", "field": "dport"}}
@@ -121,27 +121,27 @@ CASES: dict[str, tuple[list[Any], int]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_one_rule_before_a_policy_of_drop(name: str) -> None:
     rule, expected = CASES[name]
-    assert let_in(rule).open["tcp"] == expected
+    assert let_in(rule).reachable["tcp"] == expected
 
 
 def test_only_certain_drops_close() -> None:
     saddr = match({"payload": {"protocol": "ip", "field": "saddr"}}, "10.0.0.0", "!=")
-    assert let_in([port(23), DROP], policy="accept").open["tcp"] == ALL_PORTS & ~(1 << 23)
-    assert let_in([saddr, DROP], policy="accept").open["tcp"] == ALL_PORTS
-    assert let_in([port(23), {"limit": {"rate": 1, "per": "day"}}, DROP], policy="accept").open["tcp"] == ALL_PORTS
+    assert let_in([port(23), DROP], policy="accept").reachable["tcp"] == ALL_PORTS & ~(1 << 23)
+    assert let_in([saddr, DROP], policy="accept").reachable["tcp"] == ALL_PORTS
+    assert let_in([port(23), {"limit": {"rate": 1, "per": "day"}}, DROP], policy="accept").reachable["tcp"] == ALL_PORTS
     # for IPv6 there is no such address to be different from
-    assert let_in([saddr, DROP], policy="accept").open_both["tcp"] == ALL_PORTS
-    assert let_in([port(23, "udp", "!="), DROP], policy="accept").open["tcp"] == ALL_PORTS
+    assert let_in([saddr, DROP], policy="accept").reachable_both["tcp"] == ALL_PORTS
+    assert let_in([port(23, "udp", "!="), DROP], policy="accept").reachable["tcp"] == ALL_PORTS
 
 
 def test_jumps_return_and_gotos_do_not() -> None:
     to = {"target": "extra"}
     extra = [[port(22), ACCEPT], [port(23), DROP], [port(24), {"return": None}], [port(25), ACCEPT]]
     jumped = let_in([{"jump": to}], [port(24), ACCEPT], [port(23), ACCEPT], extra=extra)
-    assert jumped.open["tcp"] == port_mask(("22", "24", "25"))
+    assert jumped.reachable["tcp"] == port_mask(("22", "24", "25"))
     went = let_in([{"goto": to}], [port(26), ACCEPT], extra=extra)
-    assert went.open["tcp"] == port_mask(("22", "25"))
-    assert let_in([{"goto": to}], policy="accept", extra=extra).open["tcp"] == ALL_PORTS & ~(1 << 23)
+    assert went.reachable["tcp"] == port_mask(("22", "25"))
+    assert let_in([{"goto": to}], policy="accept", extra=extra).reachable["tcp"] == ALL_PORTS & ~(1 << 23)
 
 
 def test_a_second_table_closes_and_does_not_open() -> None:
@@ -150,10 +150,10 @@ def test_a_second_table_closes_and_does_not_open() -> None:
         *ruleset([port(22), ACCEPT], [port(23), ACCEPT], family="ip")[1:],
     ]
     found = openings(nftables.read(json.dumps({"nftables": both}).encode()))
-    assert found.open_both["tcp"] == 1 << 22
-    assert found.open["tcp"] == port_mask(("22", "80"))  # 80 over IPv6 alone
+    assert found.reachable_both["tcp"] == 1 << 22
+    assert found.reachable["tcp"] == port_mask(("22", "80"))  # 80 over IPv6 alone
     without = openings(nftables.read(json.dumps({"nftables": both}).encode()), without=("ip", "t"))
-    assert without.open_both["tcp"] == port_mask(("22", "80"))
+    assert without.reachable_both["tcp"] == port_mask(("22", "80"))
 
 
 def test_the_policy_must_hold_for_both_families() -> None:
@@ -189,7 +189,7 @@ def test_agrees_with_a_packet_that_walks_alone(rules: Any, extra: Any, policy: s
     """The plain meaning of the rules, one new TCP packet to one port, against the walk of all ports at once."""
     inner = [rule for rule in extra if "jump" not in rule[-1]]
     found = let_in(*rules, policy=policy, extra=inner)
-    assert bool(found.open["tcp"] >> number & 1) == ((_walks(rules, inner, number) or policy) == "accept")
+    assert bool(found.reachable["tcp"] >> number & 1) == ((_walks(rules, inner, number) or policy) == "accept")
 
 
 def _walks(rules: list[Any], extra: list[Any], number: int) -> str | None:
@@ -223,4 +223,4 @@ def test_the_simulated_kernel_and_the_generated_text_agree() -> None:
         simulated = Ruleset()
         simulated.load(nftables.generate(tcp, udp))
         found = openings(nftables.read(json.dumps({"nftables": [METAINFO, *simulated.listing()]}).encode()))
-        assert (found.open["tcp"], found.open["udp"]) == (port_mask(tcp), port_mask(udp))
+        assert (found.reachable["tcp"], found.reachable["udp"]) == (port_mask(tcp), port_mask(udp))

@@ -58,8 +58,8 @@ async def loads_and_undoes(host: FakeHost) -> None:
     for _ in range(2):
         await LOAD.apply(host, ARGS)
         ruleset = nftables.read(await listing(host))
-        assert openings(ruleset).open["tcp"] == nftables.port_mask(("22", "6000-6010"))
-        assert openings(ruleset).open["udp"] == nftables.port_mask(("546",))
+        assert openings(ruleset).reachable["tcp"] == nftables.port_mask(("22", "6000-6010"))
+        assert openings(ruleset).reachable["udp"] == nftables.port_mask(("546",))
         assert openings(ruleset).replies
     for _ in range(2):
         await LOAD.undo(host, ARGS, captured)
