@@ -1,11 +1,12 @@
 """The agent: wires the real parts together, runs the loop, shuts down. It decides nothing itself.
 
     observe (drift_detector) -> judge -> decide and act (healing_engine) -> record (evidence_generator, offline_queue)
-        -> deliver (mcp_client)
+        -> deliver (delivery, mcp_client)
 
 One iteration looks at every check, heals what may be healed, records every change of verdict, every remediation and every
 refusal whose reason changed, and gives delivery one bounded turn at its end; what is not delivered then goes on by itself in its
-own task. A tick that comes while an iteration still runs is skipped and counted, never piled up.
+own task. A tick that comes while an iteration still runs is skipped and counted, never piled up. What could not be recorded is
+tried again with the next iteration: one check's trouble never stops the others.
 """
 
 from __future__ import annotations
@@ -16,21 +17,24 @@ import contextlib
 import random
 import signal
 import sys
-from collections.abc import Awaitable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
 import structlog
 
+from compliance_agent.adapters import runner
 from compliance_agent.adapters.agent_state import AgentState, Recorded
 from compliance_agent.adapters.clock import SystemClock
 from compliance_agent.adapters.database import Database, release, shared
+from compliance_agent.adapters.offload import Offload
 from compliance_agent.config import AgentConfig
 from compliance_agent.crypto import Ed25519Signer
+from compliance_agent.delivery import Delivery, code_of, settled
 from compliance_agent.drift import DriftDetector
-from compliance_agent.errors import AgentError, ServerRefused, StateInUse
+from compliance_agent.errors import AgentError, CannotTell, StateInUse
 from compliance_agent.evidence import EvidenceGenerator
 from compliance_agent.healing import HealingEngine
 from compliance_agent.logs import configure, where
@@ -47,16 +51,31 @@ from compliance_agent.models import (
 )
 from compliance_agent.ports import Clock
 from compliance_agent.queue import OfflineQueue
-from compliance_agent.transport.protocol import Acknowledged, CheckinReply
 from compliance_agent.utils import apply_jitter
 
 log = structlog.get_logger()
 
 JITTER_PCT = 10.0
 ERROR_BACKOFF_S = 60.0
-DRAIN_S = 8.0  # from the signal to the end of the process; systemd and the issue allow 10
+# From a signal to the end of the process, which systemd and the specification give 10 s: the iteration under way, its
+# cancellation, delivery, closing.
+DRAIN_ITERATION_S, DRAIN_CANCEL_S, DRAIN_DELIVERY_S, DRAIN_CLOSE_S = 3.0, 1.0, 1.5, 1.5
+LONGEST_ASKED_INTERVAL_S = 3_600  # a server may slow this host down, but not silence it for longer than a heartbeat
+MOST_UNRECORDED = 100
+HEALTH_S = 10.0
 TOUCHED = {Outcome.SUCCESS, Outcome.FAILED, Outcome.REVERTED}  # outcomes of a remediation that changed something
 _DEFAULT: Any = object()
+
+
+@dataclass(frozen=True)
+class Done:
+    """A remediation as it is to be recorded."""
+
+    drift: DriftResult
+    remediation: RemediationResult
+    start: datetime
+    end: datetime
+    trigger: str = "schedule"
 
 
 class ComplianceAgent:
@@ -93,60 +112,67 @@ class ComplianceAgent:
         self.clock: Clock = clock if clock is not None else SystemClock()
         self.stats = dict.fromkeys(STATS, 0)
         self.ticks_skipped = 0
+        self.delivery = Delivery(self, config.upload_turn_sec)
 
         self._rng = rng
-        self._database: Database = shared(config.database_path, reserve_kb=config.reserve_kb)
-        self._state = AgentState(self._database)
-        self.stats.update(self._state.statistics())
-        self._recorded = self._state.recorded()
-        self._acks: dict[str, bytes] = {}
-        self._fresh: list[QueuedEvidence] = []
         self._latest: list[DriftResult] = []
+        self._unrecorded: list[Done] = []
+        self._unheld: set[str] = set()  # what could not be recorded, so that it is logged once
+        self._paths: dict[str, tuple[str, str]] = {}  # of bundles that are stored and not yet submitted
         self._iterating = False
-        self._delivery: asyncio.Task[None] | None = None
+        self._signal = 0
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._database: Database = shared(config.database_path, reserve_kb=config.reserve_kb)
+        try:
+            self._state = AgentState(self._database)
+            self.stats.update(self._state.statistics())
+            self._recorded = self._state.recorded()
+            self.signer = signer if signer is not None else Ed25519Signer(config.signing_key_file)
+            self.drift_detector = (
+                drift_detector if drift_detector is not None else DriftDetector(config, clock=self.clock)
+            )
+            self.healing_engine = healing_engine if healing_engine is not None else self._healing_engine()
+            self.evidence_generator = (
+                evidence_generator if evidence_generator is not None else self._evidence_generator()
+            )
+            self.offline_queue = (
+                offline_queue
+                if offline_queue is not None
+                else OfflineQueue(config.database_path, evidence_dir=config.evidence_dir, clock=self.clock)
+            )
+            self.mcp_client = mcp_client if mcp_client is not _DEFAULT else self._mcp_client()
+        except BaseException:
+            release(self._database)
+            raise
 
-        self.signer = signer if signer is not None else Ed25519Signer(config.signing_key_file)
-        self.drift_detector = drift_detector if drift_detector is not None else DriftDetector(config, clock=self.clock)
-        self.healing_engine = (
-            healing_engine
-            if healing_engine is not None
-            else HealingEngine(
-                config,
-                host=self.drift_detector.host,
-                baseline=self.drift_detector.baseline,
-                observe=self.drift_detector.check_one,
-                clock=self.clock,
-            )
+    def _healing_engine(self) -> HealingEngine:
+        host: Any = self.drift_detector.host  # one that can also be changed, unless a caller passed in less
+        return HealingEngine(
+            self.config,
+            host=host,
+            baseline=self.drift_detector.baseline,
+            observe=self.drift_detector.check_one,
+            clock=self.clock,
         )
-        self.evidence_generator = (
-            evidence_generator
-            if evidence_generator is not None
-            else EvidenceGenerator(
-                config,
-                self.signer,
-                clock=self.clock,
-                host=getattr(self.drift_detector, "host", None),
-                baseline=getattr(self.drift_detector, "baseline", None),
-            )
+
+    def _evidence_generator(self) -> EvidenceGenerator:
+        return EvidenceGenerator(
+            self.config,
+            self.signer,
+            clock=self.clock,
+            host=getattr(self.drift_detector, "host", None),
+            baseline=getattr(self.drift_detector, "baseline", None),
         )
-        self.offline_queue = (
-            offline_queue
-            if offline_queue is not None
-            else OfflineQueue(config.database_path, evidence_dir=config.evidence_dir, clock=self.clock)
-        )
-        self.mcp_client = mcp_client
-        if mcp_client is _DEFAULT:
-            self.mcp_client = (
-                MCPClient(config, self.signer.key_id, clock=self.clock, on_ack=self._keep_ack)
-                if config.mcp_url
-                else None
-            )
+
+    def _mcp_client(self) -> MCPClient | None:
+        if self.config.mcp_url is None:
+            return None
+        return MCPClient(self.config, self.signer.key_id, clock=self.clock, on_ack=self.delivery.keep_ack)
 
     @property
-    def latest(self) -> list[DriftResult]:
-        """What the last iteration saw, in the order of the checks' ids."""
-        return list(self._latest)
+    def latest(self) -> Sequence[DriftResult]:
+        """The newest result of each check."""
+        return tuple(self._latest)
 
     # Life
 
@@ -154,7 +180,7 @@ class ComplianceAgent:
         """Run until the shutdown event is set, by a signal or by a caller; then drain and close within 10 seconds.
 
         Args:
-            handle_signals: take SIGTERM and SIGINT; False where several agents live in one process (the demo).
+            handle_signals: take SIGTERM and SIGINT; not for several agents in one process.
         """
         if self.running:
             log.warning("agent.already_running")
@@ -170,47 +196,56 @@ class ComplianceAgent:
             server=self.mcp_client is not None,
         )
         try:
-            await self._recover()
+            await self.recover()
             await self._run_loop()
         finally:
             await self._shutdown()
 
     async def close(self) -> None:
-        """Give back what the constructor opened, for an agent that is not started."""
-        if self.mcp_client is not None:
-            await self.mcp_client.close()
-        for part in (self.offline_queue, self.evidence_generator, self.healing_engine):
-            closing = getattr(part, "close", None)
-            if callable(closing):
-                outcome = closing()
-                if asyncio.iscoroutine(outcome):
-                    await outcome
-        release(self._database)
+        """Save the statistics and give back what the constructor opened; `start` does it by itself.
 
-    async def _shutdown(self) -> None:
-        self.running = False
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_S / 4):
-                await self._deliver_turn()
-        if self._delivery is not None and not self._delivery.done():
-            self._delivery.cancel()
-            await asyncio.wait({self._delivery}, timeout=1)
+        Raises:
+            StorageError: the statistics were not saved; everything is given back all the same.
+        """
         try:
             await self._save_statistics()
-            await self.close()
-        except AgentError as error:
-            log.error("agent.close_failed", code=error.code)
+        finally:
+            await self._close_parts()
+            release(self._database)
+
+    async def _close_parts(self) -> None:
+        for part in (self.mcp_client, self.offline_queue, self.evidence_generator, self.healing_engine):
+            closing = getattr(part, "close", None)
+            if callable(closing):
+                await settled(closing())
+
+    async def _shutdown(self) -> None:
+        """Drain and close, in bounded time whatever hangs."""
+        self.running = False
+        self.shutdown_event.set()
+        if self._signal:
+            log.info("agent.signal", number=self._signal)
+        await self.delivery.stop(DRAIN_DELIVERY_S)
+        try:
+            async with asyncio.timeout(DRAIN_CLOSE_S):
+                await self._save_statistics()
+                await self._close_parts()
+        except (AgentError, TimeoutError) as error:
+            log.error("agent.close_failed", code=code_of(error))
+        # Closing the database waits for its writer thread, and a dead disk is not waited for.
+        with contextlib.suppress(CannotTell):
+            await Offload().call("database", DRAIN_CLOSE_S, lambda: release(self._database))
         log.info("agent.stopped", **self.stats)
 
     def _setup_signal_handlers(self) -> None:
         """SIGTERM and SIGINT end the loop after what is under way; outside the main thread there are no signals to take."""
 
         def signal_handler(signum: int, _frame: FrameType | None) -> None:
+            self._signal = int(signum)
             self.running = False
             self.shutdown_event.set()
             if self._loop is not None and self._loop.is_running():
                 self._loop.call_soon_threadsafe(lambda: None)  # wakes a loop that waits for nothing but time
-            log.info("agent.signal", number=int(signum))
 
         try:
             signal.signal(signal.SIGTERM, signal_handler)
@@ -218,13 +253,13 @@ class ComplianceAgent:
         except ValueError:
             log.info("agent.no_signals")
 
-    async def _recover(self) -> None:
+    async def recover(self) -> None:
         """Finish what a crash left in the middle of a cure, and record how it ended."""
-        results = await self.healing_engine.recover()
+        results = await settled(self.healing_engine.recover())
         for result in results if isinstance(results, list) else ():
             drift = DriftResult(check=result.check, drifted=True, pre_state=result.pre_state)
             now = self.clock.now()
-            await self._record_remediation(drift, result, now, now, trigger="start")
+            await self._record_or_keep(Done(drift, result, now, now, "start"))
 
     # The loop
 
@@ -234,15 +269,15 @@ class ComplianceAgent:
             started = self.clock.monotonic()
             pause = apply_jitter(float(self._interval_s()), jitter_pct=JITTER_PCT, rng=self._rng)
             try:
-                await self._until_shutdown(self._run_iteration())
-                self.stats["loops_completed"] += 1
+                if await self._until_shutdown(self._run_iteration()):
+                    self.stats["loops_completed"] += 1
+                    await self._until_shutdown(self._heartbeat_if_due())
                 await self._save_statistics()
             except StateInUse:
                 raise
             except Exception as error:
-                code = error.code if isinstance(error, AgentError) else type(error).__name__
-                log.error("cycle.failed", code=code, at=where(error))
-                pause = min(ERROR_BACKOFF_S, pause)
+                log.error("cycle.failed", code=code_of(error), at=where(error))
+                pause = max(pause, ERROR_BACKOFF_S)
             await self._wait(self._until_next_tick(started, pause))
 
     def _until_next_tick(self, started: float, pause: float) -> float:
@@ -257,31 +292,35 @@ class ComplianceAgent:
 
     def _interval_s(self) -> int:
         asked = getattr(self.mcp_client, "min_interval_s", None)
-        return max(self.config.mcp_poll_interval_sec, asked if isinstance(asked, int) else 0)
+        if not isinstance(asked, int):
+            return self.config.mcp_poll_interval_sec
+        return max(self.config.mcp_poll_interval_sec, min(asked, LONGEST_ASKED_INTERVAL_S))
 
     async def _wait(self, seconds: float) -> None:
         """Pass this time, or less when shutdown is asked for."""
         sleeping = asyncio.ensure_future(self.clock.sleep(seconds))
         stopping = asyncio.ensure_future(self.shutdown_event.wait())
-        await asyncio.wait({sleeping, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (sleeping, stopping):
-            task.cancel()
-        await asyncio.wait({sleeping, stopping})
+        try:
+            await asyncio.wait({sleeping, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeping.cancel()
+            stopping.cancel()
 
-    async def _until_shutdown(self, work: Awaitable[None]) -> None:
-        """Do the work; once shutdown is asked for it has half the drain time left, then it is cancelled."""
+    async def _until_shutdown(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Do the work; once shutdown is asked for it has a moment left, then it is cancelled. Whether it was finished."""
         task = asyncio.ensure_future(work)
         stopping = asyncio.ensure_future(self.shutdown_event.wait())
         try:
             await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
-                await asyncio.wait({task}, timeout=DRAIN_S / 2)
-            if not task.done():
-                log.warning("cycle.cancelled")
-                task.cancel()
-                await asyncio.wait({task}, timeout=1)
-            elif not task.cancelled():
+                await asyncio.wait({task}, timeout=DRAIN_ITERATION_S)
+            if task.done():
                 task.result()
+                return True
+            log.warning("cycle.cancelled")
+            task.cancel()
+            await asyncio.wait({task}, timeout=DRAIN_CANCEL_S)
+            return False
         finally:
             stopping.cancel()
             task.cancel()
@@ -291,59 +330,106 @@ class ComplianceAgent:
         started = self.clock.monotonic()
         self._iterating = True
         try:
-            drift_results = await self.drift_detector.check_all()
+            await self._record_what_was_kept()
+            drift_results = await settled(self.drift_detector.check_all())
             self._latest = list(drift_results)
             drifted = [drift for drift in drift_results if drift.drifted]
             self.stats["drift_detected"] += len(drifted)
             for drift in drift_results:
+                self._tell(drift)
                 if not drift.drifted:
                     await self._record_verdict(drift)
             for drift in drifted:
                 await self._remediate_and_record(drift)
-            await self._heartbeat_if_due()
         finally:
             self._iterating = False
-        if self.mcp_client is not None:
-            await self._deliver_turn()
+        await self.delivery.turn()
         log.info("cycle.completed", drifted=len(drifted), duration_ms=int((self.clock.monotonic() - started) * 1000))
 
-    # Record
+    def _tell(self, drift: DriftResult) -> None:
+        """Say a verdict that is not the one that was recorded last."""
+        known = self._recorded.get(drift.check)
+        if known is None or (known.result, known.reason) != (drift.result, drift.reason):
+            if drift.drifted:
+                log.warning("drift.found", check_id=drift.check, result=drift.result, reason=drift.reason)
+            else:
+                log.info("verdict.changed", check_id=drift.check, result=drift.result, reason=drift.reason)
+
+    # Heal
 
     async def heal_now(self, drift: DriftResult) -> RemediationResult:
-        """One cure at a person's word, through the same gates, recorded the same way. Returns how it ended."""
-        return await self._remediate_and_record(drift, trigger="manual")
+        """One cure at a person's word, through the same gates, recorded the same way. Returns how it ended.
+
+        Raises:
+            StorageError: how it ended could not be recorded.
+        """
+        remediation = await self._remediate_and_record(drift, trigger="manual")
+        if self._unrecorded:
+            await self._record_remediation(self._unrecorded.pop())
+        return remediation
 
     async def _remediate_and_record(self, drift: DriftResult, trigger: str = "schedule") -> RemediationResult:
         """Ask for the cure; record what was done, or why nothing was when that has not been recorded yet."""
-        timestamp_start = self.clock.now()
-        try:
-            remediation = await self.healing_engine.remediate(drift)
-        except Exception as error:
-            log.error("heal.failed", check_id=drift.check, error_type=type(error).__name__, at=where(error))
-            remediation = RemediationResult(
-                check=drift.check, outcome=Outcome.FAILED, pre_state=drift.pre_state, error="crashed", reason="crashed"
-            )
+        start = self.clock.now()
+        remediation = await self._remediated(drift)
         if remediation.outcome in TOUCHED:
             self.stats["remediations_attempted"] += 1
         if remediation.outcome == Outcome.SUCCESS:
             self.stats["remediations_successful"] += 1
         held = Recorded(drift.result, drift.reason, str(remediation.outcome), remediation.reason)
-        if remediation.outcome not in TOUCHED and self._recorded.get(drift.check) == held:
+        nothing_new = self._recorded.get(drift.check) == held
+        if nothing_new and (remediation.outcome not in TOUCHED or remediation.reason == "crashed"):
             return remediation
-        await self._record_remediation(drift, remediation, timestamp_start, self.clock.now(), trigger)
+        # The wall clock may have been set back meanwhile; no record ends before it begins.
+        end = max(start, self.clock.now())
+        await self._record_or_keep(Done(drift, remediation, start, end, trigger))
         return remediation
 
-    async def _record_remediation(
-        self,
-        drift: DriftResult,
-        remediation: RemediationResult,
-        start: datetime,
-        end: datetime,
-        trigger: str = "schedule",
-    ) -> None:
-        log.info("drift.found", check_id=drift.check, reason=drift.reason)
-        evidence = await self._generate_evidence(drift, remediation, start, end, trigger)
-        await self._submit_evidence(evidence)
+    async def _remediated(self, drift: DriftResult) -> RemediationResult:
+        try:
+            return cast(RemediationResult, await settled(self.healing_engine.remediate(drift)))
+        except Exception as error:
+            log.error("heal.failed", check_id=drift.check, error_type=type(error).__name__, at=where(error))
+            return RemediationResult(
+                check=drift.check, outcome=Outcome.FAILED, pre_state=drift.pre_state, error="crashed", reason="crashed"
+            )
+
+    # Record
+
+    async def _record_or_keep(self, done: Done) -> None:
+        """Record it, or keep it for the next iteration: what was done to a host must not go unsaid."""
+        try:
+            evidence = await self._record_remediation(done)
+        except Exception as error:
+            self._unrecorded = [*self._unrecorded, done][-MOST_UNRECORDED:]
+            self._say_unrecorded(done.drift.check, error)
+        else:
+            await self._submit_recorded(evidence)
+
+    async def _record_what_was_kept(self) -> None:
+        kept, self._unrecorded = self._unrecorded, []
+        for done in kept:
+            await self._record_or_keep(done)
+
+    def _say_unrecorded(self, check: str, error: Exception) -> None:
+        tell = log.debug if check in self._unheld else log.error
+        self._unheld.add(check)
+        tell("evidence.not_recorded", check_id=check, code=code_of(error), at=where(error))
+
+    async def _submit_recorded(self, evidence: EvidenceBundle) -> None:
+        """Submit what stands in the line already since it was recorded: a failure here loses nothing."""
+        try:
+            await self._submit_evidence(evidence)
+        except Exception as error:
+            log.warning("evidence.not_submitted", bundle_id=evidence.bundle_id, code=code_of(error), at=where(error))
+
+    async def _record_remediation(self, done: Done) -> EvidenceBundle:
+        drift, remediation = done.drift, done.remediation
+        evidence = await self._generate_evidence(done)
+        after = Recorded(drift.result, drift.reason, str(remediation.outcome), remediation.reason)
+        if remediation.outcome == Outcome.SUCCESS:
+            after = Recorded(remediation.post_result or Result.PASS, remediation.post_reason or "as_expected")
+        await self._remember(drift.check, after)
         log.info(
             "heal.finished",
             check_id=drift.check,
@@ -351,50 +437,47 @@ class ComplianceAgent:
             reason=remediation.reason,
             bundle_id=evidence.bundle_id,
         )
-        after = Recorded(drift.result, drift.reason, str(remediation.outcome), remediation.reason)
-        if remediation.outcome == Outcome.SUCCESS:
-            after = Recorded(Result.PASS, "as_expected")
-        await self._remember(drift.check, after)
+        return evidence
 
     async def _record_verdict(self, drift: DriftResult) -> None:
         """Record a verdict other than `fail` when it is not the one that was recorded last."""
-        seen = Recorded(drift.result, drift.reason)
         known = self._recorded.get(drift.check)
-        if known is not None and (known.result, known.reason) == (seen.result, seen.reason):
+        if known is not None and (known.result, known.reason) == (drift.result, drift.reason):
             return
-        now = self.clock.now()
-        evidence = await self._create(
-            check=drift.check,
-            outcome=None,
-            kind=BundleKind.DRIFT,
-            pre_state=drift.pre_state,
-            result=drift.result,
-            reason=drift.reason,
-            severity=drift.severity,
-            hipaa_controls=drift.hipaa_controls,
-            exception_id=drift.exception_id,
-            timestamp_start=drift.observed_at or now,
-            timestamp_end=now,
-        )
-        await self._submit_evidence(evidence)
-        log.info("verdict.changed", check_id=drift.check, result=str(drift.result), reason=drift.reason)
-        await self._remember(drift.check, seen)
+        end = self.clock.now()
+        try:
+            evidence = await self._create(
+                check=drift.check,
+                outcome=None,
+                kind=BundleKind.DRIFT,
+                pre_state=drift.pre_state,
+                result=drift.result,
+                reason=drift.reason,
+                severity=drift.severity,
+                hipaa_controls=drift.hipaa_controls,
+                exception_id=drift.exception_id,
+                timestamp_start=min(drift.observed_at or end, end),
+                timestamp_end=end,
+            )
+            await self._remember(drift.check, Recorded(drift.result, drift.reason))
+        except Exception as error:  # tried again with the next iteration, because it was not remembered
+            self._say_unrecorded(drift.check, error)
+        else:
+            await self._submit_recorded(evidence)
 
-    async def _generate_evidence(
-        self, drift: DriftResult, remediation: RemediationResult, start: datetime, end: datetime, trigger: str
-    ) -> EvidenceBundle:
-        healed = remediation.outcome == Outcome.SUCCESS
+    async def _generate_evidence(self, done: Done) -> EvidenceBundle:
+        drift, remediation = done.drift, done.remediation
         return await self._create(
             check=drift.check,
             outcome=remediation.outcome,
             kind=BundleKind.REMEDIATION,
-            trigger=trigger,
+            trigger=done.trigger,
             pre_state=drift.pre_state,
             post_state=remediation.post_state,
             post_result=remediation.post_result,
             post_reason=remediation.post_reason,
             actions=remediation.actions,
-            error=remediation.error or (None if healed else remediation.reason or None),
+            error=remediation.error or (remediation.reason or None),
             result=drift.result,
             reason=drift.reason,
             severity=drift.severity,
@@ -402,44 +485,46 @@ class ComplianceAgent:
             rollback_available=remediation.rollback_available,
             rollback_generation=remediation.rollback_generation,
             recovered=remediation.recovered,
-            timestamp_start=start,
-            timestamp_end=end,
+            timestamp_start=done.start,
+            timestamp_end=done.end,
         )
 
     async def _create(self, **fields: Any) -> EvidenceBundle:
-        """Make and store one bundle; it is durable when this returns."""
-        evidence = await self.evidence_generator.create_evidence(**fields)
-        bundle_path, signature_path = await self.evidence_generator.store_evidence(evidence)
+        """Make and store one bundle; it is durable, and in the line for delivery, when this returns."""
+        evidence = await settled(self.evidence_generator.create_evidence(**fields))
+        bundle_path, signature_path = await settled(self.evidence_generator.store_evidence(evidence))
         self.stats["evidence_generated"] += 1
-        self._fresh.append(
-            QueuedEvidence(0, evidence.bundle_id, str(bundle_path), str(signature_path), datetime.now(UTC))
-        )
-        log.info(
-            "evidence.stored", bundle_id=evidence.bundle_id, check_id=fields.get("check"), outcome=fields.get("outcome")
-        )
+        self._unheld.discard(str(fields.get("check")))
+        self._paths[evidence.bundle_id] = (str(bundle_path), str(signature_path))
         return cast(EvidenceBundle, evidence)
 
     async def _remember(self, check_id: str, value: Recorded) -> None:
         self._recorded[check_id] = value
-        await self._database.call(lambda: self._state.set_recorded(check_id, value, self.clock.now()))
+        at = self.clock.now()
+        await self._database.call(lambda: self._state.set_recorded(check_id, value, at))
 
     async def _heartbeat_if_due(self) -> None:
         """Every hour (and at start) one signed statement of every verdict, the clock and the chain's head."""
         now = self.clock.now()
         last = await self._database.call(lambda: self._state.moment("heartbeat"))
-        if last is not None and 0 <= (now - last).total_seconds() < self.config.heartbeat_interval_sec:
+        fresh = last is not None and 0 <= (now - last).total_seconds() < self.config.heartbeat_interval_sec
+        if fresh or not self._latest:
             return
-        evidence = await self._create(
-            check="heartbeat",
-            outcome=None,
-            kind=BundleKind.HEARTBEAT,
-            states={drift.check: (str(drift.result), drift.reason) for drift in self._latest},
-            counts=dict(self.stats),
-            timestamp_start=now,
-            timestamp_end=now,
-        )
-        await self._submit_evidence(evidence)
+        try:
+            evidence = await self._create(
+                check="",
+                outcome=None,
+                kind=BundleKind.HEARTBEAT,
+                states={drift.check: (str(drift.result), drift.reason) for drift in self._latest},
+                counts=dict(self.stats),
+                timestamp_start=now,
+                timestamp_end=now,
+            )
+        except Exception as error:
+            self._say_unrecorded("", error)
+            return
         await self._database.call(lambda: self._state.set_moment("heartbeat", now))
+        await self._submit_recorded(evidence)
 
     async def _save_statistics(self) -> None:
         values = dict(self.stats)
@@ -449,132 +534,30 @@ class ComplianceAgent:
 
     async def _submit_evidence(self, evidence: EvidenceBundle) -> None:
         """Put a stored bundle in line for delivery; outside an iteration it is also delivered now."""
-        item = next((fresh for fresh in self._fresh if fresh.bundle_id == evidence.bundle_id), None) or self._stored(
-            evidence
-        )
-        queue_id = await self.offline_queue.enqueue(
-            bundle_id=item.bundle_id, bundle_path=item.bundle_path, signature_path=item.signature_path
-        )
-        self._fresh = [fresh for fresh in self._fresh if fresh.bundle_id != item.bundle_id]
-        self._fresh.append(
-            QueuedEvidence(queue_id, item.bundle_id, item.bundle_path, item.signature_path, item.created_at)
+        known = self._paths.pop(evidence.bundle_id) if evidence.bundle_id in self._paths else None
+        bundle_path, signature_path = known or self._stored(evidence)
+        queue_id = await settled(
+            self.offline_queue.enqueue(
+                bundle_id=evidence.bundle_id, bundle_path=bundle_path, signature_path=signature_path
+            )
         )
         if self.mcp_client is None:
-            self._fresh.clear()
             self.stats["evidence_queued"] += 1
-        elif not self._iterating:
-            await self._deliver_turn()
+            return
+        created_at = datetime.now(UTC)
+        self.delivery.add(QueuedEvidence(queue_id, evidence.bundle_id, bundle_path, signature_path, created_at))
+        if not self._iterating:
+            await self.delivery.turn()
 
-    def _stored(self, evidence: EvidenceBundle) -> QueuedEvidence:
+    def _stored(self, evidence: EvidenceBundle) -> tuple[str, str]:
         """Where the bundle stands by the layout of the evidence directory."""
-        date = evidence.timestamp_start
-        directory = self.config.evidence_dir / f"{date:%Y}" / f"{date:%m}" / f"{date:%d}" / evidence.bundle_id
-        return QueuedEvidence(
-            0, evidence.bundle_id, str(directory / "bundle.json"), str(directory / "bundle.sig"), datetime.now(UTC)
-        )
-
-    async def _deliver_turn(self) -> None:
-        """Give delivery a bounded turn. What it does not finish goes on in its own task while the checks go on in theirs."""
-        if self.mcp_client is None:
-            return
-        if self._delivery is None or self._delivery.done():
-            self._delivery = asyncio.ensure_future(self._deliver())
-        await asyncio.wait({self._delivery}, timeout=self.config.upload_turn_sec)
-
-    async def _deliver(self) -> None:
-        try:
-            await self._check_in()
-            await self._deliver_fresh()
-            await self._process_offline_queue()
-        except Exception as error:
-            code = error.code if isinstance(error, AgentError) else type(error).__name__
-            log.error("delivery.failed", code=code, at=where(error))
-
-    async def _deliver_fresh(self) -> None:
-        """Deliver what was recorded just now, unless older evidence waits: then the chain's order decides."""
-        fresh, self._fresh = self._fresh, []
-        if not fresh:
-            return
-        waiting = (await self.offline_queue.get_stats()).get("pending")
-        if isinstance(waiting, int) and waiting > len(fresh):
-            self.stats["evidence_queued"] += len(fresh)
-            return
-        delivered = await self._upload_in_order(fresh)
-        self.stats["evidence_queued"] += len(fresh) - delivered
+        day = f"{evidence.timestamp_start:%Y/%m/%d}"
+        directory = self.config.evidence_dir / day / evidence.bundle_id
+        return str(directory / "bundle.json"), str(directory / "bundle.sig")
 
     async def _process_offline_queue(self) -> None:
         """Deliver what waits, oldest first, until nothing is left or the server or network says no."""
-        tried: set[int] = set()
-        while pending := await self.offline_queue.get_pending():
-            batch = [item for item in pending if item.id not in tried]
-            if not batch:
-                return
-            tried.update(item.id for item in batch)
-            if await self._upload_in_order(batch) < len(batch):
-                return
-
-    async def _upload_in_order(self, items: Sequence[QueuedEvidence]) -> int:
-        """Try to deliver these; they leave together where the client can. Returns how many were acknowledged."""
-        uploads = (self.mcp_client.upload_evidence(Path(item.bundle_path), Path(item.signature_path)) for item in items)
-        answers = await asyncio.gather(*uploads, return_exceptions=True)
-        delivered, failed = 0, False
-        for item, answer in zip(items, answers, strict=True):
-            if isinstance(answer, BaseException) and not isinstance(answer, Exception):
-                raise answer
-            if answer is True:
-                await self._mark_uploaded(item)
-                delivered += 1
-            elif not failed:
-                failed = True
-                await self._delivery_failed(item, answer)
-        return delivered
-
-    async def _mark_uploaded(self, item: QueuedEvidence) -> None:
-        ack = self._acks.pop(item.bundle_id, None)
-        if ack is None:
-            await self.offline_queue.mark_uploaded(item.id)
-        else:
-            await self.offline_queue.mark_uploaded(item.id, ack)
-        self.stats["evidence_uploaded"] += 1
-        log.info("evidence.delivered", bundle_id=item.bundle_id, receipt=ack is not None)
-
-    async def _delivery_failed(self, item: QueuedEvidence, answer: Any) -> None:
-        """Keep the bundle, remember why, and do what the server's answer asks for."""
-        code = getattr(answer, "code", None) or ("refused" if answer is False else type(answer).__name__)
-        log.warning("delivery.refused", bundle_id=item.bundle_id, code=code)
-        refusal = answer if isinstance(answer, ServerRefused) else None
-        wanted = refusal.expected if refusal is not None and refusal.code == "seq_gap" else None
-        if wanted is not None and await self.offline_queue.requeue_from(*wanted):
-            return
-        if refusal is not None and refusal.retry_after_s is not None:
-            await self.offline_queue.increment_retry(item.id, error=code, retry_after_s=refusal.retry_after_s)
-        else:
-            await self.offline_queue.increment_retry(item.id, error=code)
-
-    def _keep_ack(self, ack: Acknowledged) -> None:
-        self._acks[ack.bundle_id] = ack.signature + ack.document
-
-    async def _check_in(self) -> None:
-        """Say that this host lives, and learn whether the server's copy of the chain is ahead of ours (a restored disk)."""
-        check_in = getattr(self.mcp_client, "check_in", None)
-        head = getattr(self.evidence_generator, "head", None)
-        if check_in is None or head is None:
-            return
-        try:
-            position = await head()
-            stats = await self.offline_queue.get_stats()
-            baseline = self.drift_detector.baseline
-            answer = await check_in(
-                head=position,
-                pending=stats["pending"],
-                baseline=(baseline.version, baseline.sha256),
-                checks={drift.check: (str(drift.result), drift.reason) for drift in self._latest},
-            )
-        except (AgentError, TypeError, KeyError, AttributeError) as error:
-            log.info("checkin.failed", code=getattr(error, "code", type(error).__name__))
-            return
-        if isinstance(answer, CheckinReply):
-            await self.evidence_generator.reconcile(answer.known)
+        await self.delivery.process_queue()
 
     # Health
 
@@ -589,15 +572,17 @@ class ComplianceAgent:
             "mcp_server": "not_configured",
         }
         if self.mcp_client is not None:
-            try:
-                health["mcp_server"] = "healthy" if await self.mcp_client.health_check() else "unhealthy"
-            except Exception as error:
-                health["mcp_server"] = f"error: {getattr(error, 'code', type(error).__name__)}"
-        try:
-            health["offline_queue"] = await self.offline_queue.get_stats()
-        except Exception as error:
-            health["offline_queue"] = f"error: {getattr(error, 'code', type(error).__name__)}"
+            healthy = await self._answer(self.mcp_client.health_check)
+            health["mcp_server"] = healthy if isinstance(healthy, str) else "healthy" if healthy else "unhealthy"
+        health["offline_queue"] = await self._answer(self.offline_queue.get_stats)
         return health
+
+    async def _answer(self, ask: Callable[[], Any]) -> Any:
+        try:
+            async with asyncio.timeout(HEALTH_S):
+                return await settled(ask())
+        except Exception as error:
+            return f"error: {code_of(error)}"
 
 
 async def main(arguments: Sequence[str] | None = None) -> None:
@@ -620,4 +605,4 @@ async def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    runner.program(main())

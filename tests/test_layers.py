@@ -44,6 +44,7 @@ LAYERS: dict[str, str] = {
     "remedies": "thinking",
     "transport": "thinking",
     "utils": "thinking",
+    "delivery": "stages",
     "drift": "stages",
     "enrolment": "stages",
     "evidence": "stages",

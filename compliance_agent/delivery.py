@@ -1,0 +1,245 @@
+"""Delivery: what is recorded goes to the server, oldest first, in bounded turns, without ever holding up a check.
+
+    check in -> is the server's copy of the chain ahead of ours? -> deliver what is new -> deliver what waits
+
+A bundle leaves the line only after the server's verified acknowledgement of it. Trouble is said once when it begins or changes
+and once when it is over. A server that contradicts this host's chain makes it go on in a new epoch, at most once an hour, and
+bundles that it can then never take where they stand are given new places: an honest server gets every one of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+
+from compliance_agent.errors import AgentError, ServerRefused, Unavailable
+from compliance_agent.logs import where
+from compliance_agent.models import DriftResult, QueuedEvidence
+from compliance_agent.ports import Clock
+from compliance_agent.transport.protocol import Acknowledged, CheckinReply
+
+log = structlog.get_logger()
+RECONCILE_AT_MOST_EVERY_S = 3_600.0
+CONTRADICTED = {"fork", "seq_gap"}
+
+
+class Parts(Protocol):
+    """What delivery needs of the agent, read anew each time: parts may be replaced."""
+
+    mcp_client: Any
+    offline_queue: Any
+    evidence_generator: Any
+    drift_detector: Any
+    clock: Clock
+    stats: dict[str, int]
+    shutdown_event: asyncio.Event
+
+    @property
+    def latest(self) -> Sequence[DriftResult]:
+        """The newest result of each check."""
+
+
+async def settled(value: Any) -> Any:
+    """The value, awaited when it can be: a collaborator that is passed in may answer at once."""
+    return await value if inspect.isawaitable(value) else value
+
+
+def code_of(error: BaseException) -> str:
+    """The token of an error: its own code, or its type."""
+    return error.code if isinstance(error, AgentError) else type(error).__name__
+
+
+class Delivery:
+    """The agent's side towards the server.
+
+    Args:
+        parts: the agent.
+        turn_s: seconds that a caller waits for a turn at most; what is not finished then goes on by itself.
+    """
+
+    def __init__(self, parts: Parts, turn_s: float) -> None:
+        self._parts = parts
+        self._turn_s = turn_s
+        self._fresh: list[QueuedEvidence] = []
+        self._acks: dict[str, bytes] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._reconciled_at: float | None = None
+        self._trouble = ""
+        self._failures = 0
+
+    def add(self, item: QueuedEvidence) -> None:
+        """A bundle that was recorded just now and stands in the line."""
+        self._fresh.append(item)
+
+    def keep_ack(self, ack: Acknowledged) -> None:
+        """Keep the proof until the bundle is marked as delivered."""
+        self._acks[ack.bundle_id] = ack.signature + ack.document
+
+    async def turn(self, seconds: float | None = None) -> None:
+        """Give delivery a bounded turn, which ends early on shutdown."""
+        if self._parts.mcp_client is None:
+            return
+        if self._task is None or self._task.done():
+            self._task = asyncio.ensure_future(self._deliver())
+        stopping = asyncio.ensure_future(self._parts.shutdown_event.wait())
+        others = set() if self._parts.shutdown_event.is_set() else {stopping}
+        try:
+            await asyncio.wait(
+                {self._task, *others},
+                timeout=self._turn_s if seconds is None else seconds,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            stopping.cancel()
+
+    async def stop(self, seconds: float) -> None:
+        """One last turn of so many seconds, then give up what is under way; nothing is lost by that."""
+        await self.turn(seconds)
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=0.5)
+
+    async def _deliver(self) -> None:
+        try:
+            if await self._check_in() and await self._deliver_fresh():
+                await self.process_queue()
+        except Exception as error:
+            log.error("delivery.failed", code=code_of(error), at=where(error))
+        finally:
+            self._leave_to_the_queue()
+
+    def _leave_to_the_queue(self) -> None:
+        self._parts.stats["evidence_queued"] += len(self._fresh)
+        self._fresh.clear()
+
+    async def _deliver_fresh(self) -> bool:
+        """Deliver what was recorded just now, unless older evidence waits: then the chain's order decides."""
+        fresh = self._fresh
+        if not fresh:
+            return True
+        stats = await settled(self._parts.offline_queue.get_stats())
+        waiting = stats.get("pending") if isinstance(stats, Mapping) else None
+        if isinstance(waiting, int) and waiting > len(fresh):
+            self._leave_to_the_queue()
+            return True
+        self._fresh = []
+        delivered = await self._upload_in_order(fresh)
+        self._parts.stats["evidence_queued"] += len(fresh) - delivered
+        return delivered == len(fresh)
+
+    async def process_queue(self) -> None:
+        """Deliver what waits, oldest first, until nothing is left or the server or network says no."""
+        tried: set[tuple[int, int | None, int | None]] = set()  # a bundle may come again under a new place
+        while pending := await settled(self._parts.offline_queue.get_pending()):
+            batch = [item for item in pending if (item.id, item.epoch, item.seq) not in tried]
+            if not batch:
+                return
+            tried.update((item.id, item.epoch, item.seq) for item in batch)
+            if await self._upload_in_order(batch) < len(batch):
+                return
+
+    async def _upload_in_order(self, items: Sequence[QueuedEvidence]) -> int:
+        """Try to deliver these; they leave together where the client can. Returns how many were acknowledged."""
+        client = self._parts.mcp_client
+        uploads = (settled(client.upload_evidence(Path(item.bundle_path), Path(item.signature_path))) for item in items)
+        delivered = 0
+        for item, answer in zip(items, await asyncio.gather(*uploads, return_exceptions=True), strict=True):
+            if answer is True:
+                await self._mark_uploaded(item)
+                delivered += 1
+            elif isinstance(answer, BaseException) and not isinstance(answer, Exception):
+                raise answer
+            else:
+                await self._failed(item, answer)
+                break
+        if delivered:
+            log.info("evidence.delivered", count=delivered)
+            if delivered == len(items):
+                self._over()
+        return delivered
+
+    async def _mark_uploaded(self, item: QueuedEvidence) -> None:
+        ack = self._acks.pop(item.bundle_id, None)
+        await settled(self._parts.offline_queue.mark_uploaded(item.id, *([ack] if ack is not None else [])))
+        self._parts.stats["evidence_uploaded"] += 1
+
+    async def _failed(self, item: QueuedEvidence, answer: Any) -> None:
+        """Keep the bundle, remember why, and do what the server's answer asks for."""
+        code = code_of(answer) if isinstance(answer, BaseException) else "refused"
+        self._say(code, bundle_id=item.bundle_id)
+        refusal = answer if isinstance(answer, ServerRefused) else None
+        if refusal is not None and code in CONTRADICTED and await self._made_up_for(item, refusal):
+            return
+        asked = refusal.retry_after_s if refusal is not None else None
+        wait = {} if asked is None else {"retry_after_s": asked}
+        await settled(self._parts.offline_queue.increment_retry(item.id, error=code, **wait))
+
+    async def _made_up_for(self, item: QueuedEvidence, refusal: ServerRefused) -> bool:
+        """Send again what the server lacks; where it holds another history, find this bundle a place that it can take."""
+        epoch, seq, wanted = item.epoch, item.seq, refusal.expected
+        if epoch is None or seq is None:
+            return False
+        lacks = refusal.code == "seq_gap" and wanted is not None and wanted < (epoch, seq)
+        if lacks and wanted and await settled(self._parts.offline_queue.requeue_from(*wanted)):
+            return True
+        return bool(await settled(self._parts.evidence_generator.rechain(epoch, seq)))
+
+    # Check-in
+
+    async def _check_in(self) -> bool:
+        """Say that this host lives, and learn whether the server's copy of the chain is ahead of ours (a restored disk).
+
+        Whether it makes sense to go on: the network was there, or nothing could be said of it.
+        """
+        check_in = getattr(self._parts.mcp_client, "check_in", None)
+        if check_in is None or not hasattr(self._parts.evidence_generator, "head"):
+            return True
+        try:
+            answer = await settled(check_in(**await self._report()))
+        except Unavailable as error:
+            self._say(error.code)
+            return False
+        except (AgentError, TypeError, KeyError, AttributeError) as error:
+            log.debug("checkin.failed", code=code_of(error))
+            return True
+        if isinstance(answer, CheckinReply):
+            await self._reconcile(answer)
+        return True
+
+    async def _report(self) -> dict[str, Any]:
+        stats = await settled(self._parts.offline_queue.get_stats())
+        baseline = self._parts.drift_detector.baseline
+        return {
+            "head": await settled(self._parts.evidence_generator.head()),
+            "pending": stats["pending"],
+            "baseline": (baseline.version, baseline.sha256),
+            "checks": {drift.check: (str(drift.result), drift.reason) for drift in self._parts.latest},
+        }
+
+    async def _reconcile(self, answer: CheckinReply) -> None:
+        """Compare heads. Rarely: a server that lies about it must not fill the chain with epochs."""
+        now = self._parts.clock.monotonic()
+        if self._reconciled_at is not None and now - self._reconciled_at < RECONCILE_AT_MOST_EVERY_S:
+            return
+        epoch = await self._parts.evidence_generator.reconcile(answer.known)
+        if epoch is not None:
+            self._reconciled_at = now
+            log.error("chain.server_ahead", epoch=epoch)
+
+    # What is said
+
+    def _say(self, code: str, **keys: Any) -> None:
+        self._failures += 1
+        if code != self._trouble:
+            self._trouble = code
+            log.warning("delivery.troubled", code=code, **keys)
+
+    def _over(self) -> None:
+        if self._trouble:
+            log.info("delivery.recovered", failures=self._failures)
+        self._trouble, self._failures = "", 0
