@@ -621,13 +621,21 @@ async def test_endless_output_is_cut_in_bounded_memory(real: RealHost, bin_dir: 
 
 
 @pytest.mark.real
-async def test_what_is_left_in_the_pipe_at_the_end_is_read(real: RealHost, bin_dir: Path) -> None:
+async def test_what_is_left_in_the_pipe_at_the_end_is_read(real: RealHost, bin_dir: Path, tmp_path: Path) -> None:
+    """The program writes more than one read takes and is gone before we look."""
     path = bin_dir / "tool"
     path.write_text(
-        f"#!{sys.executable} -S\nimport fcntl, os\nfcntl.fcntl(1, 1031, 1 << 20)\nos.write(1, b'x' * 1_000_000)\n"
+        f"#!{sys.executable} -S\nimport fcntl, os, time\nfcntl.fcntl(1, 1031, 1 << 20)\n"
+        f"open('{tmp_path}/ready', 'w').close()\nwhile not os.path.exists('{tmp_path}/go'): time.sleep(0.01)\n"
+        "os.write(1, b'x' * 1_000_000)\n"
     )
     path.chmod(0o755)
-    assert len((await real.run(["tool"])).out) == 1_000_000
+    task = asyncio.create_task(real.run(["tool"]))
+    while not (tmp_path / "ready").exists():
+        await asyncio.sleep(0.01)
+    (tmp_path / "go").touch()
+    time.sleep(0.3)  # the event loop sees nothing meanwhile
+    assert len((await task).out) == 1_000_000
 
 
 @pytest.mark.real
@@ -849,6 +857,7 @@ async def test_a_hung_call_does_not_keep_the_interpreter_from_ending() -> None:
 @pytest.mark.real
 async def test_the_kernels_own_files_are_read(real: RealHost) -> None:
     assert b"MemTotal" in await real.read("/proc/meminfo")
+    assert await reason_of(real.read("/proc/meminfo", limit_bytes=10)) == "output_too_large"
     assert await reason_of(real.read("/dev/null")) == "io_error"
 
 

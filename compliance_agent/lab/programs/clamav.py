@@ -43,7 +43,7 @@ def provide(host: FakeHost) -> None:
     host.part(Signatures).built_at = host.now() - timedelta(hours=5)
     host.install("freshclam")
     host.units_table[UNIT] = Unit()
-    host.units_table[FRESHCLAM] = Unit(started=lambda: fetch(host))
+    host.units_table[FRESHCLAM] = Unit(started=lambda: _updater_started(host))
     host.sockets[SOCKET] = clamd
     host.put("/etc/clamav/clamd.conf", f"LocalSocket {SOCKET}\nUser clamav\nDatabaseDirectory /var/lib/clamav\n")
     host.put("/var/lib/clamav/main.cvd", b"ClamAV-VDB:16 Sep 2021 08-32 -0400:62:6647427:90:x:x:sigmgr:1631795562")
@@ -76,6 +76,11 @@ def fetch(host: FakeHost) -> bool:
         signatures.built_at = host.now() - timedelta(hours=2)
         _store(host)
     return True
+
+
+def _updater_started(host: FakeHost) -> None:
+    """The service looks for updates at once, and stays up when no mirror answers."""
+    fetch(host)
 
 
 def clamd(host: FakeHost, request: bytes) -> bytes:
