@@ -58,7 +58,7 @@ def test_what_cannot_be_used_is_named(raw: bytes, named: str) -> None:
     ("variable", "value"),
     [
         ("MSP_SERVER_PROT", "1"),
-        ("MSP_SERVER_PORT", "１"),
+        ("MSP_SERVER_PORT", "\uff11"),
         ("MSP_SERVER_PORT", "1_0"),
         ("MSP_SERVER_PORT", ""),
         ("MSP_SERVER_TLS", "1"),

@@ -128,4 +128,4 @@ async def test_the_schema_is_written_for_postgresql_too() -> None:
     from compliance_agent.server.store import tables
 
     for table in tables.metadata.sorted_tables:
-        assert "CREATE TABLE" in str(CreateTable(table).compile(dialect=postgresql.dialect()))
+        assert "CREATE TABLE" in str(CreateTable(table).compile(dialect=postgresql.dialect()))  # type: ignore[no-untyped-call]
