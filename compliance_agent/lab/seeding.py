@@ -84,14 +84,14 @@ class SeededHost:
 
 @dataclass(frozen=True)
 class Event:
-    """What happens on a host, and when: a check's case is seen, and perhaps a cure ends in `outcome` for `reason`."""
+    """What happens on a host, and when: a check's case is seen, and perhaps a cure ends in `outcome`, with `ending`."""
 
     ago: timedelta
     host: str
     check: str
     result: Result
     outcome: str | None = None
-    reason: str = ""
+    ending: str = ""
 
 
 HOSTS = (
@@ -142,9 +142,9 @@ async def seed_fleet(store: Store, ingest: Ingest, clock: MovingClock, *, seed: 
     clock.now = end - 26 * _H
     await enrol(store, list(hosts.values()), clock.now)
     for moment, host, event in _story(hosts, end, rng):
-        bundles = [_heartbeat(host, moment)] if event is None else _happened(host, event, moment)
-        clock.now = bundles[-1].timestamp_end + timedelta(seconds=1)
-        await record(ingest, host, bundles, rng)
+        bundle = _heartbeat(host, moment) if event is None else _happened(host, event, moment)
+        clock.now = bundle.timestamp_end + timedelta(seconds=1)
+        await record(ingest, host, [bundle], rng)
     clock.now = end
     return hosts
 
@@ -245,7 +245,7 @@ def _heartbeat(host: SeededHost, moment: datetime) -> EvidenceBundle:
     return _bundle(host, "heartbeat", moment, states=dict(host.verdicts), counts={"pending": 0})
 
 
-def _happened(host: SeededHost, event: Event, moment: datetime) -> list[EvidenceBundle]:
+def _happened(host: SeededHost, event: Event, moment: datetime) -> EvidenceBundle:
     """The verdict that changed, and what was done about it."""
     check = known()[event.check]
     seen = look(check.id, event.result)
@@ -258,10 +258,9 @@ def _happened(host: SeededHost, event: Event, moment: datetime) -> list[Evidence
         "pre_state": seen.state,
     }
     host.verdicts[check.id] = (seen.result, seen.reason)
-    bundles = [_bundle(host, "drift", moment, **said)]
     if event.outcome is None:
-        return bundles
-    said |= {"outcome": event.outcome, "reason": event.reason}
+        return _bundle(host, "drift", moment, **said)
+    said |= {"outcome": event.outcome, "error": event.ending}  # a failure is recorded with what was done about it
     if event.outcome == "success":
         healed = look(check.id, Result.PASS)
         host.verdicts[check.id] = (healed.result, healed.reason)
@@ -275,4 +274,4 @@ def _happened(host: SeededHost, event: Event, moment: datetime) -> list[Evidence
                 for number, action in enumerate(seen.actions, start=1)
             ],
         }
-    return [*bundles, _bundle(host, "remediation", moment + timedelta(seconds=2), **said)]
+    return _bundle(host, "remediation", moment + timedelta(seconds=2), **said)

@@ -81,6 +81,7 @@ class Bundle:
     Attributes:
         number: order of arrival, over all hosts; the cursor of lists.
         check, result, reason, outcome: as the bundle says; None where it says nothing.
+        error: why a cure was held back or how it went wrong, or `healed`; None where there was none.
     """
 
     number: int
@@ -98,6 +99,7 @@ class Bundle:
     outcome: str | None
     created_at: str
     received_at: datetime
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ class NewBundle:
     received_at: datetime
     body: bytes
     sig: bytes
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -209,14 +212,15 @@ class BundleQuery:
 
 
 @dataclass(frozen=True)
-class Tally:
-    """A number of bundles of one sort at one site."""
+class Event:
+    """A recorded verdict of one check, or what was done about it: as little of the bundle as counting needs."""
 
     site_id: str
+    key_id: str
+    check: str
     kind: str
     result: str | None
     outcome: str | None
-    count: int
 
 
 class SiteReader(Protocol):
@@ -231,8 +235,8 @@ class SiteReader(Protocol):
         """The same handle for one of its sites; for another site, a handle that sees nothing."""
         ...
 
-    async def tallies(self, since: datetime) -> list[Tally]:
-        """How many bundles of each sort arrived since then, by site."""
+    async def events(self, since: datetime) -> list[Event]:
+        """Verdicts and cures that arrived since then, by host and check, each in the order of its chain."""
         ...
 
     async def site_rows(self) -> list[Site]:

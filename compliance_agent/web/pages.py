@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from compliance_agent.server.services.fleet import Moved
+
 VERDICT_ORDER = ("fail", "unknown", "exception", "pass", "not_applicable")
 _FLOOR = datetime.min.replace(tzinfo=UTC)
 
@@ -69,18 +71,6 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Changes:
-    """What moved in the last 24 hours."""
-
-    worse: int = 0
-    better: int = 0
-    healed: int = 0
-
-    def __add__(self, other: Changes) -> Changes:
-        return Changes(self.worse + other.worse, self.better + other.better, self.healed + other.healed)
-
-
-@dataclass(frozen=True)
 class SiteRow:
     """One clinic on the first page. `findings` counts hosts whose chain contradicts itself or has a gap."""
 
@@ -91,7 +81,7 @@ class SiteRow:
     silent: int
     counts: Counts
     oldest_unmet: datetime | None
-    changes: Changes
+    changes: Moved
     findings: int = 0
 
 
@@ -104,7 +94,7 @@ class CheckRow:
         reported: the verdict the host reported last.
         since: when the reported verdict began, where known.
         outcome: how the last remediation ended, or None.
-        gate: reason token of that remediation.
+        gate: token of how it ended or what held it back.
         remediated_at: when it ended.
         remediation_id: its bundle.
         bundle_id: the bundle that recorded the verdict, where there is one.
@@ -154,7 +144,7 @@ class HostRow:
 
 @dataclass(frozen=True)
 class BundleRow:
-    """One bundle in a list."""
+    """One bundle in a list. `sentence` says why it was judged so, `gate` how the cure ended or what held it back."""
 
     bundle_id: str
     kind: str
@@ -167,6 +157,7 @@ class BundleRow:
     at: datetime
     epoch: int
     seq: int
+    gate: str = ""
 
 
 @dataclass(frozen=True)

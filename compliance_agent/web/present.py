@@ -8,13 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from compliance_agent.server.records import NO_DIGEST, Bundle, Fork, Gap, Tally
-from compliance_agent.server.services.fleet import BundleStanding, CheckStanding, HostStanding, SiteStanding
+from compliance_agent.server.records import NO_DIGEST, Bundle, Fork, Gap
+from compliance_agent.server.services.fleet import BundleStanding, CheckStanding, HostStanding, Moved, SiteStanding
 from compliance_agent.web import words
 from compliance_agent.web.pages import (
     BundlePage,
     BundleRow,
-    Changes,
     CheckRow,
     Counts,
     Finding,
@@ -53,8 +52,8 @@ def check_row(standing: CheckStanding) -> CheckRow:
         sentence=words.reason_sentence(verdict.check, standing.reason),
         since=verdict.since,
         outcome=cure.outcome if cure else None,
-        gate=cure.reason if cure else None,
-        gate_sentence=words.gate_sentence(cure.reason) if cure and cure.reason else "",
+        gate=cure.error if cure else None,
+        gate_sentence=words.gate_sentence(cure.error) if cure and cure.error else "",
         remediated_at=made_at(cure) if cure else None,
         remediation_id=cure.bundle_id if cure else None,
         bundle_id=verdict.bundle_id,
@@ -84,19 +83,7 @@ def host_row(standing: HostStanding) -> HostRow:
     )
 
 
-def changes(tallies: Iterable[Tally]) -> dict[str, Changes]:
-    """What moved at each site. A cure that held is a change for the better that nobody had to make."""
-    moved: dict[str, Changes] = {}
-    for tally in tallies:
-        healed = tally.kind == "remediation" and tally.outcome == "success"
-        better = healed or (tally.kind == "drift" and tally.result == "pass")
-        worse = tally.kind == "drift" and tally.result in {"fail", "unknown"}
-        step = Changes(tally.count * worse, tally.count * better, tally.count * healed)
-        moved[tally.site_id] = moved.get(tally.site_id, Changes()) + step
-    return moved
-
-
-def site_row(standing: SiteStanding, moved: Mapping[str, Changes]) -> SiteRow:
+def site_row(standing: SiteStanding, moved: Mapping[str, Moved]) -> SiteRow:
     """One clinic."""
     counts = standing.counts
     site = standing.site
@@ -108,7 +95,7 @@ def site_row(standing: SiteStanding, moved: Mapping[str, Changes]) -> SiteRow:
         silent=standing.silent,
         counts=Counts(counts["pass"], counts["fail"], counts["unknown"], counts["exception"], counts["not_applicable"]),
         oldest_unmet=standing.oldest_unmet_at,
-        changes=moved.get(site.site_id, Changes()),
+        changes=moved.get(site.site_id, Moved()),
         findings=sum(host.broken for host in standing.live),
     )
 
@@ -140,12 +127,8 @@ def findings(gaps: Iterable[Gap], forks: Sequence[Fork]) -> list[Finding]:
 
 def bundle_row(bundle: Bundle) -> BundleRow:
     """One bundle in a list."""
-    sentence = ""
-    if bundle.reason:
-        cure = bundle.kind == "remediation"
-        sentence = (
-            words.gate_sentence(bundle.reason) if cure else words.reason_sentence(bundle.check or "", bundle.reason)
-        )
+    sentence = words.reason_sentence(bundle.check or "", bundle.reason) if bundle.reason else ""
+    gate = words.gate_sentence(bundle.error) if bundle.error else ""
     return BundleRow(
         bundle_id=bundle.bundle_id,
         kind=bundle.kind,
@@ -155,6 +138,7 @@ def bundle_row(bundle: Bundle) -> BundleRow:
         outcome=bundle.outcome,
         reason=bundle.reason or "",
         sentence=sentence,
+        gate=gate,
         at=made_at(bundle),
         epoch=bundle.epoch,
         seq=bundle.seq,
@@ -239,7 +223,7 @@ def details(document: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         ("Policy", document.get("policy_version")),
         ("Host clock", _clock(_object(document, "clock"))),
         ("Look after the cure", _look_after(document)),
-        ("Error", words.humanise(str(document["error"])) if document.get("error") else None),
+        ("Ended with", document.get("error")),
         ("Rollback point", _rollback(_object(document, "rollback"))),
         ("Found after a restart", "yes" if document.get("recovered") else None),
         ("Order", document.get("order_id")),

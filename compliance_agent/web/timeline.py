@@ -114,9 +114,9 @@ def _turns(row: CheckRow, events: Sequence[BundleRow], base: Base | None, edge: 
     """When the verdict became what, as far as it is on record."""
     # A cure counts as healed only after the check itself passed again, so a success is a change of verdict too.
     turns = [
-        (event.at, "pass" if event.kind == "remediation" else event.result or "unknown")
+        (event.at, "pass" if event.outcome == "success" else event.result or "unknown")
         for event in events
-        if event.kind == "drift" or (event.kind == "remediation" and event.outcome == "success")
+        if event.kind in {"drift", "remediation"}
     ]
     if row.since and row.since <= edge and not any(at >= row.since for at, _ in turns):
         turns.append((row.since, row.reported))

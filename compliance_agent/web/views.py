@@ -24,11 +24,11 @@ from compliance_agent import crypto
 from compliance_agent.errors import Refusal
 from compliance_agent.server.api.deps import services_of, session_cookie
 from compliance_agent.server.records import Bundle, BundleQuery
-from compliance_agent.server.services.fleet import Fleet
+from compliance_agent.server.services.fleet import Fleet, Moved
 from compliance_agent.web import present, security, timeline, words
 from compliance_agent.web.assets import STATIC_ROUTE
 from compliance_agent.web.caller import caller_of, now_of, session_of
-from compliance_agent.web.pages import Changes, Counts, SiteRow, by_urgency, hosts_by_urgency
+from compliance_agent.web.pages import Counts, SiteRow, by_urgency, hosts_by_urgency
 from compliance_agent.web.routing import Fallback, PageRoute, page
 
 LONGEST_FORM_BYTES = 8192
@@ -54,8 +54,9 @@ def mount_static(app: FastAPI) -> None:
 async def fleet(request: Request) -> Response:
     """Every site the caller may see, the most urgent first."""
     caller = await caller_of(request)
-    moved = present.changes(await caller.fleet.tallies())
-    sites = by_urgency(present.site_row(site, moved) for site in await caller.fleet.sites())
+    found = await caller.fleet.sites()
+    moved = await caller.fleet.moved(found)
+    sites = by_urgency(present.site_row(site, moved) for site in found)
     return page(request, "fleet.html", user=caller.user.name, sites=sites, **_totals(sites))
 
 
@@ -65,7 +66,7 @@ def _totals(sites: Iterable[SiteRow]) -> dict[str, Any]:
     oldest = min(unmet, default=None)
     return {
         "counts": sum((site.counts for site in sites), Counts()),
-        "changes": sum((site.changes for site in sites), Changes()),
+        "changes": sum((site.changes for site in sites), Moved()),
         "hosts": sum(site.hosts for site in sites),
         "silent": sum(site.silent for site in sites),
         "oldest": oldest[0] if oldest else None,
@@ -78,7 +79,7 @@ async def site(request: Request, site_id: str) -> Response:
     """One clinic and its hosts."""
     caller = await caller_of(request)
     found = await caller.fleet.site(site_id)
-    row = present.site_row(found, present.changes(await caller.fleet.tallies()))
+    row = present.site_row(found, await caller.fleet.moved([found]))
     hosts = hosts_by_urgency(present.host_row(host) for host in found.hosts)
     return page(request, "site.html", user=caller.user.name, site=row, hosts=hosts)
 

@@ -8,14 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compliance_agent import healing
 from compliance_agent.core import gates
 from compliance_agent.errors import CANNOT_TELL_REASONS
 from compliance_agent.models import BundleKind, Outcome, Result
-from compliance_agent.remedies.transaction import ENDINGS
-from compliance_agent.server.records import Tally
+from compliance_agent.server.services.fleet import Moved
 from compliance_agent.web import present, words
 from compliance_agent.web.pages import (
-    Changes,
     Counts,
     SiteRow,
     Verification,
@@ -54,7 +53,7 @@ def test_nothing_verified_is_not_valid() -> None:
 
 def site(name: str, silent: int = 0, hours: int | None = None) -> SiteRow:
     oldest = None if hours is None else NOW - timedelta(hours=hours)
-    return SiteRow(name, name, "client", 1, silent, Counts(1), oldest, Changes())
+    return SiteRow(name, name, "client", 1, silent, Counts(1), oldest, Moved())
 
 
 def test_silent_sites_lead_then_the_oldest_unmet() -> None:
@@ -76,18 +75,6 @@ def test_silent_sites_lead_then_the_oldest_unmet() -> None:
 )
 def test_age_in_words(ago: timedelta, said: str) -> None:
     assert age(NOW - ago, NOW) == said
-
-
-def test_changes_count_a_cure_as_better_and_healed_and_a_failed_cure_as_neither() -> None:
-    tallies = [
-        Tally("s", "drift", "fail", None, 3),
-        Tally("s", "drift", "unknown", None, 1),
-        Tally("s", "drift", "pass", None, 2),
-        Tally("s", "remediation", "fail", "success", 2),
-        Tally("s", "remediation", "fail", "reverted", 5),
-        Tally("s", "heartbeat", None, None, 24),
-    ]
-    assert present.changes(tallies) == {"s": Changes(worse=4, better=4, healed=2)}
 
 
 def test_facts_side_by_side_with_the_changed_ones_first() -> None:
@@ -112,7 +99,7 @@ def test_could_not_tell_is_never_printed_as_an_answer() -> None:
         (words.OUTCOMES, list(Outcome)),
         (words.KINDS, list(BundleKind)),
         (words.COMMON_REASONS, ["as_expected", *CANNOT_TELL_REASONS, "silent", "stale", "revoked"]),
-        (words.GATES, [*gates.REASONS, *ENDINGS]),
+        (words.GATES, [*gates.REASONS, *healing.CODES]),
     ],
     ids=["verdicts", "outcomes", "kinds", "common reasons", "gates and endings"],
 )

@@ -54,7 +54,7 @@ def test_a_silent_host_is_known_only_until_it_was_seen() -> None:
     assert "silent" in picture.lanes[0].summary
 
 
-def test_a_cure_that_held_is_a_change_and_one_that_did_not_is_only_a_mark() -> None:
+def test_a_cure_is_marked_and_one_that_held_is_a_change() -> None:
     seen = [event(9 * H, "fail"), event(6 * H, "fail", "reverted", 2), event(3 * H, "fail", "success", 3)]
     picture = draw([check("pass", NOW - 3 * H)], seen, base=None, last_seen=NOW, silent=False, now=NOW)
     assert bars(picture) == [("none", 0, 250), ("fail", 250, 500), ("pass", 750, 250)]

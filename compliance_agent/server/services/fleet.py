@@ -8,8 +8,9 @@ What is outside the caller's sites does not exist here.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -21,12 +22,12 @@ from compliance_agent.server.records import (
     BundleQuery,
     CheckVerdict,
     Clock,
+    Event,
     Fork,
     Gap,
     Host,
     Site,
     SiteReader,
-    Tally,
 )
 from compliance_agent.server.services.verification import Verifier
 
@@ -137,6 +138,18 @@ class SiteStanding:
     def oldest_unmet_at(self) -> datetime | None:
         """Since when the longest standing item of the site is not met."""
         return min((item.oldest_unmet_at for item in self.live if item.oldest_unmet_at), default=None)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """How often something became unmet, how often it was met again, and how often a cure did that."""
+
+    worse: int = 0
+    better: int = 0
+    healed: int = 0
+
+    def __add__(self, other: Moved) -> Moved:
+        return Moved(self.worse + other.worse, self.better + other.better, self.healed + other.healed)
 
 
 @dataclass(frozen=True)
@@ -256,9 +269,18 @@ class Fleet:
         """Bundles that contradict a host's chain."""
         return await self._reader.forks(key_id)
 
-    async def tallies(self, last: timedelta = timedelta(hours=24)) -> list[Tally]:
-        """How many bundles of each sort arrived lately, by site."""
-        return await self._reader.tallies(self._clock() - last)
+    async def moved(self, sites: Iterable[SiteStanding], last: timedelta = timedelta(hours=24)) -> dict[str, Moved]:
+        """What changed at these sites lately, by site id."""
+        since = self._clock() - last
+        hosts = {item.host.key_id: item for site in sites for item in site.hosts}
+        totals: dict[str, Moved] = {}
+        events = await self._reader.events(since)
+        for (key_id, check), group in itertools.groupby(events, lambda event: (event.key_id, event.check)):
+            host = hosts.get(key_id)
+            if host is not None:
+                before = totals.get(host.host.site_id, Moved())
+                totals[host.host.site_id] = before + _moved(list(group), host, check, since)
+        return totals
 
     async def _standings(self, reader: SiteReader) -> list[HostStanding]:
         by_host: dict[str, list[CheckVerdict]] = {}
@@ -287,6 +309,31 @@ class Fleet:
         if why and verdict.result not in UNMET:
             return CheckStanding(verdict, "unknown", why, remediation)
         return CheckStanding(verdict, verdict.result, verdict.reason, remediation)
+
+
+def _moved(events: Sequence[Event], host: HostStanding, check: str, since: datetime) -> Moved:
+    """The changes of one check of one host, from its events in order; there is at least one.
+
+    A cure that held is two changes: it had failed, and it passes. What stood before the first event is not among the events: it
+    was met if the event says that something is not, unless that had begun long before; the first word of a new host is no change.
+    """
+    worse = better = 0
+    if events[0].result in UNMET:
+        long_unmet = any(item.check == check and item.verdict.since < since for item in host.checks)
+        met = not (long_unmet and _never_met(events))
+    else:
+        met = host.host.enrolled_at >= since
+    for event in events:
+        cured = event.kind == "remediation" and event.outcome == "success"
+        for now_met in (event.result not in UNMET, True) if cured else (event.result not in UNMET,):
+            worse += met and not now_met
+            better += now_met and not met
+            met = now_met
+    return Moved(worse, better, sum(event.kind == "remediation" and event.outcome == "success" for event in events))
+
+
+def _never_met(events: Iterable[Event]) -> bool:
+    return all(event.result in UNMET and event.outcome != "success" for event in events)
 
 
 def _not_found(what: str) -> Refusal:

@@ -370,6 +370,7 @@ def _new_bundle(host: Host, item: Checked, now: datetime) -> NewBundle:
         result=document["result"],
         reason=document["reason"],
         outcome=document["outcome"],
+        error=document["error"],
         created_at=document["created_at"],
         received_at=now,
         body=item.body,

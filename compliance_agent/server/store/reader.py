@@ -10,7 +10,7 @@ from sqlalchemy import Select, and_, func, or_, select
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from compliance_agent.server.records import Bundle, BundleQuery, CheckVerdict, Fork, Gap, Host, Site, Tally
+from compliance_agent.server.records import Bundle, BundleQuery, CheckVerdict, Event, Fork, Gap, Host, Site
 from compliance_agent.server.store import rows, tables
 from compliance_agent.server.store.engine import translated
 
@@ -34,14 +34,19 @@ class BoundReader:
         """The same for one site; nothing for a site that is not among ours."""
         return BoundReader(self._engine, self._sites & {site_id})
 
-    async def tallies(self, since: datetime) -> list[Tally]:
-        sort = (_bundles.site_id, _bundles.kind, _bundles.result, _bundles.outcome)
+    async def events(self, since: datetime) -> list[Event]:
+        wanted = (_bundles.site_id, _bundles.key_id, _bundles.check, _bundles.kind, _bundles.result, _bundles.outcome)
         query = (
-            select(*sort, func.count().label("count"))
-            .where(_bundles.site_id.in_(self._sites), _bundles.received_at >= rows.text(since))
-            .group_by(*sort)
+            select(*wanted)
+            .where(
+                _bundles.site_id.in_(self._sites),
+                _bundles.received_at >= rows.text(since),
+                _bundles.kind.in_(("drift", "remediation")),
+                _bundles.check.is_not(None),
+            )
+            .order_by(_bundles.key_id, _bundles.check, _bundles.epoch, _bundles.seq)
         )
-        return [Tally(**row) for row in await self._all(query)]
+        return [Event(**row) for row in await self._all(query)]
 
     async def site_rows(self) -> list[Site]:
         query = select(tables.sites).where(tables.sites.c.site_id.in_(self._sites)).order_by(tables.sites.c.site_id)

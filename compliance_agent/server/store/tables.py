@@ -117,6 +117,7 @@ bundles = Table(
     Column("result", String),
     Column("reason", String),
     Column("outcome", String),
+    Column("error", String),
     Column("created_at", String, nullable=False),
     Column("received_at", String, nullable=False),
     Column("body", LargeBinary, nullable=False),
