@@ -20,6 +20,7 @@ from compliance_agent.facts import LARGEST_INT
 MAX_BYTES = 1_048_576
 MAX_DEPTH = 16
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _INT = re.compile(r"-?(0|[1-9][0-9]{0,15})")
 _YAML_WORDS: dict[str, Any] = {"true": True, "false": False, "null": None, "~": None, "": None}
 
@@ -94,7 +95,7 @@ def _check_tree(value: Any, depth: int) -> None:
 
 
 def _check_string(value: str) -> None:
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if not value.isascii() and _SURROGATE.search(value):
         raise DocumentError("a string holds a lone surrogate", code="not_utf8")
 
 
