@@ -127,29 +127,28 @@ class ComplianceAgent:
             self._state = AgentState(self._database)
             self.stats.update(self._state.statistics())
             self._recorded = self._state.recorded()
-            self.signer = signer if signer is not None else Ed25519Signer(config.signing_key_file)
-            self.drift_detector = (
+            self.signer: Any = signer if signer is not None else Ed25519Signer(config.signing_key_file)
+            self.drift_detector: Any = (
                 drift_detector if drift_detector is not None else DriftDetector(config, clock=self.clock)
             )
-            self.healing_engine = healing_engine if healing_engine is not None else self._healing_engine()
-            self.evidence_generator = (
+            self.healing_engine: Any = healing_engine if healing_engine is not None else self._healing_engine()
+            self.evidence_generator: Any = (
                 evidence_generator if evidence_generator is not None else self._evidence_generator()
             )
-            self.offline_queue = (
+            self.offline_queue: Any = (
                 offline_queue
                 if offline_queue is not None
                 else OfflineQueue(config.database_path, evidence_dir=config.evidence_dir, clock=self.clock)
             )
-            self.mcp_client = mcp_client if mcp_client is not _DEFAULT else self._mcp_client()
+            self.mcp_client: Any = mcp_client if mcp_client is not _DEFAULT else self._mcp_client()
         except BaseException:
             release(self._database)
             raise
 
     def _healing_engine(self) -> HealingEngine:
-        host: Any = self.drift_detector.host  # one that can also be changed, unless a caller passed in less
         return HealingEngine(
             self.config,
-            host=host,
+            host=self.drift_detector.host,
             baseline=self.drift_detector.baseline,
             observe=self.drift_detector.check_one,
             clock=self.clock,
@@ -319,6 +318,7 @@ class ComplianceAgent:
                 return True
             log.warning("cycle.cancelled")
             task.cancel()
+            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # whenever that will be
             await asyncio.wait({task}, timeout=DRAIN_CANCEL_S)
             return False
         finally:

@@ -69,6 +69,7 @@ class Delivery:
         self._acks: dict[str, bytes] = {}
         self._task: asyncio.Task[None] | None = None
         self._reconciled_at: float | None = None
+        self._known: tuple[int, int, str] | None = None  # the newest bundle the server holds, as it said last
         self._trouble = ""
         self._failures = 0
 
@@ -187,7 +188,9 @@ class Delivery:
         lacks = refusal.code == "seq_gap" and wanted is not None and wanted < (epoch, seq)
         if lacks and wanted and await settled(self._parts.offline_queue.requeue_from(*wanted)):
             return True
-        return bool(await settled(self._parts.evidence_generator.rechain(epoch, seq)))
+        if await settled(self._parts.evidence_generator.rechain(epoch, seq)):
+            return True
+        return await self._reconcile(broken=True) and bool(await self._parts.evidence_generator.rechain(epoch, seq))
 
     # Check-in
 
@@ -208,7 +211,8 @@ class Delivery:
             log.debug("checkin.failed", code=code_of(error))
             return True
         if isinstance(answer, CheckinReply):
-            await self._reconcile(answer)
+            self._known = answer.known
+            await self._reconcile()
         return True
 
     async def _report(self) -> dict[str, Any]:
@@ -221,15 +225,17 @@ class Delivery:
             "checks": {drift.check: (str(drift.result), drift.reason) for drift in self._parts.latest},
         }
 
-    async def _reconcile(self, answer: CheckinReply) -> None:
-        """Compare heads. Rarely: a server that lies about it must not fill the chain with epochs."""
+    async def _reconcile(self, *, broken: bool = False) -> bool:
+        """Compare heads; whether a new epoch was begun. Rarely: a server that lies must not fill the chain with epochs."""
         now = self._parts.clock.monotonic()
         if self._reconciled_at is not None and now - self._reconciled_at < RECONCILE_AT_MOST_EVERY_S:
-            return
-        epoch = await self._parts.evidence_generator.reconcile(answer.known)
-        if epoch is not None:
-            self._reconciled_at = now
-            log.error("chain.server_ahead", epoch=epoch)
+            return False
+        epoch = await settled(self._parts.evidence_generator.reconcile(self._known, broken=broken))
+        if epoch is None:
+            return False
+        self._reconciled_at = now
+        log.error("chain.contradicted", epoch=epoch, broken=broken)
+        return True
 
     # What is said
 

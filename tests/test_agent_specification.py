@@ -126,10 +126,8 @@ def test_agent_initialization(agent: ComplianceAgent, test_config: AgentConfig) 
     assert set(agent.stats.values()) == {0} and len(agent.stats) == 7
 
 
-def test_agent_initialization_without_mcp(test_config: AgentConfig, tmp_path: Path) -> None:
-    config = AgentConfig(**{
-        "client_id": "c", "site_id": "s", "host_id": "h", "state_dir": tmp_path / "state", "mcp_url": None
-    })  # fmt: skip
+def test_agent_initialization_without_mcp(tmp_path: Path) -> None:
+    config = AgentConfig(client_id="c", site_id="s", host_id="h", state_dir=tmp_path / "state", mcp_url=None)
     agent = patched(config)
     assert agent.mcp_client is None
     agent._database.close()

@@ -184,11 +184,12 @@ class EvidenceGenerator:
         head = await store.database.call(store.head)
         return (head.epoch, head.seq, head.digest) if head is not None else (0, 0, "0" * 64)
 
-    async def reconcile(self, known: tuple[int, int, str] | None) -> int | None:
+    async def reconcile(self, known: tuple[int, int, str] | None, *, broken: bool = False) -> int | None:
         """Go on in a new epoch when a server holds bundles of this key that this chain does not have, and record that.
 
         Args:
             known: epoch, number and SHA-256 of the newest bundle the server holds; None when it holds none.
+            broken: go on after it although this chain has it: what is recorded after it can never be taken there.
 
         Returns:
             The new epoch, None when there was no need for one.
@@ -196,18 +197,21 @@ class EvidenceGenerator:
         Raises:
             StorageError: nothing was changed, or the new epoch does not say yet why it began.
         """
-        if known is None:
+        if known is None and not broken:
             return None
         from compliance_agent.evidence.recovery import Head
 
         store = await self.open()
-        epoch = await store.database.call(lambda: store.continue_after(Head(*known)))
+        after = Head(*known) if known is not None else Head(0, 0, "0" * 64)
+        epoch = await store.database.call(lambda: store.continue_after(after, broken=broken))
         if epoch is not None:
-            bundle = await self.create_evidence(
-                check="", outcome=None, kind=BundleKind.INCIDENT, trigger="start", reason="server_ahead"
-            )
-            await self._record(store, bundle, await self.circumstances())
+            await self._record(store, await self._incident(broken), await self.circumstances())
         return epoch
+
+    async def _incident(self, broken: bool) -> EvidenceBundle:
+        if broken:
+            return await self.create_evidence("", None, kind=BundleKind.INCIDENT, reason="chain_broken")
+        return await self.create_evidence("", None, kind=BundleKind.INCIDENT, reason="server_ahead")
 
     async def rechain(self, epoch: int, seq: int) -> int:
         """Give pending bundles of ended epochs, from this place on, new places at the end; see `EvidenceStore.rechain`."""

@@ -177,16 +177,22 @@ class EvidenceStore:
 
     # Beside a server
 
-    def continue_after(self, known: Head) -> int | None:
+    def continue_after(self, known: Head, *, broken: bool = False) -> int | None:
         """Begin a new epoch after the newest bundle a server holds of this key, when this chain does not lead there.
 
         That is so when this database was set back, lost or cloned. Returns the new epoch, None when there was no need.
+
+        Args:
+            known: that bundle; `Head(0, 0, 64 zeros)` when the server holds none.
+            broken: this chain does lead there, but what should follow is lost, or follows something else.
 
         Raises:
             StorageError: nothing was changed.
         """
         head = self.head() or Head(0, 0, NO_PREV)
-        if known.digest == head.digest or self.database.read(lambda connection: _leads_to(connection, known)):
+        if known.digest == head.digest:
+            return None
+        if not broken and self.database.read(lambda connection: _leads_to(connection, known)):
             return None
         return self.new_epoch(known.digest, at_least=known.epoch)
 
@@ -250,12 +256,25 @@ class EvidenceStore:
         Raises:
             StorageError: the database cannot be read or written.
         """
+        for row in self.database.read(_rows_to_settle)[0]:
+            self._check_row(row)
         if self._signer is not None:
             self._take_back()
         rows, done = self.database.read(_rows_to_settle)
         self._last_id = max([done, *(row.id for row in rows)])
         self._replayed = True
         return sum(self._materialise(row.id) for row in rows)
+
+    def _check_row(self, row: table.Row) -> None:
+        """Before a row is written out: a damaged one is mended from its directory, or set aside."""
+        public = self._signer.public_bytes if self._signer is not None else self.database.read(table.public_key)
+        if not row.is_sound(public):
+            self.database.write(
+                lambda connection: recovery.mend_or_set_aside(
+                    connection, row.id, row.bundle_id, public, self.evidence_dir
+                ),
+                drains=True,
+            )
 
     def _take_back(self) -> None:
         """Compare the newest directories (after a loss, all) with the rows, and repair the chain's head where needed."""
