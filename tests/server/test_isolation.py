@@ -111,8 +111,8 @@ async def test_every_statement_on_a_tenant_table_names_the_site(server: Server) 
     seen: list[str] = []
     store = server.services.store
     assert isinstance(store, SqlStore)
-    for engine in (store._writer, store._readers):
-        event.listen(engine.sync_engine, "before_cursor_execute", lambda *args: seen.append(args[2]))
+    for engine in (store.database.writer, store.database.readers):
+        event.listen(engine, "before_cursor_execute", lambda *args: seen.append(args[2]))
     host = await server.enrolled()
     await server.deliver(host, host.next(), host.heartbeat(time_sync="pass"))
     await server.deliver(host, host.next(seq=9))
@@ -152,7 +152,7 @@ async def test_a_reader_that_forgets_the_site_is_caught(
 
 def _forgetful(everything: frozenset[str]) -> Any:
     def init(self: BoundReader, engine: Any, _sites: Any) -> None:
-        self._engine, self._sites = engine, everything
+        self._database, self._sites = engine, everything
 
     return init
 

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from compliance_agent.errors import StorageError
-from compliance_agent.server.records import Site
+from compliance_agent.server.records import Site, Transaction
 from compliance_agent.server.store import SqlStore, engine
 from tests.server.builder import START
 
@@ -25,9 +25,9 @@ def site(name: str) -> Site:
 async def test_a_write_is_durable_when_it_returns(tmp_path: Path) -> None:
     """WAL and synchronous=FULL on the connection that writes (NORMAL loses promised records in a power cut)."""
     store = await SqlStore.open(tmp_path / "server.db")
-    async with store._writer.connect() as connection:
+    with store.database.writer.connect() as connection:
         found = {
-            name: (await connection.execute(text(f"PRAGMA {name}"))).scalar_one()
+            name: connection.execute(text(f"PRAGMA {name}")).scalar_one()
             for name in (
                 "journal_mode",
                 "synchronous",
@@ -51,9 +51,8 @@ async def test_a_write_is_durable_when_it_returns(tmp_path: Path) -> None:
 
 async def test_readers_cannot_write(tmp_path: Path) -> None:
     store = await SqlStore.open(tmp_path / "server.db")
-    with pytest.raises(StorageError), engine.translated("trying"):
-        async with store._readers.begin() as connection:
-            await connection.execute(text("DELETE FROM sites"))
+    with pytest.raises(StorageError), engine.translated("trying"), store.database.readers.begin() as connection:
+        connection.execute(text("DELETE FROM sites"))
     await store.close()
 
 
@@ -129,3 +128,17 @@ async def test_the_schema_is_written_for_postgresql_too() -> None:
 
     for table in tables.metadata.sorted_tables:
         assert "CREATE TABLE" in str(CreateTable(table).compile(dialect=postgresql.dialect()))  # type: ignore[no-untyped-call]
+
+
+async def test_a_transaction_waits_for_nothing_else(tmp_path: Path) -> None:
+    """It runs in the writer's thread from end to end: work that waits for the loop would hold the lock for ever."""
+    store = await SqlStore.open(tmp_path / "server.db")
+
+    async def idle(tx: Transaction) -> None:
+        await tx.add_site(site("a"))
+        await asyncio.sleep(0)
+
+    with pytest.raises(RuntimeError, match="waited"):
+        await store.write(idle)
+    assert await store.all_sites() == frozenset()
+    await store.close()

@@ -15,7 +15,11 @@ from compliance_agent.server.records import CheckVerdict, Host
 
 
 def said(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """(check, result, reason) for each verdict that a bundle's document states."""
+    """(check, result, reason) for each verdict that a bundle's document states, one after the other.
+
+    A cure states two: what was seen before it and what after. Without the first, a check that failed and was healed within one
+    bundle would seem to have passed all along.
+    """
     if document["kind"] == "heartbeat":
         for check, state in document["states"].items():
             yield check, state["result"], state["reason"]
@@ -23,10 +27,10 @@ def said(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     check = document["check"]
     if check is None:
         return
+    if document["result"] is not None:
+        yield check, document["result"], document["reason"] or ""
     if document["post_result"] is not None:
         yield check, document["post_result"], document["post_reason"] or document["reason"] or ""
-    elif document["result"] is not None:
-        yield check, document["result"], document["reason"] or ""
 
 
 def apply(

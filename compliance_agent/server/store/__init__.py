@@ -15,12 +15,11 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Select, Table, insert, inspect, select
 from sqlalchemy.engine import Connection, RowMapping
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from compliance_agent.errors import StorageError
 from compliance_agent.server.records import Host, SiteReader, User, Work
 from compliance_agent.server.store import rows, tables
-from compliance_agent.server.store.engine import WriteGate, sqlite_engines, translated
+from compliance_agent.server.store.engine import SqliteDatabase, translated
 from compliance_agent.server.store.reader import BoundReader
 from compliance_agent.server.store.transaction import BoundTransaction
 
@@ -30,10 +29,8 @@ T = TypeVar("T")
 class SqlStore:
     """One writer, several readers. Made by `open`; several processes may hold the same file."""
 
-    def __init__(self, writer: AsyncEngine, readers: AsyncEngine, gate: WriteGate) -> None:
-        self._writer = writer
-        self._readers = readers
-        self._gate = gate
+    def __init__(self, database: SqliteDatabase) -> None:
+        self.database = database
 
     @classmethod
     async def open(cls, path: Path) -> SqlStore:
@@ -43,34 +40,25 @@ class SqlStore:
             StorageError: it cannot be opened, or is of another schema version.
         """
         with translated(f"opening {path}"):
-            gate = WriteGate(path.with_name(f"{path.name}.write-lock"))
-            store = cls(*sqlite_engines(path), gate)
-            try:
-                async with gate(), store._writer.begin() as connection:
-                    await connection.run_sync(_prepare)
-            except BaseException:
-                await store.close()
-                raise
-        return store
+            database = SqliteDatabase(path)
+        try:
+            await database.prepare(_prepare)
+        except BaseException:
+            await database.close()
+            raise
+        return cls(database)
 
     async def close(self) -> None:
-        """Close every connection; the last one to close a database checkpoints it, which is writing."""
-        await self._readers.dispose()
-        try:
-            async with self._gate():
-                await self._writer.dispose()
-        finally:
-            self._gate.close()
+        """Close every connection."""
+        await self.database.close()
 
     async def write(self, work: Work[T]) -> T:
         """Run `work` in one transaction; durable when this returns."""
-        with translated("writing the database"):
-            async with self._gate(), self._writer.begin() as connection:
-                return await work(BoundTransaction(connection))
+        return await self.database.transaction(lambda statements: work(BoundTransaction(statements)))
 
     def for_sites(self, sites: Iterable[str]) -> SiteReader:
         """The handle that sees the rows of these sites."""
-        return BoundReader(self._readers, sites)
+        return BoundReader(self.database, sites)
 
     async def all_sites(self) -> frozenset[str]:
         """Ids of all sites."""
@@ -122,9 +110,7 @@ class SqlStore:
         _check_version(found[0]["value"] if found else None)
 
     async def _all(self, query: Select[Any]) -> list[RowMapping]:
-        with translated("reading the database"):
-            async with self._readers.connect() as connection:
-                return list((await connection.execute(query)).mappings())
+        return await self.database.all(query)
 
 
 def _prepare(connection: Connection) -> None:

@@ -8,21 +8,20 @@ from typing import Any
 
 from sqlalchemy import Select, and_, func, or_, select
 from sqlalchemy.engine import RowMapping
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from compliance_agent.server.records import Bundle, BundleQuery, CheckVerdict, Event, Fork, Gap, Host, Site
 from compliance_agent.server.store import rows, tables
-from compliance_agent.server.store.engine import translated
+from compliance_agent.server.store.engine import SqliteDatabase
 
 _bundles = tables.bundles.c
 MOST_ROWS = 200
 
 
 class BoundReader:
-    """`records.SiteReader` over an engine that can only read."""
+    """`records.SiteReader` over connections that can only read."""
 
-    def __init__(self, engine: AsyncEngine, sites: Iterable[str]) -> None:
-        self._engine = engine
+    def __init__(self, database: SqliteDatabase, sites: Iterable[str]) -> None:
+        self._database = database
         self._sites = frozenset(sites)
 
     @property
@@ -32,7 +31,7 @@ class BoundReader:
 
     def only(self, site_id: str) -> BoundReader:
         """The same for one site; nothing for a site that is not among ours."""
-        return BoundReader(self._engine, self._sites & {site_id})
+        return BoundReader(self._database, self._sites & {site_id})
 
     async def events(self, since: datetime) -> list[Event]:
         wanted = (_bundles.site_id, _bundles.key_id, _bundles.check, _bundles.kind, _bundles.result, _bundles.outcome)
@@ -151,6 +150,4 @@ class BoundReader:
         return [rows.fork(row) for row in await self._all(query)]
 
     async def _all(self, query: Select[Any]) -> list[RowMapping]:
-        with translated("reading the database"):
-            async with self._engine.connect() as connection:
-                return list((await connection.execute(query)).mappings())
+        return await self._database.all(query)

@@ -8,7 +8,6 @@ from typing import Any
 
 from sqlalchemy import Executable, bindparam, delete, func, insert, select, update
 from sqlalchemy.engine import RowMapping
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from compliance_agent.server.records import (
     CheckVerdict,
@@ -22,12 +21,13 @@ from compliance_agent.server.records import (
     User,
 )
 from compliance_agent.server.store import rows, tables
+from compliance_agent.server.store.engine import Statements
 
 
 class BoundTransaction:
     """`records.Transaction` over a connection that has begun to write."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: Statements) -> None:
         self._connection = connection
 
     async def _all(self, query: Executable) -> list[RowMapping]:
