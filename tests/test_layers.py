@@ -41,6 +41,7 @@ LAYERS: dict[str, str] = {
     "documents": "thinking",
     "evidence.allowlist": "thinking",
     "evidence.canonical": "thinking",
+    "log": "thinking",
     "remedies": "thinking",
     "transport": "thinking",
     "utils": "thinking",

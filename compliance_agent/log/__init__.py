@@ -1,0 +1,4 @@
+"""The transparency log, pure: RFC 6962 trees as C2SP tiles, signed checkpoints, cosignatures, receipts and trust policies.
+
+Server, agent, witness, verifier and packet share it; bytes in, decisions out. Reading and writing files is for others.
+"""

@@ -1,0 +1,97 @@
+"""Merkle trees of RFC 6962, section 2.1, and the verifiers of their proofs (RFC 9162, sections 2.1.3.2 and 2.1.4.2).
+
+A row of hashes is one `bytes`, 32 for each: what a tile holds. A verifier returns nothing or raises `BadEvidence`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import NewType
+
+from compliance_agent.errors import BadEvidence
+from compliance_agent.log.fields import MAX_SIZE
+
+LeafHash = NewType("LeafHash", bytes)  # never an entry itself: `hash_leaf` makes it
+RootHash = NewType("RootHash", bytes)
+
+HASH_BYTES = 32
+EMPTY_ROOT = RootHash(hashlib.sha256(b"").digest())
+
+
+def hash_leaf(entry: bytes) -> LeafHash:
+    """`SHA-256(0x00 || entry)`."""
+    return LeafHash(hashlib.sha256(b"\x00" + entry).digest())
+
+
+def hash_node(left: bytes, right: bytes) -> bytes:
+    """`SHA-256(0x01 || left || right)`."""
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+def parents(row: bytes) -> bytes:
+    """The row above. A last hash without a sibling moves up as it is, which is the split of MTH at a power of two."""
+    sha256, paired = hashlib.sha256, len(row) & ~63
+    return b"".join([sha256(b"\x01" + row[at : at + 64]).digest() for at in range(0, paired, 64)]) + row[paired:]
+
+
+def root_of(row: bytes) -> RootHash:
+    """MTH over a whole tree, given its leaf hashes joined together."""
+    while len(row) > HASH_BYTES:
+        row = parents(row)
+    return RootHash(row) if row else EMPTY_ROOT
+
+
+def verify_inclusion(leaf: LeafHash, index: int, size: int, path: Sequence[bytes], root: RootHash) -> None:
+    """Hold a leaf to its place in a tree (RFC 9162, 2.1.3.2); code `bad_inclusion_proof`."""
+    refused = BadEvidence(f"no proof that entry {index} is in the tree of size {size}", code="bad_inclusion_proof")
+    if not 0 <= index < size <= MAX_SIZE or not _are_hashes(leaf, root, *path):
+        raise refused
+    at, last, seen = index, size - 1, bytes(leaf)
+    for sibling in path:
+        if last == 0:
+            raise refused
+        seen, at, last = _climb(seen, sibling, at, last)
+    if last != 0 or seen != root:
+        raise refused
+
+
+def verify_consistency(old: int, new: int, path: Sequence[bytes], old_root: RootHash, new_root: RootHash) -> None:
+    """Hold a tree to being the older one with entries appended (RFC 9162, 2.1.4.2); code `bad_consistency_proof`."""
+    refused = BadEvidence(f"no proof that size {old} is a prefix of size {new}", code="bad_consistency_proof")
+    if not 0 <= old <= new <= MAX_SIZE or not _are_hashes(old_root, new_root, *path):
+        raise refused
+    if old in {0, new}:  # nothing to prove, so no path; the empty tree begins every other
+        if path or old_root != (EMPTY_ROOT if old == 0 else new_root) or (new == 0 and new_root != EMPTY_ROOT):
+            raise refused
+        return
+    at, last = old - 1, new - 1
+    while at & 1:
+        at, last = at >> 1, last >> 1
+    nodes = list(path) if at else [old_root, *path]  # a whole subtree of the new tree stands for itself
+    if not nodes:
+        raise refused
+    seen_old = seen_new = nodes[0]
+    for sibling in nodes[1:]:
+        if last == 0:
+            raise refused
+        if at & 1 or at == last:
+            seen_old = hash_node(sibling, seen_old)
+        seen_new, at, last = _climb(seen_new, sibling, at, last)
+    if last != 0 or seen_old != old_root or seen_new != new_root:
+        raise refused
+
+
+def _climb(seen: bytes, sibling: bytes, at: int, last: int) -> tuple[bytes, int, int]:
+    """One step of both verifiers: the parent's hash, its place in its row, and the place of the row's last."""
+    if at & 1 or at == last:
+        seen = hash_node(sibling, seen)
+        while at and not at & 1:  # rows where the node had no sibling
+            at, last = at >> 1, last >> 1
+    else:
+        seen = hash_node(seen, sibling)
+    return seen, at >> 1, last >> 1
+
+
+def _are_hashes(*values: bytes) -> bool:
+    return all(len(value) == HASH_BYTES for value in values)

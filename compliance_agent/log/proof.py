@@ -1,0 +1,56 @@
+"""Receipts: an entry's place in a log, provable offline (C2SP tlog-proof, "Format" and "Verifying a tlog proof")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compliance_agent.errors import BadEvidence
+from compliance_agent.log.fields import from_base64, from_decimal, to_base64
+from compliance_agent.log.merkle import HASH_BYTES, LeafHash, verify_inclusion
+from compliance_agent.log.policy import Policy, Verified
+
+_HEADER = "c2sp.org/tlog-proof@v1"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a `.tlog-proof` file holds: nothing in it is true before `verify`, and `extra` not even then."""
+
+    index: int
+    path: tuple[bytes, ...]
+    checkpoint: bytes  # the signed note as published
+    extra: bytes = b""
+
+    def encode(self) -> bytes:
+        """The file."""
+        extra = [f"extra {to_base64(self.extra)}"] if self.extra else []
+        lines = [_HEADER, *extra, f"index {self.index}", *map(to_base64, self.path), "", ""]
+        return "\n".join(lines).encode() + self.checkpoint
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Proof:
+        """The proof of exactly these bytes; code `bad_receipt`. The checkpoint in it is read by `verify`."""
+        head, blank, checkpoint = raw.partition(b"\n\n")
+        header, *lines = head.decode("utf-8", "replace").split("\n")
+        extra = b""
+        if lines and lines[0].startswith("extra "):
+            extra = from_base64(lines.pop(0)[6:], "extra of receipt", "bad_receipt")
+        if not blank or header != _HEADER or not lines or not lines[0].startswith("index "):
+            raise BadEvidence("receipt does not begin as a tlog-proof with an index", code="bad_receipt")
+        index = from_decimal(lines[0][6:], "index of receipt", "bad_receipt")
+        path = tuple(from_base64(line, f"hash {at} of receipt", "bad_receipt") for at, line in enumerate(lines[1:], 1))
+        if len(path) > 63 or any(len(node) != HASH_BYTES for node in path):
+            raise BadEvidence("receipt has a hash that is not of 32 bytes, or more than 63", code="bad_receipt")
+        return cls(index, path, checkpoint, extra)
+
+    def verify(self, leaf: LeafHash, policy: Policy, *, require_quorum: bool = True) -> Verified:
+        """Prove that the leaf is in a log the policy trusts; code `no_quorum`, or those of the steps.
+
+        Without `require_quorum` the caller shows a missing quorum itself, from `quorum_met`.
+        """
+        verified = policy.verify(self.checkpoint)
+        size, root = verified.checkpoint.size, verified.checkpoint.root
+        verify_inclusion(leaf, self.index, size, self.path, root)
+        if require_quorum and not verified.quorum_met:
+            raise BadEvidence(f"checkpoint of {verified.checkpoint.origin} lacks its witnesses", code="no_quorum")
+        return verified
