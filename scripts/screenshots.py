@@ -29,7 +29,7 @@ def pictures(served: Served) -> dict[str, str]:
         "site": "/sites/clinic-elm-street",
         "host": f"/hosts/{healed.key_id}",
         "silent": f"/hosts/{served.hosts['imaging-01'].key_id}",
-        "bundle": f"/bundles/{healed.bundle_ids[27]}",
+        "bundle": f"/bundles/{healed.cures['firewall']}",
     }
 
 

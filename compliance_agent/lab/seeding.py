@@ -55,6 +55,7 @@ class SeededHost:
     seq: int = 0
     digest: str = NO_DIGEST
     bundle_ids: list[str] = field(default_factory=list)
+    cures: dict[str, str] = field(default_factory=dict)  # newest remediation bundle by check
 
     @property
     def public_key(self) -> bytes:
@@ -172,6 +173,8 @@ async def record(ingest: Ingest, host: SeededHost, bundles: Sequence[EvidenceBun
         body = canonical(document)
         host.seq, host.digest = host.seq + 1, hashlib.sha256(body).hexdigest()
         host.bundle_ids.append(bundle.bundle_id)
+        if bundle.kind == "remediation":
+            host.cures[bundle.check] = bundle.bundle_id
         sealed.append((body, host.key.sign(body)))
     await ingest.submit(host.row, sealed)
 

@@ -116,7 +116,8 @@ def paths(served: Served) -> list[str]:
         f"/hosts/{silent.key_id}",
         f"/hosts/{host.key_id}/evidence",
         f"/bundles/{host.bundle_ids[0]}",
-        f"/bundles/{host.bundle_ids[-4]}",
+        f"/bundles/{host.cures['firewall']}",
+        f"/bundles/{host.cures['patching']}",
     ]
 
 

@@ -73,7 +73,7 @@ def every_path(served: Served) -> dict[str, str]:
     given = {
         "site_id": "clinic-elm-street",
         "key_id": host.key_id,
-        "bundle_id": host.bundle_ids[-1],
+        "bundle_id": host.cures["firewall"],
         "name": "bundle.json",
     }
     paths = {}
@@ -114,6 +114,13 @@ async def test_host_page_says_why_it_did_and_did_not_fix(client: httpx.AsyncClie
     assert "Security updates wait to be installed." in text
     assert "it waits for the maintenance window" in text
     assert "The check passed again after the cure." in text
+
+
+async def test_since_begins_anew_with_a_cure(client: httpx.AsyncClient, served: Served) -> None:
+    """A check that failed and was healed within one record has not passed all along."""
+    text = (await client.get(f"/hosts/{served.hosts['ehr-db-02'].key_id}")).text
+    row = text[text.index('<tr id="firewall">') :]
+    assert "3 h" in row[row.index('data-label="Since"') : row.index('data-label="Fixed?"')]
 
 
 async def test_evidence_is_filtered_and_paged(client: httpx.AsyncClient, served: Served) -> None:
