@@ -285,7 +285,8 @@ class _Exchange:
         """Wait until it has ended, at most so long; nothing that it still prints is kept."""
         self._close_readers()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._has_ended.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._has_ended.wait()
 
     def close(self) -> None:
         """Take everything off the event loop."""

@@ -72,7 +72,10 @@ class Offload:
         except RuntimeError as error:
             raise CannotTell("io_error", "no thread to be had", errno_name="EAGAIN") from error
         try:
-            await asyncio.wait_for(ready.wait(), timeout_s)
+            async with asyncio.timeout(
+                timeout_s
+            ):  # not wait_for: Python 3.11's loses a cancel that comes with the value
+                await ready.wait()
         except TimeoutError as error:
             if self._give_up(key, job):
                 raise CannotTell("timed_out", f"{key}: no answer within {timeout_s} s") from error

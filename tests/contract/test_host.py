@@ -554,6 +554,16 @@ async def gone(pid: int) -> bool:
     return False
 
 
+async def written(path: Path, task: asyncio.Task[Any]) -> None:
+    """Wait until a program that runs has written to a file."""
+    for _ in range(1000):
+        if path.exists() and path.read_text().strip():
+            return
+        assert not task.done(), task.result()
+        await asyncio.sleep(0.01)
+    pytest.fail(f"{path.name} was not written")
+
+
 async def timed(call: Awaitable[object]) -> tuple[str, float]:
     before = time.monotonic()
     return await reason_of(call), time.monotonic() - before
@@ -626,13 +636,12 @@ async def test_what_is_left_in_the_pipe_at_the_end_is_read(real: RealHost, bin_d
     path = bin_dir / "tool"
     path.write_text(
         f"#!{sys.executable} -S\nimport fcntl, os, time\nfcntl.fcntl(1, 1031, 1 << 20)\n"
-        f"open('{tmp_path}/ready', 'w').close()\nwhile not os.path.exists('{tmp_path}/go'): time.sleep(0.01)\n"
+        f"open('{tmp_path}/ready', 'w').write('x')\nwhile not os.path.exists('{tmp_path}/go'): time.sleep(0.01)\n"
         "os.write(1, b'x' * 1_000_000)\n"
     )
     path.chmod(0o755)
     task = asyncio.create_task(real.run(["tool"]))
-    while not (tmp_path / "ready").exists():
-        await asyncio.sleep(0.01)
+    await written(tmp_path / "ready", task)
     (tmp_path / "go").touch()
     time.sleep(0.3)  # the event loop sees nothing meanwhile
     assert len((await task).out) == 1_000_000
@@ -654,8 +663,7 @@ async def test_death_by_signal_is_an_exit_status(real: RealHost, bin_dir: Path) 
 async def test_a_cancelled_look_kills_its_program(real: RealHost, bin_dir: Path, tmp_path: Path) -> None:
     script(bin_dir, "tool", f"echo $$ > {tmp_path}/pid; sleep 600")
     task = asyncio.create_task(real.run(["tool"], timeout_s=60.0))
-    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
-        await asyncio.sleep(0.01)
+    await written(tmp_path / "pid", task)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -839,6 +847,23 @@ async def test_a_value_that_comes_too_late_is_put_away() -> None:
 
 
 @pytest.mark.real
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_cancel_is_never_lost_and_the_value_is_put_away(turns: int) -> None:
+    """Cancelled in the moment the value arrives (`asyncio.wait_for` of Python 3.11 forgets such a cancel)."""
+    release, offload, put_away = threading.Event(), Offload(), threading.Event()
+    task = asyncio.create_task(offload.call("x", 5.0, release.wait, late=lambda value: put_away.set()))
+    await asyncio.sleep(0.05)
+    release.set()
+    time.sleep(0.05)  # the thread is done; the event loop is yet to hear of it
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    if task.cancel():
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(asyncio.shield(task), 2.0)
+        assert await asyncio.to_thread(put_away.wait, 2.0)
+
+
+@pytest.mark.real
 async def test_a_hung_call_does_not_keep_the_interpreter_from_ending() -> None:
     program = (
         "import asyncio, threading\n"
@@ -859,6 +884,21 @@ async def test_the_kernels_own_files_are_read(real: RealHost) -> None:
     assert b"MemTotal" in await real.read("/proc/meminfo")
     assert await reason_of(real.read("/proc/meminfo", limit_bytes=10)) == "output_too_large"
     assert await reason_of(real.read("/dev/null")) == "io_error"
+
+
+@pytest.mark.real
+async def test_what_is_no_file_is_not_even_opened(real: RealHost, tmp_path: Path) -> None:
+    """Opening can be an act: of a tape, of a watchdog, or of a pipe, whose writer is then let go."""
+    os.mkfifo(tmp_path / "pipe")
+    writer = subprocess.Popen(["/bin/sh", "-c", f"echo x > {tmp_path}/pipe"], stderr=subprocess.DEVNULL)
+    try:
+        await asyncio.sleep(0.1)
+        assert await reason_of(real.read(str(tmp_path / "pipe"))) == "io_error"
+        await asyncio.sleep(0.1)
+        assert writer.poll() is None
+    finally:
+        writer.kill()
+        writer.wait()
 
 
 @pytest.mark.real
