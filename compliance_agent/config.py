@@ -22,6 +22,7 @@ from compliance_agent.adapters.durable import read_file
 from compliance_agent.core.schedule import zone_named
 from compliance_agent.documents import MAX_BYTES, read_yaml
 from compliance_agent.errors import AgentError, ConfigError
+from compliance_agent.facts import VERSION
 from compliance_agent.words import nearest
 
 PREFIX = "MSP_"
@@ -128,6 +129,8 @@ class AgentConfig:
             value = getattr(self, name)
             if value is not None and not LABEL.fullmatch(value):
                 raise ConfigError(f"{name}: expected 1 to 63 letters, digits, dots, dashes or underscores")
+        if not VERSION.fullmatch(self.policy_version):  # it stands in every bundle
+            raise ConfigError('policy_version: expected a version such as "1.0", without spaces, at most 40 characters')
         if self.deployment_mode == "reseller" and self.reseller_id is None:
             raise ConfigError("reseller_id: required when deployment_mode is reseller")
         if (self.client_cert_file is None) != (self.client_key_file is None):
@@ -242,7 +245,7 @@ def _shown(value: Any) -> str:
 
 
 def _path(name: str, value: Any) -> Path:
-    if not isinstance(value, str | os.PathLike) or not str(value) or "\0" in str(value) or len(str(value)) > 4_096:
+    if not isinstance(value, str | os.PathLike) or not 0 < len(str(value)) <= 4_096 or not str(value).isprintable():
         raise ConfigError(f"{name}: expected a path, found {_shown(value)}")
     return Path(value).absolute()
 

@@ -21,7 +21,7 @@ MAX_BYTES = 1_048_576
 MAX_DEPTH = 16
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_INT = re.compile(r"-?(0|[1-9][0-9]{0,15})")
+_INT = re.compile(r"0|-?[1-9][0-9]{0,15}")
 _YAML_WORDS: dict[str, Any] = {"true": True, "false": False, "null": None, "~": None, "": None}
 
 
@@ -40,6 +40,8 @@ def _text(raw: bytes, limit_bytes: int) -> str:
 
 
 def _integer(digits: str) -> int:
+    if digits == "-0":
+        raise DocumentError("-0 is not an integer here; expected 0", code="bad_number")
     if len(digits) > 17 or abs(int(digits)) > LARGEST_INT:
         raise DocumentError("an integer is outside +-(2^53-1)", code="bad_number")
     return int(digits)

@@ -84,12 +84,12 @@ def parse_token(text: str) -> Token:
         raise problem from error
     match document:
         case {
-            "v": 1,
+            "v": int(version),
             "site": str(site),
             "exp": int(expires),
             "secret": str(secret),
             "ca_sha256": (str() | None) as authority,
-        } if _is_token(site, expires, secret, authority):
+        } if version is not True and version == 1 and _is_token(site, expires, secret, authority):
             return Token(text, site, datetime.fromtimestamp(expires, UTC), authority)
     raise problem
 

@@ -30,7 +30,11 @@ class Parameters:
     )
 
     def __post_init__(self) -> None:
-        nftables.port_mask((*self.allow_tcp, *self.allow_udp))
+        for name in ("allow_tcp", "allow_udp"):
+            try:
+                nftables.port_mask(getattr(self, name))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
         if self.expected_sha256 is not None and not SHA256.fullmatch(self.expected_sha256):
             raise ValueError("expected_sha256: expected 64 lower-case hexadecimal digits")
         if not (self.lists or self.expected_sha256):
