@@ -7,14 +7,16 @@ Data goes to standard output, talk to standard error. Exit status: 0 fine, 1 fin
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
+from typing import Any
 
 import click
 
 from compliance_agent import __version__
-from compliance_agent.errors import AgentError
+from compliance_agent.errors import AgentError, Unavailable
 
 COMMANDS = {
     "check": "Look at this host and print a verdict for each check.",
@@ -32,7 +34,21 @@ COMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
+class Suggesting(click.Group):
+    """A group that says which command a mistyped one may have meant."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        from compliance_agent.words import nearest
+
+        known = self.list_commands(ctx)
+        if args and not args[0].startswith("-") and args[0] not in known:
+            ctx.fail(f"no such command {args[0]!r}{nearest(args[0], known)}")
+        return super().resolve_command(ctx, args)
+
+
+class LazyGroup(Suggesting):
     """A group whose commands are imported when they are called, so that `--help` costs nothing."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -41,7 +57,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"{__name__}.{cmd_name}").command
+        command = _module(cmd_name).command
         if not isinstance(command, click.Command):
             raise RuntimeError(f"cli/{cmd_name}.py holds no command")
         return command
@@ -50,14 +66,17 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        from compliance_agent.words import nearest
 
-        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
-            ctx.fail(f"no such command {args[0]!r}{nearest(args[0], COMMANDS)}")
-        return super().resolve_command(ctx, args)
+def _module(cmd_name: str) -> Any:
+    try:
+        return importlib.import_module(f"{__name__}.{cmd_name}")
+    except ModuleNotFoundError as error:
+        missing = str(error.name).partition(".")[0]
+        if missing == __name__.partition(".")[0]:
+            raise
+        raise Unavailable(
+            f"{cmd_name}: the package {missing!r} is not installed here", hint="pip install 'compliance-agent[server]'"
+        ) from error
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -67,30 +86,64 @@ def group() -> None:
 
 
 def main() -> None:
-    """Entry point: runs the command and turns every error into one line and a documented exit status."""
+    """Entry point: runs the command and leaves with a documented exit status; every error is one line."""
+    from compliance_agent.adapters import runner
+
+    status = _status()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        status = _closed_pipe()
+    except OSError as error:
+        status = _unwritable(error)
+    runner.end(status)
+
+
+def _status() -> int:
+    out, err = sys.stdout, sys.stderr
     try:
         status = group.main(prog_name="compliance-agent", standalone_mode=False)
     except AgentError as error:
         _say(error.line)
-        sys.exit(error.exit_status)
-    except click.exceptions.Exit as exit_:
-        sys.exit(exit_.exit_code)
-    except click.Abort:
-        sys.exit(130)
+        return error.exit_status
+    except click.exceptions.Exit as leaving:
+        return leaving.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        return error.exit_code
+    except SystemExit as leaving:
+        if sys.stdout is not out:  # click's own answer to a closed pipe: it replaces the streams, and says 1
+            sys.stdout, sys.stderr = out, err
+            return _closed_pipe()
+        return leaving.code if isinstance(leaving.code, int) else 1
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        return _closed_pipe()
+    except OSError as error:
+        return _unwritable(error) if error.errno in {errno.ENOSPC, errno.EDQUOT} else _bug(error)
     except Exception as error:
-        from compliance_agent.logs import where
+        return _bug(error)
+    return status if isinstance(status, int) else 0
 
-        _say(f"this is a bug: {type(error).__name__} at {where(error)}; please report it with the command you ran")
-        sys.exit(70)
-    sys.exit(status if isinstance(status, int) else 0)
+
+def _closed_pipe() -> int:
+    """Whoever read our output has had enough. What is left of it goes nowhere, so that leaving does not complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+    return 141
+
+
+def _unwritable(error: OSError) -> int:
+    _closed_pipe()
+    _say(f"standard output cannot be written: {errno.errorcode.get(error.errno or 0, 'EIO')}")
+    return 74
+
+
+def _bug(error: Exception) -> int:
+    from compliance_agent.logs import where
+
+    _say(f"this is a bug: {type(error).__name__} at {where(error)}; please report it with the command you ran")
+    return 70
 
 
 def _say(line: str) -> None:

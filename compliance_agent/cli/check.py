@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
+from compliance_agent.adapters import runner
 from compliance_agent.cli.common import config_option, json_option, load_config, print_json, table, unconfigured
 from compliance_agent.drift import DriftDetector
-from compliance_agent.errors import ConfigError
 from compliance_agent.logs import configure
 from compliance_agent.models import DriftResult, Result
 from compliance_agent.words import nearest
@@ -45,7 +45,7 @@ def command(
     """
     configure("CRITICAL")
     detector = detector_for(config_path, baseline_path)
-    results = asyncio.run(look_at(detector, checks))
+    results = runner.run(look_at(detector, checks))
     findings = [result for result in results if result.result not in FINE]
     if as_json:
         print_json(as_document(detector, results))
@@ -70,12 +70,12 @@ async def look_at(detector: DriftDetector, checks: Sequence[str]) -> list[DriftR
     """Results of the named checks, or of all.
 
     Raises:
-        ConfigError: no such check in the baseline.
+        click.UsageError: no such check in the baseline.
     """
     known = detector.baseline.entries
     for name in checks:
         if name not in known:
-            raise ConfigError(f"no check {name!r} in the baseline{nearest(name, known)}", code="no_such_check")
+            raise click.BadParameter(f"no check {name!r} in the baseline{nearest(name, known)}", param_hint="CHECKS")
     if not checks:
         return await detector.check_all()
     return list(await asyncio.gather(*(detector.check_one(name) for name in checks)))

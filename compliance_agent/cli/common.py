@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from compliance_agent.config import LABEL, PREFIX, SERVER_PREFIX, AgentConfig
+from compliance_agent.errors import ConfigError, NotPermitted
 
 SYSTEM_CONFIG = Path("/etc/msp/agent.yaml")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -43,12 +44,28 @@ def load_config(config_path: Path | None) -> AgentConfig | None:
 
     Raises:
         ConfigError: there is one and it cannot be used.
+        NotPermitted: there may be one, and this user may not look.
     """
     if config_path is not None:
         return AgentConfig.from_file(config_path)
+    if _has_system_config():
+        return AgentConfig.from_file(SYSTEM_CONFIG)
     if any(name.startswith(PREFIX) and not name.startswith(SERVER_PREFIX) for name in os.environ):
-        return AgentConfig.from_file(SYSTEM_CONFIG) if SYSTEM_CONFIG.exists() else AgentConfig.from_env()
-    return AgentConfig.from_file(SYSTEM_CONFIG) if SYSTEM_CONFIG.exists() else None
+        return AgentConfig.from_env()
+    return None
+
+
+def _has_system_config() -> bool:
+    """Whether there is one. Not being allowed to look is not the same as there being none."""
+    try:
+        SYSTEM_CONFIG.stat()
+    except PermissionError as error:
+        raise NotPermitted(
+            f"{SYSTEM_CONFIG}: no permission to read", hint="run it as the agent's user, or give --config FILE"
+        ) from error
+    except OSError:
+        return False
+    return True
 
 
 def require_config(config_path: Path | None) -> AgentConfig:
@@ -57,8 +74,6 @@ def require_config(config_path: Path | None) -> AgentConfig:
     Raises:
         ConfigError: there is none, or it cannot be used.
     """
-    from compliance_agent.errors import ConfigError
-
     config = load_config(config_path)
     if config is None:
         raise ConfigError("no configuration: give --config FILE, set MSP_* variables or write /etc/msp/agent.yaml")
@@ -97,6 +112,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, styled: int 
         styled: the column that holds a result word and is coloured by it.
         title: a line above it.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         _rich_table(columns, rows, styled, title)
         return
@@ -105,6 +121,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, styled: int 
         click.echo(title)
     for cells in (columns, *rows):
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+
+
+def printable(text: str) -> str:
+    """The text without control characters: what a host calls its things must not steer a terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], styled: int | None, title: str) -> None:

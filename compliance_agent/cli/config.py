@@ -9,10 +9,11 @@ from pathlib import Path
 import click
 
 from compliance_agent.baseline import load
+from compliance_agent.cli import Suggesting
 from compliance_agent.cli.common import config_option, json_option, print_json, require_config
 
 
-@click.group()
+@click.group(cls=Suggesting)
 def command() -> None:
     """Check or show the agent's configuration."""
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
+import os
 import socket
 from pathlib import Path
 from typing import Any
 
 import click
 
+from compliance_agent.adapters import runner
 from compliance_agent.cli.common import config_option, json_option, load_config, print_json
 from compliance_agent.config import LABEL, AgentConfig
 from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.enrolment import Token, enrol, pin_authority, read_token, save
-from compliance_agent.errors import NotPermitted
+from compliance_agent.errors import ConfigError, NotPermitted
 from compliance_agent.logs import configure
 from compliance_agent.transport.http import HttpTransport
 from compliance_agent.transport.protocol import Enrolled
@@ -45,11 +46,16 @@ def command(
     config = _config(url, token, host_id, state_dir, ca_file, config_path)
     api_key_file = config.mcp_api_key_file or config.state_dir / "keys" / "api-key"
     server_key_file = config.mcp_server_key_file or config.state_dir / "keys" / "server-key"
-    if api_key_file.exists() and not again:
+    if os.path.lexists(api_key_file) and not again:
         raise NotPermitted(f"this host is enrolled already ({api_key_file} is there)", hint="--again enrols it anew")
+    if token.ca_sha256 is None and config.mcp_ca_file is None and url.startswith("https:"):
+        raise ConfigError(
+            "the token names no certificate authority, so nothing vouches for this server",
+            hint="give --ca-file, or ask for a token of the server's own",
+        )
     if token.ca_sha256 is not None and config.mcp_ca_file is None:
-        config = dataclasses.replace(config, mcp_ca_file=asyncio.run(_pin(config, token.ca_sha256)))
-    enrolled = asyncio.run(_enrol(config, token))
+        config = dataclasses.replace(config, mcp_ca_file=runner.run(_pin(config, token.ca_sha256)))
+    enrolled = runner.run(_enrol(config, token))
     save(enrolled, api_key_file, server_key_file)
     settings = {
         "client_id": enrolled.client_id,

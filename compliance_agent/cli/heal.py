@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import click
 
+from compliance_agent.adapters import runner
 from compliance_agent.agent import ComplianceAgent
 from compliance_agent.cli import plan
 from compliance_agent.cli.check import look_at
@@ -33,8 +33,8 @@ def command(
     """
     configure("CRITICAL")
     if dry_run:
-        ctx.exit(1 if asyncio.run(plan.show(checks, config_path, as_json)) else 0)
-    results = asyncio.run(_heal(checks, config_path))
+        ctx.exit(1 if runner.run(plan.show(checks, config_path, as_json)) else 0)
+    results = runner.run(_heal(checks, config_path))
     if as_json:
         print_json({"schema": SCHEMA, "results": [_document(result) for result in results]})
     elif results:
@@ -47,6 +47,7 @@ def command(
 async def _heal(checks: tuple[str, ...], config_path: Path | None) -> list[RemediationResult]:
     agent = ComplianceAgent(require_config(config_path), mcp_client=None)
     try:
+        await agent.recover()
         drifted = [drift for drift in await look_at(agent.drift_detector, checks) if drift.drifted]
         return [await agent.heal_now(drift) for drift in drifted]
     finally:

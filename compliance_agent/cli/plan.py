@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 
+from compliance_agent.adapters import runner
+from compliance_agent.adapters.healing_store import HealingStore
 from compliance_agent.cli.check import look_at
 from compliance_agent.cli.common import config_option, json_option, load_config, print_json, unconfigured
 from compliance_agent.drift import DriftDetector
@@ -29,21 +30,19 @@ def command(ctx: click.Context, checks: tuple[str, ...], config_path: Path | Non
     has drifted.
     """
     configure("CRITICAL")
-    drifted = asyncio.run(show(checks, config_path, as_json))
+    drifted = runner.run(show(checks, config_path, as_json))
     ctx.exit(1 if drifted else 0)
 
 
 async def show(checks: tuple[str, ...], config_path: Path | None, as_json: bool) -> bool:
-    """Print the plans; whether there was drift."""
-    with tempfile.TemporaryDirectory(prefix="compliance-agent-") as scratch:
-        config = load_config(config_path) or unconfigured(Path(scratch))
-        detector = DriftDetector(config)
-        engine = HealingEngine(config, host=detector.host, baseline=detector.baseline, observe=detector.check_one)
-        try:
-            results = [result for result in await look_at(detector, checks) if result.drifted]
-            previews = [await engine.preview(result) for result in results]
-        finally:
-            engine.close()
+    """Print the plans; whether there was drift. What healing remembers is read beside a running agent."""
+    config = load_config(config_path) or unconfigured(Path("/nonexistent"))
+    detector = DriftDetector(config)
+    store = HealingStore.looking(config.database_path)
+    host: Any = detector.host
+    engine = HealingEngine(config, host=host, baseline=detector.baseline, observe=detector.check_one, store=store)
+    results = [result for result in await look_at(detector, checks) if result.drifted]
+    previews = [await engine.preview(result) for result in results]
     if as_json:
         print_json({"schema": SCHEMA, "plans": [preview.as_document() for preview in previews]})
         return bool(results)

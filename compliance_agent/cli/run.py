@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import click
 
+from compliance_agent.adapters import runner
 from compliance_agent.agent import ComplianceAgent
 from compliance_agent.cli.common import config_option, require_config
 from compliance_agent.config import AgentConfig
@@ -22,7 +22,7 @@ def command(config_path: Path | None, log_level: str | None) -> None:
     """Run the agent until SIGTERM or Ctrl-C; it drains and stops in under 10 seconds."""
     config = require_config(config_path)
     configure(log_level or config.log_level)
-    asyncio.run(_run(config))
+    runner.run(_run(config))
 
 
 async def _run(config: AgentConfig) -> None:

@@ -1,0 +1,145 @@
+"""What the agent's database says, for commands that look beside a running agent. Nothing here writes or takes a lock."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from compliance_agent.adapters.database import read_only
+from compliance_agent.errors import NoInput, NotPermitted, StorageError
+from compliance_agent.models import STATS
+
+MAX_RETRIES = 10  # attempts after which a waiting bundle counts as failed, as in queue.py
+LOCKS = Path("/proc/locks")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What evidence last said of a check, and since when (`outcome` and `gate` are empty when nothing was due)."""
+
+    check: str
+    result: str
+    reason: str
+    outcome: str
+    gate: str
+    since: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One recorded bundle: what it says, where it stands, and whether the server has acknowledged it."""
+
+    document: dict[str, Any]
+    state: str
+
+
+@contextlib.contextmanager
+def looking(path: Path) -> Iterator[AgentView]:
+    """The database of an agent, to be read.
+
+    Raises:
+        NoInput: there is none yet.
+        NotPermitted: this user may not read it.
+        StorageError: it cannot be read.
+    """
+    try:
+        path.stat()
+    except PermissionError as error:
+        raise NotPermitted(f"state {path.parent}: no permission to read", hint="run it as the agent's user") from error
+    except OSError as error:
+        raise NoInput(f"state {path.parent}: no agent has run here yet", hint="compliance-agent run") from error
+    if not os.access(path, os.R_OK):
+        raise NotPermitted(f"state {path}: no permission to read", hint="run it as the agent's user")
+    with read_only(path) as connection:
+        yield AgentView(connection, path)
+
+
+class AgentView:
+    """Questions to an open database. A table that is not there yet is as good as an empty one."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._connection = connection
+        self._path = path
+
+    def statistics(self) -> dict[str, int]:
+        """The seven counters as last saved."""
+        found = dict(self._rows("statistics", "SELECT name, value FROM statistics"))
+        return {name: int(found.get(name, 0)) for name in STATS}
+
+    def standings(self) -> list[Standing]:
+        """Every check's last recorded verdict, by name."""
+        rows = self._rows(
+            "recorded", "SELECT check_id, result, reason, outcome, gate, since FROM recorded ORDER BY check_id"
+        )
+        return [Standing(*map(str, row)) for row in rows]
+
+    def moment(self, name: str) -> datetime | None:
+        """When something was last done."""
+        for row in self._rows("moments", "SELECT at FROM moments WHERE name = ?", (name,)):
+            with contextlib.suppress(ValueError):
+                return datetime.fromisoformat(str(row[0]))
+        return None
+
+    def queue(self) -> dict[str, Any]:
+        """Counts of bundles by state, and since when the oldest has been waiting."""
+        states = dict(self._rows("evidence", "SELECT state, count(*) FROM evidence GROUP BY state"))
+        waiting = self._rows(
+            "evidence",
+            "SELECT count(*) FILTER (WHERE retry_count >= ?), min(created_at), max(last_error) FROM evidence"
+            " WHERE state = 'pending'",
+            (MAX_RETRIES,),
+        )
+        failed, oldest, last_error = waiting[0] if waiting else (0, None, None)
+        until = self._rows("queue_wait", "SELECT until FROM queue_wait")
+        return {
+            **{state: int(states.get(state, 0)) for state in ("pending", "uploaded", "damaged")},
+            "failed": failed,
+            "oldest_pending": oldest,
+            "last_error": last_error,
+            "next_attempt_at": until[0][0] if until else None,
+        }
+
+    def chain(self) -> dict[str, Any] | None:
+        """Epoch, number and digest of the last bundle, and the key that signed it."""
+        rows = self._rows("chain", "SELECT epoch, seq, digest, key_id FROM chain")
+        return dict(zip(("epoch", "seq", "digest", "key_id"), rows[0], strict=True)) if rows else None
+
+    def records(self, check: str, most: int, *, kind: str | None = None) -> list[Record]:
+        """The newest bundles about a check, newest first."""
+        wanted = [f'"check":"{check}"', *([f'"kind":"{kind}"'] if kind else [])]
+        where = " AND ".join(["own", *("instr(body, ?) > 0" for _ in wanted)])
+        rows = self._rows(
+            "evidence",
+            f"SELECT body, state FROM evidence WHERE {where} ORDER BY id DESC LIMIT ?",  # noqa: S608  constants only
+            (*(word.encode() for word in wanted), most),
+        )
+        return [Record(json.loads(body), str(state)) for body, state in rows]
+
+    def paused(self) -> bool:
+        """Whether a person paused healing."""
+        return bool(self._rows("heal_flag", "SELECT 1 FROM heal_flag WHERE name = 'paused'"))
+
+    def agent_runs(self) -> bool | None:
+        """Whether a process holds this state; None when that cannot be told. Asking takes no lock."""
+        try:
+            inode = (self._path.parent / "lock").stat().st_ino
+            lines = LOCKS.read_text("ascii", "replace").splitlines()
+        except OSError:
+            return None
+        return any(" FLOCK " in f" {line} " and f":{inode} " in line for line in lines)
+
+    def _rows(self, table: str, statement: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        try:
+            known = self._connection.execute(
+                "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)
+            ).fetchone()
+            return self._connection.execute(statement, values).fetchall() if known else []
+        except sqlite3.Error as error:
+            raise StorageError(f"state {self._path}: {error.sqlite_errorname}") from error

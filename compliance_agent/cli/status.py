@@ -1,0 +1,99 @@
+"""`compliance-agent status`: what this host's agent has done, what waits, and what stands; read beside the running agent."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compliance_agent.adapters.agent_view import AgentView, looking
+from compliance_agent.cli.common import config_option, json_option, print_json, require_config, table
+from compliance_agent.config import AgentConfig
+
+SCHEMA = "compliance-agent/status/v1"
+
+
+@click.command()
+@config_option
+@json_option
+def command(config_path: Path | None, as_json: bool) -> None:
+    """Show statistics, queue, last heartbeat and the last recorded verdict of every check.
+
+    Everything comes from the agent's own records: nothing is looked at on the host and nothing is changed. Exit status 66 when no
+    agent has run here yet.
+    """
+    config = require_config(config_path)
+    with looking(config.database_path) as view:
+        document = as_document(config, view, datetime.now(UTC))
+    if as_json:
+        print_json(document)
+    else:
+        _print(document)
+
+
+def as_document(config: AgentConfig, view: AgentView, now: datetime) -> dict[str, Any]:
+    """The stable object of `--json` (docs/json.md)."""
+    queue = view.queue()
+    heartbeat = view.moment("heartbeat")
+    return {
+        "schema": SCHEMA,
+        "site_id": config.site_id,
+        "host_id": config.host_id,
+        "running": view.agent_runs(),
+        "healing_paused": view.paused(),
+        "last_heartbeat": heartbeat.isoformat(timespec="seconds") if heartbeat else None,
+        "last_heartbeat_age_s": _age_s(heartbeat, now),
+        "statistics": view.statistics(),
+        "queue": {**queue, "oldest_pending_age_s": _age_s(_time(queue["oldest_pending"]), now)},
+        "chain": view.chain(),
+        "checks": [vars(standing) for standing in view.standings()],
+    }
+
+
+def _time(text: str | None) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text) if text else None
+    except ValueError:
+        return None
+
+
+def _age_s(at: datetime | None, now: datetime) -> int | None:
+    return None if at is None else max(0, int((now - at).total_seconds()))
+
+
+def age(seconds: int | None) -> str:
+    """`3 h 5 min`, for people."""
+    if seconds is None:
+        return "never"
+    days, rest = divmod(seconds, 86_400)
+    hours, rest = divmod(rest, 3_600)
+    minutes, rest = divmod(rest, 60)
+    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
+    first = next((number for number, (value, _) in enumerate(parts) if value), 3)
+    return " ".join(f"{value} {unit}" for value, unit in parts[first : first + 2] if value or unit == "s") or "0 s"
+
+
+def _print(document: dict[str, Any]) -> None:
+    running = {True: "running", False: "not running", None: "not known"}[document["running"]]
+    queue, chain = document["queue"], document["chain"]
+    waits = f", oldest for {age(queue['oldest_pending_age_s'])}" if queue["pending"] else ""
+    trouble = f", last error {queue['last_error']}" if queue["last_error"] else ""
+    click.echo(f"agent      {document['host_id']} at {document['site_id']}: {running}")
+    click.echo(f"heartbeat  {age(document['last_heartbeat_age_s'])}{' ago' if document['last_heartbeat'] else ''}")
+    click.echo(f"delivery   {queue['pending']} waiting{waits}{trouble}; {queue['uploaded']} acknowledged")
+    if queue["damaged"]:
+        click.echo(f"damaged    {queue['damaged']} bundles are damaged and kept aside")
+    if chain is not None:
+        click.echo(f"chain      epoch {chain['epoch']}, bundle {chain['seq']}, key {chain['key_id'][:16]}")
+    if document["healing_paused"]:
+        click.echo("healing    paused by a person")
+    click.echo("since      " + ", ".join(f"{name} {value}" for name, value in document["statistics"].items()))
+    rows = [
+        [item["check"], item["result"], item["reason"], f"{item['outcome']} {item['gate']}".strip(), item["since"][:19]]
+        for item in document["checks"]
+    ]
+    if rows:
+        click.echo()
+        table(("check", "verdict", "reason", "done", "since (UTC)"), rows, styled=1)

@@ -1,0 +1,125 @@
+"""`compliance-agent check` and `plan`: an honest table of this machine, a stable object, an exit status that means something."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from compliance_agent.checks import registry
+from compliance_agent.models import Result
+from tests.cli.command import configured, environment, run
+
+WORDS = {str(word) for word in Result}
+KEYS = {
+    "check", "result", "reason", "sentence", "severity", "mode", "citations", "facts", "cure", "exception_id", "duration_ms",
+}  # fmt: skip
+
+
+@pytest.mark.real
+def test_without_configuration_this_machine_is_held_against_the_shipped_baseline() -> None:
+    began = time.monotonic()
+    ended = run("check")
+    spent = time.monotonic() - began
+    assert ended.status == 1, "this machine is no compliant clinic host"
+    lines = ended.out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == sorted(registry())
+    assert all(line.split()[1] in WORDS for line in lines[1:])
+    assert "baseline" in ended.err
+    assert spent < 10
+
+
+@pytest.mark.real
+def test_json_is_one_versioned_object_with_everything() -> None:
+    ended = run("check", "--json")
+    document = json.loads(ended.out)
+    assert set(document) == {"schema", "baseline", "compliant", "counts", "results"}
+    assert document["schema"] == "compliance-agent/check/v1"
+    assert set(document["counts"]) == WORDS and sum(document["counts"].values()) == len(document["results"])
+    assert document["compliant"] is (ended.status == 0)
+    for item in document["results"]:
+        assert set(item) == KEYS
+        assert item["citations"] and all(citation.startswith("164.") for citation in item["citations"])
+    assert ended.err == ""
+
+
+def test_an_unknown_is_a_finding(tmp_path: Path) -> None:
+    """A host that cannot be looked at is not compliant."""
+    baseline = 'version: "1"\nchecks:\n  backup: {parameters: {repository: /no, password_file: /no, paths: [/no]}}\n'
+    ended = run("check", "backup", "--json", "--config", configured(tmp_path, baseline=baseline))
+    assert json.loads(ended.out)["results"][0]["result"] in {"unknown", "fail"}
+    assert ended.status == 1
+
+
+def test_quiet_says_nothing_and_the_same_status(tmp_path: Path) -> None:
+    path = configured(tmp_path)
+    loud, quiet = run("check", "--config", path), run("check", "--quiet", "--config", path)
+    assert (quiet.out, quiet.err, quiet.status) == ("", "", loud.status)
+
+
+def test_a_check_changes_and_leaves_nothing(tmp_path: Path) -> None:
+    path = configured(tmp_path)
+    run("check", "--config", path)
+    run("plan", "--config", path)
+    run("heal", "--dry-run", "--config", path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["agent.yaml", "baseline.yaml"]
+
+
+def test_a_bad_baseline_is_78_and_names_the_field(tmp_path: Path) -> None:
+    path = configured(tmp_path, baseline='version: "1"\nchecks:\n  time_sync: {mode: sometimes}\n')
+    for words in (["check"], ["plan"], ["config", "check"], ["run"]):
+        ended = run(*words, "--config", path)
+        assert ended.status == 78, words
+        assert "baseline.yaml: checks.time_sync.mode" in ended.line
+
+
+def test_a_baseline_can_be_named(tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text('version: "other-1"\nchecks:\n  time_sync: {}\n')
+    other.chmod(0o600)
+    assert json.loads(run("check", "--json", "--baseline", other).out)["baseline"]["version"] == "other-1"
+    assert run("check", "--baseline", tmp_path / "none.yaml").status == 78
+
+
+def test_plan_has_a_stable_object() -> None:
+    ended = run("plan", "--json")
+    document = json.loads(ended.out)
+    assert document["schema"] == "compliance-agent/plan/v1"
+    assert ended.status == (1 if document["plans"] else 0)
+    for plan in document["plans"]:
+        assert {"check", "allowed", "reason", "not_before", "steps"} <= set(plan)
+
+
+def on_a_terminal(*words: str, **env: str) -> str:
+    """What a person sees."""
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "compliance_agent", *words],
+        stdin=follower, stdout=follower, stderr=follower, env=environment(TERM="xterm-256color", COLUMNS="120", **env),
+    )  # fmt: skip
+    os.close(follower)
+    seen = b""
+    while True:
+        try:
+            data = os.read(leader, 65_536)
+        except OSError:  # the other side is closed
+            break
+        if not data:
+            break
+        seen += data
+    process.wait(timeout=30)
+    os.close(leader)
+    return seen.decode("utf-8", "replace")
+
+
+def test_colour_is_for_terminals_and_for_those_who_want_it(tmp_path: Path) -> None:
+    path = str(configured(tmp_path))
+    assert "\x1b[3" in on_a_terminal("check", "--config", path)
+    assert "\x1b[3" not in on_a_terminal("check", "--config", path, NO_COLOR="1")
+    assert "\x1b" not in run("check", "--config", path).out

@@ -1,0 +1,120 @@
+"""Every command ends with a documented status and at most one line of complaint; nothing ever shows a traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from compliance_agent.cli import COMMANDS
+from tests.cli.command import configured, environment, run
+
+
+def test_help_names_every_command_and_imports_none() -> None:
+    ended = run("--help")
+    assert ended.status == 0
+    for name, sentence in COMMANDS.items():
+        assert name in ended.out and sentence.split(".", maxsplit=1)[0][:40] in ended.out
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_has_its_help(command: str) -> None:
+    ended = run(command, "--help")
+    assert ended.status == 0 and "Usage: compliance-agent" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["chek"], 'did you mean "check"?'),
+        (["staus"], 'did you mean "status"?'),
+        (["config", "chek"], 'did you mean "check"?'),
+        (["check", "--jason"], "--json"),
+        (["why", "time_sink"], 'did you mean "time_sync"?'),
+        (["check", "time_sink"], 'did you mean "time_sync"?'),
+        (["plan", "time_sink"], 'did you mean "time_sync"?'),
+        (["why"], "Missing argument 'CHECK'"),
+    ],
+)
+def test_a_mistyped_word_is_a_usage_error_that_helps(words: list[str], said: str) -> None:
+    ended = run(*words)
+    assert ended.status == 2
+    assert said in ended.err
+
+
+@pytest.mark.parametrize("words", [["config", "check"], ["config", "show"], ["run"], ["status"], ["heal"]])
+def test_a_command_that_needs_a_configuration_says_so(words: list[str]) -> None:
+    ended = run(*words)
+    assert ended.status == 78
+    assert "no configuration" in ended.line and "--config" in ended.line
+
+
+def test_bytes_that_are_no_text_are_only_a_wrong_word() -> None:
+    done = subprocess.run(
+        [sys.executable.encode(), b"-m", b"compliance_agent", b"\xff\xfe\x1b[31m"],
+        capture_output=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr and b"\x1b" not in done.stderr
+
+
+def test_a_closed_pipe_is_141_and_silent(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "compliance_agent", "config", "show", "--config", str(configured(tmp_path))],
+        stdout=writer, stderr=subprocess.PIPE, timeout=30, env=environment(), check=False,
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_output_that_cannot_be_written_is_74(tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "compliance_agent", "config", "show", "--config", str(configured(tmp_path))],
+            stdout=full, stderr=subprocess.PIPE, timeout=30, env=environment(), check=False,
+        )  # fmt: skip
+    assert done.returncode == 74
+    assert done.stderr.decode().splitlines() == ["compliance-agent: standard output cannot be written: ENOSPC"]
+
+
+def test_control_c_is_130(tmp_path: Path) -> None:
+    """A command that waits (for a name server that never answers, say) ends at once and says nothing."""
+    fifo = tmp_path / "wait"
+    script = (
+        "import os, asyncio, sys\n"
+        "from compliance_agent import cli\n"
+        "from compliance_agent.cli import check\n"
+        f"async def wait(*_):\n    os.close(os.open({str(fifo)!r}, os.O_WRONLY))\n    await asyncio.sleep(60)\n"
+        "check.look_at = wait\n"
+        "sys.argv = ['compliance-agent', 'check']\n"
+        "cli.main()\n"
+    )
+    os.mkfifo(fifo)
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, env=environment())
+    os.close(os.open(fifo, os.O_RDONLY))
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=15)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+
+
+def test_a_bug_is_one_line_with_its_place_and_no_text() -> None:
+    script = (
+        "import sys\n"
+        "from compliance_agent import cli\n"
+        "from compliance_agent.cli import check\n"
+        "def broken(*_):\n    raise ValueError('patient jane')\n"
+        "check.detector_for = broken\n"
+        "sys.argv = ['compliance-agent', 'check']\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 70
+    assert len(done.stderr.splitlines()) == 1
+    assert "ValueError at cli/check.py:" in done.stderr and "jane" not in done.stderr
