@@ -20,37 +20,37 @@ connection; `await call(fn)` runs a function without arguments on the one writer
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import fcntl
+import json
 import os
-import queue
 import re
 import sqlite3
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 
+from compliance_agent.adapters import sqlite_file
 from compliance_agent.adapters.durable import fsync_directory, make_directory, storage_error, write_file
+from compliance_agent.adapters.writer_thread import WriterThread
 from compliance_agent.errors import ConfigError, NoInput, StateInUse, StorageDamaged, StorageError, StorageFull
 
 T = TypeVar("T")
 
 SCHEMA_VERSION = 1
-# Small, so that a checkpoint on a full disk needs less room than the reserve file gives back.
-CHECKPOINT_PAGES = 50
-SALVAGE_LOOKUPS = 200_000
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _UNSURE = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, *_DAMAGE}
+_NEEDS_WRITER = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
 _ID = re.compile(r"[0-9a-f]{32}")
+
+CLOSE_TIMEOUT_S = 10.0
 
 log = structlog.get_logger()
 
@@ -61,7 +61,7 @@ class Damage:
 
     Attributes:
         reason: malformed | empty | missing | replaced.
-        rows_saved: rows carried over into the new database, over all tables.
+        rows_saved: rows carried over into the new database so far; each table's when its store asks for the table.
         moved_to: name of the damaged file beside the new one, empty when there was none.
     """
 
@@ -108,7 +108,7 @@ class Database:
         self.path = Path(path)
         self.directory = self.path.parent
         self.damage: Damage | None = None
-        self._threaded = threaded
+        self._thread = WriterThread("database") if threaded else None
         self._reserve_bytes = reserve_kb * 1024
         self._reserve = self.directory / "reserve"
         self._mutex = threading.RLock()
@@ -116,8 +116,7 @@ class Database:
         self._closed = False
         self._squeezed = False
         self._migrations: dict[str, tuple[str, ...]] = {}
-        self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] | None = None
-        self._thread: threading.Thread | None = None
+        self._salvage_from = ""  # a damaged file that tables still to be made here take their rows from
         self._connection: sqlite3.Connection | None = None
         make_directory(self.directory)
         self._lock_handle = _take_lock(self.directory / "lock")
@@ -174,17 +173,7 @@ class Database:
 
         A cancelled caller leaves the function running: a transaction is finished, never torn.
         """
-        if not self._threaded:
-            return fn()
-        future: Future[T] = Future()
-        with self._mutex if self._jobs is None else contextlib.nullcontext():
-            if self._closed:
-                raise StorageError("database is closed", code="storage_closed")
-            if self._jobs is None:
-                self._start_thread()
-        assert self._jobs is not None  # noqa: S101  made just above
-        self._jobs.put((fn, future))
-        return await asyncio.shield(asyncio.wrap_future(future))
+        return fn() if self._thread is None else await self._thread.call(fn)
 
     def migrate(self, name: str, statements: Sequence[str]) -> None:
         """Bring a store's tables to their present form. Statements already applied under this name are not run again.
@@ -198,12 +187,18 @@ class Database:
         """
         with self._mutex:
             self._migrations[name] = tuple(statements)
-            self.write(lambda connection: _migrate(connection, name, statements))
+            self.write(lambda connection: self._migrate(connection, name, statements))
 
-    def damage_handled(self, connection: sqlite3.Connection) -> None:
-        """Forget `damage`, in the transaction of the owner of the chain, who has dealt with it."""
-        connection.execute("DELETE FROM meta WHERE key = 'damage'")
+    def settle_damage(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `fn` as `write` does and forget `damage` with it: for the chain's owner, who deals with the loss there."""
+
+        def settle(connection: sqlite3.Connection) -> T:
+            connection.execute("DELETE FROM meta WHERE key = 'damage'")
+            return fn(connection)
+
+        value = self.write(settle)
         self.damage = None
+        return value
 
     @property
     def full(self) -> bool:
@@ -212,15 +207,39 @@ class Database:
 
     def close(self) -> None:
         """Finish what was begun, checkpoint and let the state go. Safe to call twice."""
-        if self._jobs is not None and self._thread is not None and self._thread is not threading.current_thread():
-            self._jobs.put(None)
-            self._thread.join(timeout=10)  # a frozen disk must not keep the process from ending
-        with self._mutex:
+        if self._thread is not None:
+            self._thread.close(CLOSE_TIMEOUT_S)
+        if not self._mutex.acquire(timeout=CLOSE_TIMEOUT_S):
+            log.error("storage.abandoned")  # a call hangs in the kernel; the process must be able to end
+            return
+        try:
             self._closed = True
             self._disconnect()
             if self._lock_handle >= 0:
                 os.close(self._lock_handle)
                 self._lock_handle = -1
+        finally:
+            self._mutex.release()
+
+    def _migrate(self, connection: sqlite3.Connection, name: str, statements: Sequence[str]) -> None:
+        """Apply what is new. Tables that a loss emptied get their readable rows back, in this same transaction."""
+        before = sqlite_file.schema(connection)
+        sqlite_file.apply_steps(connection, name, statements)
+        after = sqlite_file.schema(connection)
+        if after != before:
+            sqlite_file.remember(connection, "schema", json.dumps(after, sort_keys=True))
+        if not self._salvage_from:
+            return
+        ours = {"table meta", "table migrations"}
+        new = [
+            entry.split(" ", 1)[1] for entry in after if entry.startswith("table ") and entry not in {*before, *ours}
+        ]
+        saved = sqlite_file.salvage(self.directory / self._salvage_from, connection, new)
+        if saved and self.damage is not None:
+            self.damage = replace(self.damage, rows_saved=self.damage.rows_saved + saved)
+            sqlite_file.remember(connection, "damage", self.damage.as_text())
+        if saved:
+            log.warning("storage.rows_saved", table_group=name, rows=saved)
 
     # Transactions and trouble
 
@@ -316,23 +335,37 @@ class Database:
                 self._refill_reserve()
 
     def _open_verified(self) -> None:
-        """Open, and check three times before believing in damage."""
-        reason = self._missing_reason()
-        for _attempt in range(0 if reason else 3):
-            self._disconnect()
+        """Look three times before believing in damage, then open for writing."""
+        self._disconnect()
+        reason = self._missing_reason() or self._damage_seen()
+        if reason is not None:
+            self._set_aside(reason)
+        self._connection = sqlite_file.connect(self.path, self.synchronous)
+        # Frames that were written but whose fdatasync failed are in the page cache only: write them anew, elsewhere.
+        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self._identify(self._connection)
+
+    def _damage_seen(self) -> str | None:
+        """`malformed` when three looks say so. They only look: a damaged file is kept exactly as it is."""
+        for _attempt in range(3):
             try:
-                self._connection = _connect(self.path, self.synchronous)
-                if self._is_sound(self._connection):
-                    break
-                reason = "malformed"
+                if not self.path.exists() or self._looks_sound():
+                    return None
             except sqlite3.DatabaseError as error:
                 if _code(error) not in _DAMAGE:
                     raise
-                reason = "malformed"
-        else:
-            self._set_aside(reason or "malformed")
-            self._connection = _connect(self.path, self.synchronous)
-        self._identify(self._live())
+        return "malformed"
+
+    def _looks_sound(self) -> bool:
+        try:
+            with contextlib.closing(sqlite_file.connect_to_read(self.path)) as connection:
+                return self._is_sound(connection)
+        except sqlite3.OperationalError as error:
+            if _code(error) not in _NEEDS_WRITER:
+                raise
+        # Stopped while it was being created: its rollback journal must be played back first.
+        with contextlib.closing(sqlite_file.connect(self.path, self.synchronous)) as connection:
+            return self._is_sound(connection)
 
     def _missing_reason(self) -> str | None:
         """Why the file cannot be the one this state had, before SQLite touches it (an empty one would lose its WAL)."""
@@ -344,35 +377,41 @@ class Database:
 
     def _is_sound(self, connection: sqlite3.Connection) -> bool:
         version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        if version not in {0, SCHEMA_VERSION} and sqlite_file.made_by(connection) != version:
+            return False  # both places are written together, so one of them is damaged
         if version > SCHEMA_VERSION:
             raise ConfigError(
                 f"state {self.path}: schema version {version} is newer than {SCHEMA_VERSION}",
                 code="newer_schema",
                 hint="install the version that wrote it, or a later one",
             )
-        # Frames that were written but whose fdatasync failed are in the page cache only: write them anew, elsewhere.
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        return [row[0] for row in connection.execute("PRAGMA quick_check(1)")] == ["ok"]
+        if [row[0] for row in connection.execute("PRAGMA quick_check(1)")] != ["ok"]:
+            return False
+        return sqlite_file.schema_is_as_made(connection)
 
     def _identify(self, connection: sqlite3.Connection) -> None:
         """Make sure this is the database that this state directory has always had."""
         connection.execute("CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT")
         connection.execute("INSERT OR IGNORE INTO meta VALUES ('id', ?)", (uuid.uuid4().hex,))
         if connection.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
+            sqlite_file.remember(connection, "schema_version", str(SCHEMA_VERSION))
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        found = dict(connection.execute("SELECT key, value FROM meta WHERE key IN ('id', 'damage')").fetchall())
+        found = dict(
+            connection.execute("SELECT key, value FROM meta WHERE key IN ('id', 'damage', 'salvage_from')").fetchall()
+        )
         expected = self._expected_id()
         if expected is None:
             write_file(self._id_file, found["id"].encode())
         elif expected != found["id"]:
             self._set_aside("replaced")
-            self._connection = _connect(self.path, self.synchronous)
+            self._connection = sqlite_file.connect(self.path, self.synchronous)
             self._identify(self._connection)
             return
         self.damage = Damage.from_text(found["damage"]) if "damage" in found else None
+        self._salvage_from = found.get("salvage_from", "")
         for name, statements in self._migrations.items():
             connection.execute("BEGIN IMMEDIATE")
-            _migrate(connection, name, statements)
+            self._migrate(connection, name, statements)
             connection.execute("COMMIT")
 
     @property
@@ -395,11 +434,12 @@ class Database:
         aside = self.path.with_name(f"{self.path.name}.damaged-{stamp}")
         while aside.exists():
             aside = aside.with_name(f"{aside.name}x")
-        with contextlib.closing(_connect(fresh, self.synchronous)) as connection:
+        with contextlib.closing(sqlite_file.connect(fresh, self.synchronous)) as connection:
             connection.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT")
-            saved = _salvage(self.path, connection) if reason == "malformed" else 0
-            damage = Damage(reason, saved, aside.name if self.path.exists() else "")
+            damage = Damage(reason, 0, aside.name if self.path.exists() else "")
             values = {"id": self._expected_id() or uuid.uuid4().hex, "damage": damage.as_text()}
+            if reason == "malformed":
+                values["salvage_from"] = aside.name
             connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
         for suffix in ("-wal", "-shm", ""):
             with contextlib.suppress(FileNotFoundError):
@@ -407,7 +447,7 @@ class Database:
         fsync_directory(self.directory)
         fresh.rename(self.path)
         fsync_directory(self.directory)
-        log.error("storage.damaged", reason=reason, rows_saved=saved, moved_to=damage.moved_to)
+        log.error("storage.damaged", reason=reason, moved_to=damage.moved_to)
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -455,26 +495,6 @@ class Database:
             log.info("storage.reserve_restored", bytes=self._reserve_bytes)
         self._squeezed = False
 
-    # The writer thread
-
-    def _start_thread(self) -> None:
-        self._jobs = queue.SimpleQueue()
-        # A daemon thread: a call that hangs in the kernel must not keep the process from ending.
-        self._thread = threading.Thread(target=self._work, args=(self._jobs,), name="database", daemon=True)
-        self._thread.start()
-
-    @staticmethod
-    def _work(jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]) -> None:
-        while (job := jobs.get()) is not None:
-            fn, future = job
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(fn())
-            except BaseException as error:
-                future.set_exception(error)
-            del job, fn, future  # keep nothing alive while waiting
-
 
 @contextlib.contextmanager
 def _foreign(act: str) -> Iterator[None]:
@@ -506,101 +526,6 @@ def _take_lock(path: Path) -> int:
     return handle
 
 
-def _connect(path: Path, synchronous: str) -> sqlite3.Connection:
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        fsync_directory(path.parent)
-    connection = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
-    try:
-        for pragma in (
-            "trusted_schema = OFF",
-            "cell_size_check = ON",
-            "foreign_keys = ON",
-            "temp_store = MEMORY",
-            "journal_mode = WAL",
-            f"synchronous = {synchronous}",
-            f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
-        ):
-            connection.execute(f"PRAGMA {pragma}").fetchall()
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _migrate(connection: sqlite3.Connection, name: str, statements: Sequence[str]) -> None:
-    connection.execute("CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY, applied INTEGER NOT NULL) STRICT")
-    row = connection.execute("SELECT applied FROM migrations WHERE name = ?", (name,)).fetchone()
-    applied = int(row[0]) if row else 0
-    if applied > len(statements):
-        raise ConfigError(
-            f"state: table group {name} is at step {applied}, this version knows {len(statements)}",
-            code="newer_schema",
-            hint="install the version that wrote it, or a later one",
-        )
-    for statement in statements[applied:]:
-        connection.execute(statement)
-    if applied != len(statements) or row is None:
-        connection.execute("INSERT OR REPLACE INTO migrations VALUES (?, ?)", (name, len(statements)))
-
-
-def _salvage(damaged: Path, into: sqlite3.Connection) -> int:
-    """Copy every row that can still be read; returns how many. Owners of the rows judge their content."""
-    saved = 0
-    try:
-        source = sqlite3.connect(f"{damaged.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
-    except sqlite3.Error:
-        return 0
-    with contextlib.closing(source):
-        try:
-            source.execute("PRAGMA trusted_schema = OFF")
-            tables = source.execute(
-                "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
-            ).fetchall()
-        except sqlite3.Error:
-            return 0
-        for name, sql in tables:
-            with contextlib.suppress(sqlite3.Error, sqlite3.Warning):
-                into.execute(str(sql).replace("CREATE TABLE", "CREATE TABLE IF NOT EXISTS", 1))
-                into.execute("BEGIN")
-                saved += _salvage_table(source, into, str(name))
-            if into.in_transaction:
-                into.execute("COMMIT")
-    return saved
-
-
-def _salvage_table(source: sqlite3.Connection, into: sqlite3.Connection, table: str) -> int:
-    quoted = '"' + table.replace('"', '""') + '"'
-    saved = 0
-    for row in _readable_rows(source, quoted):
-        places = ", ".join("?" * len(row))
-        with contextlib.suppress(sqlite3.Error):
-            cursor = into.execute(f"INSERT OR IGNORE INTO {quoted} VALUES ({places})", row)  # noqa: S608  quoted name
-            saved += cursor.rowcount
-    return saved
-
-
-def _readable_rows(source: sqlite3.Connection, quoted: str) -> Iterator[tuple[Any, ...]]:
-    """Rows in order up to the first damage, then each later rowid on its own."""
-    last = 0
-    try:
-        for rowid, *row in source.execute(f"SELECT rowid, * FROM {quoted} ORDER BY rowid"):  # noqa: S608  quoted name
-            last = rowid
-            yield tuple(row)
-        return
-    except (sqlite3.Error, UnicodeDecodeError):
-        pass
-    highest = last + 1_000
-    with contextlib.suppress(sqlite3.Error):
-        found = source.execute(f"SELECT max(rowid) FROM {quoted}").fetchone()[0]  # noqa: S608  quoted name
-        highest = max(last, int(found or 0))
-    for rowid in range(last + 1, min(highest, last + SALVAGE_LOOKUPS) + 1):
-        with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):
-            row = source.execute(f"SELECT * FROM {quoted} WHERE rowid = ?", (rowid,)).fetchone()  # noqa: S608  quoted name
-            if row is not None:
-                yield tuple(row)
-
-
 @contextlib.contextmanager
 def read_only(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection that only looks, for commands beside a running agent. It never writes nor checkpoints.
@@ -611,11 +536,8 @@ def read_only(path: Path) -> Iterator[sqlite3.Connection]:
     """
     if not path.is_file():
         raise NoInput(f"{path}: no database there")
-    with _foreign(f"reading {path}"):
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0, isolation_level=None)
-        with contextlib.closing(connection):
-            connection.execute("PRAGMA trusted_schema = OFF")
-            yield connection
+    with _foreign(f"reading {path}"), contextlib.closing(sqlite_file.connect_to_read(path)) as connection:
+        yield connection
 
 
 class _Shared:

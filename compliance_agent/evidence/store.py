@@ -288,16 +288,15 @@ class EvidenceStore:
         found = recovery.only_in_directories(self.evidence_dir, public, known, None if whole else RECENT_DAYS)
         if damage is None and not found and not astray:
             return
-        self.database.write(lambda connection: self._repair(connection, found, damage, astray=astray))
+        write = self.database.write if damage is None else self.database.settle_damage
+        write(lambda connection: self._repair(connection, found, intact=damage is None and not astray))
         self.lost = damage or self.lost
 
-    def _repair(
-        self, connection: sqlite3.Connection, found: list[recovery.Found], damage: Damage | None, *, astray: bool
-    ) -> None:
+    def _repair(self, connection: sqlite3.Connection, found: list[recovery.Found], *, intact: bool) -> None:
         head, unbroken = recovery.take_in(
             connection, found, _head(connection), datetime.fromtimestamp(time.time(), UTC)
         )
-        if damage is None and not astray and unbroken and head is not None:
+        if intact and unbroken and head is not None:
             self._set_head(connection, head)
             return
         top = recovery.top(connection)
@@ -306,8 +305,6 @@ class EvidenceStore:
         epoch = last.epoch + 1 if last else int(time.time())
         self._set_head(connection, Head(epoch, 0, top.digest if top else NO_PREV))
         log.error("evidence.new_epoch", epoch=epoch, taken_back=len(found))
-        if damage is not None:
-            self.database.damage_handled(connection)
 
 
 def _head(connection: sqlite3.Connection) -> Head | None:

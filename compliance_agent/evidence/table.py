@@ -94,7 +94,11 @@ class Row:
         try:
             if hashlib.sha256(self.body).hexdigest() != self.sha256:
                 return False
-            return not self.own or public is None or crypto.verify(public, self.signature, self.body)
+            if not self.own or public is None:
+                return True
+            said = claim(self.body)
+            place = (said.bundle_id, said.epoch, said.seq) if said else None
+            return place == (self.bundle_id, self.epoch, self.seq) and crypto.verify(public, self.signature, self.body)
         except TypeError:  # a damaged row may hold a value of another type
             return False
 

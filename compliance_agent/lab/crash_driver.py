@@ -35,6 +35,7 @@ from compliance_agent.evidence import EvidenceGenerator
 from compliance_agent.mcp_client import MCPClient
 from compliance_agent.models import BundleKind, ClockState, QueuedEvidence
 from compliance_agent.queue import OfflineQueue
+from compliance_agent.transport.protocol import Acknowledged
 
 LONGEST_PAUSE_S = 0.5
 
@@ -56,6 +57,7 @@ class Driver:
     evidence: EvidenceGenerator
     queue: OfflineQueue
     client: MCPClient | None
+    acks: dict[str, bytes]
 
     async def record(self, count: int) -> None:
         """Record so many heartbeats, and say of each that it is promised."""
@@ -92,7 +94,7 @@ class Driver:
         for item, result in zip(waiting, await asyncio.gather(*uploads, return_exceptions=True), strict=True):
             if result is True:
                 say(f"A {item.seq}:{item.bundle_id}")
-                await self.queue.mark_uploaded(item.id)
+                await self.queue.mark_uploaded(item.id, self.acks.pop(item.bundle_id, None))
             elif isinstance(result, ServerRefused | Unavailable | BadReply):
                 await self.put_off(item, result)
                 return
@@ -118,6 +120,11 @@ class Driver:
         if self.client is not None:
             await self.client.close()
         self.database.close()
+
+
+def keep(acks: dict[str, bytes], ack: Acknowledged) -> None:
+    """Remember the proof of delivery until the bundle is marked."""
+    acks[ack.bundle_id] = ack.signature + ack.document
 
 
 def say(line: str) -> None:
@@ -169,9 +176,12 @@ async def assembled(config: AgentConfig) -> Driver:
     queue = OfflineQueue(
         config.state_dir / "agent.db", evidence_dir=config.evidence_dir, clock=clock, rng=chance, database=database
     )
-    client = MCPClient(config, signer.key_id, clock=clock, rng=chance) if config.mcp_url else None
+    acks: dict[str, bytes] = {}
+    client = None
+    if config.mcp_url:
+        client = MCPClient(config, signer.key_id, clock=clock, rng=chance, on_ack=lambda ack: keep(acks, ack))
     await evidence.open()
-    return Driver(config, database, evidence, queue, client)
+    return Driver(config, database, evidence, queue, client, acks)
 
 
 async def drive(

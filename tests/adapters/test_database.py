@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from compliance_agent.adapters import database as module
+from compliance_agent.adapters import sqlite_file
 from compliance_agent.adapters.database import Damage, Database, read_only, release, shared
 from compliance_agent.errors import ConfigError, NoInput, StateInUse, StorageDamaged, StorageError, StorageFull
 
@@ -146,6 +146,7 @@ def test_a_newer_schema_is_refused_and_left_alone(path: Path) -> None:
     Database(path, threaded=False).close()
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA user_version = 99")
+        connection.execute("UPDATE meta SET value = '99' WHERE key = 'schema_version'")
     connection.close()
     before = path.read_bytes()
     with pytest.raises(ConfigError, match="newer") as caught:
@@ -154,8 +155,19 @@ def test_a_newer_schema_is_refused_and_left_alone(path: Path) -> None:
     assert path.read_bytes() == before
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA user_version = 1")
+        connection.execute("UPDATE meta SET value = '1' WHERE key = 'schema_version'")
     connection.close()
     Database(path, threaded=False).close()
+
+
+def test_a_flipped_bit_in_the_version_is_damage_and_not_a_newer_product(path: Path) -> None:
+    reopened(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 129")
+    connection.close()
+    opened = reopened(path)
+    assert opened.damage is not None
+    opened.close()
 
 
 async def test_calls_run_in_order_on_one_thread(path: Path) -> None:
@@ -219,10 +231,46 @@ def test_a_damaged_page_costs_its_rows_and_nothing_else(path: Path) -> None:
     assert opened.damage.reason == "malformed"
     assert 95 <= opened.read(count) < 100
     assert [file.read_bytes() for file in damaged_files(path)] == [bytes(raw)], "kept as it was"
-    opened.write(opened.damage_handled)
+    opened.settle_damage(lambda _: None)
     opened.close()
     opened = reopened(path)
     assert opened.damage is None
+    opened.close()
+
+
+def test_every_store_gets_its_rows_back_when_it_asks(path: Path) -> None:
+    """The chain's owner may have dealt with the damage before another store opens its tables."""
+    other = ["CREATE TABLE IF NOT EXISTS points (id INTEGER PRIMARY KEY, name TEXT NOT NULL) STRICT"]
+    opened = reopened(path)
+    opened.migrate("other", other)
+    opened.write(lambda connection: connection.execute("INSERT INTO points (name) VALUES ('a')"))
+    for _ in range(100):
+        opened.write(put)
+    opened.close()
+    raw = bytearray(path.read_bytes())
+    raw[40 * 4096 : 41 * 4096] = b"\xff" * 4096
+    path.write_bytes(raw)
+    opened = reopened(path)
+    opened.settle_damage(lambda _: None)
+    opened.close()
+    opened = reopened(path)
+    opened.migrate("other", other)
+    assert opened.read(lambda connection: connection.execute("SELECT name FROM points").fetchall()) == [("a",)]
+    assert opened.read(count) > 90
+    opened.close()
+
+
+def test_a_flipped_bit_in_the_text_of_a_table_is_damage(path: Path) -> None:
+    """quick_check is content with it, and every statement of ours would fail for ever."""
+    opened = reopened(path)
+    opened.write(put)
+    opened.close()
+    raw = path.read_bytes()
+    path.write_bytes(raw.replace(b"items (id INTEGER PRIMARY KEY, body", b"items (id INTEGER PRIMARY KEY, bodz"))
+    assert path.read_bytes() != raw
+    opened = reopened(path)
+    assert opened.damage is not None
+    assert opened.read(lambda connection: connection.execute("SELECT length(body) FROM items").fetchall()) == [(2_000,)]
     opened.close()
 
 
@@ -261,6 +309,7 @@ def test_malformed_is_believed_after_the_third_look(path: Path, times: int, kept
     ReadsBadly.times = times
     opened = ReadsBadly(path, threaded=False, reserve_kb=8)
     assert (opened.damage is None) is kept
+    opened.migrate("items", TABLE)
     assert opened.read(count) == 1, "nothing lost either way"
     assert len(damaged_files(path)) == (0 if kept else 1)
     opened.close()
@@ -365,4 +414,24 @@ def test_a_drain_that_meets_the_full_disk_first_is_done_with_the_reserve(path: P
 
 def test_the_reserve_can_hold_what_a_checkpoint_adds() -> None:
     """The last checkpoint before the reserve is spent must fit into it, or nothing could drain."""
-    assert module.CHECKPOINT_PAGES * 4096 <= 512 * 1024 // 2
+    assert sqlite_file.CHECKPOINT_PAGES * 4096 <= 512 * 1024 // 2
+
+
+def test_stopped_while_it_was_being_created(path: Path) -> None:
+    """A hot rollback journal needs a writer to be played back; it is no reason to refuse to start."""
+    program = (
+        "import os, sqlite3, sys\n"
+        "connection = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "connection.execute('CREATE TABLE half (a)')\n"
+        "connection.execute('PRAGMA cache_size = 1')\n"
+        "connection.execute('BEGIN')\n"
+        "connection.executemany('INSERT INTO half VALUES (randomblob(9000))', [()] * 50)\n"
+        "os._exit(0)"
+    )
+    path.parent.mkdir(mode=0o700)
+    subprocess.run([sys.executable, "-c", program, path], check=True)
+    assert path.with_name("agent.db-journal").stat().st_size > 0
+    opened = reopened(path)
+    opened.write(put)
+    assert opened.damage is None
+    opened.close()
