@@ -139,12 +139,12 @@ def read_evidence_reply(
     return EvidenceReply(
         acknowledged,
         None if stopped is None else _stopped(stopped, len(acks)),
-        None if interval is None else _whole(interval, 1, 86_400),
+        None if interval is None else _whole(document, "min_interval_s", 1, 86_400),
     )
 
 
 def _ack(item: Any, bundle: Sent, key_id: str, server_key: bytes, verify: Verify) -> Acknowledged:
-    raw, signature = _from_b64(_field(item, "ack", str)), _from_b64(_field(item, "sig", str))
+    raw, signature = _bytes(item, "ack"), _bytes(item, "sig")
     if len(signature) != 64 or not verify(server_key, signature, raw):
         raise BadReply("acknowledgement: the server's signature does not verify", code="bad_ack")
     ack = _json(raw, "acknowledgement")
@@ -156,17 +156,20 @@ def _ack(item: Any, bundle: Sent, key_id: str, server_key: bytes, verify: Verify
         "epoch": bundle.epoch,
         "seq": bundle.seq,
     }
-    if any(type(ack.get(name)) is not type(value) or ack[name] != value for name, value in sent.items()):
-        raise BadReply("acknowledgement: it names another bundle than the one that was sent", code="bad_ack")
-    if ack.get("status") not in ("stored", "known") or not is_timestamp(ack.get("received_at")):
-        raise BadReply("acknowledgement: status or received_at is not as agreed", code="bad_ack")
+    for name, value in sent.items():
+        if type(ack.get(name)) is not type(value) or ack[name] != value:
+            raise BadReply(f"acknowledgement: {name} names another bundle than the one that was sent", code="bad_ack")
+    if ack.get("status") not in ("stored", "known"):
+        raise BadReply("acknowledgement: status is not as agreed", code="bad_ack")
+    if not is_timestamp(ack.get("received_at")):
+        raise BadReply("acknowledgement: received_at is not a time", code="bad_ack")
     return Acknowledged(bundle.bundle_id, bundle.epoch, bundle.seq, raw, signature)
 
 
 def _stopped(document: Any, acknowledged: int) -> ServerRefused:
     code = _token(_field(document, "code", str))
-    if _whole(document.get("index"), 0, LARGEST_INT) != acknowledged:
-        raise BadReply("reply to evidence: it stopped at another bundle than the first without acknowledgement")
+    if _whole(document, "index", 0, LARGEST_INT) != acknowledged:
+        raise BadReply("reply to evidence: index is another bundle than the first without acknowledgement")
     expected = _expected(document.get("expected"))
     return ServerRefused(
         f"the server stopped at a bundle: {code}", code=code, status=409 if expected else 422,
@@ -180,7 +183,7 @@ def _expected(document: Any) -> Expected | None:
     prev = _field(document, "prev", str) if _field_or_none(document, "prev") is not None else None
     if prev is not None and not SHA256.fullmatch(prev):
         raise BadReply("reply: expected.prev is not a digest")
-    return Expected(_whole(document.get("epoch"), 0, LARGEST_INT), _whole(document.get("seq"), 1, LARGEST_INT), prev)
+    return Expected(_whole(document, "epoch", 0, LARGEST_INT), _whole(document, "seq", 1, LARGEST_INT), prev)
 
 
 def checkin_request(
@@ -219,11 +222,11 @@ def read_checkin_reply(reply: HttpReply) -> CheckinReply:
         digest = _field(known, "digest", str)
         if not SHA256.fullmatch(digest):
             raise BadReply("reply to check-in: known.digest is not a digest")
-        known = (_whole(known.get("epoch"), 0, LARGEST_INT), _whole(known.get("seq"), 1, LARGEST_INT), digest)
+        known = (_whole(known, "epoch", 0, LARGEST_INT), _whole(known, "seq", 1, LARGEST_INT), digest)
     server_time = _field(document, "server_time", str)
     if not is_timestamp(server_time):
         raise BadReply("reply to check-in: server_time is not a time")
-    return CheckinReply(known, _whole(document.get("min_interval_s"), 1, 86_400), server_time)
+    return CheckinReply(known, _whole(document, "min_interval_s", 1, 86_400), server_time)
 
 
 def challenge_request(public_key: bytes) -> bytes:
@@ -237,7 +240,7 @@ def read_challenge_reply(reply: HttpReply) -> bytes:
     Raises:
         ServerRefused, BadReply: as above.
     """
-    nonce = _from_b64(_field(_document(reply, {200}), "nonce", str))
+    nonce = _bytes(_document(reply, {200}), "nonce")
     if len(nonce) != 32:
         raise BadReply("reply to enrolment: nonce is not 32 bytes")
     return nonce
@@ -269,14 +272,16 @@ def read_enrol_reply(reply: HttpReply) -> Enrolled:
         ServerRefused, BadReply: as above.
     """
     document = _document(reply, {200, 201})
-    server_key = _from_b64(_field(document, "server_key", str))
+    server_key = _bytes(document, "server_key")
     words = {
         name: _field(document, name, str)
         for name in ("client_id", "site_id", "host_id", "key_id", "api_key", "server_name")
     }
-    plain = (_WORD.fullmatch(word if name != "server_name" else word.replace(" ", "_")) for name, word in words.items())
-    if len(server_key) != 32 or not all(plain):
-        raise BadReply("reply to enrolment: a field is empty, too long or not plain text")
+    if len(server_key) != 32:
+        raise BadReply("reply to enrolment: server_key is not 32 bytes")
+    for name, word in words.items():
+        if not _WORD.fullmatch(word if name != "server_name" else word.replace(" ", "_")):
+            raise BadReply(f"reply to enrolment: {name} is empty, too long or not plain text")
     return Enrolled(server_key=server_key, **words)
 
 
@@ -337,9 +342,10 @@ def _field_or_none(document: Any, name: str) -> Any:
     return document.get(name)
 
 
-def _whole(value: Any, low: int, high: int) -> int:
+def _whole(document: Any, name: str, low: int, high: int) -> int:
+    value = _field_or_none(document, name)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise BadReply("reply: a number is missing or out of range")
+        raise BadReply(f"reply: field {name} is not a whole number from {low} to {high}")
     return value
 
 
@@ -351,8 +357,8 @@ def _b64(raw: bytes) -> str:
     return base64.b64encode(raw).decode("ascii")
 
 
-def _from_b64(text: str) -> bytes:
+def _bytes(document: Any, name: str) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode(_field(document, name, str), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise BadReply("reply: a field is not base64") from error
+        raise BadReply(f"reply: field {name} is not base64") from error
