@@ -144,7 +144,8 @@ async def _control(demo: Demo) -> AsyncIterator[None]:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         hosts = {host.host_id: host for host in demo.clinics()}
         try:
-            wish = json.loads(await asyncio.wait_for(reader.readline(), 5))
+            async with asyncio.timeout(5):
+                wish = json.loads(await reader.readline())
             host, fault = hosts[wish["host"]], wish["fault"]
             if fault not in FAULTS:
                 raise KeyError(fault)
@@ -212,7 +213,8 @@ async def _screen(demo: Demo, stopped: asyncio.Event) -> None:
         while not stopped.is_set():
             live.update(_picture(demo, console.height), refresh=True)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stopped.wait(), 0.5)
+                async with asyncio.timeout(0.5):
+                    await stopped.wait()
 
 
 def _picture(demo: Demo, height: int) -> Any:
