@@ -2,8 +2,8 @@
 
 JSON (RFC 8259, I-JSON limits of RFC 7493): UTF-8 without BOM, no duplicate keys, no NaN or Infinity, no floats, integers
 within +-(2^53-1), bounded size and depth. YAML: the JSON data model only, the scalars of YAML 1.2 cut down to
-`true false null` and plain decimal integers (`no`, `on`, `0600`, `12:30:00`, `1.5` stay strings); no anchors, aliases, tags or second
-document. Both end in `DocumentError` with one line that names the place.
+`true false null` and plain decimal integers (`no`, `on`, `0600`, `12:30:00`, `1.5` stay strings); no anchors, aliases, tags
+or second document. Both end in `DocumentError` with one line that names the place.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _build(text: str, max_depth: int) -> Any:  # noqa: PLR0912  one branch for e
     stack: list[Any] = [root]
     keys: list[Any] = [None]
     for event in yaml.parse(text, Loader=loader):
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1 if event.start_mark is not None else 0
         if isinstance(event, yaml.DocumentStartEvent) and root:
             raise DocumentError(f"line {line}: a second document begins", code="not_yaml")
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Callable
 from datetime import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,22 +24,23 @@ def write(path: Path, text: str | bytes, mode: int = 0o600) -> Path:
 
 
 def test_the_specifications_fixture_is_accepted(tmp_path: Path) -> None:
-    config = AgentConfig(
+    given: dict[str, Any] = dict(  # paths as text, as the specification gives them
         deployment_mode="direct",
         client_id="test-client",
         site_id="test-site",
         host_id="test-host",
-        state_dir=str(tmp_path / "state"),  # type: ignore[arg-type]  text is allowed and turned into a Path
-        evidence_dir=str(tmp_path / "evidence"),  # type: ignore[arg-type]
-        log_dir=str(tmp_path / "logs"),  # type: ignore[arg-type]
-        baseline_path=str(tmp_path / "baseline.yaml"),  # type: ignore[arg-type]
-        signing_key_file=str(tmp_path / "signing-key.pem"),  # type: ignore[arg-type]
+        state_dir=str(tmp_path / "state"),
+        evidence_dir=str(tmp_path / "evidence"),
+        log_dir=str(tmp_path / "logs"),
+        baseline_path=str(tmp_path / "baseline.yaml"),
+        signing_key_file=str(tmp_path / "signing-key.pem"),
         mcp_url="https://mcp.example.com",
-        mcp_api_key_file=str(tmp_path / "api-key.txt"),  # type: ignore[arg-type]
+        mcp_api_key_file=str(tmp_path / "api-key.txt"),
         mcp_poll_interval_sec=60,
         maintenance_window_start=time(2, 0),
         maintenance_window_end=time(4, 0),
     )
+    config = AgentConfig(**given)
     assert config.evidence_dir == tmp_path / "evidence"
     assert config.database_path == tmp_path / "state" / "agent.db"
 
@@ -73,13 +77,13 @@ REFUSED = {
     "host_idd: x\n": "host_idd",
     "mcp_poll_interval_sec: 0\n": "mcp_poll_interval_sec",
     "mcp_poll_interval_sec: true\n": "mcp_poll_interval_sec",
-    "mcp_poll_interval_sec: '１２'\n": "mcp_poll_interval_sec",
+    "mcp_poll_interval_sec: '\uff11\uff12'\n": "mcp_poll_interval_sec",
     "mcp_poll_interval_sec: 1_0\n": "mcp_poll_interval_sec",
     "mcp_poll_interval_sec: [60]\n": "mcp_poll_interval_sec",
     "mcp_poll_interval_sec: 9007199254740993\n": "2^53",
     "maintenance_window_start: '24:00'\n": "maintenance_window_start",
     "maintenance_window_start: 2\n": "maintenance_window_start",
-    "maintenance_window_start: '１２:00'\n": "maintenance_window_start",
+    "maintenance_window_start: '\uff11\uff12:00'\n": "maintenance_window_start",
     "maintenance_window_zone: Mars/Olympus\n": "maintenance_window_zone",
     "maintenance_window_zone: ../../etc/passwd\n": "maintenance_window_zone",
     "mcp_url: http://mcp.example.com\n": "mcp_url",
@@ -101,7 +105,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("addition", REFUSED)
 def test_a_bad_value_is_refused_by_name(tmp_path: Path, addition: str) -> None:
-    key = addition.split(":")[0]
+    key = addition.split(":", 1)[0]
     text = "".join(line for line in GOOD.splitlines(keepends=True) if not line.startswith(key + ":")) + addition
     path = write(tmp_path / "agent.yaml", text)
     with pytest.raises(ConfigError) as refused:
@@ -133,17 +137,15 @@ def test_the_servers_variables_are_not_the_agents() -> None:
 
 
 def test_what_is_missing_is_named() -> None:
-    with pytest.raises(ConfigError, match="site_id: required .*MSP_SITE_ID"):
+    with pytest.raises(ConfigError, match=r"site_id: required .*MSP_SITE_ID"):
         AgentConfig.from_env({"MSP_CLIENT_ID": "c", "MSP_HOST_ID": "h"})
 
 
 def _fifo(path: Path) -> None:
-    import os
-
     os.mkfifo(path)
 
 
-BAD_FILES = {
+BAD_FILES: dict[str, Callable[[Path], object]] = {
     "absent": lambda path: None,
     "directory": lambda path: path.mkdir(),
     "fifo": _fifo,

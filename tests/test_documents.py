@@ -32,7 +32,7 @@ HOSTILE_JSON = {
     "2**63": b'{"a":9223372036854775808}',
     "2**53": b'{"a":9007199254740992}',
     "5,000 digits": b'{"a":' + b"9" * 5_000 + b"}",
-    "full-width digits": '{"a":１２}'.encode(),
+    "full-width digits": '{"a":\uff11\uff12}'.encode(),
     "underscore digits": b'{"a":1_0}',
     "two documents": b'{"a":1}{"a":1}',
     "control character": b'{"a":"\n"}',

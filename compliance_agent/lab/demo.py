@@ -29,6 +29,7 @@ import structlog
 
 from compliance_agent.adapters.clock import SystemClock
 from compliance_agent.adapters.durable import make_directory, write_file
+from compliance_agent.adapters.subprocess_host import RealHost
 from compliance_agent.agent import ComplianceAgent
 from compliance_agent.baseline import load
 from compliance_agent.config import AgentConfig
@@ -40,7 +41,6 @@ from compliance_agent.healing import HealingEngine
 from compliance_agent.lab import drift as synthetic
 from compliance_agent.lab.clinic import healthy_host
 from compliance_agent.lab.host import FakeHost
-from compliance_agent.ports import Host
 from compliance_agent.transport.http import HttpTransport
 
 if TYPE_CHECKING:
@@ -298,11 +298,9 @@ class Demo:
         make_directory(directory)
         config = await self._enrolled(directory, host_id, site_id, machine is None)
         clock = SystemClock()
-        real: Host | None = machine
-        detector = DriftDetector(config, host=real, baseline=load(config.baseline_path), clock=clock)
-        engine = HealingEngine(
-            config, host=detector.host, baseline=detector.baseline, observe=detector.check_one, clock=clock
-        )
+        under = machine if machine is not None else RealHost()
+        detector = DriftDetector(config, host=under, baseline=load(config.baseline_path), clock=clock)
+        engine = HealingEngine(config, host=under, baseline=detector.baseline, observe=detector.check_one, clock=clock)
         agent = ComplianceAgent(config, drift_detector=detector, healing_engine=engine, clock=clock)
         return DemoHost(host_id, site_id, directory, machine, agent)
 
