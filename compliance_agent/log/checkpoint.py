@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from compliance_agent.errors import BadEvidence
 from compliance_agent.log.fields import from_base64, from_decimal, to_base64
-from compliance_agent.log.merkle import HASH_BYTES, RootHash
+from compliance_agent.log.merkle import EMPTY_ROOT, HASH_BYTES, RootHash
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,6 @@ class Checkpoint:
             raise BadEvidence("checkpoint is not of three or more lines, none of them empty", code="bad_checkpoint")
         size = from_decimal(lines[1], "checkpoint line 2 (tree size)", "bad_checkpoint")
         root = from_base64(lines[2], "checkpoint line 3 (root hash)", "bad_checkpoint")
-        if len(root) != HASH_BYTES:
-            raise BadEvidence(f"checkpoint line 3 (root hash) has {len(root)} bytes, not 32", code="bad_checkpoint")
+        if len(root) != HASH_BYTES or (size == 0 and root != EMPTY_ROOT):
+            raise BadEvidence("checkpoint line 3 is not the root hash of a tree of its size", code="bad_checkpoint")
         return cls(lines[0], size, RootHash(root), tuple(lines[3:]))
