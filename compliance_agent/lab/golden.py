@@ -1,9 +1,9 @@
-"""Writes what is generated from the registered checks, or says that it is out of date.
+"""Writes what is generated from the source, or says that it is out of date.
 
     python -m compliance_agent.lab.golden [--check]
 
 `evidence/registry.json` (the closed word lists that agent and server hold evidence against),
-`tests/golden/registry.txt` (the same for reviewers, one line a fact) and `docs/checks.md`.
+`tests/golden/registry.txt` (the same for reviewers, one line a fact), `docs/checks.md`, and the pages of lab/handbook.py.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 from compliance_agent import checks, errors, facts, remedies
 from compliance_agent.checks.spec import COMMON_REASONS, Check
+from compliance_agent.lab.handbook import events_page, settings_page
 
 PACKAGE = Path(__file__).resolve().parent.parent
 ROOT = PACKAGE.parent
@@ -35,6 +36,8 @@ def generated() -> dict[Path, str]:
         PACKAGE / "evidence" / "registry.json": registry_json(found),
         ROOT / "tests" / "golden" / "registry.txt": registry_text(found),
         ROOT / "docs" / "checks.md": handbook(found),
+        ROOT / "docs" / "settings.md": settings_page(),
+        ROOT / "docs" / "events.md": events_page(),
     }
 
 
