@@ -78,6 +78,7 @@ class OfflineQueue:
         self._clock = clock if clock is not None else _system_clock()
         self._rng = rng if rng is not None else random.Random()  # noqa: S311  jitter needs no secrecy
         self._ready_at = 0.0  # monotonic
+        self._directories_fail = False  # said once, not for each bundle of each turn
         self.database.migrate(table.NAME, table.STATEMENTS)
         self._restore_wait()
 
@@ -187,9 +188,16 @@ class OfflineQueue:
                 return paths
         place = table.directory_of(row, self.evidence_dir)
         try:
-            directory.put(place, row.body, row.signature)
+            try:
+                directory.put(place, row.body, row.signature)
+            except StorageFull:  # the client sends the files, so without them nothing would leave a full disk
+                self.database.make_room()
+                directory.put(place, row.body, row.signature)
+            self._directories_fail = False
         except StorageError as error:
-            log.warning("queue.directory_failed", bundle_id=row.bundle_id, code=error.code)
+            if not self._directories_fail:
+                log.warning("queue.directory_failed", bundle_id=row.bundle_id, code=error.code)
+            self._directories_fail = True
         return place / directory.BUNDLE, place / directory.SIGNATURE
 
     async def mark_uploaded(self, id: int, ack: bytes | None = None) -> None:
@@ -205,8 +213,11 @@ class OfflineQueue:
             connection.execute("DELETE FROM queue_wait")
 
         try:
-            await self._write(mark, drains=True)
+            if not self.database.full:
+                await self._write(mark, drains=True)
         except StorageFull:
+            log.warning("queue.ack_not_kept", row=id)
+        if self.database.full:  # without the acknowledgement the row does not grow
             await self._write(lambda connection: mark(connection, None), drains=True)
         self._ready_at = 0.0
 

@@ -187,7 +187,9 @@ class Database:
         """
         with self._mutex:
             self._migrations[name] = tuple(statements)
-            self.write(lambda connection: self._migrate(connection, name, statements))
+            # Nothing to do is the usual case, and must not need room on a full disk.
+            if self.read(lambda connection: sqlite_file.steps_applied(connection, name)) != len(statements):
+                self.write(lambda connection: self._migrate(connection, name, statements))
 
     def settle_damage(self, fn: Callable[[sqlite3.Connection], T]) -> T:
         """Run `fn` as `write` does and forget `damage` with it: for the chain's owner, who deals with the loss there."""
@@ -204,6 +206,11 @@ class Database:
     def full(self) -> bool:
         """The reserve is spent: only writes that drain are taken until there is room again."""
         return self._squeezed
+
+    def make_room(self) -> None:
+        """Spend the reserve on something else that lets evidence leave this host."""
+        with self._mutex:
+            self._release_reserve()
 
     def close(self) -> None:
         """Finish what was begun, checkpoint and let the state go. Safe to call twice."""
@@ -274,6 +281,7 @@ class Database:
         return value
 
     def _drain_again(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        self._begin_use()
         try:
             value = self._transaction(fn)
             # The WAL's blocks are ours already; starting it over keeps a drain from needing new ones.
@@ -473,7 +481,7 @@ class Database:
     def _release_reserve(self) -> None:
         self._squeezed = True
         with contextlib.suppress(OSError):
-            self._reserve.unlink()
+            self._reserve.unlink()  # absent when it was released before
             log.warning("storage.reserve_released", bytes=self._reserve_bytes)
 
     def _refill_reserve(self) -> None:

@@ -57,6 +57,15 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def steps_applied(connection: sqlite3.Connection, name: str) -> int:
+    """How many of a store's statements were run on this database."""
+    try:
+        row = connection.execute("SELECT applied FROM migrations WHERE name = ?", (name,)).fetchone()
+    except sqlite3.OperationalError:  # no such table yet
+        return 0
+    return int(row[0]) if row else 0
+
+
 def apply_steps(connection: sqlite3.Connection, name: str, statements: Sequence[str]) -> None:
     """Run those of a store's statements that were not run before, and count them.
 
@@ -64,8 +73,7 @@ def apply_steps(connection: sqlite3.Connection, name: str, statements: Sequence[
         ConfigError: more were run than are known here.
     """
     connection.execute("CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY, applied INTEGER NOT NULL) STRICT")
-    row = connection.execute("SELECT applied FROM migrations WHERE name = ?", (name,)).fetchone()
-    applied = int(row[0]) if row else 0
+    applied = steps_applied(connection, name)
     if applied > len(statements):
         raise ConfigError(
             f"state: table group {name} is at step {applied}, this version knows {len(statements)}",
@@ -74,7 +82,7 @@ def apply_steps(connection: sqlite3.Connection, name: str, statements: Sequence[
         )
     for statement in statements[applied:]:
         connection.execute(statement)
-    if applied != len(statements) or row is None:
+    if applied != len(statements):
         connection.execute("INSERT OR REPLACE INTO migrations VALUES (?, ?)", (name, len(statements)))
 
 

@@ -239,8 +239,9 @@ class EvidenceStore:
             row = self.database.read(lambda connection: table.select(connection, "WHERE id = ?", (row_id,)))[0]
             written = directory.put(table.directory_of(row, self.evidence_dir), row.body, row.signature)
         except StorageError as error:
+            if not self._unsettled:  # said once, until all of them are there again
+                log.warning("evidence.directory_failed", row=row_id, code=error.code)
             self._unsettled.add(row_id)
-            log.warning("evidence.directory_failed", row=row_id, code=error.code)
             return False
         self._unsettled.discard(row_id)
         return written
