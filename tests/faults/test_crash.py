@@ -26,8 +26,6 @@ POINTS = int(os.environ.get("CRASH_POINTS", "30"))
 STATES = int(os.environ.get("CRASH_STATES", "2000"))
 COUNT = 2
 
-pytestmark = pytest.mark.xdist_group("crash")
-
 
 @pytest.fixture(scope="module")
 def points(tmp_path_factory: pytest.TempPathFactory) -> list[Call]:
@@ -131,19 +129,20 @@ class Cuts:
 
 def cut(done: Sequence[Operation], root: Path, scratch: Path, states: int, *, database_only: bool) -> Cuts:
     """Cut the recorded run off at random places, seeded, and open what is left with the real code."""
-    rng = random.Random(20261122)
-    disk, found, seen, position = Disk(root / "state"), Cuts(), set[tuple[str, int]](), 0
-    for place in sorted(rng.choices(changing(done, root / "state"), k=states)):
-        for operation in done[position:place]:
-            disk.do(operation)
-        position = place
-        digest = disk.survive(scratch / "state", rng)
-        if (digest, len(disk.promised)) not in seen:
-            seen.add((digest, len(disk.promised)))
-            found.distinct += 1
-            found.after_promise += bool(disk.promised)
-            found.losses += bool(lost(scratch / "state", disk.promised, database_only=database_only))
-        shutil.rmtree(scratch / "state")
+    rng, found, seen = random.Random(20261122 + database_only), Cuts(), set[tuple[str, int]]()
+    for _pass in range(8):
+        disk, position = Disk(root / "state"), 0
+        for place in sorted(rng.choices(changing(done, root / "state"), k=states)):
+            for operation in done[position:place]:
+                disk.do(operation)
+            position = place
+            state = (disk.survive(scratch / "state", rng), len(disk.promised))
+            if state not in seen and found.distinct < states:
+                seen.add(state)
+                found.distinct += 1
+                found.after_promise += bool(disk.promised)
+                found.losses += bool(lost(scratch / "state", disk.promised, database_only=database_only))
+            shutil.rmtree(scratch / "state")
     return found
 
 
@@ -167,11 +166,10 @@ def scratch(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("database_only", [False, True], ids=["with directories", "database alone"])
 def test_no_power_cut_loses_what_was_promised(tmp_path: Path, scratch: Path, database_only: bool) -> None:
     """R1. The directories are a second copy; the database must not need it."""
-    found = cut(recorded(tmp_path, 16), tmp_path, scratch, STATES, database_only=database_only)
+    found = cut(recorded(tmp_path, 16), tmp_path, scratch, STATES // 2, database_only=database_only)
     shutil.rmtree(scratch)
-    print(found)
     assert found.losses == 0
-    assert found.distinct > min(STATES // 4, 1_000)
+    assert found.distinct > STATES // 4
     assert found.after_promise > found.distinct // 2
 
 
@@ -183,7 +181,7 @@ def test_the_normal_mutant_loses_evidence_in_the_same_simulation(tmp_path: Path,
         "from compliance_agent.adapters.database import Database; Database.synchronous = 'NORMAL'\n"
         "from compliance_agent.lab.crash_driver import main; main()",
     ]
-    found = cut(recorded(tmp_path, 6, program), tmp_path, scratch, 200, database_only=True)
+    found = cut(recorded(tmp_path, 6, program), tmp_path, scratch, 60, database_only=True)
     shutil.rmtree(scratch)
     assert found.after_promise > 20
     assert found.losses > 10

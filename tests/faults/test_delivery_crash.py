@@ -17,8 +17,6 @@ from tests.faults.peer import listening, token_file
 POINTS = int(os.environ.get("CRASH_POINTS", "30")) // 2
 COUNT = 3
 
-pytestmark = pytest.mark.xdist_group("crash")
-
 
 class Bench:
     """One enrolled state directory, copied for each run, and the server it is enrolled at."""
