@@ -87,9 +87,20 @@ def codes() -> set[str]:
 
 def _literal_codes(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        match node:
-            case ast.keyword(arg="code" | "reason" | "error" | "no_plan_reason", value=ast.Constant(value=str(token))):
-                yield token
+        if isinstance(node, ast.keyword) and node.arg in {"code", "reason", "error", "no_plan_reason"}:
+            yield from _words_of(node.value)
+
+
+def _words_of(value: ast.expr) -> Iterator[str]:
+    """The words an argument may be: `"a"`, or `"a" if locked else "b"`, or `found or "b"`."""
+    match value:
+        case ast.Constant(value=str(token)):
+            yield token
+        case ast.IfExp(body=first, orelse=second):
+            yield from (*_words_of(first), *_words_of(second))
+        case ast.BoolOp(values=values):
+            for inner in values:
+                yield from _words_of(inner)
 
 
 def registry_text(found: Mapping[str, Check]) -> str:

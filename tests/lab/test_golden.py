@@ -39,4 +39,5 @@ def test_the_registry_holds_every_code_an_error_may_carry() -> None:
     known = read_registry(golden.registry_json(checks.registry())).codes
     assert set(errors.CANNOT_TELL_REASONS) <= set(known)
     assert {"storage_full", "enospc", "eacces", "step_failed"} <= set(known)
+    assert "package_manager_busy" in known, "a literal in a conditional argument"
     assert all(facts.TOKEN.fullmatch(code) for code in known)
