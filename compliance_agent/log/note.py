@@ -133,11 +133,10 @@ class Note:
         text, blank, lines = whole.rpartition("\n\n")
         if not blank or not lines.endswith("\n") or re.search(r"[\x00-\x09\x0b-\x1f]", whole):
             raise BadEvidence("note is not plain text, an empty line and whole signature lines", code="bad_note")
-        signatures = lines.removesuffix("\n").split("\n")
-        if len(signatures) > MAX_SIGNATURES:
+        if lines.count("\n") > MAX_SIGNATURES:
             raise BadEvidence(f"note has more than {MAX_SIGNATURES} signature lines", code="bad_note")
-        parsed = [Signature.parse(line, f"signature line {at}") for at, line in enumerate(signatures, 1)]
-        return cls(text + "\n", tuple(parsed))
+        numbered = enumerate(lines.removesuffix("\n").split("\n"), 1)
+        return cls(text + "\n", tuple(Signature.parse(line, f"signature line {at}") for at, line in numbered))
 
     def verify(self, keys: Iterable[VerifierKey]) -> list[tuple[VerifierKey, int | None]]:
         """Who among `keys` signed, and when; codes `bad_signature`, and `no_known_signature` when nobody did."""

@@ -20,14 +20,11 @@ from compliance_agent.log.note import KeyType, Note, VerifierKey
 
 @dataclass(frozen=True)
 class Verified:
-    """A checkpoint that a known log signed, and who witnessed it when: the policy's names, POSIX seconds (0: not said).
-
-    `quorum none` is met by nobody: `quorum_met` does not say that anybody witnessed.
-    """
+    """A checkpoint that a known log signed, and its witnesses: names of the policy, POSIX seconds (0: time not said)."""
 
     checkpoint: Checkpoint
     witnesses: Mapping[str, int]
-    quorum_met: bool
+    quorum_met: bool  # by nobody at all, if the policy says `quorum none`
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class Policy:
     def parse(cls, raw: bytes) -> Policy:
         """The policy of these bytes; code `bad_policy`, and the line's number in the message."""
         lines = _Lines()
-        text = raw.decode("utf-8", "surrogateescape")  # a name is any bytes, and equal only to the same bytes
+        text = raw.decode("utf-8", "backslashreplace")  # a name may be any bytes, and has to be printed
         for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
             words = re.findall(r"[^ \t]+", line)
             try:
@@ -68,8 +65,7 @@ class Policy:
 
     def verify(self, raw: bytes) -> Verified:
         """The checkpoint in a signed note; codes as `Note.verify`, and `unknown_log` when no log of ours signed it."""
-        note = Note.parse(raw)
-        checkpoint = Checkpoint.parse(note.text)
+        checkpoint = Checkpoint.parse((note := Note.parse(raw)).text)
         logs = [key for key in self.logs if key.name == checkpoint.origin]
         signed = dict(note.verify([*logs, *self.witnesses.values()]))
         if signed.keys().isdisjoint(logs):

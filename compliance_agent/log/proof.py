@@ -44,13 +44,9 @@ class Proof:
         return cls(index, path, checkpoint, extra)
 
     def verify(self, leaf: LeafHash, policy: Policy, *, require_quorum: bool = True) -> Verified:
-        """Prove that the leaf is in a log the policy trusts; code `no_quorum`, or those of the steps.
-
-        Without `require_quorum` the caller shows a missing quorum itself, from `quorum_met`.
-        """
+        """Prove that the leaf is in a log the policy trusts; codes of the steps, and `no_quorum` unless not required."""
         verified = policy.verify(self.checkpoint)
-        size, root = verified.checkpoint.size, verified.checkpoint.root
-        verify_inclusion(leaf, self.index, size, self.path, root)
+        verify_inclusion(leaf, self.index, verified.checkpoint.size, self.path, verified.checkpoint.root)
         if require_quorum and not verified.quorum_met:
             raise BadEvidence(f"checkpoint of {verified.checkpoint.origin} lacks its witnesses", code="no_quorum")
         return verified

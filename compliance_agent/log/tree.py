@@ -57,11 +57,7 @@ class Edge:
 
 
 class TileTree:
-    """The tree of `size` entries as its tiles show it. Proofs of many entries share the tiles that were read last.
-
-    Raises:
-        BadEvidence: code `bad_tile` for a tile of another length; and whatever `read` raises.
-    """
+    """The tree of `size` entries as its tiles show it, the last of them kept; code `bad_tile` for one of another length."""
 
     def __init__(self, size: int, read: TileReader) -> None:
         self.size = size
@@ -107,16 +103,10 @@ class TileTree:
         return path[::-1]
 
     def _hash(self, start: int, stop: int) -> bytes:
-        """MTH(D[start:stop]) where RFC 6962 splits there: whole subtrees, largest first, folded from the right."""
-        peaks = []
-        while start < stop:
-            height = (stop - start).bit_length() - 1
-            peaks.append(self._perfect(start >> height, height))
-            start += 1 << height
-        root = peaks.pop()
-        while peaks:
-            root = hash_node(peaks.pop(), root)
-        return root
+        """MTH(D[start:stop]) for a range that RFC 6962 splits off: its largest whole subtree, and the rest."""
+        height = (stop - start).bit_length() - 1
+        left, middle = self._perfect(start >> height, height), start + (1 << height)
+        return left if middle == stop else hash_node(left, self._hash(middle, stop))
 
     def _perfect(self, index: int, height: int) -> bytes:
         """The hash of the whole subtree number `index` among those of 2^height entries, from the tile that holds it."""

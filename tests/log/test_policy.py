@@ -70,12 +70,13 @@ def test_policies_that_are_fine(text: str, met_by: list[str]) -> None:
 
 
 def test_names_are_octets() -> None:
-    """A Kelvin sign is no K, and bytes that are not UTF-8 are a name like any other."""
+    """A Kelvin sign is no K, and bytes that are not UTF-8 are a name like any other, kept so that it can be printed."""
     text = f"witness K {W[0]}\nwitness \u212a {W[1]}\n".encode() + f"witness \xff {W[2]}\nquorum \xff\n".encode(
         "latin-1"
     )
     policy = Policy.parse(text)
     assert len(policy.witnesses) == 3
+    assert policy.quorum.isprintable()
     assert policy.is_met_by([policy.quorum]) and not policy.is_met_by(["K", "\u212a", "ÿ"])
 
 
