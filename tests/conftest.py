@@ -1,0 +1,37 @@
+"""For the whole suite: tests that share something costly stay on one worker.
+
+pytest-xdist 3.8 does not see its own `xdist_group` mark under pytest 9.2 (its issue 1386) and spreads such tests, so that every
+worker starts the server and the browser again. Until that is mended, a file that uses the mark stays together here.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@functools.cache
+def has_groups(file: str) -> bool:
+    return "xdist_group(" in (ROOT / file).read_text("utf-8")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadGroupScheduling  # type: ignore[import-untyped]
+
+    scheduler = LoadGroupScheduling(config, log)
+    usual = scheduler._split_scope
+
+    def split(nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if has_groups(file) else str(usual(nodeid))
+
+    scheduler._split_scope = split
+    return scheduler
