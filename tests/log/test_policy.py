@@ -104,6 +104,7 @@ WEAK = "weak.example+b8528257+BAEAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
         (A + "group g most a\nquorum g\n", 2),
         (A + "group g any\nquorum g\n", 2),
         (A + "group a any a\nquorum a\n", 2),
+        (A + B + "group g any a\ngroup g any b\nquorum g\n", 4),
         (A + "group none any a\nquorum none\n", 2),
         (f"witness none {W[0]}\nquorum none\n", 1),
         (A + f"witness a {W[1]}\nquorum a\n", 2),

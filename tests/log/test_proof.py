@@ -46,6 +46,14 @@ def test_round_trip(index: int, path: list[bytes], checkpoint: bytes, extra: byt
     assert Proof.parse(proof.encode()) == proof
 
 
+def test_the_longest_path_there_can_be() -> None:
+    """A tree of up to 2^63 - 1 entries has at most 63 hashes on a path."""
+    longest = Proof(0, (bytes(32),) * 63, b"")
+    assert Proof.parse(longest.encode()) == longest
+    with pytest.raises(BadEvidence):
+        Proof.parse(Proof(0, (bytes(32),) * 64, b"").encode())
+
+
 def test_a_receipt_proves_its_entry() -> None:
     verified = RECEIPT.verify(LEAF, POLICY)
     assert verified.checkpoint.size == 300 and verified.quorum_met
@@ -89,7 +97,13 @@ HASH = GOOD.split("\n")[2]
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "\n\n", "c2sp.org/tlog-proof@v1\n\n" + RECEIPT.checkpoint.decode(), GOOD.split("\n\n")[0] + "\n"),
+        *(
+            "",
+            "\n\n",
+            "c2sp.org/tlog-proof@v1\n\n" + RECEIPT.checkpoint.decode(),
+            GOOD.split("\n\n")[0],
+            GOOD.split("\n\n")[0] + "\n",
+        ),
         *(
             GOOD.replace("@v1", "@v2"),
             GOOD[1:],
