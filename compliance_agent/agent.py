@@ -188,12 +188,8 @@ class ComplianceAgent:
         self._loop = asyncio.get_running_loop()
         if handle_signals:
             self._setup_signal_handlers()
-        log.info(
-            "agent.started",
-            site_id=self.config.site_id,
-            host_id=self.config.host_id,
-            server=self.mcp_client is not None,
-        )
+        server = self.mcp_client is not None
+        log.info("agent.started", site_id=self.config.site_id, host_id=self.config.host_id, server=server)
         try:
             await self.recover()
             await self._run_loop()
@@ -350,10 +346,8 @@ class ComplianceAgent:
         """Say a verdict that is not the one that was recorded last."""
         known = self._recorded.get(drift.check)
         if known is None or (known.result, known.reason) != (drift.result, drift.reason):
-            if drift.drifted:
-                log.warning("drift.found", check_id=drift.check, result=drift.result, reason=drift.reason)
-            else:
-                log.info("verdict.changed", check_id=drift.check, result=drift.result, reason=drift.reason)
+            seen = {"check_id": drift.check, "result": drift.result, "reason": drift.reason}
+            log.warning("drift.found", **seen) if drift.drifted else log.info("verdict.changed", **seen)
 
     # Heal
 
@@ -536,11 +530,8 @@ class ComplianceAgent:
         """Put a stored bundle in line for delivery; outside an iteration it is also delivered now."""
         known = self._paths.pop(evidence.bundle_id) if evidence.bundle_id in self._paths else None
         bundle_path, signature_path = known or self._stored(evidence)
-        queue_id = await settled(
-            self.offline_queue.enqueue(
-                bundle_id=evidence.bundle_id, bundle_path=bundle_path, signature_path=signature_path
-            )
-        )
+        place = {"bundle_id": evidence.bundle_id, "bundle_path": bundle_path, "signature_path": signature_path}
+        queue_id = await settled(self.offline_queue.enqueue(**place))
         if self.mcp_client is None:
             self.stats["evidence_queued"] += 1
             return

@@ -27,6 +27,7 @@ from compliance_agent.transport import protocol
 
 TOKEN_PREFIX = "cae1."  # noqa: S105  the token's version mark
 MAX_TOKEN_BYTES = 4_096
+_BASE64URL = re.compile(r"[A-Za-z0-9_-]+")
 _SECRET = re.compile(r"[0-9a-f]{32,128}")
 
 
@@ -75,9 +76,9 @@ def parse_token(text: str) -> Token:
         ConfigError: it is not one.
     """
     problem = ConfigError("not an enrolment token")
-    if not text.startswith(TOKEN_PREFIX) or len(text) > MAX_TOKEN_BYTES:
-        raise problem
     body = text.removeprefix(TOKEN_PREFIX)
+    if not text.startswith(TOKEN_PREFIX) or len(text) > MAX_TOKEN_BYTES or not _BASE64URL.fullmatch(body):
+        raise problem
     try:
         document = read_json(base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True))
     except (binascii.Error, ValueError, DocumentError) as error:
