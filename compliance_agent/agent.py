@@ -406,9 +406,9 @@ class ComplianceAgent:
             await self._record_or_keep(done)
 
     def _say_unrecorded(self, check: str, error: Exception) -> None:
-        tell = log.debug if check in self._unheld else log.error
+        if check not in self._unheld:
+            log.error("evidence.not_recorded", check_id=check, code=code_of(error), at=where(error))
         self._unheld.add(check)
-        tell("evidence.not_recorded", check_id=check, code=code_of(error), at=where(error))
 
     async def _submit_recorded(self, evidence: EvidenceBundle) -> None:
         """Submit what stands in the line already since it was recorded: a failure here loses nothing."""

@@ -168,7 +168,7 @@ async def test_an_authority_is_kept_only_when_the_token_vouches_for_it(tmp_path:
     await pin_authority(server, digest, path)
     assert ssl.PEM_cert_to_DER_cert(path.read_text()) == ssl.PEM_cert_to_DER_cert(real.pem.read_text())
     path.unlink()
-    for shown in (impostor.pem.read_bytes(), b"", b"no certificate", b"\xff", real.pem.read_bytes() * 2):
+    for shown in (impostor.pem.read_bytes(), b"", b"no certificate", b"\xff"):
         server.authority = shown
         with pytest.raises(BadReply):
             await pin_authority(server, digest, path)
