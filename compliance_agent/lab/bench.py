@@ -23,6 +23,7 @@ from pathlib import Path
 import click
 
 from compliance_agent.cli.common import table
+from compliance_agent.logs import configure
 
 RUNS = 7
 
@@ -136,6 +137,7 @@ BENCHES: dict[str, Callable[[], Sequence[Figure]]] = {"agent": bench_agent, "evi
 @click.argument("names", nargs=-1)
 def main(names: tuple[str, ...]) -> None:
     """Run the benchmarks NAMES, or all of them, and print a table each."""
+    configure("ERROR")
     for name in names or tuple(BENCHES):
         if name not in BENCHES:
             raise click.BadParameter(f"no benchmark {name!r}; there are {', '.join(BENCHES)}")
