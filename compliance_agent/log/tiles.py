@@ -72,7 +72,7 @@ def encode_entries(entries: Iterable[bytes]) -> bytes:
 def decode_entries(bundle: bytes, width: int) -> list[bytes]:
     """The entries of a bundle of exactly `width`; code `bad_entry_bundle`."""
     entries, at = list[bytes](), 0
-    while at < len(bundle) and len(entries) <= width:
+    while at < len(bundle) and len(entries) < width:
         end = at + 2 + int.from_bytes(bundle[at : at + 2], "big")
         entries.append(bundle[at + 2 : end])
         at = end

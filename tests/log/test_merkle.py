@@ -119,6 +119,23 @@ def test_consistency_at_the_edges(new: int) -> None:
         refuse_consistency(old, new, damaged, REFERENCE.root(old), REFERENCE.root(new))
 
 
+def test_a_path_that_climbs_over_the_root_is_refused() -> None:
+    """Hashes beyond the root of a tree of the stated size would let a root stand for another size."""
+    beyond = bytes(32)
+    with pytest.raises(BadEvidence):
+        verify_inclusion(leaf(1), 0, 1, [leaf(0)], root(REFERENCE.root(2)))
+    old_root, new_root = hash_node(beyond, REFERENCE.root(3)), hash_node(beyond, REFERENCE.root(4))
+    refuse_consistency(3, 4, [*REFERENCE.proof(3, 4), beyond], old_root, new_root)
+
+
+def test_a_byte_moved_from_one_hash_to_the_next_is_refused() -> None:
+    """Joined they are the same bytes with the same parent; only whole hashes count."""
+    first, second, whole = leaf(0), leaf(1), root(REFERENCE.root(2))
+    with pytest.raises(BadEvidence):
+        verify_inclusion(LeafHash(first[:31]), 0, 2, [first[31:] + second], whole)
+    refuse_consistency(1, 2, [first[31:] + second], first[:31], whole)
+
+
 def refuse_consistency(old: int, new: int, path: list[bytes], old_root: bytes, new_root: bytes) -> None:
     with pytest.raises(BadEvidence) as refused:
         verify_consistency(old, new, path, root(old_root), root(new_root))

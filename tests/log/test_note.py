@@ -81,6 +81,15 @@ def test_other_vkeys_are_refused(vkey: str) -> None:
     assert refused.value.code in {"bad_vkey", "weak_key"}  # other bits of a key are seldom a point of the curve
 
 
+@pytest.mark.parametrize("type_", KeyType)
+def test_a_key_of_another_length_is_refused(type_: KeyType) -> None:
+    good = signer("x.example", type_).key.public
+    for public in (good[:-1], good + b"\0", b""):
+        with pytest.raises(BadEvidence) as refused:
+            VerifierKey("x.example", type_, public)
+        assert refused.value.code == "bad_vkey"
+
+
 @pytest.mark.parametrize("type_", [0x00, 0x02, 0x03, 0x05, 0xFF])
 def test_a_vkey_of_another_type_is_refused(type_: int) -> None:
     """Nothing here could verify with it, so a policy that names it must not look as if it did."""

@@ -42,6 +42,7 @@ def test_every_tile_is_what_its_definition_says() -> None:
 def test_proofs_from_tiles_at_the_edges(size: int) -> None:
     """Root, inclusion and consistency of an older size, read from the tiles of the later log, are the recursive ones."""
     grown = MemoryLog(size)
+    assert set(grown.tiles) == {tile for tile in written(0, size) if tile.level >= 0}
     seen = TileTree(size, grown.read)
     assert seen.root() == grown.edge.root() == REFERENCE.root(size)
     for index in some(size):
