@@ -155,6 +155,7 @@ def test_consistency_where_there_is_nothing_to_prove() -> None:
     refuse_consistency(2, 2, [two], two, two)
     refuse_consistency(2, 1, [], two, one)
     refuse_consistency(1, 2, [], one, two)
+    refuse_consistency(3, 4, [], one, two)
     refuse_consistency(-1, 2, [], one, two)
     refuse_consistency(1, 2**63, [one], one, two)
     refuse_consistency(1, 2, [leaf(1)[:31]], one, two)
