@@ -160,6 +160,13 @@ class StorageDamaged(StorageError):
     retryable = False
 
 
+class LogStopped(AgentError):
+    """A transparency log may not go on: what is held contradicts what was published, or the state of a write is unknown."""
+
+    code = "log_stopped"
+    exit_status = 65
+
+
 class StateInUse(StorageError):
     """Another process has the state directory open; two writers would corrupt the evidence chain."""
 

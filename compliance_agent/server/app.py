@@ -3,8 +3,9 @@
     app = create_app(settings)          # nothing is opened yet
     uvicorn.run(app)                    # the lifespan opens the data directory, and drains and closes it at the end
 
-The data directory: `server.db`, `keys/ack.pem` and `keys/ack.pub.pem` (what acknowledgements are signed with), `tls/` when the
-server does TLS itself, `admin-password` (made at the first start, 0600).
+The data directory: `server.db`, `keys/ack.pem` and `keys/ack.pub.pem` (what acknowledgements are signed with), `keys/log.pem` and
+`keys/<site>-<year>.vkey` (what checkpoints are signed with), `log/` (the logs as they are served), `tls/` when the server does TLS
+itself, `admin-password` (made at the first start, 0600).
 """
 
 from __future__ import annotations
@@ -30,15 +31,21 @@ from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.errors import AgentError, StorageError
 from compliance_agent.server import openapi, tls
 from compliance_agent.server.api import agent, evidence, operations, problems, read
+from compliance_agent.server.api import log as log_api
 from compliance_agent.server.api.deps import Services
 from compliance_agent.server.api.edge import Edge
+from compliance_agent.server.log_files import LogFiles
+from compliance_agent.server.log_keys import MLDSA44_FILE, LogKeys, make_mldsa44
 from compliance_agent.server.metrics import Metrics
 from compliance_agent.server.records import Clock
+from compliance_agent.server.sequencer import Sequencer
 from compliance_agent.server.services.access import HostAccess
+from compliance_agent.server.services.board import Board
 from compliance_agent.server.services.checkin import Checkin
 from compliance_agent.server.services.enrol import Enrolment
 from compliance_agent.server.services.fleet import Silence
 from compliance_agent.server.services.ingest import Ingest
+from compliance_agent.server.services.receipts import Receipts
 from compliance_agent.server.services.users import Users
 from compliance_agent.server.services.verification import Verifier
 from compliance_agent.server.settings import ServerSettings
@@ -90,7 +97,10 @@ def only_server(directory: Path) -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def opened(
-    settings: ServerSettings, clock: Clock = utc_now, verifier: Verifier | None = None
+    settings: ServerSettings,
+    clock: Clock = utc_now,
+    verifier: Verifier | None = None,
+    log_clock: Clock | None = None,
 ) -> AsyncIterator[Services]:
     """The services over the data directory, which is made when it is new; closed at the end."""
     make_directory(settings.data_dir)
@@ -100,6 +110,9 @@ async def opened(
         write_file(public, signer.public_pem().encode(), 0o644)
     authority = tls.identity(settings.data_dir / "tls", names_of(settings), clock()).ca_pem if settings.tls else None
     verifier = verifier or Verifier()
+    if settings.log_mldsa44:
+        make_mldsa44(settings.data_dir / "keys" / MLDSA44_FILE)
+    keys, files, board = LogKeys(settings.data_dir / "keys"), LogFiles(settings.data_dir / "log"), Board()
     store = await SqlStore.open(database(settings))
     try:
         yield Services(
@@ -114,6 +127,19 @@ async def opened(
             enrolment=Enrolment(store, clock, verify=verifier.verify),
             users=Users(store, clock),
             ack_public_key=signer.public_bytes,
+            log_keys=keys,
+            log_files=files,
+            board=board,
+            sequencer=Sequencer(
+                store,
+                files,
+                keys,
+                board,
+                log_clock or clock,
+                name=settings.name,
+                interval_s=settings.log_interval_ms / 1_000,
+            ),
+            receipts=Receipts(store, files, board),
             ca_pem=authority,
         )
     finally:
@@ -132,13 +158,20 @@ async def ensure_admin(services: Services) -> Path | None:
     return path
 
 
-def create_app(settings: ServerSettings, *, clock: Clock = utc_now, verifier: Verifier | None = None) -> FastAPI:
+def create_app(
+    settings: ServerSettings,
+    *,
+    clock: Clock = utc_now,
+    verifier: Verifier | None = None,
+    log_clock: Clock | None = None,
+) -> FastAPI:
     """The server as an ASGI app. Its lifespan opens the data directory, and drains and closes it.
 
     Args:
         settings: checked settings.
         clock: gives the time.
         verifier: the checks on a bundle; another one in tests that plant a fault.
+        log_clock: the clock of the logs alone, in tests whose other clock stands still.
     """
 
     @contextlib.asynccontextmanager
@@ -147,8 +180,11 @@ def create_app(settings: ServerSettings, *, clock: Clock = utc_now, verifier: Ve
             try:
                 make_directory(settings.data_dir)
                 stack.enter_context(only_server(settings.data_dir))
-                app.state.services = services = await stack.enter_async_context(opened(settings, clock, verifier))
+                app.state.services = services = await stack.enter_async_context(
+                    opened(settings, clock, verifier, log_clock)
+                )
                 await ensure_admin(services)
+                await stack.enter_async_context(services.sequencer.running())
             except AgentError as error:
                 app.state.startup_error = error  # for the runner: uvicorn keeps the error to itself
                 raise
@@ -169,7 +205,7 @@ def create_app(settings: ServerSettings, *, clock: Clock = utc_now, verifier: Ve
     app.state.metrics = metrics
     app.add_middleware(Edge, observe=metrics.observe)
     problems.install(app)
-    for router in (agent.router, read.router, operations.router):
+    for router in (agent.router, log_api.router, read.router, operations.router):
         app.include_router(router)
     app.router.routes.append(evidence.ROUTE)
     _mount_viewer(app)

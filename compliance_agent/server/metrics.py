@@ -10,6 +10,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from compliance_agent import __version__
 from compliance_agent.server.api.deps import Services
+from compliance_agent.server.records import Backlog
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 
@@ -35,8 +36,9 @@ class Metrics:
     async def exposition(self, services: Services) -> tuple[bytes, str]:
         """Everything in the text format, with its media type."""
         states = await _host_states(services)
+        backlog = await services.store.for_sites(await services.store.all_sites()).backlog()
         scrape = CollectorRegistry()
-        scrape.register(_Snapshot(services, states))
+        scrape.register(_Snapshot(services, states, backlog))
         return generate_latest(self._registry) + generate_latest(scrape), CONTENT_TYPE_LATEST
 
 
@@ -54,9 +56,10 @@ async def _host_states(services: Services) -> dict[str, int]:
 class _Snapshot:
     """What the services count by themselves, as Prometheus families."""
 
-    def __init__(self, services: Services, hosts: dict[str, int]) -> None:
+    def __init__(self, services: Services, hosts: dict[str, int], backlog: Backlog) -> None:
         self._services = services
         self._hosts = hosts
+        self._backlog = backlog
 
     def collect(self) -> Iterator[Metric]:
         totals = self._services.ingest.totals
@@ -75,6 +78,27 @@ class _Snapshot:
         for state, count in self._hosts.items():
             hosts.add_metric([state], count)
         yield hosts
+        yield from self._log()
         build = GaugeMetricFamily("compliance_server_build_info", "Version of the program.", labels=["version"])
         build.add_metric([__version__], 1)
         yield build
+
+    def _log(self) -> Iterator[Metric]:
+        board, now, backlog = self._services.board, self._services.clock(), self._backlog
+        heads = list(board.heads.values())
+        lag = (now - backlog.oldest).total_seconds() if backlog.oldest is not None else 0.0
+        age = (now - max(head.at for head in heads)).total_seconds() if heads else 0.0
+        gauges = {
+            "log_shards": ("Logs, one for each site and year.", len(heads)),
+            "log_size": ("Entries under published checkpoints, over all logs.", sum(head.size for head in heads)),
+            "log_pending": ("Entries that wait for an index.", backlog.count),
+            "log_lag_seconds": ("Age of the oldest entry that waits.", lag),
+            "log_checkpoint_age_seconds": ("Age of the newest checkpoint.", age),
+        }
+        for name, (words, value) in gauges.items():
+            yield GaugeMetricFamily(f"compliance_server_{name}", words, value)
+        yield CounterMetricFamily("compliance_server_receipts", "Receipts minted.", self._services.receipts.minted)
+        still = GaugeMetricFamily("compliance_server_log_still", "Logs that stand still, by code.", labels=["code"])
+        for code in board.reasons():
+            still.add_metric([code], 1)
+        yield still

@@ -212,6 +212,79 @@ class BundleQuery:
 
 
 @dataclass(frozen=True)
+class NewLeaf:
+    """An entry for a site's log, decided in the transaction of what it records; the sequencer gives it its index.
+
+    Attributes:
+        epoch, seq: of the bundle that it is for; None for every other kind.
+    """
+
+    site_id: str
+    leaf: bytes
+    key_id: str | None = None
+    epoch: int | None = None
+    seq: int | None = None
+
+
+@dataclass(frozen=True)
+class PendingLeaf:
+    """An entry without an index yet; `number` is its order of arrival over all sites."""
+
+    number: int
+    site_id: str
+    leaf: bytes
+    key_id: str | None
+    epoch: int | None
+    seq: int | None
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """An integrated entry and its place."""
+
+    site_id: str
+    year: int
+    index: int
+    leaf: bytes
+    key_id: str | None
+    epoch: int | None
+    seq: int | None
+    bundle_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One site's log of one year: the tree that is committed, and the newest checkpoint that was signed over it.
+
+    Attributes:
+        root, edge: of the tree of `size` entries; `edge` is what appending needs (log.tree.Edge), its levels joined.
+        checkpoint: the signed note, None before the first; it is here before anybody sees it.
+        checkpoint_size: entries under that note, at most `size`.
+        sequenced_at: when entries last got indexes; the next ones get theirs strictly later.
+        published_at: when that note was signed.
+    """
+
+    site_id: str
+    year: int
+    origin: str
+    size: int
+    root: bytes
+    edge: bytes
+    sequenced_at: datetime
+    checkpoint: bytes | None = None
+    checkpoint_size: int = 0
+    published_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """Entries that wait for an index: how many, and since when."""
+
+    count: int
+    oldest: datetime | None
+
+
+@dataclass(frozen=True)
 class Event:
     """A recorded verdict of one check, or what was done about it: as little of the bundle as counting needs."""
 
@@ -281,6 +354,30 @@ class SiteReader(Protocol):
 
     async def forks(self, key_id: str) -> list[Fork]:
         """Contradicting bundles of a host, newest first, at most 100."""
+        ...
+
+    async def shards(self) -> list[Shard]:
+        """Logs by site and year."""
+        ...
+
+    async def any_pending(self) -> bool:
+        """Whether an entry of these sites waits for an index."""
+        ...
+
+    async def backlog(self) -> Backlog:
+        """Entries of these sites that wait for an index."""
+        ...
+
+    async def leaves(self, site_id: str, year: int, start: int, stop: int) -> list[bytes]:
+        """The entries with index `start` to `stop`, exclusive, in order."""
+        ...
+
+    async def leaves_of(self, key_id: str, bundle_ids: Collection[str]) -> list[Leaf]:
+        """The integrated entries of these bundles of a host."""
+        ...
+
+    async def signed_places(self, site_id: str, after: int, limit: int) -> list[tuple[int, bytes, bytes | None, bool]]:
+        """For each bundle by arrival: its number, the leaf it must have, the leaf it has, and whether that has an index."""
         ...
 
 
@@ -375,6 +472,30 @@ class Transaction(Protocol):
 
     async def replace_api_key(self, site_id: str, key_id: str, key_hash: str, now: datetime) -> None:
         """Give a host its one live API key."""
+        ...
+
+    async def add_leaves(self, leaves: Sequence[NewLeaf], now: datetime) -> None:
+        """Decide entries of a site's log, to be integrated in this order."""
+        ...
+
+    async def pending_leaves(self, sites: Collection[str], at_most: int) -> list[PendingLeaf]:
+        """The entries of these sites that wait longest for an index, in order of arrival."""
+        ...
+
+    async def open_shard(self, shard: Shard, first: bytes) -> bool:
+        """A new year's log of size 1, with its first entry; False when it exists."""
+        ...
+
+    async def place_leaves(self, site_id: str, year: int, first: int, numbers: Sequence[int]) -> None:
+        """Give pending entries the indexes from `first` on."""
+        ...
+
+    async def grow_shard(self, shard: Shard, *, old_size: int) -> bool:
+        """Save size, root, edge and time if the size is still `old_size`; False, with nothing saved, when it is not."""
+        ...
+
+    async def save_checkpoint(self, shard: Shard, *, old: bytes | None) -> bool:
+        """Save the checkpoint if the one held is still `old` and the tree still has its size and root."""
         ...
 
     async def add_user(self, user: User) -> bool:

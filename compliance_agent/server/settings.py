@@ -47,6 +47,8 @@ class ServerSettings:
     min_interval_s: int = _setting(1, "Least seconds a host shall leave between two check-ins.", 1, 86_400)
     silent_after_s: int = _setting(600, "Seconds without a word after which a host is silent.", 5, 604_800)
     stale_after_s: int = _setting(11_700, "Seconds after which a verdict nobody repeated is unknown.", 60, 604_800)
+    log_interval_ms: int = _setting(250, "Milliseconds between two rounds of the transparency log.", 1, 60_000)
+    log_mldsa44: bool = _setting(False, "Make a second, post-quantum key that signs every checkpoint of the log too.")
     log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR.")
 
     def __post_init__(self) -> None:

@@ -39,9 +39,15 @@ class Hands:
     """A clock that moves when told."""
 
     time: datetime = START
+    looks: int = 0
 
     def __call__(self) -> datetime:
         return self.time
+
+    def advancing(self) -> datetime:
+        """The same for the log, which wants time to have advanced whenever it looks."""
+        self.looks += 1
+        return self.time + timedelta(microseconds=self.looks)
 
     def move(self, seconds: float) -> None:
         self.time += timedelta(seconds=seconds)
@@ -274,7 +280,10 @@ async def serving(
 ) -> AsyncIterator[Server]:
     """A server over a data directory, in this process."""
     hands = clock or Hands()
-    app = create_app(ServerSettings(data_dir=directory, **settings), clock=hands, verifier=verifier)
+    wanted = {"log_interval_ms": 2, **settings}  # nobody wants to wait for receipts
+    app = create_app(
+        ServerSettings(data_dir=directory, **wanted), clock=hands, verifier=verifier, log_clock=hands.advancing
+    )
     transport = httpx2.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),

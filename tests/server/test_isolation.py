@@ -54,8 +54,14 @@ async def test_every_route_hides_the_other_clinic(server: Server, two: tuple[Fak
     server.client.cookies.set("session", secret)
     paths = routes_with_ids(server)
     assert len(paths) >= 3
-    values = {"key_id": theirs.key_id, "bundle_id": bundle_id, "site_id": "clinic-2", "name": "bundle.json"}
-    others = {"key_id": UNKNOWN, "bundle_id": "0" * 36, "site_id": "clinic-9", "name": "bundle.json"}
+    values = {
+        "key_id": theirs.key_id,
+        "bundle_id": bundle_id,
+        "site_id": "clinic-2",
+        "year": "2026",
+        "name": "bundle.json",
+    }
+    others = {"key_id": UNKNOWN, "bundle_id": "0" * 36, "site_id": "clinic-9", "year": "2026", "name": "bundle.json"}
     for path in paths:
         sent = {} if not path.startswith("/api/") else headers
         foreign, missing = [await server.client.get(path.format(**ids), headers=sent) for ids in (values, others)]

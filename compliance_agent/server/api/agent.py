@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
-from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 
-from compliance_agent.server.api.deps import services_of
+from compliance_agent.server.api.deps import body_of, services_of
 from compliance_agent.server.api.schemas import (
     ChallengeReply,
     ChallengeRequest,
@@ -17,7 +16,6 @@ from compliance_agent.server.api.schemas import (
     EnrolReply,
     EnrolRequest,
     Head,
-    Sent,
     decoded,
     strict_body,
 )
@@ -28,13 +26,7 @@ from compliance_agent.server.services.checkin import Said
 router = APIRouter(prefix="/api/v1", tags=["agent"])
 
 
-def _body(model: type[Sent]) -> dict[str, Any]:
-    """The request body for the OpenAPI document: read by `strict_body`, so FastAPI does not see it."""
-    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
-@router.post("/enrol/challenge", openapi_extra=_body(ChallengeRequest), summary="Ask for a nonce to sign")
+@router.post("/enrol/challenge", openapi_extra=body_of(ChallengeRequest), summary="Ask for a nonce to sign")
 async def challenge(request: Request) -> ChallengeReply:
     """A nonce that proves possession of the key, good for five minutes and one use."""
     body = await strict_body(request, ChallengeRequest)
@@ -42,7 +34,7 @@ async def challenge(request: Request) -> ChallengeReply:
     return ChallengeReply(nonce=base64.b64encode(nonce).decode("ascii"))
 
 
-@router.post("/enrol", status_code=201, openapi_extra=_body(EnrolRequest), summary="Redeem a one-time token")
+@router.post("/enrol", status_code=201, openapi_extra=body_of(EnrolRequest), summary="Redeem a one-time token")
 async def enrol_host(request: Request) -> EnrolReply:
     """Make a key a host of the token's site."""
     body = await strict_body(request, EnrolRequest)
@@ -64,12 +56,13 @@ async def enrol_host(request: Request) -> EnrolReply:
         key_id=host.key_id,
         api_key=enrolled.api_key,
         server_key=base64.b64encode(services.ack_public_key).decode("ascii"),
+        log_key=base64.b64encode(services.log_keys.public_bytes).decode("ascii"),
         server_name=services.settings.name,
         min_interval_s=services.settings.min_interval_s,
     )
 
 
-@router.post("/checkin", openapi_extra=_body(CheckinRequest), summary="Say that this host lives")
+@router.post("/checkin", openapi_extra=body_of(CheckinRequest), summary="Say that this host lives")
 async def checkin(request: Request) -> CheckinReply:
     """Note the host's head and backlog; answer with what is held of its chain."""
     services = services_of(request)

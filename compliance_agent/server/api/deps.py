@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends
+from pydantic import BaseModel
 from starlette.requests import Request
 
 from compliance_agent.errors import Refusal
+from compliance_agent.server.log_files import LogFiles
+from compliance_agent.server.log_keys import LogKeys
 from compliance_agent.server.records import Clock, SiteReader, Store, User
+from compliance_agent.server.sequencer import Sequencer
 from compliance_agent.server.services.access import HostAccess
+from compliance_agent.server.services.board import Board
 from compliance_agent.server.services.checkin import Checkin
 from compliance_agent.server.services.enrol import Enrolment
 from compliance_agent.server.services.fleet import Fleet, Silence
 from compliance_agent.server.services.ingest import Ingest
+from compliance_agent.server.services.receipts import Receipts
 from compliance_agent.server.services.users import Users
 from compliance_agent.server.services.verification import Verifier
 from compliance_agent.server.settings import ServerSettings
@@ -26,6 +32,9 @@ class Services:
 
     Attributes:
         ack_public_key: raw 32-byte key that acknowledgements verify under; hosts pin it at enrolment.
+        log_keys, log_files: what signs the transparency logs, and where they are served from.
+        board: what of them is published, and why one stands still.
+        sequencer: runs in the server; in a command beside it, it is never started.
         ca_pem: certificate of the server's own authority, when it serves TLS.
     """
 
@@ -40,6 +49,11 @@ class Services:
     enrolment: Enrolment
     users: Users
     ack_public_key: bytes
+    log_keys: LogKeys
+    log_files: LogFiles
+    board: Board
+    sequencer: Sequencer
+    receipts: Receipts
     ca_pem: bytes | None = None
 
     def fleet(self, reader: SiteReader) -> Fleet:
@@ -53,6 +67,12 @@ def services_of(request: Request) -> Services:
     if not isinstance(services, Services):
         raise RuntimeError("the app has not started")
     return services
+
+
+def body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """A request body for the OpenAPI document: read by `strict_body`, so FastAPI does not see it."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def session_cookie(request: Request) -> str:

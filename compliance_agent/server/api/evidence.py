@@ -15,7 +15,11 @@ from compliance_agent.documents import read_json
 from compliance_agent.errors import Refusal
 from compliance_agent.server.api.deps import services_of
 from compliance_agent.server.api.edge import MOST_BODY_BYTES
-from compliance_agent.server.services.ingest import MOST_BUNDLES, Receipt
+from compliance_agent.server.api.log import shown
+from compliance_agent.server.services.ingest import MOST_BUNDLES, Taken
+from compliance_agent.server.services.receipts import Receipt, Wanted
+
+WAIT_S = 1.0  # for receipts; who does not get one asks later
 
 
 def _bad(field: str, expected: str) -> Refusal:
@@ -63,27 +67,31 @@ def _bytes(text: Any, where: str) -> bytes:
         raise _bad(where, "base64 text") from error
 
 
-def written(receipt: Receipt) -> bytes:
+def written(taken: Taken, receipts: list[Receipt | None]) -> bytes:
     """The reply's body."""
     stopped = None
-    if receipt.stopped is not None:
-        refusal = receipt.stopped.refusal
-        stopped = {"index": receipt.stopped.index, "code": refusal.code, "expected": refusal.expected}
+    if taken.stopped is not None:
+        refusal = taken.stopped.refusal
+        stopped = {"index": taken.stopped.index, "code": refusal.code, "expected": refusal.expected}
     acks = [
         {"ack": base64.b64encode(ack.document).decode(), "sig": base64.b64encode(ack.sig).decode()}
-        for ack in receipt.acks
+        for ack in taken.acks
     ]
-    return orjson.dumps({"acks": acks, "stopped": stopped, "min_interval_s": None})
+    proofs = [None if item is None else shown(item) for item in receipts]
+    return orjson.dumps({"acks": acks, "receipts": proofs, "stopped": stopped, "min_interval_s": None})
 
 
 async def take_evidence(request: Request) -> Response:
-    """Verify, store and acknowledge a host's bundles."""
+    """Verify, store and acknowledge a host's bundles; with receipts, if the log is quick enough."""
     request.scope["route"] = ROUTE  # as FastAPI does for its own, for the figures
     services = services_of(request)
     caller = await services.access.caller(request.headers.get("authorization"))
     bundles = read_envelope(await request.body())
-    receipt = await services.ingest.submit(caller, bundles)
-    return Response(written(receipt), media_type="application/json")
+    taken = await services.ingest.submit(caller, bundles)
+    services.sequencer.notify(sum(ack.new for ack in taken.acks))
+    wanted = [Wanted(ack.bundle_id, ack.epoch, ack.seq, ack.new) for ack in taken.acks]
+    receipts = await services.receipts.soon(caller, wanted, WAIT_S)
+    return Response(written(taken, receipts), media_type="application/json")
 
 
 ROUTE = Route("/api/v1/evidence", take_evidence, methods=["POST"])

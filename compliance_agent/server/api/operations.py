@@ -24,13 +24,14 @@ async def healthz() -> dict[str, str]:
     "/readyz", summary="The server can do its work", responses={503: {"description": "Not ready, with reasons"}}
 )
 async def readyz(request: Request) -> Response:
-    """Database readable and of our schema version; the acknowledgement key signs."""
+    """Database readable and of our schema version; every log goes on. Evidence is taken in while a log stands still."""
     services = services_of(request)
     reasons: list[dict[str, Any]] = []
     try:
         await services.store.ready()
     except AgentError as error:
         reasons.append({"name": "database", "code": error.code})
+    reasons += [{"name": "log", "code": code} for code in services.board.reasons()]
     status = 503 if reasons else 200
     return JSONResponse({"status": "not ready" if reasons else "ok", "reasons": reasons}, status)
 

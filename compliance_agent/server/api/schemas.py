@@ -47,6 +47,7 @@ Signature = Annotated[str, Field(max_length=96, description="64 bytes in base64"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", min_length=64, max_length=64)]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", max_length=63)]
 Version = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+~:_-]{0,39}$", max_length=40)]
+BundleId = Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", min_length=36, max_length=36)]
 Word = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$", max_length=40)]
 Protocol = Annotated[int, Field(ge=1, le=1)]  # not Literal[1], which takes `true` for 1
 Natural = Annotated[int, Field(ge=0, le=LARGEST_INT)]
@@ -119,6 +120,13 @@ class EvidenceRequest(Sent):
     gaps: list[Any] = Field(default=[], max_length=0)
 
 
+class ReceiptsRequest(Sent):
+    """Bundles whose receipts are wanted."""
+
+    protocol: Protocol
+    bundles: list[BundleId] = Field(min_length=1, max_length=100)
+
+
 class ChallengeReply(BaseModel):
     """32 random bytes to sign within five minutes."""
 
@@ -134,6 +142,7 @@ class EnrolReply(BaseModel):
     key_id: str
     api_key: str
     server_key: str
+    log_key: str
     server_name: str
     min_interval_s: int
 
@@ -178,10 +187,25 @@ class StoppedAt(BaseModel):
     expected: Expected | None
 
 
+class LogReceipt(BaseModel):
+    """A bundle's entry in its site's log and the proof that it is there (C2SP tlog-proof), both in base64."""
+
+    bundle_id: str
+    leaf: str
+    proof: str
+
+
+class ReceiptsReply(BaseModel):
+    """Receipts in the order asked for; null for what is not published."""
+
+    receipts: list[LogReceipt | None]
+
+
 class EvidenceReply(BaseModel):
-    """Acknowledgements from the first bundle on, and where it stopped, if it did."""
+    """Acknowledgements from the first bundle on, where it stopped, if it did, and the receipts that were ready, in order."""
 
     acks: list[SignedAck]
+    receipts: list[LogReceipt | None]
     stopped: StoppedAt | None
     min_interval_s: int | None
 
@@ -288,7 +312,13 @@ class BundleWhole(BundleOut):
     public_key: str
 
 
-AGENT_MODELS: tuple[type[BaseModel], ...] = (ChallengeRequest, EnrolRequest, CheckinRequest, EvidenceRequest)
+AGENT_MODELS: tuple[type[BaseModel], ...] = (
+    ChallengeRequest,
+    EnrolRequest,
+    CheckinRequest,
+    EvidenceRequest,
+    ReceiptsRequest,
+)
 M = TypeVar("M", bound=Sent)
 
 

@@ -18,7 +18,8 @@ import structlog
 from compliance_agent import crypto
 from compliance_agent.errors import BadEvidence, Refusal
 from compliance_agent.evidence.canonical import canonical
-from compliance_agent.server.records import Clock, Host, Site, Store, Token, Transaction
+from compliance_agent.log.leaf import KeyEvent, key_leaf
+from compliance_agent.server.records import Clock, Host, NewLeaf, Site, Store, Token, Transaction
 from compliance_agent.server.services.secrets import API_KEY_PREFIX, Rng, hashed, new_secret
 from compliance_agent.server.services.verification import Verify
 
@@ -126,10 +127,18 @@ class Enrolment:
         now = self._clock()
 
         async def work(tx: Transaction) -> None:
+            host = (await tx.hosts({site_id}, {key_id})).get(key_id)
+            if host is not None and host.revoked_at is None:
+                await tx.add_leaves([_key_leaf("revoke", host, now)], now)
             await tx.revoke_host(site_id, key_id, now)
             await tx.audit(now, actor, "host.revoked", site_id=site_id, subject=key_id)
 
         await self._store.write(work)
+
+
+def _key_leaf(event: KeyEvent, host: Host, now: datetime) -> NewLeaf:
+    at = now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return NewLeaf(host.site_id, key_leaf(event, host.key_id, host.public_key, at), host.key_id)
 
 
 def _check_key(public_key: bytes) -> None:
@@ -168,6 +177,7 @@ async def _first(tx: Transaction, token: Token, key_id: str, request: Request, n
     await tx.redeem_token(token.hash, key_id, now)
     host = Host(key_id, token.site_id, token.client_id, request.host_id, request.public_key, now)
     await tx.add_host(host)
+    await tx.add_leaves([_key_leaf("enrol", host, now)], now)
     return host
 
 

@@ -18,6 +18,7 @@ import structlog
 
 from compliance_agent.errors import Refusal
 from compliance_agent.evidence.canonical import canonical
+from compliance_agent.log.leaf import bundle_leaf, fork_leaf
 from compliance_agent.server.records import (
     CheckVerdict,
     Clock,
@@ -26,6 +27,7 @@ from compliance_agent.server.records import (
     Head,
     Host,
     NewBundle,
+    NewLeaf,
     Place,
     Store,
     Transaction,
@@ -45,10 +47,14 @@ Sign = Callable[[bytes], bytes]
 
 @dataclass(frozen=True)
 class Ack:
-    """Our signed word that we hold a bundle: exact bytes and signature."""
+    """Our signed word that we hold a bundle: exact bytes and signature; and which bundle that is, and whether it is new."""
 
     document: bytes
     sig: bytes
+    bundle_id: str
+    epoch: int
+    seq: int
+    new: bool
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Stopped:
 
 
 @dataclass(frozen=True)
-class Receipt:
+class Taken:
     """What became of a batch: acknowledgements from its beginning, and where it stopped, if it did."""
 
     acks: tuple[Ack, ...]
@@ -124,7 +130,7 @@ class Ingest:
         self._writer: asyncio.Task[None] | None = None
         self.totals = Totals()
 
-    async def submit(self, host: Host, bundles: Sequence[tuple[bytes, bytes]]) -> Receipt:
+    async def submit(self, host: Host, bundles: Sequence[tuple[bytes, bytes]]) -> Taken:
         """Take a host's bundles (bytes, signature), in order.
 
         Raises:
@@ -142,9 +148,7 @@ class Ingest:
         if not outcome.taken and outcome.stopped is not None:
             raise outcome.stopped.refusal
         received = self._clock()
-        return Receipt(
-            tuple(self._ack(host, item, status, received) for item, status in outcome.taken), outcome.stopped
-        )
+        return Taken(tuple(self._ack(host, item, status, received) for item, status in outcome.taken), outcome.stopped)
 
     async def drain(self) -> None:
         """Wait until everything that was submitted is written."""
@@ -211,7 +215,8 @@ class Ingest:
                 "status": status,
             }
         )
-        return Ack(document, self._sign(document))
+        place = (item.document["bundle_id"], item.document["epoch"], item.document["seq"])
+        return Ack(document, self._sign(document), *place, new=status == "stored")
 
     def _count(self, outcome: Outcome) -> None:
         stored = sum(status == "stored" for _, status in outcome.taken)
@@ -243,6 +248,7 @@ class _Placing:
         self._ids: dict[tuple[str, str], Place] = {}
         self._verdicts: dict[str, dict[str, CheckVerdict]] = {}
         self._new: list[NewBundle] = []
+        self._leaves: list[NewLeaf] = []  # what the log is to say of it, in this order
         self._advanced: set[str] = set()  # hosts whose expected bundle has come: their gaps are closed
 
     async def run(self, submissions: Sequence[Submission]) -> list[Outcome]:
@@ -260,6 +266,7 @@ class _Placing:
         for host in self._hosts.values():
             await self._close_gaps(host)
         await self._tx.add_bundles(self._new)
+        await self._tx.add_leaves(self._leaves, self._now)
         await self._tx.save_hosts(self._hosts.values())
         now_standing = {(key, check): v for key, checks in self._verdicts.items() for check, v in checks.items()}
         changed = [verdict for at, verdict in now_standing.items() if before.get(at) != verdict]
@@ -314,6 +321,7 @@ class _Placing:
     async def _take(self, host: Host, item: Checked) -> None:
         new = _new_bundle(host, item, self._now)
         self._new.append(new)
+        self._leaves.append(_leaf_of(new))
         self._remember(Place(host.key_id, new.bundle_id, new.epoch, new.seq, new.sha256))
         standing.apply(self._verdicts.setdefault(host.key_id, {}), host, item.document, self._now)
         after = replace(host, head=Head(new.epoch, new.seq, new.sha256))
@@ -333,6 +341,9 @@ class _Placing:
         fork = Fork(host.key_id, host.site_id, link.epoch, link.seq, item.sha256, item.body, item.sig, self._now)
         if await self._tx.add_fork(fork, at_most=KEPT_FORKS):
             self._hosts[host.key_id] = replace(host, forks=host.forks + 1)
+            held = self._held.get((host.key_id, link.epoch, link.seq))
+            leaf = fork_leaf(host.key_id, link.epoch, link.seq, held, item.sha256, item.sig)
+            self._leaves.append(NewLeaf(host.site_id, leaf, host.key_id))
             log.error("evidence.fork", key_id=host.key_id, site_id=host.site_id, epoch=link.epoch, seq=link.seq)
         return Refusal(
             f"bundle: epoch {link.epoch} seq {link.seq} contradicts the chain held here; both are kept",
@@ -353,6 +364,11 @@ class _Placing:
             status=409,
             expected=wanted,
         )
+
+
+def _leaf_of(new: NewBundle) -> NewLeaf:
+    leaf = bundle_leaf(new.key_id, new.epoch, new.seq, new.prev, new.sha256, new.sig)
+    return NewLeaf(new.site_id, leaf, new.key_id, new.epoch, new.seq)
 
 
 def _new_bundle(host: Host, item: Checked, now: datetime) -> NewBundle:

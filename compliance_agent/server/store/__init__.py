@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection, RowMapping
 
 from compliance_agent.errors import StorageError
 from compliance_agent.server.records import Host, SiteReader, User, Work
-from compliance_agent.server.store import rows, tables
+from compliance_agent.server.store import migration, rows, tables
 from compliance_agent.server.store.engine import SqliteDatabase, translated
 from compliance_agent.server.store.reader import BoundReader
 from compliance_agent.server.store.transaction import BoundTransaction
@@ -114,11 +114,14 @@ class SqlStore:
 
 
 def _prepare(connection: Connection) -> None:
-    """Make the schema in an empty database; refuse one of another version, untouched."""
+    """Make the schema in an empty database, bring an older one up to it; refuse any other, untouched."""
     version = tables.meta.c.value
     if inspect(connection).has_table(tables.meta.name):
         row = connection.execute(select(version).where(tables.meta.c.key == "schema_version")).first()
-        _check_version(row[0] if row else None)
+        if row and row[0] == "1":
+            migration.from_version_1(connection)
+        else:
+            _check_version(row[0] if row else None)
         return
     tables.metadata.create_all(connection)
     connection.execute(insert(tables.meta).values(key="schema_version", value=str(tables.SCHEMA_VERSION)))

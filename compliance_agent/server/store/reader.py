@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, and_, func, or_, select
+from sqlalchemy import Executable, Select, and_, func, or_, select
 from sqlalchemy.engine import RowMapping
 
-from compliance_agent.server.records import Bundle, BundleQuery, CheckVerdict, Event, Fork, Gap, Host, Site
+from compliance_agent.log.leaf import bundle_leaf
+from compliance_agent.server.records import (
+    Backlog,
+    Bundle,
+    BundleQuery,
+    CheckVerdict,
+    Event,
+    Fork,
+    Gap,
+    Host,
+    Leaf,
+    Shard,
+    Site,
+)
 from compliance_agent.server.store import rows, tables
 from compliance_agent.server.store.engine import SqliteDatabase
 
@@ -149,5 +162,70 @@ class BoundReader:
         )
         return [rows.fork(row) for row in await self._all(query)]
 
-    async def _all(self, query: Select[Any]) -> list[RowMapping]:
+    async def shards(self) -> list[Shard]:
+        c = tables.log_shards.c
+        query = select(tables.log_shards).where(c.site_id.in_(self._sites)).order_by(c.site_id, c.year)
+        return [rows.shard(row) for row in await self._all(query)]
+
+    async def any_pending(self) -> bool:
+        c = tables.log_entries.c
+        query = select(c.number).where(c.site_id.in_(self._sites), c.leaf_index.is_(None)).limit(1)
+        return bool(await self._all(query))
+
+    async def backlog(self) -> Backlog:
+        c = tables.log_entries.c
+        pending = (c.site_id.in_(self._sites), c.leaf_index.is_(None))
+        [found] = await self._all(
+            select(func.count().label("count"), func.min(c.number).label("first")).where(*pending)
+        )
+        at = select(c.decided_at).where(c.site_id.in_(self._sites), c.number == found["first"])
+        oldest = await self._all(at) if found["count"] else []
+        return Backlog(found["count"], rows.when(oldest[0]["decided_at"]) if oldest else None)
+
+    async def leaves(self, site_id: str, year: int, start: int, stop: int) -> list[bytes]:
+        c = tables.log_entries.c
+        within = (c.leaf_index >= start, c.leaf_index < stop)
+        query = select(c.leaf).where(c.site_id.in_(self._sites & {site_id}), c.year == year, *within)
+        return [row["leaf"] for row in await self._all(query.order_by(c.leaf_index))]
+
+    async def leaves_of(self, key_id: str, bundle_ids: Collection[str]) -> list[Leaf]:
+        table = tables.log_entries
+        same_place = (
+            _bundles.key_id == table.c.key_id,
+            _bundles.epoch == table.c.epoch,
+            _bundles.seq == table.c.seq,
+        )
+        query = (
+            select(table, _bundles.bundle_id)
+            .join(tables.bundles, and_(*same_place))
+            .where(
+                _bundles.site_id.in_(self._sites),
+                _bundles.key_id == key_id,
+                _bundles.bundle_id.in_(bundle_ids),
+                table.c.leaf_index.is_not(None),
+            )
+        )
+        return [rows.leaf(row) for row in await self._all(query)]
+
+    async def signed_places(self, site_id: str, after: int, limit: int) -> list[tuple[int, bytes, bytes | None, bool]]:
+        b, e = tables.bundles.c, tables.log_entries.c
+        same_place = and_(b.key_id == e.key_id, b.epoch == e.epoch, b.seq == e.seq)
+        query = (
+            select(b.number, b.key_id, b.epoch, b.seq, b.prev, b.sha256, b.sig, e.leaf, e.leaf_index)
+            .select_from(tables.bundles.outerjoin(tables.log_entries, same_place))
+            .where(b.site_id.in_(self._sites & {site_id}), b.number > after)
+            .order_by(b.number)
+            .limit(limit)
+        )
+        return [
+            (
+                row["number"],
+                bundle_leaf(row["key_id"], row["epoch"], row["seq"], row["prev"], row["sha256"], row["sig"]),
+                row["leaf"],
+                row["leaf_index"] is not None,
+            )
+            for row in await self._all(query)
+        ]
+
+    async def _all(self, query: Executable) -> list[RowMapping]:
         return await self._database.all(query)

@@ -15,8 +15,12 @@ from compliance_agent.server.records import (
     Gap,
     Head,
     Host,
+    Leaf,
     NewBundle,
+    NewLeaf,
+    PendingLeaf,
     Place,
+    Shard,
     Site,
     Token,
     User,
@@ -189,3 +193,39 @@ def user(row: RowMapping) -> User:
         when(row["created_at"]),
         when_or_none(row["disabled_at"]),
     )
+
+
+def new_leaf_columns(item: NewLeaf, now: datetime) -> dict[str, Any]:
+    """A pending entry's row."""
+    return {**item.__dict__, "decided_at": text(now)}
+
+
+def pending_leaf(row: RowMapping) -> PendingLeaf:
+    """An entry that waits."""
+    return PendingLeaf(row["number"], row["site_id"], row["leaf"], row["key_id"], row["epoch"], row["seq"])
+
+
+def leaf(row: RowMapping) -> Leaf:
+    """An integrated entry; the row may join its bundle's id."""
+    return Leaf(
+        row["site_id"],
+        row["year"],
+        row["leaf_index"],
+        row["leaf"],
+        row["key_id"],
+        row["epoch"],
+        row["seq"],
+        row.get("bundle_id"),
+    )
+
+
+def shard(row: RowMapping) -> Shard:
+    """A log."""
+    times = {"sequenced_at": when(row["sequenced_at"]), "published_at": when_or_none(row["published_at"])}
+    return Shard(**{**row, **times})
+
+
+def shard_columns(item: Shard) -> dict[str, Any]:
+    """A log's row."""
+    times = {"sequenced_at": text(item.sequenced_at), "published_at": text_or_none(item.published_at)}
+    return {**item.__dict__, **times}

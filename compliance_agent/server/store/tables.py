@@ -19,7 +19,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts by itself only in a column of type INTEGER
 
 metadata = MetaData(
@@ -170,6 +170,46 @@ gaps = Table(
     Column("closed_at", String),
 )
 
+log_shards = Table(
+    "log_shards",
+    metadata,
+    Column("site_id", String, ForeignKey("sites.site_id"), primary_key=True),
+    Column("year", Integer, primary_key=True),
+    Column("origin", String, nullable=False, unique=True),
+    Column("size", BigInteger, nullable=False),
+    Column("root", LargeBinary, nullable=False),
+    Column("edge", LargeBinary, nullable=False),
+    Column("sequenced_at", String, nullable=False),
+    Column("checkpoint", LargeBinary),
+    Column("checkpoint_size", BigInteger, nullable=False),
+    Column("published_at", String),
+)
+
+# An entry is pending while its year and index are NULL. A second entry for one place, and a second use of an index, are
+# refused by the database itself, whatever a program does.
+log_entries = Table(
+    "log_entries",
+    metadata,
+    Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    _site(),
+    Column("year", Integer),
+    Column("leaf_index", BigInteger),
+    Column("key_id", String),
+    Column("epoch", BigInteger),
+    Column("seq", BigInteger),
+    Column("decided_at", String, nullable=False),
+    Column("leaf", LargeBinary, nullable=False),
+    UniqueConstraint("site_id", "year", "leaf_index", name="uq_log_entries_index"),
+    UniqueConstraint("key_id", "epoch", "seq", name="uq_log_entries_place"),
+)
+Index(
+    "ix_log_entries_pending",
+    log_entries.c.site_id,
+    log_entries.c.number,
+    sqlite_where=log_entries.c.leaf_index.is_(None),
+    postgresql_where=log_entries.c.leaf_index.is_(None),
+)
+
 users = Table(
     "users",
     metadata,
@@ -218,4 +258,4 @@ audit = Table(
     Column("outcome", String, nullable=False),
 )
 
-TENANT_TABLES = (sites, hosts, api_keys, enrol_tokens, bundles, verdicts, forks, gaps)
+TENANT_TABLES = (sites, hosts, api_keys, enrol_tokens, bundles, verdicts, forks, gaps, log_shards, log_entries)

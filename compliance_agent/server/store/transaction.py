@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Executable, bindparam, delete, func, insert, select, update
+from sqlalchemy import Executable, Update, bindparam, delete, func, insert, select, update
 from sqlalchemy.engine import RowMapping
 
 from compliance_agent.server.records import (
@@ -15,7 +15,10 @@ from compliance_agent.server.records import (
     Gap,
     Host,
     NewBundle,
+    NewLeaf,
+    PendingLeaf,
     Place,
+    Shard,
     Site,
     Token,
     User,
@@ -218,6 +221,50 @@ class BoundTransaction:
             insert(table).values(hash=key_hash, site_id=site_id, key_id=key_id, created_at=rows.text(now))
         )
 
+    # --- the log --------------------------------------------------------------------------------
+
+    async def add_leaves(self, leaves: Sequence[NewLeaf], now: datetime) -> None:
+        if leaves:
+            rows_ = [rows.new_leaf_columns(item, now) for item in leaves]
+            await self._connection.execute(insert(tables.log_entries), rows_)
+
+    async def pending_leaves(self, sites: Collection[str], at_most: int) -> list[PendingLeaf]:
+        table = tables.log_entries
+        query = select(table).where(table.c.site_id.in_(sites), table.c.leaf_index.is_(None))
+        found = await self._all(query.order_by(table.c.number).limit(at_most))
+        return [rows.pending_leaf(row) for row in found]
+
+    async def open_shard(self, shard: Shard, first: bytes) -> bool:
+        table = tables.log_shards
+        same = select(table.c.year).where(table.c.site_id == shard.site_id, table.c.year == shard.year)
+        if await self._all(same):
+            return False
+        await self._connection.execute(insert(table).values(rows.shard_columns(shard)))
+        values = {"site_id": shard.site_id, "year": shard.year, "leaf_index": 0, "leaf": first}
+        decided = rows.text(shard.sequenced_at)
+        await self._connection.execute(insert(tables.log_entries).values(**values, decided_at=decided))
+        return True
+
+    async def place_leaves(self, site_id: str, year: int, first: int, numbers: Sequence[int]) -> None:
+        table = tables.log_entries
+        pending = (table.c.site_id == site_id, table.c.number == bindparam("_number"), table.c.leaf_index.is_(None))
+        statement = update(table).where(*pending).values(year=year, leaf_index=bindparam("_index"))
+        places = [{"_number": number, "_index": index} for index, number in enumerate(numbers, first)]
+        if places:
+            await self._connection.execute(statement, places)
+
+    async def grow_shard(self, shard: Shard, *, old_size: int) -> bool:
+        columns = rows.shard_columns(shard)
+        changed = {name: columns[name] for name in ("size", "root", "edge", "sequenced_at")}
+        return await self._changed(_shard(shard).where(tables.log_shards.c.size == old_size).values(changed)) == 1
+
+    async def save_checkpoint(self, shard: Shard, *, old: bytes | None) -> bool:
+        c, columns = tables.log_shards.c, rows.shard_columns(shard)
+        changed = {name: columns[name] for name in ("checkpoint", "checkpoint_size", "published_at")}
+        held = c.checkpoint.is_(None) if old is None else c.checkpoint == old
+        same_tree = (c.size == shard.size, c.root == shard.root)
+        return await self._changed(_shard(shard).where(held, *same_tree).values(changed)) == 1
+
     # --- people ---------------------------------------------------------------------------------
 
     async def add_user(self, user: User) -> bool:
@@ -295,6 +342,11 @@ class BoundTransaction:
                 at=rows.text(now), actor=actor, action=action, site_id=site_id, subject=subject, outcome=outcome
             )
         )
+
+
+def _shard(shard: Shard) -> Update:
+    table = tables.log_shards
+    return update(table).where(table.c.site_id == shard.site_id, table.c.year == shard.year)
 
 
 def _named(item: CheckVerdict) -> dict[str, Any]:
