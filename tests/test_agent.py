@@ -14,7 +14,7 @@ import pytest
 
 from compliance_agent.agent import ComplianceAgent
 from compliance_agent.errors import ConfigError, StorageFull
-from compliance_agent.models import STATS, Outcome, RemediationResult, Result, Verdict
+from compliance_agent.models import STATS, DriftResult, Outcome, RemediationResult, Result, Verdict
 from tests.agent_scene import Scene
 
 pytestmark = pytest.mark.anyio
@@ -106,6 +106,21 @@ async def test_a_clock_set_back_neither_stops_heartbeats_nor_breaks_a_record(sce
     kinds = scene.kinds()
     assert kinds.count(("heartbeat", None, None)) == 2
     assert ("remediation", "logging", "success") in kinds
+
+
+async def test_a_clock_set_back_during_a_cure_loses_no_record(scene: Scene) -> None:
+    agent = scene.agent()
+    remediate = scene.healer.remediate
+
+    async def meanwhile(drift: DriftResult) -> RemediationResult:
+        scene.clock.step(-3_600)
+        return await remediate(drift)
+
+    scene.healer.remediate = meanwhile  # type: ignore[method-assign]
+    scene.detector.drift("logging")
+    await scene.cycle(agent)
+    (healed,) = [item for item in scene.documents() if item["outcome"]]
+    assert healed["timestamp_end"] >= healed["timestamp_start"]
 
 
 async def test_statistics_and_what_was_recorded_survive_a_restart(scene: Scene) -> None:

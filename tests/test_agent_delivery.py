@@ -136,6 +136,21 @@ async def test_retry_after_is_kept(scene: Scene) -> None:
     await drain(scene, agent)
 
 
+async def test_a_refusal_counts_against_the_bundle_that_was_refused_alone(scene: Scene) -> None:
+    agent = scene.agent()
+    scene.server.down = True
+    await record(agent, 5)
+    scene.server.down = False
+    scene.server.faults.extend([Fault.NONE, Fault.refuse(422, "bad_schema")])
+    await agent.delivery.turn()
+    await scene.delivered(agent)
+    counts = agent._database.read(
+        lambda connection: connection.execute("SELECT retry_count, last_error FROM evidence ORDER BY seq").fetchall()
+    )
+    assert counts == [(1, "bad_schema"), *[(0, None)] * 4]
+    await drain(scene, agent)
+
+
 async def test_a_server_that_was_set_back_gets_what_it_lost_again(scene: Scene) -> None:
     agent = scene.agent()
     await scene.cycle(agent, 3)

@@ -136,6 +136,7 @@ async def test_an_answer_cut_at_every_byte_is_none() -> None:
             await talk.request()
             await talk.say(GOOD[:length])
             if length % 2:
+                await asyncio.sleep(0.002)
                 talk.cut()
 
         async with speaking(script) as (transport, known):
@@ -209,6 +210,7 @@ async def test_an_answer_that_begins_is_never_asked_for_again() -> None:
         await talk.say(GOOD)
         await talk.request()
         await talk.say(GOOD[:30])
+        await asyncio.sleep(0.05)
         talk.cut()
 
     async with speaking(script) as (transport, known):
