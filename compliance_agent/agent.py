@@ -188,8 +188,7 @@ class ComplianceAgent:
         self._loop = asyncio.get_running_loop()
         if handle_signals:
             self._setup_signal_handlers()
-        server = self.mcp_client is not None
-        log.info("agent.started", site_id=self.config.site_id, host_id=self.config.host_id, server=server)
+        log.info("agent.started", site_id=self.config.site_id, host_id=self.config.host_id)
         try:
             await self.recover()
             await self._run_loop()
@@ -346,8 +345,10 @@ class ComplianceAgent:
         """Say a verdict that is not the one that was recorded last."""
         known = self._recorded.get(drift.check)
         if known is None or (known.result, known.reason) != (drift.result, drift.reason):
-            seen = {"check_id": drift.check, "result": drift.result, "reason": drift.reason}
-            log.warning("drift.found", **seen) if drift.drifted else log.info("verdict.changed", **seen)
+            if drift.drifted:
+                log.warning("drift.found", check_id=drift.check, result=drift.result, reason=drift.reason)
+            else:
+                log.info("verdict.changed", check_id=drift.check, result=drift.result, reason=drift.reason)
 
     # Heal
 
