@@ -94,14 +94,18 @@ class Baseline:
         return next((item for item in self.exceptions if item.covers(check, reason, now)), None)
 
 
-def load(path: Path) -> Baseline:
+def load(path: Path, *, trusted: bool = True) -> Baseline:
     """Read and check a baseline file.
+
+    Args:
+        path: the file.
+        trusted: refuse one that others may write; False for the product's own, which is as safe as the code beside it.
 
     Raises:
         ConfigError: it cannot be read or used; names the file and the field.
     """
     try:
-        return parse(read_file(path, limit_bytes=MAX_BYTES, trusted=True))
+        return parse(read_file(path, limit_bytes=MAX_BYTES, trusted=trusted))
     except ConfigError as error:
         raise ConfigError(f"baseline {path}: {error}", hint=error.hint) from error
     except DocumentError as error:

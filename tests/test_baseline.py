@@ -194,6 +194,14 @@ def test_the_shipped_baselines_are_valid() -> None:
         assert parse(path.read_bytes()).entries
 
 
+def test_the_products_own_baseline_may_stand_in_a_checkout_that_a_group_may_write(tmp_path: Path) -> None:
+    path = tmp_path / "baseline.yaml"
+    write(path, GOOD.encode(), 0o664)
+    with pytest.raises(ConfigError, match="lets others write"):
+        load(path)
+    assert load(path, trusted=False).version == "2026.11.1"
+
+
 @dataclass(frozen=True)
 class Parameters:
     unit: str

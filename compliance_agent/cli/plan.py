@@ -9,9 +9,8 @@ import click
 
 from compliance_agent.adapters import runner
 from compliance_agent.adapters.healing_store import HealingStore
-from compliance_agent.cli.check import look_at
+from compliance_agent.cli.check import detector_for, look_at
 from compliance_agent.cli.common import config_option, json_option, load_config, print_json, unconfigured
-from compliance_agent.drift import DriftDetector
 from compliance_agent.healing import HealingEngine
 from compliance_agent.logs import configure
 
@@ -37,7 +36,7 @@ def command(ctx: click.Context, checks: tuple[str, ...], config_path: Path | Non
 async def show(checks: tuple[str, ...], config_path: Path | None, as_json: bool) -> bool:
     """Print the plans; whether there was drift. What healing remembers is read beside a running agent."""
     config = load_config(config_path) or unconfigured(Path("/nonexistent"))
-    detector = DriftDetector(config)
+    detector = detector_for(config_path, None)
     store = HealingStore.looking(config.database_path)
     host: Any = detector.host
     engine = HealingEngine(config, host=host, baseline=detector.baseline, observe=detector.check_one, store=store)

@@ -83,23 +83,24 @@ def test_output_that_cannot_be_written_is_74(tmp_path: Path) -> None:
     assert done.stderr.decode().splitlines() == ["compliance-agent: standard output cannot be written: ENOSPC"]
 
 
-def test_control_c_is_130(tmp_path: Path) -> None:
+def test_control_c_is_130() -> None:
     """A command that waits (for a name server that never answers, say) ends at once and says nothing."""
-    fifo = tmp_path / "wait"
     script = (
-        "import os, asyncio, sys\n"
+        "import asyncio, sys\n"
         "from compliance_agent import cli\n"
         "from compliance_agent.cli import check\n"
-        f"async def wait(*_):\n    os.close(os.open({str(fifo)!r}, os.O_WRONLY))\n    await asyncio.sleep(60)\n"
+        "async def wait(*_):\n    print('waiting', flush=True)\n    await asyncio.sleep(60)\n"
         "check.look_at = wait\n"
         "sys.argv = ['compliance-agent', 'check']\n"
         "cli.main()\n"
     )
-    os.mkfifo(fifo)
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, env=environment())
-    os.close(os.open(fifo, os.O_RDONLY))
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=15)
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"waiting\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=15)
     assert process.returncode == 130
     assert b"Traceback" not in err
 
