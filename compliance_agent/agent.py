@@ -29,6 +29,7 @@ from compliance_agent.adapters import runner
 from compliance_agent.adapters.agent_state import AgentState, Recorded
 from compliance_agent.adapters.clock import SystemClock
 from compliance_agent.adapters.database import Database, release, shared
+from compliance_agent.adapters.log_store import LogStore
 from compliance_agent.adapters.offload import Offload
 from compliance_agent.config import AgentConfig
 from compliance_agent.crypto import Ed25519Signer
@@ -51,6 +52,7 @@ from compliance_agent.models import (
 )
 from compliance_agent.ports import Clock
 from compliance_agent.queue import OfflineQueue
+from compliance_agent.receipts import Receipts
 from compliance_agent.utils import apply_jitter
 
 log = structlog.get_logger()
@@ -127,6 +129,8 @@ class ComplianceAgent:
             self._state = AgentState(self._database)
             self.stats.update(self._state.statistics())
             self._recorded = self._state.recorded()
+            self._log_store = LogStore(self._database, config.evidence_dir)
+            self.receipts = Receipts(self._log_store, config.site_id, self.clock)
             self.signer: Any = signer if signer is not None else Ed25519Signer(config.signing_key_file)
             self.drift_detector: Any = (
                 drift_detector if drift_detector is not None else DriftDetector(config, clock=self.clock)
@@ -567,6 +571,9 @@ class ComplianceAgent:
             healthy = await self._answer(self.mcp_client.health_check)
             health["mcp_server"] = healthy if isinstance(healthy, str) else "healthy" if healthy else "unhealthy"
         health["offline_queue"] = await self._answer(self.offline_queue.get_stats)
+        if isinstance(self.mcp_client, MCPClient):
+            client = self.mcp_client
+            health["log"] = await self._answer(lambda: self.receipts.health(client))
         return health
 
     async def _answer(self, ask: Callable[[], Any]) -> Any:

@@ -30,6 +30,7 @@ SERVER_PREFIX = "MSP_SERVER_"  # read by `compliance-agent server`, not by the a
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 _IN_STATE_DIR = {"evidence_dir": "evidence", "log_dir": "logs", "signing_key_file": "keys/signing-key.pem"}
+LOG_KEY_NAME = "log-key"
 _CLOCK = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])")
 
 
@@ -84,6 +85,11 @@ class AgentConfig:
     mcp_server_key_file: Path | None = setting(
         "File with the server's acknowledgement key (hex) that enrolment pinned.", None
     )
+    mcp_log_key_file: Path | None = setting(
+        "File with the key of the server's transparency log (hex) that enrolment pinned; `log-key` beside"
+        " mcp_server_key_file when not given.",
+        None,
+    )
     mcp_ca_file: Path | None = setting("Certificate authority the server's TLS certificate must come from (PEM).", None)
     client_cert_file: Path | None = setting("Client certificate for mutual TLS (PEM).", None)
     client_key_file: Path | None = setting("Key of the client certificate (PEM).", None)
@@ -125,6 +131,8 @@ class AgentConfig:
         for name, place in _IN_STATE_DIR.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self.state_dir / place)
+        if self.mcp_log_key_file is None and self.mcp_server_key_file is not None:
+            object.__setattr__(self, "mcp_log_key_file", self.mcp_server_key_file.with_name(LOG_KEY_NAME))
         for name in ("client_id", "site_id", "host_id", "reseller_id"):
             value = getattr(self, name)
             if value is not None and not LABEL.fullmatch(value):

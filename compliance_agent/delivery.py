@@ -1,6 +1,7 @@
 """Delivery: what is recorded goes to the server, oldest first, in bounded turns, without ever holding up a check.
 
     check in -> is the server's copy of the chain ahead of ours? -> deliver what is new -> deliver what waits
+        -> ask for receipts that are missing
 
 A bundle leaves the line only after the server's verified acknowledgement of it. Trouble is said once when it begins or changes
 and once when it is over. A server that contradicts this host's chain makes it go on in a new epoch, at most once an hour, and
@@ -19,9 +20,10 @@ import structlog
 
 from compliance_agent.errors import AgentError, ServerRefused, Unavailable
 from compliance_agent.logs import where
-from compliance_agent.models import DriftResult, QueuedEvidence
+from compliance_agent.mcp_client import MCPClient
+from compliance_agent.models import BundleKind, DriftResult, QueuedEvidence
 from compliance_agent.ports import Clock
-from compliance_agent.transport.protocol import Acknowledged, CheckinReply
+from compliance_agent.transport.protocol import Acknowledged, CheckinReply, OfferedReceipt
 
 log = structlog.get_logger()
 RECONCILE_AT_MOST_EVERY_S = 3_600.0
@@ -35,6 +37,7 @@ class Parts(Protocol):
     offline_queue: Any
     evidence_generator: Any
     drift_detector: Any
+    receipts: Any
     clock: Clock
     stats: dict[str, int]
     shutdown_event: asyncio.Event
@@ -67,6 +70,7 @@ class Delivery:
         self._turn_s = turn_s
         self._fresh: list[QueuedEvidence] = []
         self._acks: dict[str, bytes] = {}
+        self._offered: dict[str, OfferedReceipt] = {}
         self._task: asyncio.Task[None] | None = None
         self._reconciled_at: float | None = None
         self._known: tuple[int, int, str] | None = None  # the newest bundle the server holds, as it said last
@@ -78,8 +82,10 @@ class Delivery:
         self._fresh.append(item)
 
     def keep_ack(self, ack: Acknowledged) -> None:
-        """Keep the proof until the bundle is marked as delivered."""
+        """Keep the proof, and the receipt that came with it, until the bundle is marked as delivered."""
         self._acks[ack.bundle_id] = ack.signature + ack.document
+        if ack.receipt is not None:
+            self._offered[ack.bundle_id] = ack.receipt
 
     async def turn(self, seconds: float | None = None) -> None:
         """Give delivery a bounded turn, which ends early on shutdown."""
@@ -109,6 +115,7 @@ class Delivery:
         try:
             if await self._check_in() and await self._deliver_fresh():
                 await self.process_queue()
+                await self._collect_receipts()
         except Exception as error:
             log.error("delivery.failed", code=code_of(error), at=where(error))
         finally:
@@ -159,6 +166,7 @@ class Delivery:
                 await self._failed(item, answer)
                 break
         if delivered:
+            await self._take_receipts()
             log.info("evidence.delivered", count=delivered)
             if delivered == len(items):
                 self._over()
@@ -191,6 +199,39 @@ class Delivery:
         if await settled(self._parts.evidence_generator.rechain(epoch, seq)):
             return True
         return await self._reconcile(broken=True) and bool(await self._parts.evidence_generator.rechain(epoch, seq))
+
+    # Receipts
+
+    def _log_client(self) -> MCPClient | None:
+        """The client, where it can speak of a log."""
+        client = self._parts.mcp_client
+        return client if isinstance(client, MCPClient) else None
+
+    async def _take_receipts(self) -> None:
+        """Verify what came with acknowledgements. Trouble here never touches a bundle: it is delivered, and stays so."""
+        offered, client = list(self._offered.values()), self._log_client()
+        self._offered.clear()
+        if client is None or not offered:
+            return
+        try:
+            await self._parts.receipts.take(client, offered)
+        except Exception as error:
+            log.error("receipts.failed", code=code_of(error), at=where(error))
+
+    async def _collect_receipts(self) -> None:
+        """Ask for receipts that are missing; record and deliver that a log contradicted itself, if one did."""
+        client = self._log_client()
+        if client is None:
+            return
+        await self._parts.receipts.collect(client)
+        incidents = await self._parts.receipts.incidents()
+        for fields in incidents:
+            generator = self._parts.evidence_generator
+            bundle = await settled(generator.create_evidence("", None, kind=BundleKind.INCIDENT, **fields))
+            await settled(generator.store_evidence(bundle))
+            self._parts.stats["evidence_generated"] += 1
+        if incidents:
+            await self.process_queue()
 
     # Check-in
 

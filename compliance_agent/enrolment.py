@@ -2,7 +2,7 @@
 
 The key is made here and never leaves. The token is read from a file, never from the command line. The proof is a signature over
 the server's nonce and this token. What comes back is written durably before success is told: the API key (0600) and the
-server's acknowledgement key, which is pinned from then on.
+server's keys for acknowledgements and for its transparency log, which are pinned from then on.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from compliance_agent.adapters.durable import make_directory, read_file, write_file
-from compliance_agent.config import LABEL
+from compliance_agent.adapters.durable import make_directory, read_file, remove_file, write_file
+from compliance_agent.config import LABEL, LOG_KEY_NAME
 from compliance_agent.crypto import Ed25519Signer, check_public_key
 from compliance_agent.documents import read_json
 from compliance_agent.errors import AgentError, BadEvidence, BadReply, ConfigError, DocumentError
@@ -129,9 +129,11 @@ async def enrol(transport: Transport, signer: Ed25519Signer, token: Token, host_
     if not all(LABEL.fullmatch(label) for label in (enrolled.client_id, enrolled.host_id)):
         raise BadReply("reply to enrolment: client_id or host_id cannot stand in a configuration")
     try:
-        check_public_key(enrolled.server_key)
+        for key in (enrolled.server_key, enrolled.log_key):
+            if key is not None:
+                check_public_key(key)
     except BadEvidence as error:
-        raise BadReply("reply to enrolment: the server's key is weak", code="weak_key") from error
+        raise BadReply("reply to enrolment: a key of the server is weak", code="weak_key") from error
     return enrolled
 
 
@@ -162,12 +164,27 @@ async def pin_authority(transport: Transport, ca_sha256: str, path: Path) -> Non
     write_file(path, ssl.DER_cert_to_PEM_cert(authority).encode("ascii"), 0o644)
 
 
-def save(enrolled: protocol.Enrolled, api_key_file: Path, server_key_file: Path) -> None:
+def save(
+    enrolled: protocol.Enrolled, api_key_file: Path, server_key_file: Path, log_key_file: Path | None = None
+) -> None:
     """Write what enrolment gave, durably; the API key last, because it is what makes the host enrolled.
+
+    Args:
+        enrolled: the server's reply.
+        api_key_file: for the API key.
+        server_key_file: for the acknowledgement key.
+        log_key_file: for the key of the server's transparency log; `log-key` beside `server_key_file` when not given. It
+            is removed where the server has no log, so that none is trusted that this server does not vouch for.
 
     Raises:
         StorageError: nothing may be relied on.
     """
-    for path, content in ((server_key_file, enrolled.server_key.hex()), (api_key_file, enrolled.api_key)):
+    log_key_file = log_key_file or server_key_file.with_name(LOG_KEY_NAME)
+    written = [(server_key_file, enrolled.server_key.hex()), (api_key_file, enrolled.api_key)]
+    if enrolled.log_key is not None:
+        written.insert(0, (log_key_file, enrolled.log_key.hex()))
+    else:
+        remove_file(log_key_file)
+    for path, content in written:
         make_directory(path.parent)
         write_file(path, content.encode("ascii") + b"\n", 0o600)

@@ -46,10 +46,11 @@ MAX_BUNDLE_BYTES = 65_535  # an entry of a tiled log is at most this long (C2SP 
 
 @dataclass(frozen=True)
 class Credentials:
-    """What enrolment left on this host: the API key, and the key the server acknowledges with."""
+    """What enrolment left on this host: the API key, the key the server acknowledges with, and its log's (None: no log)."""
 
     api_key: str
     server_key: bytes
+    log_key: bytes | None = None
 
     def __repr__(self) -> str:
         return "Credentials(***)"
@@ -189,6 +190,48 @@ class MCPClient:
         self.min_interval_s = answer.min_interval_s
         return answer
 
+    # The transparency log
+
+    def log_key(self) -> bytes | None:
+        """The log key that enrolment pinned, None when the server had no log then.
+
+        Raises:
+            Unavailable: this host is not enrolled.
+            ConfigError: a file is there but cannot be used.
+        """
+        return self._secrets().log_key
+
+    async def fetch_receipts(self, bundle_ids: Sequence[str]) -> list[protocol.OfferedReceipt | None]:
+        """Ask for the receipts of at most 100 acknowledged bundles, None for those that are not in the log yet.
+
+        Raises:
+            ServerRefused, Unavailable, BadReply: as for `upload_evidence`.
+        """
+        body, api_key = protocol.receipts_request(bundle_ids), self._secrets().api_key
+        answer: list[protocol.OfferedReceipt | None] = await self._guarded(
+            lambda: self._post("/api/v1/receipts", body, api_key),
+            lambda reply: protocol.read_receipts_reply(reply, bundle_ids),
+        )
+        return answer
+
+    async def log_file(self, origin: str, path: str) -> bytes:
+        """A file of a log of this site: its checkpoint, or a tile.
+
+        Raises:
+            ServerRefused, Unavailable, BadReply: as for `upload_evidence`; status 404 when there is no such file.
+        """
+        headers = protocol.headers(self._secrets().api_key)
+        answer: bytes = await self._guarded(
+            lambda: self._transport.request(
+                "GET",
+                protocol.log_path(origin, path),
+                headers=headers,
+                timeout_s=float(self._config.upload_timeout_sec),
+            ),
+            protocol.read_log_file,
+        )
+        return answer
+
     async def health_check(self) -> bool:
         """Whether the server says it is ready. Never raises for a server or network that is not."""
         try:
@@ -248,7 +291,7 @@ class MCPClient:
 
 
 def load_credentials(config: AgentConfig) -> Credentials:
-    """The API key and the pinned server key from their files.
+    """The API key and the pinned keys of the server from their files.
 
     Raises:
         Unavailable: this host is not enrolled; what is recorded waits.
@@ -256,7 +299,18 @@ def load_credentials(config: AgentConfig) -> Credentials:
     """
     api_key = _credential("mcp_api_key_file", config.mcp_api_key_file, _API_KEY, secret=True)
     server_key = _credential("mcp_server_key_file", config.mcp_server_key_file, _SERVER_KEY, secret=False)
-    return Credentials(api_key, bytes.fromhex(server_key))
+    log_key = None
+    if config.mcp_log_key_file is not None and os.path.lexists(config.mcp_log_key_file):
+        log_key = bytes.fromhex(_credential("mcp_log_key_file", config.mcp_log_key_file, _SERVER_KEY, secret=False))
+        _check_key("mcp_log_key_file", log_key)
+    return Credentials(api_key, bytes.fromhex(server_key), log_key)
+
+
+def _check_key(field: str, key: bytes) -> None:
+    try:
+        crypto.check_public_key(key)
+    except BadEvidence as error:
+        raise ConfigError(f"{field}: a weak key", code="weak_key") from error
 
 
 def _credential(field: str, path: Path | None, form: re.Pattern[str], *, secret: bool) -> str:

@@ -245,7 +245,8 @@ def new_bundle_id() -> BundleId:
 class EvidenceBundle:
     """What is to be recorded, before the store gives it epoch, seq and prev and the signer signs it.
 
-    `states` is only for heartbeats: check id -> (result, reason). All values are facts, tokens or times; the
+    `states` is only for heartbeats: check id -> (result, reason); `incident` only for a log that contradicted itself:
+    origin, both signed notes (base64) and code. All values are facts, tokens or times; the
     allow-list (evidence/allowlist.py) refuses anything else when the bundle is stored.
     """
 
@@ -278,6 +279,7 @@ class EvidenceBundle:
     recovered: bool = False
     states: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
+    incident: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)

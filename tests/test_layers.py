@@ -61,6 +61,7 @@ LAYERS: dict[str, str] = {
     "evidence.table": "hands",
     "logs": "tools",
     "queue": "hands",
+    "receipts": "stages",
     "server.store": "hands",
     "transport.http": "hands",
     "__main__": "wiring",

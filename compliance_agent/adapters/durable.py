@@ -85,6 +85,20 @@ def write_file(path: Path, content: bytes, mode: int = 0o600, *, owner: tuple[in
         raise storage_error(error, f"writing {path}") from error
 
 
+def remove_file(path: Path) -> None:
+    """Remove a file durably; one that is not there is fine.
+
+    Raises:
+        StorageError: it may still be there.
+    """
+    try:
+        if os.path.lexists(path):
+            path.unlink(missing_ok=True)
+            fsync_directory(path.parent)
+    except OSError as error:
+        raise storage_error(error, f"removing {path}") from error
+
+
 def create_file(path: Path, content: bytes, mode: int = 0o600) -> bool:
     """Put a file there durably unless the name is taken; whether this call did. What is there is never replaced.
 

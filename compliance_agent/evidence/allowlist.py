@@ -20,8 +20,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from compliance_agent import facts
+from compliance_agent.core.receipt import ORIGIN, read_note
 from compliance_agent.errors import BadEvidence
 from compliance_agent.facts import Bool, Choice, Digest, FactType, Int, Many, Name, Timestamp
+from compliance_agent.log.fields import from_base64
 from compliance_agent.models import (
     STATS,
     ActionTaken,
@@ -52,6 +54,7 @@ COUNTS = (
     UNDECLARED,
 )
 MAX_LIST = 64
+MAX_NOTE_TEXT = 8_192
 
 Names = Mapping[str, Mapping[str, Collection[str]]]
 
@@ -68,6 +71,25 @@ class Pattern(FactType):
 
     def schema(self) -> dict[str, Any]:
         return {"type": self.label, "regex": self.regex}
+
+
+@dataclass(frozen=True)
+class SignedNote(FactType):
+    """Base64 of a checkpoint as a log's server signed it, at most 8 KiB; the host adds no word of its own to it."""
+
+    def accepts(self, value: object, names: Mapping[str, Collection[str]]) -> bool:
+        return isinstance(value, str) and len(value) <= MAX_NOTE_TEXT and _noted(value) is not None
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "signed_note"}
+
+
+def _noted(text: str) -> str | None:
+    """The origin of a checkpoint in base64, None when it is none."""
+    try:
+        return read_note(from_base64(text, "note", "bad_schema")).origin
+    except BadEvidence:
+        return None
 
 
 @dataclass(frozen=True)
@@ -104,6 +126,7 @@ ORDER_ID = Pattern("uuid", r"[0-9a-f]{32}|" + UUID.regex)
 LABEL = Pattern("label", r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")  # given by the operator in the configuration
 APPROVED = Pattern("name", r"[A-Za-z0-9@._:/+-]{1,96}")  # given by the baseline
 VERSION = Pattern("version", facts.VERSION.pattern)
+LOG = Pattern("log_origin", ORIGIN)
 NATURAL = Int(0, facts.LARGEST_INT)
 
 
@@ -169,7 +192,7 @@ def _schema(known: Registry) -> dict[str, Any]:
         "epoch": NATURAL,
         "seq": Int(1, facts.LARGEST_INT),
         "prev": Digest(),
-        "log_head": Maybe({"origin": Choice(()), "size": NATURAL, "root": Digest(), "witnessed_at": Timestamp()}),
+        "log_head": Maybe({"origin": LOG, "size": NATURAL, "root": Digest(), "witnessed_at": Maybe(Timestamp())}),
         "created_at": Timestamp(),
         "timestamp_start": Timestamp(),
         "timestamp_end": Timestamp(),
@@ -213,6 +236,7 @@ def _schema(known: Registry) -> dict[str, Any]:
         "order_id": Maybe(ORDER_ID),
         "states": ByWord(checks, {"result": result, "reason": any_reason}),
         "counts": ByWord(COUNTS, NATURAL),
+        "incident": Maybe({"origin": LOG, "ours": SignedNote(), "theirs": SignedNote(), "code": code}),
         "artifacts": Rows({"name": Choice(()), "sha256": Digest(), "size": NATURAL}, at_most=0),
     }
 
@@ -236,6 +260,7 @@ def check_document(document: Any, *, names: Names | None = None, known: Registry
     _check_facts(document, names, known)
     _check_words(document, known)
     _check_logic(document)
+    _check_incident(document)
 
 
 def _bad(field: str, expected: str) -> BadEvidence:
@@ -341,6 +366,20 @@ def _check_logic(document: Mapping[str, Any]) -> None:
         raise _bad("prev", "64 zeros in the first bundle")
 
 
+def _check_incident(document: Mapping[str, Any]) -> None:
+    """Two notes that contradict each other are of one log."""
+    incident = document["incident"]
+    if incident is None:
+        return
+    if document["kind"] != BundleKind.INCIDENT:
+        raise _bad("incident", "null in a bundle of another kind")
+    for field in ("ours", "theirs"):
+        if _noted(incident[field]) != incident["origin"]:
+            raise _bad(f"incident.{field}", "a checkpoint of the origin that is named")
+    if incident["ours"] == incident["theirs"]:
+        raise _bad("incident", "two notes")
+
+
 # Building
 
 
@@ -362,6 +401,7 @@ class Circumstances:
     clock: ClockState
     agent: tuple[str, str]
     baseline: tuple[str, str] | None
+    log_head: tuple[str, int, str] | None = None  # origin, size and root (hex) of the last checkpoint verified here
 
 
 def timestamp(value: datetime) -> str:
@@ -392,7 +432,7 @@ def build(
         "epoch": place.epoch,
         "seq": place.seq,
         "prev": place.prev,
-        "log_head": None,
+        "log_head": _log_head(seen.log_head),
         "created_at": timestamp(seen.created_at),
         "timestamp_start": timestamp(bundle.timestamp_start),
         "timestamp_end": timestamp(bundle.timestamp_end),
@@ -427,9 +467,14 @@ def build(
         "order_id": bundle.order_id,
         "states": words.states(bundle.states),
         "counts": words.counts(bundle.counts),
+        "incident": dict(bundle.incident) if bundle.incident else None,
         "artifacts": [],
     }
     return document, words.undeclared
+
+
+def _log_head(head: tuple[str, int, str] | None) -> dict[str, Any] | None:
+    return None if head is None else {"origin": head[0], "size": head[1], "root": head[2], "witnessed_at": None}
 
 
 def _text(value: str | None) -> str | None:

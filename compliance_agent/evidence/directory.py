@@ -1,4 +1,5 @@
-"""Bundles as files: `YYYY/MM/DD/<bundle_id>/{bundle.json,bundle.sig}`, made whole or not at all.
+"""Bundles as files: `YYYY/MM/DD/<bundle_id>/{bundle.json,bundle.sig}`, made whole or not at all; later, beside them, the
+receipt of the log: `leaf.json` and `bundle.tlog-proof`.
 
 The directory is a copy that people and `openssl` can read; the database row is the truth. A directory that differs from
 its row is moved aside under a hidden name, never deleted, and written anew. Hidden names are not evidence.
@@ -14,10 +15,11 @@ from pathlib import Path
 
 import structlog
 
-from compliance_agent.adapters.durable import fsync_directory, make_directory, read_file, storage_error
+from compliance_agent.adapters.durable import fsync_directory, make_directory, read_file, storage_error, write_file
 from compliance_agent.errors import NoInput, NotPermitted
 
 BUNDLE, SIGNATURE = "bundle.json", "bundle.sig"
+LEAF, PROOF = "leaf.json", "bundle.tlog-proof"
 MAX_BUNDLE_BYTES = 65_535  # an entry of a tiled log is at most this long (C2SP tlog-tiles)
 
 log = structlog.get_logger()
@@ -56,6 +58,16 @@ def put(directory: Path, body: bytes, signature: bytes) -> bool:
         shutil.rmtree(temporary, ignore_errors=True)
         raise storage_error(error, "writing an evidence directory") from error
     return True
+
+
+def put_receipt(directory: Path, leaf: bytes, proof: bytes) -> None:
+    """Make a bundle's directory hold its receipt too, durably; the proof last, so that it never stands alone.
+
+    Raises:
+        StorageError: each file is as it was before, absent, or whole.
+    """
+    for name, content in ((LEAF, leaf), (PROOF, proof)):
+        write_file(directory / name, content)
 
 
 def _write_new(path: Path, content: bytes) -> None:

@@ -15,12 +15,13 @@ import functools
 import hashlib
 import sqlite3
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
 
+from compliance_agent.adapters import log_store
 from compliance_agent.adapters.database import Damage, Database
 from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.documents import read_json
@@ -78,6 +79,7 @@ class EvidenceStore:
         self._last_id = 0
         self._unsettled: set[int] = set()  # rows whose directory could not be made yet
         database.migrate(table.NAME, table.STATEMENTS)
+        database.migrate(log_store.NAME, log_store.STATEMENTS)
         self._check_key()
 
     def _check_key(self) -> None:
@@ -120,7 +122,7 @@ class EvidenceStore:
             return self._stored(existing[0])
         head = _head(connection) or Head(0, 0, NO_PREV)
         place = Place(head.epoch, head.seq + 1, head.digest)
-        body = self._document(bundle, place, seen)
+        body = self._document(bundle, place, replace(seen, log_head=log_store.latest_head(connection)))
         row_id = table.insert(
             connection,
             bundle_id=bundle.bundle_id,
@@ -213,6 +215,7 @@ class EvidenceStore:
             for row in rows:
                 head = self._moved(connection, row, head)
             if rows:
+                log_store.forget_moved(connection)
                 connection.execute("DELETE FROM queue_wait")
                 self._set_head(connection, head)
             return len(rows)
@@ -297,6 +300,7 @@ class EvidenceStore:
         head, unbroken = recovery.take_in(
             connection, found, _head(connection), datetime.fromtimestamp(time.time(), UTC)
         )
+        log_store.forget_moved(connection)
         if intact and unbroken and head is not None:
             self._set_head(connection, head)
             return

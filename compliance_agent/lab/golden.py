@@ -26,7 +26,11 @@ from compliance_agent.lab.handbook import events_page, settings_page
 PACKAGE = Path(__file__).resolve().parent.parent
 ROOT = PACKAGE.parent
 NOT_THE_AGENT = {"server", "web", "lab", "cli"}  # their codes never stand in a bundle
-WORD_LISTS = {"core.gates": "REASONS", "healing": "CODES"}  # modules that declare codes of their own
+WORD_LISTS = {
+    "core.gates": "REASONS",
+    "core.receipt": "CODES",
+    "healing": "CODES",
+}  # modules that declare codes of their own
 
 
 def generated() -> dict[Path, str]:

@@ -27,6 +27,8 @@ from compliance_agent import crypto
 from compliance_agent.adapters.durable import make_directory, write_file
 from compliance_agent.errors import Unavailable
 from compliance_agent.evidence.canonical import canonical
+from compliance_agent.lab.log import FakeLog, Lie
+from compliance_agent.log.leaf import bundle_leaf
 from compliance_agent.ports import HttpReply
 from compliance_agent.server.records import Head
 from compliance_agent.server.services import chain
@@ -120,9 +122,12 @@ class FakeServer:
         site_id: of every host that enrols here.
         client_id: of that site.
         seed: for keys and tokens.
+        logged: it keeps a transparency log, as `log`; an older server has none.
     """
 
-    def __init__(self, *, site_id: str = "clinic-1", client_id: str = "msp-1", seed: int = 1) -> None:
+    def __init__(
+        self, *, site_id: str = "clinic-1", client_id: str = "msp-1", seed: int = 1, logged: bool = True
+    ) -> None:
         from nacl.signing import SigningKey
 
         self.site_id, self.client_id = site_id, client_id
@@ -134,6 +139,7 @@ class FakeServer:
         self.check_ins: list[dict[str, Any]] = []
         self.chains: dict[str, Chain] = {}
         self.authority: bytes = b""
+        self.log = FakeLog(site_id) if logged else None
         self._rng = random.Random(seed)
         self._key = SigningKey(self._rng.randbytes(32))
         self._other_key = SigningKey(self._rng.randbytes(32))
@@ -158,6 +164,8 @@ class FakeServer:
         make_directory(keys)
         write_file(keys / "api-key", chain_.api_key.encode())
         write_file(keys / "server-key", self.public.hex().encode())
+        if self.log is not None:
+            write_file(keys / "log-key", self.log.public.hex().encode())
         return dataclasses.replace(config, mcp_api_key_file=keys / "api-key", mcp_server_key_file=keys / "server-key")
 
     def new_token(self) -> str:
@@ -225,6 +233,10 @@ class FakeServer:
             return self._check_in(chain_, json.loads(body))
         if path == "/api/v1/evidence":
             return self._evidence(chain_, json.loads(body), fault)
+        if self.log is not None and path == "/api/v1/receipts":
+            return self._receipts(chain_, json.loads(body))
+        if self.log is not None and path.startswith("/log/"):
+            return self._log_file(path)
         return _problem(404, "not_found")
 
     # Evidence
@@ -233,6 +245,7 @@ class FakeServer:
         if len(request["bundles"]) > 100:
             return _problem(413, "too_large")
         acks: list[dict[str, str]] = []
+        receipts: list[dict[str, str] | None] = []
         stopped: dict[str, Any] | None = None
         for index, item in enumerate(request["bundles"]):
             status, code = self._take(chain_, base64.b64decode(item["bundle"]), base64.b64decode(item["sig"]))
@@ -243,12 +256,14 @@ class FakeServer:
                 stopped = {"index": index, "code": code, "expected": expected}
                 break
             acks.append(self._ack(base64.b64decode(item["bundle"]), status, fault))
+            receipts.append(self._logged(base64.b64decode(item["bundle"]), base64.b64decode(item["sig"])))
         if fault is Fault.ACK_REPLAYED:
             acks = (self._last_acks * len(acks))[: len(acks)]
         self._last_acks = acks or self._last_acks
         if fault is Fault.ACK_NOT_STORED:
             acks = []
-        return _reply(200, {"acks": acks, "stopped": stopped, "min_interval_s": self.min_interval_s})
+        said = {"acks": acks, "stopped": stopped, "min_interval_s": self.min_interval_s}
+        return _reply(200, said if self.log is None else {**said, "receipts": receipts})
 
     def _take(self, chain_: Chain, body: bytes, signature: bytes) -> tuple[str, str]:
         if not crypto.verify(chain_.public, signature, body):
@@ -285,6 +300,31 @@ class FakeServer:
         key = self._other_key if fault is Fault.ACK_FORGED else self._key
         return {"ack": _b64(raw), "sig": _b64(key.sign(raw).signature)}
 
+    # The log
+
+    def _logged(self, body: bytes, signature: bytes) -> dict[str, str] | None:
+        if self.log is None:
+            return None
+        document, digest = json.loads(body), hashlib.sha256(body).hexdigest()
+        place = (document["host"]["key_id"], document["epoch"], document["seq"], document["prev"])
+        self.log.add(document["bundle_id"], bundle_leaf(*place, digest, signature))
+        return None if self.log.lie is Lie.LATE else self.log.receipt(document["bundle_id"])
+
+    def _receipts(self, chain_: Chain, request: dict[str, Any]) -> HttpReply:
+        assert self.log is not None  # noqa: S101  routed here only then
+        if len(request["bundles"]) > 100:
+            return _problem(413, "too_large")
+        own = {held.document["bundle_id"] for held in chain_.bundles}
+        return _reply(
+            200, {"receipts": [self.log.receipt(item) if item in own else None for item in request["bundles"]]}
+        )
+
+    def _log_file(self, path: str) -> HttpReply:
+        assert self.log is not None  # noqa: S101  routed here only then
+        prefix = f"/log/{self.log.origin.split('/', 1)[1]}/"
+        found = self.log.file(path.removeprefix(prefix)) if path.startswith(prefix) else None
+        return _problem(404, "not_found") if found is None else HttpReply(200, {}, found)
+
     # Check-in and enrolment
 
     def _check_in(self, chain_: Chain, request: dict[str, Any]) -> HttpReply:
@@ -312,7 +352,8 @@ class FakeServer:
         chain_ = self.chains.get(key_id) or self._admit(public, request["host_id"])
         words = {"site_id": self.site_id, "client_id": self.client_id, "host_id": chain_.host_id, "key_id": key_id}
         more = {"api_key": chain_.api_key, "server_key": _b64(self.public), "server_name": "fake", "min_interval_s": 1}
-        return _reply(201, {**words, **more})
+        log_key = {} if self.log is None else {"log_key": _b64(self.log.public)}
+        return _reply(201, {**words, **more, **log_key})
 
     def _admit(self, public: bytes, host_id: str) -> Chain:
         chain_ = Chain(public, host_id, f"key-{self._rng.randbytes(16).hex()}")

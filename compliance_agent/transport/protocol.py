@@ -11,7 +11,7 @@ import binascii
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from compliance_agent import __version__
@@ -26,6 +26,7 @@ ACK_SCHEMA = "compliance-agent/ack/v1"
 ENROL_CONTEXT = b"compliance-agent/enrol/v1\n"
 MAX_RETRY_AFTER_S = 3_600.0
 _WORD = re.compile(r"[!-~]{1,256}")  # no space, no control character: it goes into headers and configurations
+MAX_RECEIPTS = 100  # that one request may ask for
 MAX_BATCH_BYTES = 700_000  # of bundles in one request, before base64: the server takes a body of at most 1 MiB
 
 Verify = Callable[[bytes, bytes, bytes], bool]  # public key, signature, message
@@ -48,14 +49,27 @@ class Sent:
 
 
 @dataclass(frozen=True)
+class OfferedReceipt:
+    """What the server says is a bundle's entry and its proof (tlog-proof); nothing of it is believed yet."""
+
+    bundle_id: str
+    leaf: bytes
+    proof: bytes
+
+
+@dataclass(frozen=True)
 class Acknowledged:
-    """The server's verified word that it holds this bundle durably. `document` and `signature` are kept as proof."""
+    """The server's verified word that it holds this bundle durably. `document` and `signature` are kept as proof.
+
+    `receipt` is what the server offered with it; None when the bundle was not in the log yet.
+    """
 
     bundle_id: str
     epoch: int
     seq: int
     document: bytes
     signature: bytes
+    receipt: OfferedReceipt | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +107,7 @@ class CheckinReply:
 
 @dataclass(frozen=True)
 class Enrolled:
-    """What enrolment gave this host."""
+    """What enrolment gave this host. `log_key` is None where the server keeps no transparency log."""
 
     client_id: str
     site_id: str
@@ -102,6 +116,7 @@ class Enrolled:
     api_key: str
     server_key: bytes
     server_name: str
+    log_key: bytes | None = None
 
 
 def headers(api_key: str | None) -> dict[str, str]:
@@ -129,8 +144,10 @@ def read_evidence_reply(
     acks = _field(document, "acks", list)
     if len(acks) > len(sent):
         raise BadReply("reply to evidence: more acknowledgements than bundles were sent", code="bad_ack")
+    receipts = _offered(document.get("receipts"), [bundle.bundle_id for bundle in sent])
     acknowledged = tuple(
-        _ack(item, bundle, key_id, server_key, verify) for item, bundle in zip(acks, sent, strict=False)
+        replace(_ack(item, bundle, key_id, server_key, verify), receipt=receipt)
+        for item, bundle, receipt in zip(acks, sent, receipts, strict=False)
     )
     stopped = document.get("stopped")
     if (stopped is None) != (len(acks) == len(sent)):
@@ -164,6 +181,58 @@ def _ack(item: Any, bundle: Sent, key_id: str, server_key: bytes, verify: Verify
     if not is_timestamp(ack.get("received_at")):
         raise BadReply("acknowledgement: received_at is not a time", code="bad_ack")
     return Acknowledged(bundle.bundle_id, bundle.epoch, bundle.seq, raw, signature)
+
+
+def _offered(items: Any, bundle_ids: Sequence[str]) -> list[OfferedReceipt | None]:
+    """Receipts in the order of the bundles. One that cannot be read must not cost an acknowledgement: it is left empty."""
+    given = items if isinstance(items, list) else []
+    return [
+        _receipt(item, bundle_id)
+        for bundle_id, item in zip(bundle_ids, [*given, *[None] * len(bundle_ids)], strict=False)
+    ]
+
+
+def _receipt(item: Any, bundle_id: str) -> OfferedReceipt | None:
+    if item is None:
+        return None
+    try:
+        named = _field(item, "bundle_id", str)
+        return OfferedReceipt(bundle_id, _bytes(item, "leaf"), _bytes(item, "proof") if named == bundle_id else b"")
+    except BadReply:
+        return OfferedReceipt(bundle_id, b"", b"")  # which no proof is: it is refused by name
+
+
+def receipts_request(bundle_ids: Sequence[str]) -> bytes:
+    """The body of `POST /api/v1/receipts`."""
+    return canonical({"protocol": PROTOCOL, "bundles": list(bundle_ids)})
+
+
+def read_receipts_reply(reply: HttpReply, bundle_ids: Sequence[str]) -> list[OfferedReceipt | None]:
+    """Receipts of these bundles in their order, None for those that are not in the log yet.
+
+    Raises:
+        ServerRefused, BadReply: as above.
+    """
+    items = _field(_document(reply, {200}), "receipts", list)
+    if len(items) != len(bundle_ids):
+        raise BadReply("reply to receipts: not one answer for each bundle")
+    return _offered(items, bundle_ids)
+
+
+def log_path(origin: str, path: str) -> str:
+    """Where a file of a log is served; `origin` is `<server>/<site>/<year>`."""
+    return f"/log/{origin.split('/', 1)[1]}/{path}"
+
+
+def read_log_file(reply: HttpReply) -> bytes:
+    """A file of a log, of which nothing is believed.
+
+    Raises:
+        ServerRefused, BadReply: as above.
+    """
+    if reply.status != 200:
+        raise _refusal(reply)
+    return reply.body
 
 
 def _stopped(document: Any, acknowledged: int) -> ServerRefused:
@@ -273,16 +342,19 @@ def read_enrol_reply(reply: HttpReply) -> Enrolled:
     """
     document = _document(reply, {200, 201})
     server_key = _bytes(document, "server_key")
+    log_key = None if document.get("log_key") is None else _bytes(document, "log_key")
     words = {
         name: _field(document, name, str)
         for name in ("client_id", "site_id", "host_id", "key_id", "api_key", "server_name")
     }
     if len(server_key) != 32:
         raise BadReply("reply to enrolment: server_key is not 32 bytes")
+    if log_key is not None and len(log_key) != 32:
+        raise BadReply("reply to enrolment: log_key is not 32 bytes")
     for name, word in words.items():
         if not _WORD.fullmatch(word if name != "server_name" else word.replace(" ", "_")):
             raise BadReply(f"reply to enrolment: {name} is empty, too long or not plain text")
-    return Enrolled(server_key=server_key, **words)
+    return Enrolled(server_key=server_key, log_key=log_key, **words)
 
 
 def _document(reply: HttpReply, wanted: set[int]) -> dict[str, Any]:

@@ -144,6 +144,7 @@ class FakeHost:
             "order_id": None,
             "states": {},
             "counts": {},
+            "incident": None,
             "artifacts": [],
             **changes,
         }
