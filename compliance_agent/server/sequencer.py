@@ -93,6 +93,7 @@ class Sequencer:
         self._noted = 0
         self._due = asyncio.Event()
         self._closing = False
+        self._one = asyncio.Lock()  # rounds do not overlap, whoever asks for one
 
     # --- running --------------------------------------------------------------------------------
 
@@ -141,8 +142,9 @@ class Sequencer:
         """Sequence and publish what is pending, at most AT_MOST entries; how many that were. Raises nothing."""
         self._noted = 0
         try:
-            return await self._round()
-        except (StorageFull, StorageError, LogStopped) as error:
+            async with self._one:
+                return await self._round()
+        except (StorageError, LogStopped) as error:
             self._failed(ALL_SITES, error)
         except Exception as error:
             log.error("log.crashed", error=type(error).__name__, where=where(error))
