@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from compliance_agent.adapters.durable import create_file, read_file
-from compliance_agent.cli.common import json_option, print_json
+from compliance_agent.cli.common import json_option, print_json, table
 from compliance_agent.documents import MAX_BYTES
-from compliance_agent.errors import AgentError, ConfigError, NoInput, NotPermitted
+from compliance_agent.errors import AgentError, BadEvidence, ConfigError, NoInput, NotPermitted
 
 if TYPE_CHECKING:
     from compliance_agent.server.api.deps import Services
@@ -287,3 +287,51 @@ def revoke(ctx: click.Context, key_id: str) -> None:
         return found[0].host_id
 
     click.echo(f"host {_with_services(_settings(ctx), act)} revoked", err=True)
+
+
+@command.command("fsck")
+@json_option
+@_data_dir_option
+@click.pass_context
+def fsck(ctx: click.Context, as_json: bool) -> None:
+    """Compute every log once more, from the database and from the files, and hold it against what was signed."""
+    settings = _settings(ctx)
+    if not (settings.data_dir / "server.db").is_file():
+        raise NoInput(f"{settings.data_dir}: holds no server.db", hint="name the server's directory with --data-dir")
+    found = _with_services(settings, _logs)
+    if as_json:
+        print_json({"schema": "compliance-agent/server-fsck/v1", "valid": _sound(found), "logs": found})
+    else:
+        _print_logs(found)
+    if not _sound(found):
+        sys.exit(BadEvidence.exit_status)
+
+
+def _sound(found: list[dict[str, Any]]) -> bool:
+    return not any(item["problems"] for item in found)
+
+
+def _print_logs(found: list[dict[str, Any]]) -> None:
+    rows = [
+        [
+            f"{item['site_id']}/{item['year']}" if item["year"] else item["site_id"],
+            str(item["size"]),
+            str(item["signed"]),
+            str(item["bundles"]),
+            str(item["pending"]),
+            "DAMAGED" if item["problems"] else "ok",
+        ]
+        for item in found
+    ]
+    table(("log", "entries", "signed", "bundles", "pending", ""), rows)
+    for item in found:
+        for problem in item["problems"]:
+            click.echo(f"{item['site_id']}/{item['year']}: {problem}", err=True)
+
+
+async def _logs(services: Services) -> list[dict[str, Any]]:
+    from dataclasses import asdict
+
+    from compliance_agent.server.services.fsck import Fsck
+
+    return [asdict(item) async for item in Fsck(services.store, services.log_files, services.log_keys).run()]
