@@ -286,7 +286,7 @@ class HealingEngine:
         log.info("healing.begun", check_id=drift.check, steps=len(chosen))
         world = self._world()
         await world.journal.begin(point)
-        result = await Transaction(world, point, chosen).run()
+        result = await Transaction(world, point, chosen, self._for_people(point.check)).run()
         self._log_end(result)
         return result
 
@@ -380,7 +380,8 @@ class HealingEngine:
             chosen = resolve(point.plan, self.table)
         except RuntimeError:  # another version of the product wrote it: this one cannot undo what it does not know
             return await self._abandon(point, "unknown_action")
-        result = await Transaction(self._world(), point, chosen, recovered=True).resume()
+        people = self._for_people(point.check)
+        result = await Transaction(self._world(), point, chosen, people, recovered=True).resume()
         self._log_end(result)
         return result
 
@@ -397,6 +398,10 @@ class HealingEngine:
         )
 
     # Small things
+
+    def _for_people(self, check: str) -> tuple[str, ...]:
+        entry = self.baseline.entries.get(check)
+        return entry.check.spec.for_people if entry is not None else ()
 
     def _world(self) -> World:
         return World(self.host, self._observe, self.store.journal, self.clock, self._settle_s)

@@ -117,7 +117,8 @@ STEPS = len(PLAN.steps)
 
 
 def toy_check(name: str) -> Check:
-    spec = CheckSpec(name, "Toy is on", Severity.LOW, "", (), object, object, {"off": "it is off"})
+    reasons = {"off": "it is off", "unsigned": "nobody has signed that it may be on"}
+    spec = CheckSpec(name, "Toy is on", Severity.LOW, "", (), object, object, reasons, for_people=("unsigned",))
     return Check(spec, None, None, None, ())  # type: ignore[arg-type]  # the engine never calls them
 
 
@@ -141,6 +142,7 @@ class Bench:
         self.baseline = toy_baseline()
         self.looks = 0
         self.blind = False
+        self.left: Verdict | None = None  # what the check says when the cure has worked, other than a pass
         self.database_kind = database
         self.database: Database
         self.engine: HealingEngine
@@ -171,6 +173,8 @@ class Bench:
         self.looks += 1
         if self.blind:
             raise CannotTell("timed_out")
+        if is_healed(self.host) and self.left is not None:
+            return DriftResult(check, self.left.result is Result.FAIL, {"on": True}, verdict=self.left)
         if is_healed(self.host):
             return DriftResult(check, False, {"on": True}, verdict=Verdict(Result.PASS, "as_expected"))
         plan = replace(PLAN, check=check)

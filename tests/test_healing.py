@@ -19,7 +19,7 @@ from compliance_agent.baseline import Exemption
 from compliance_agent.errors import CannotTell, Unavailable
 from compliance_agent.healing import HealingEngine
 from compliance_agent.lab.clock import FakeClock
-from compliance_agent.models import DriftResult, Mode, Plan, Step
+from compliance_agent.models import DriftResult, Mode, Plan, Result, Step, Verdict
 from compliance_agent.ports import ChangingHost
 from compliance_agent.remedies.spec import Args
 from tests.healing_bench import (
@@ -111,6 +111,24 @@ async def test_a_cure_that_cannot_be_confirmed_is_undone(bench: Bench, how: str)
         bench.restart(observe=crash)
     result = await bench.engine.remediate(drift)
     assert (result.outcome, result.error, result.post_result) == ("reverted", "check_unknown", "unknown")
+    assert fingerprint(bench.host) == former
+
+
+async def test_a_cure_that_leaves_only_what_a_person_has_to_end_is_kept_and_not_called_healed(bench: Bench) -> None:
+    bench.left = Verdict(Result.FAIL, "unsigned")
+    result = await bench.heal()
+    assert (result.outcome, result.reason, result.post_reason) == ("alert", "cured_in_part", "unsigned")
+    assert [taken.result for taken in result.actions] == ["ok"] * 3
+    assert is_healed(bench.host)
+    assert bench.attempts() == ["alert"]  # the cure counts for cooldown and budget, and its target is not rejected
+    assert not bench.engine.store.recall("toy", PLAN.target, bench.baseline.sha256).rejected
+
+
+@pytest.mark.parametrize(("result", "reason"), [(Result.FAIL, "off"), (Result.UNKNOWN, "unsigned")])
+async def test_a_cure_that_leaves_anything_else_is_undone(bench: Bench, result: Result, reason: str) -> None:
+    former = fingerprint(bench.host)
+    bench.left = Verdict(result, reason)
+    assert (await bench.heal()).outcome == "reverted"
     assert fingerprint(bench.host) == former
 
 

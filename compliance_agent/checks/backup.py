@@ -135,6 +135,8 @@ CHECK = CheckSpec(
         "password_file": "/etc/msp/restic.password",
         "paths": ("/srv/data",),
     },
+    # A clinic that has never restored anything must still get its nightly backup back when that has stopped.
+    for_people=("never_checked", "check_failed", "check_too_old", "drill_missing", "drill_failed", "drill_too_old"),
     needs=("restic", "systemd"),
     optional={"unit:* strange_unit_3_restic-backup.service": "a backup that runs at this moment is no fault"},
     interval_s=900,
@@ -363,7 +365,7 @@ def _judge_records(baseline: Parameters, seen: Observation) -> Verdict | None:
 
 def plan(baseline: Parameters, seen: Observation) -> Plan | None:
     """A missing or old snapshot is cured by taking one, a stopped timer by starting it. A damaged repository, a snapshot
-    from the future, and a check or drill that is due are for a person.
+    from the future, and a check or drill that is due are for a person; neither of the last two keeps a backup from being taken.
     """
     reason = judge(baseline, seen).reason
     if reason in {"snapshot_missing", "snapshot_too_old", "path_missing", "last_run_failed"}:

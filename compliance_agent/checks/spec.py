@@ -89,6 +89,8 @@ class CheckSpec:
         observation: frozen dataclass of facts (see facts.py).
         reasons: every reason `judge` may give besides the common ones, each with its sentence for docs and screens.
         example: parameter values that make every case meaningful (required parameters filled).
+        for_people: reasons that only a person can end, and that `judge` gives after all others: a cure that leaves
+            nothing else has done its part. It is kept, and said to need a person, rather than undone.
         needs: programs, sockets or files it depends on, for the docs.
         optional: faults of an answer after which the check may still pass, and why; every other one must keep it from
             passing. Keys are shell patterns over `target fault`, such as `stat:/run/reboot-required not_found`.
@@ -105,6 +107,7 @@ class CheckSpec:
     observation: type
     reasons: Mapping[str, str]
     example: Mapping[str, Any] = field(default_factory=dict)
+    for_people: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     optional: Mapping[str, str] = field(default_factory=dict)
     interval_s: int = 60

@@ -3,14 +3,15 @@
 The order is the product: every step's former state is captured and durable before the first change; "started" is durable
 before a step runs; the cure is kept only after the check itself passes; whatever was started is undone in reverse order, also
 a step that failed, since it may have failed after taking effect; and the undo is believed only when `capture` sees the former
-state again. A cancellation or a crash at any line leaves an open point, from which `resume` goes on.
+state again. One cure is kept and not called healed: the one after which the check fails only for what a person has to end
+anyway. A cancellation or a crash at any line leaves an open point, from which `resume` goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,7 @@ from compliance_agent.remedies.spec import Action
 
 ENDINGS = {
     "healed": "the check itself passed again after the cure",
+    "cured_in_part": "the cure did its part and is kept; what is left, a person has to end",
     "recovered": "the agent was cut off in the middle of the cure; at start the check itself passed",
     "step_failed": "a step of the cure failed",
     "check_not_passed": "every step succeeded, and the check still did not pass",
@@ -72,6 +74,7 @@ class Transaction:
     world: World
     point: RollbackPoint
     actions: Sequence[Action]
+    for_people: Collection[str] = ()
     recovered: bool = False
     taken: list[ActionTaken] = field(default_factory=list)
     stages: list[Stage] = field(init=False)
@@ -84,7 +87,7 @@ class Transaction:
         trouble = await self._apply_all()
         if trouble is None:
             seen = await self._look(self.world.settle_s)
-            if seen.result is Result.PASS:
+            if self._did_its_part(seen):
                 return await self._keep(seen)
             trouble = Trouble("check_not_passed", f"check_{seen.result.value}")
         return await self._undo_all(trouble, reject=trouble.reason != "storage_failed")
@@ -95,7 +98,7 @@ class Transaction:
             return await self._undo_all(Trouble(self.point.failure or "interrupted", "interrupted"), reject=True)
         if self.point.touched:
             seen = await self._look(self.world.settle_s)
-            if seen.result is Result.PASS:
+            if self._did_its_part(seen):
                 return await self._keep(seen)
         return await self._undo_all(Trouble("interrupted", "interrupted"), reject=False)
 
@@ -143,14 +146,20 @@ class Transaction:
             if wait_s > 0:
                 await self.world.clock.sleep(wait_s)
             seen = await looked(self.world.observe, self.point.check)
-            if seen.result is Result.PASS:
+            if self._did_its_part(seen):
                 break
         return seen
 
+    def _did_its_part(self, seen: DriftResult) -> bool:
+        return seen.result is Result.PASS or (seen.result is Result.FAIL and seen.reason in self.for_people)
+
     async def _keep(self, seen: DriftResult) -> RemediationResult:
-        # The check passed, so it is healed. A point that could not be closed stays open, and `recover` looks again.
-        await self._close("kept", Outcome.SUCCESS, reject=False)
-        return self._result(Outcome.SUCCESS, "recovered" if self.recovered else "healed", None, seen)
+        # Only a check that passed is healed. A point that could not be closed stays open, and `recover` looks again.
+        healed = seen.result is Result.PASS
+        outcome = Outcome.SUCCESS if healed else Outcome.ALERT
+        reason = ("recovered" if self.recovered else "healed") if healed else "cured_in_part"
+        await self._close("kept", outcome, reject=False)
+        return self._result(outcome, reason, None, seen)
 
     # Back
 

@@ -111,6 +111,7 @@ POINTS: Mapping[str, tuple[str, str, str]] = {
 
 GATES: Mapping[str, str] = {
     "healed": "The check passed again after the cure.",
+    "cured_in_part": "The cure did its part and is kept; what is left, a person has to end.",
     "recovered": "The agent stopped in the middle of the cure; at its next start the check passed.",
     "interrupted": "The agent stopped in the middle of the cure; at its next start it was undone.",
     "check_not_passed": "The cure ran and the check still did not pass, so it was undone.",

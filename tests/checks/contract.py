@@ -217,6 +217,7 @@ def declares_itself(check: Check) -> None:
         assert len(citation.rationale) > 20 and len(citation.does_not_prove) > 20, f"{citation.section}: say more"
     assert all(facts.TOKEN.fullmatch(reason) and sentence for reason, sentence in spec.reasons.items())
     assert not set(spec.reasons) & set(COMMON_REASONS), "a common reason is declared again"
+    assert set(spec.for_people) <= set(spec.reasons), "what is for people is no reason of this check"
     assert 1 <= spec.deadline_s <= spec.interval_s, "a look must end before the next one is due"
     for parameter in dataclasses.fields(spec.parameters):
         assert parameter.metadata.get("doc"), f"parameter {parameter.name} has no sentence"
@@ -257,6 +258,7 @@ def plans_its_cures(check: Check, table: Mapping[str, Action]) -> None:
         plan = check.plan(parameters_of(check, **case.parameters), case.seen)
         assert plan is not None or not case.heals, f"{case.name}: no plan"
         if plan is not None:
+            assert case.reason not in check.spec.for_people, f"{case.name}: has a cure, so it is not for people"
             assert case.heals, f"{case.name}: has a plan, so say heals=True"
             assert plan.check == check.id and plan.steps
             assert plan.disruptive == bool(plan.disturbs), f"{case.name}: what does it disturb?"

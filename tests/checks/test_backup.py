@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compliance_agent.adapters.database import Database
+from compliance_agent.adapters.healing_store import HealingStore
+from compliance_agent.baseline import load
 from compliance_agent.checks import backup, registry
+from compliance_agent.cli.common import shipped_baseline
+from compliance_agent.config import AgentConfig
 from compliance_agent.errors import CannotTell
+from compliance_agent.healing import HealingEngine
 from compliance_agent.lab.clinic import healthy_host
+from compliance_agent.lab.drift import FAULTS
 from compliance_agent.lab.host import FakeHost
 from compliance_agent.lab.programs import restic
 from compliance_agent.models import DriftResult, Result
@@ -44,6 +52,26 @@ def answering(name: str, exit_status: int = 0, err: str = "") -> FakeHost:
 
     host.installed["restic"] = program
     return host
+
+
+# -- what the agent mends while something else is for a person
+
+
+@pytest.mark.parametrize("fault", ["backup_stale", "backup_timer_stopped"])
+async def test_backups_start_again_where_no_restore_was_ever_proven(tmp_path: Path, fault: str) -> None:
+    """Undoing the cure because a drill is due would leave the clinic without backups until somebody has time for one."""
+    host = healthy_host()
+    host.delete(RECORD.format("drill"))
+    FAULTS[fault].inject(host)
+    config = AgentConfig(client_id="c", site_id="s", host_id="h", state_dir=tmp_path)
+    with contextlib.closing(Database(tmp_path / "agent.db", threaded=False, reserve_kb=0)) as database:
+        engine = HealingEngine(
+            config, host=host, baseline=load(shipped_baseline()), store=HealingStore(database), clock=host.clock
+        )
+        result = await engine.remediate(await look(host))
+    assert (result.outcome, result.reason, result.post_reason) == ("alert", "cured_in_part", "drill_missing")
+    assert (await look(host)).reason == "drill_missing"
+    assert host.is_active(restic.TIMER)
 
 
 # -- what restic says
