@@ -1,4 +1,4 @@
-"""Is every log what it says it is? All of it computed once more, from the rows and from the files, and held against what was signed.
+"""Is every log what it says it is? All of it computed once more, from rows and from files, and held against what was signed.
 
 rows    the entries, counted from 0 without a gap, give the root that is held, and the root that was signed
 files   the entry bundles hold the same entries, every tile of the signed tree has the bytes it must have
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from compliance_agent.errors import BadEvidence, NoInput
 from compliance_agent.log.checkpoint import Checkpoint
-from compliance_agent.log.merkle import hash_leaf
+from compliance_agent.log.merkle import HASH_BYTES, hash_leaf
 from compliance_agent.log.note import Note
 from compliance_agent.log.tiles import ENTRIES, FULL, Tile, decode_entries
 from compliance_agent.log.tree import Edge
@@ -56,14 +56,15 @@ class Fsck:
 
     async def run(self) -> AsyncIterator[Finding]:
         """One finding for each log; a site's bundles are counted with its newest."""
+        visible = await asyncio.to_thread(self._visible)  # before the rows, which are never behind what is visible
         sites = await self._store.all_sites()
         shards = await self._store.for_sites(sites).shards()
         newest = {shard.site_id: shard.year for shard in shards}
         for shard in shards:
             finding = Finding(shard.site_id, shard.year, shard.size, shard.checkpoint_size)
             reader = self._store.for_sites({shard.site_id})
-            signed = self._head(shard, finding)
-            await self._tree(reader, shard, signed, finding)
+            seen, signed = self._heads(shard, visible.get((shard.site_id, shard.year)), finding)
+            await self._tree(reader, shard, seen, signed, finding)
             if newest[shard.site_id] == shard.year:
                 await self._bundles(reader, finding)
             yield finding
@@ -71,33 +72,29 @@ class Fsck:
             finding = Finding(site_id, 0, 0, 0)
             await self._bundles(self._store.for_sites({site_id}), finding)
             yield finding
-        for site_id, year in await asyncio.to_thread(self._files.known):
-            if (site_id, year) not in {(shard.site_id, shard.year) for shard in shards}:
-                yield Finding(site_id, year, 0, 0, problems=["is published, and not in the database"])
+        for site_id, year in visible.keys() - {(shard.site_id, shard.year) for shard in shards}:
+            yield Finding(site_id, year, 0, 0, problems=["is published, and not in the database"])
 
-    def _head(self, shard: Shard, finding: Finding) -> Checkpoint | None:
-        """The checkpoint in the row, verified; the visible one must be it, or an older one of a server that runs."""
+    def _visible(self) -> dict[tuple[str, int], bytes]:
+        found = {place: self._files.published(*place) for place in self._files.known()}
+        return {place: note for place, note in found.items() if note is not None}
+
+    def _heads(self, shard: Shard, note: bytes | None, finding: Finding) -> tuple[Checkpoint | None, Checkpoint | None]:
+        """The visible checkpoint and the one in the row, verified. The first may be older, just before it is replaced."""
         try:
-            signed, visible = (self._verified(shard, note) for note in (shard.checkpoint, self._visible(shard)))
+            seen, signed = (self._verified(shard, item) for item in (note, shard.checkpoint))
         except (BadEvidence, NoInput) as error:
             finding.says(f"checkpoint: {error}")
-            return None
+            return None, None
         if signed is None:
             finding.says("checkpoint: none was signed")
-        elif visible is None:
+        elif seen is None:
             finding.says("checkpoint: none is published")
-        elif visible.size < signed.size:
-            finding.says(f"checkpoint: published {visible.size} entries, signed {signed.size}")
-        elif visible.size > signed.size:
+        elif seen.size > signed.size:
             finding.says(
-                f"checkpoint: published {visible.size} entries, the database signed {signed.size} (a restored backup?)"
+                f"checkpoint: published {seen.size} entries, the database signed {signed.size} (restored backup?)"
             )
-        elif visible != signed:
-            finding.says(f"checkpoint: another root is published for {signed.size} entries")
-        return signed
-
-    def _visible(self, shard: Shard) -> bytes | None:
-        return self._files.published(shard.site_id, shard.year)
+        return seen, signed
 
     def _verified(self, shard: Shard, note: bytes | None) -> Checkpoint | None:
         if note is None:
@@ -109,24 +106,25 @@ class Fsck:
             raise BadEvidence(f"is of another log than {shard.origin}", code="bad_checkpoint")
         return checkpoint
 
-    async def _tree(self, reader: SiteReader, shard: Shard, signed: Checkpoint | None, finding: Finding) -> None:
+    async def _tree(
+        self, reader: SiteReader, shard: Shard, seen: Checkpoint | None, signed: Checkpoint | None, finding: Finding
+    ) -> None:
         """Grow the log once more from its rows, and hold each file of the signed tree against what it must be."""
-        edge, files_edge, limit = Edge(), Edge(), signed.size if signed is not None else 0
-        ends = sorted({*range(FULL, shard.size, FULL), limit, shard.size} - {0})
-        for end in ends:
+        edge, files, limit = Edge(), Edge(), signed.size if signed is not None else 0
+        roots = [(item.size, item.root) for item in (seen, signed) if item is not None]
+        ends = {*range(FULL, shard.size, FULL), *(size for size, _ in roots), shard.size}
+        for end in sorted(ends - {0}):
             leaves = await reader.leaves(shard.site_id, shard.year, edge.size, end)
             if len(leaves) != end - edge.size:
                 finding.says(f"entries {edge.size} to {end - 1}: {len(leaves)} are held")
                 return
             edge, _ = edge.grow(map(hash_leaf, leaves))
-            if end <= limit and (end % FULL == 0 or end == limit):
-                files_edge = await asyncio.to_thread(self._files_of, shard, files_edge, end, edge, finding)
-            if end == limit and signed is not None and edge.root() != signed.root:
+            if any(end == size and edge.root() != root for size, root in roots):
                 finding.says(f"root of {end} entries is not the one that was signed")
+            if end == limit or (end < limit and end % FULL == 0):
+                files = await asyncio.to_thread(self._files_of, shard, files, end, edge, finding)
         if edge.root() != shard.root or edge.size != shard.size:
             finding.says(f"root of {shard.size} entries is not the one that is held")
-        if signed is not None and files_edge.size == limit and files_edge.root() != signed.root:
-            finding.says(f"root of {limit} entries in files is not the one that was signed")
 
     def _files_of(self, shard: Shard, before: Edge, end: int, rows: Edge, finding: Finding) -> Edge:
         """The tree as its entry bundles show it, grown to `end`; every tile that this finishes is compared."""
@@ -141,8 +139,12 @@ class Fsck:
         if after != rows:
             finding.says(f"{Tile(ENTRIES, index, width).path}: does not hold the entries of the database")
         for tile, content in tiles:
-            if tile.width == FULL or end == finding.signed:
+            if tile.width == FULL:
                 self._compare(shard, tile, content, finding)
+        for level, row in enumerate(after.levels if end == finding.signed else ()):
+            if row:
+                tile = Tile(level, (end >> 8 * level) // FULL, len(row) // HASH_BYTES)
+                self._compare(shard, tile, row, finding)
         return after
 
     def _entries(self, shard: Shard, tile: Tile) -> list[bytes]:

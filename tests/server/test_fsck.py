@@ -1,0 +1,130 @@
+"""`server fsck`: a sound directory is said to be so, and each kind of damage to it is named."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from compliance_agent.cli.server import command
+from compliance_agent.errors import AgentError
+from tests.server.builder import FakeHost, Server, serving
+from tests.server.test_sequencer import settled
+
+pytestmark = pytest.mark.anyio
+LOG = "log/clinic-1/2026"
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory with a log of 302 entries."""
+    directory = tmp_path_factory.mktemp("sound") / "data"
+
+    async def fill() -> None:
+        async with serving(directory) as server:
+            host = await server.enrolled()
+            for _ in range(3):
+                await server.deliver(host, *(host.next() for _ in range(100)))
+            await settled(server)
+
+    asyncio.run(fill())
+    return directory
+
+
+def fsck(directory: Path, *options: str) -> tuple[int, str, str]:
+    done = CliRunner().invoke(command, ["fsck", "--data-dir", str(directory), *options])
+    assert done.exception is None or isinstance(done.exception, SystemExit | AgentError)
+    return done.exit_code, done.stdout, done.stderr
+
+
+def test_a_sound_directory(sound: Path) -> None:
+    status, said, _ = fsck(sound)
+    assert status == 0
+    assert said.splitlines()[1].split() == ["clinic-1/2026", "302", "302", "300", "0", "ok"]
+    status, said, _ = fsck(sound, "--json")
+    assert (status, json.loads(said)["valid"]) == (0, True)
+
+
+def test_no_directory_is_not_made(tmp_path: Path) -> None:
+    assert fsck(tmp_path / "none")[0] != 0
+    assert not (tmp_path / "none").exists()
+
+
+def flip(path: str) -> Callable[[Path], None]:
+    def act(directory: Path) -> None:
+        file = directory / LOG / path
+        raw = bytearray(file.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        file.write_bytes(raw)
+
+    return act
+
+
+def run(statement: str) -> Callable[[Path], None]:
+    def act(directory: Path) -> None:
+        with sqlite3.connect(directory / "server.db") as database:
+            assert database.execute(statement).rowcount == 1
+        database.close()
+
+    return act
+
+
+def delete(path: str) -> Callable[[Path], None]:
+    def act(directory: Path) -> None:
+        (directory / LOG / path).unlink()
+
+    return act
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a hash tile": (flip("tile/0/000"), "tile/0/000: other bytes"),
+    "a partial hash tile": (flip("tile/0/001.p/46"), "tile/0/001.p/46: other bytes"),
+    "an upper tile": (flip("tile/1/000.p/1"), "tile/1/000.p/1: other bytes"),
+    "an entry bundle": (flip("tile/entries/000"), "tile/entries/000"),
+    "the visible checkpoint": (flip("checkpoint"), "checkpoint"),
+    "a missing tile": (delete("tile/0/000"), "tile/0/000: missing"),
+    "a missing bundle of entries": (delete("tile/entries/001.p/46"), "missing or damaged"),
+    "no checkpoint": (delete("checkpoint"), "none is published"),
+    "an entry's bytes": (run("UPDATE log_entries SET leaf = x'00' WHERE leaf_index = 7"), "root of 302 entries"),
+    "a lost entry": (run("DELETE FROM log_entries WHERE leaf_index = 9"), "255 are held"),
+    "the root that is held": (run("UPDATE log_shards SET root = x'00'"), "is not the one that is held"),
+    "a changed bundle": (run("UPDATE bundles SET sha256 = 'f' WHERE seq = 5"), "says something else"),
+    "a bundle without entry": (
+        run("UPDATE log_entries SET seq = 999 WHERE seq = 300"),
+        "bundle number 300: has no entry",
+    ),
+    "a swap": (run("UPDATE log_shards SET size = size - 1, checkpoint_size = 301"), "root of 301 entries"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_named(sound: Path, tmp_path: Path, name: str) -> None:
+    directory = tmp_path / "data"
+    shutil.copytree(sound, directory)
+    act, words = DAMAGES[name]
+    act(directory)
+    status, table, said = fsck(directory)
+    assert status == 65
+    assert "DAMAGED" in table and words in said, said
+
+
+async def test_beside_a_server_that_works(server: Server) -> None:
+    """Entries that come while it looks are no damage."""
+    host: FakeHost = await server.enrolled()
+    await server.deliver(host, host.next())
+
+    async def load() -> None:
+        for _ in range(20):
+            await server.deliver(host, *(host.next() for _ in range(30)))
+
+    loading = asyncio.create_task(load())
+    for _ in range(3):
+        status, _, said = await asyncio.to_thread(fsck, server.services.settings.data_dir)
+        assert status == 0, said
+    await loading
