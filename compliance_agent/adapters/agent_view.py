@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from compliance_agent.adapters import log_store
 from compliance_agent.adapters.database import read_only
 from compliance_agent.errors import NoInput, NotPermitted, StorageError
 from compliance_agent.models import STATS
@@ -110,6 +111,31 @@ class AgentView:
         """Epoch, number and digest of the last bundle, and the key that signed it."""
         rows = self._rows("chain", "SELECT epoch, seq, digest, key_id FROM chain")
         return dict(zip(("epoch", "seq", "digest", "key_id"), rows[0], strict=True)) if rows else None
+
+    def log(self) -> dict[str, Any] | None:
+        """How the host stands to its site's log: last verified checkpoint, receipts, logs that contradicted themselves.
+
+        None in a state that is older than logs are.
+        """
+        if not self._rows("receipts", "SELECT 1"):
+            return None
+        heads = self._rows(
+            "log_heads", "SELECT origin, size, seen_at, code FROM log_heads ORDER BY substr(origin, -4), 1"
+        )
+        origin, size, seen_at, _ = heads[-1] if heads else (None, None, None, None)
+        try:
+            counts = log_store.standing(self._connection)
+        except sqlite3.Error as error:
+            raise StorageError(f"state {self._path}: {error.sqlite_errorname}") from error
+        return {
+            "origin": origin,
+            "size": size,
+            "seen_at": seen_at,
+            "receipted": counts.receipted,
+            "unlogged": counts.unlogged,
+            "oldest_unlogged": counts.oldest_unlogged.isoformat() if counts.oldest_unlogged else None,
+            "contradicted": [{"origin": name, "code": code} for name, _, _, code in heads if code is not None],
+        }
 
     def records(self, check: str, most: int, *, kind: str | None = None) -> list[Record]:
         """The newest bundles about a check, newest first."""

@@ -56,7 +56,7 @@ def command(
     if token.ca_sha256 is not None and config.mcp_ca_file is None:
         config = dataclasses.replace(config, mcp_ca_file=runner.run(_pin(config, token.ca_sha256)))
     enrolled = runner.run(_enrol(config, token))
-    save(enrolled, api_key_file, server_key_file)
+    save(enrolled, api_key_file, server_key_file, config.mcp_log_key_file)
     settings = {
         "client_id": enrolled.client_id,
         "site_id": enrolled.site_id,
@@ -65,6 +65,7 @@ def command(
         "mcp_url": url,
         "mcp_api_key_file": str(api_key_file),
         "mcp_server_key_file": str(server_key_file),
+        **({"mcp_log_key_file": str(config.mcp_log_key_file)} if config.mcp_log_key_file else {}),
         **({"mcp_ca_file": str(config.mcp_ca_file)} if config.mcp_ca_file else {}),
     }
     if as_json:

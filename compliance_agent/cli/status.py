@@ -48,8 +48,13 @@ def as_document(config: AgentConfig, view: AgentView, now: datetime) -> dict[str
         "statistics": view.statistics(),
         "queue": {**queue, "oldest_pending_age_s": _age_s(_time(queue["oldest_pending"]), now)},
         "chain": view.chain(),
+        "log": _log(view.log(), now),
         "checks": [vars(standing) for standing in view.standings()],
     }
+
+
+def _log(log: dict[str, Any] | None, now: datetime) -> dict[str, Any] | None:
+    return None if log is None else {**log, "oldest_unlogged_age_s": _age_s(_time(log["oldest_unlogged"]), now)}
 
 
 def _time(text: str | None) -> datetime | None:
@@ -75,6 +80,14 @@ def age(seconds: int | None) -> str:
     return " ".join(f"{value} {unit}" for value, unit in parts[first : first + 2] if value or unit == "s") or "0 s"
 
 
+def _print_log(log: dict[str, Any]) -> None:
+    followed = f"{log['origin']} at {log['size']} entries" if log["origin"] else "none followed"
+    waits = f", oldest for {age(log['oldest_unlogged_age_s'])}" if log["unlogged"] else ""
+    click.echo(f"log        {followed}; {log['receipted']} receipts, {log['unlogged']} without{waits}")
+    for item in log["contradicted"]:
+        click.echo(f"           {item['origin']} contradicted itself ({item['code']}) and is not believed")
+
+
 def _print(document: dict[str, Any]) -> None:
     running = {True: "running", False: "not running", None: "not known"}[document["running"]]
     queue, chain = document["queue"], document["chain"]
@@ -87,6 +100,8 @@ def _print(document: dict[str, Any]) -> None:
         click.echo(f"damaged    {queue['damaged']} bundles are damaged and kept aside")
     if chain is not None:
         click.echo(f"chain      epoch {chain['epoch']}, bundle {chain['seq']}, key {chain['key_id'][:16]}")
+    if document["log"] is not None:
+        _print_log(document["log"])
     if document["healing_paused"]:
         click.echo("healing    paused by a person")
     click.echo("since      " + ", ".join(f"{name} {value}" for name, value in document["statistics"].items()))

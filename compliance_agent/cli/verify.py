@@ -10,6 +10,7 @@ import click
 
 from compliance_agent.cli.common import json_option, print_json, table
 from compliance_agent.errors import NoInput
+from compliance_agent.evidence.logged import read_log_keys
 from compliance_agent.evidence.verify import Report, load_keys, verify_paths
 
 SHOWN = 20  # problems in the text form; all of them are in the JSON
@@ -24,15 +25,24 @@ SHOWN = 20  # problems in the text form; all of them are in the JSON
     type=click.Path(path_type=Path),
     help="A host's public key (HOST.pub.pem), from a source you trust; may be given more than once.",
 )
+@click.option(
+    "--log-key",
+    "log_keys",
+    multiple=True,
+    metavar="VKEY|FILE",
+    help="A transparency log's verifier key, or a file of them; may be given more than once.",
+)
 @json_option
 @click.pass_context
-def command(ctx: click.Context, paths: tuple[Path, ...], keys: tuple[Path, ...], as_json: bool) -> None:
-    """Check evidence offline: signatures over the exact bytes, canonical form, schema, and an unbroken chain.
+def command(
+    ctx: click.Context, paths: tuple[Path, ...], keys: tuple[Path, ...], log_keys: tuple[str, ...], as_json: bool
+) -> None:
+    """Check evidence offline: signatures over the exact bytes, canonical form, schema, an unbroken chain, and receipts.
 
     PATH is an evidence directory, a host's directory with keys/ in it, or a single bundle. Exit status: 0 all verified,
     65 something is wrong, 66 no evidence there.
     """
-    report = _verified(paths, keys)
+    report = _verified(paths, keys, log_keys)
     if report.found == 0:
         raise NoInput("no evidence there: no bundle.json under " + ", ".join(map(str, paths)))
     if as_json:
@@ -42,17 +52,18 @@ def command(ctx: click.Context, paths: tuple[Path, ...], keys: tuple[Path, ...],
     ctx.exit(report.exit_status)
 
 
-def _verified(paths: tuple[Path, ...], keys: tuple[Path, ...]) -> Report:
+def _verified(paths: tuple[Path, ...], keys: tuple[Path, ...], log_keys: tuple[str, ...]) -> Report:
     trusted = load_keys(keys) if keys else None
+    logs = read_log_keys(log_keys) if log_keys else None
     if not sys.stderr.isatty():
-        return verify_paths(paths, trusted)
+        return verify_paths(paths, trusted, log_keys=logs)
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("verifying", total=None)
         update: Callable[[int, int], None] = lambda done, total: bar.update(task, completed=done, total=total)  # noqa: E731
-        return verify_paths(paths, trusted, progress=update)
+        return verify_paths(paths, trusted, log_keys=logs, progress=update)
 
 
 def show(report: Report) -> None:
@@ -66,16 +77,19 @@ def show(report: Report) -> None:
                 _place(chain.first),
                 _place(chain.last),
                 chain.head[:16],
+                f"{chain.receipted} of {chain.bundles}",
             ]
             for chain in report.chains
         ]
-        table(("host", "key", "bundles", "first", "last", "head"), rows)
+        table(("host", "key", "bundles", "first", "last", "head", "receipts"), rows)
     for problem in report.problems[:SHOWN]:
         click.echo(f"{problem.code}: {problem.where}" + (f": {problem.detail}" if problem.detail else ""))
     if len(report.problems) > SHOWN:
         click.echo(f"... and {len(report.problems) - SHOWN} more; --json shows all")
     verdict = "every chain is whole" if report.ok else f"{len(report.problems)} problem(s)"
     click.echo(f"{report.verified} of {report.found} bundles of {len(report.chains)} host(s) verified; {verdict}")
+    if report.receipts_unchecked:
+        click.echo(f"note: {report.receipts_unchecked} receipt(s) not checked; --log-key takes the log's key", err=True)
     if report.keys_beside_evidence:
         click.echo(
             "note: the public keys stood beside the evidence; --key takes ones from a source you trust", err=True

@@ -2,25 +2,29 @@
 
 Each bundle is checked alone (strict signature over the exact bytes, canonical form, schema, key id), then each host's bundles
 together: `seq` without a gap, `prev` the digest of the bundle before, epochs in order, the clock of one boot never running
-back. Every problem is named by bundle and code. Trusted are only the public keys, which come from the caller or stand
-beside the evidence as `keys/*.pub.pem`; then the report says so, because whoever can change both proves nothing.
+back. Where a receipt stands beside a bundle and the log's key is known, it is checked too (`logged`). Every problem is named by
+bundle and code. Trusted are only the public keys, which come from the caller or stand beside the evidence as `keys/*.pub.pem` and
+`keys/*.vkey`; then the report says so, because whoever can change both proves nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from compliance_agent import crypto
 from compliance_agent.adapters.durable import read_file
+from compliance_agent.core import receipt
 from compliance_agent.documents import read_json
 from compliance_agent.errors import AgentError, BadEvidence, DocumentError, NoInput, NotPermitted
 from compliance_agent.evidence.allowlist import NO_PREV, check_document
 from compliance_agent.evidence.canonical import is_canonical
+from compliance_agent.evidence.logged import Logs, log_keys_beside
+from compliance_agent.log.note import VerifierKey
 
 BUNDLE, SIGNATURE = "bundle.json", "bundle.sig"
 MAX_BUNDLE_BYTES = 65_535
@@ -38,6 +42,8 @@ CODES = {
     "broken_link": "prev is not the digest of the bundle before",
     "missing_start": "the chain does not begin here: earlier bundles are elsewhere, or lost",
     "clock_ran_back": "the monotonic clock ran back within one boot",
+    **receipt.CODES,
+    "unknown_log": "the receipt is of a log whose key was not given",
 }
 PARENTS_WITH_KEYS = 6  # from a bundle's directory over its day, month and year up to the host's
 
@@ -58,6 +64,7 @@ class Checked:
     path: str
     digest: str
     document: Mapping[str, Any]
+    signature: bytes = b""
 
     @property
     def place(self) -> tuple[int, int]:
@@ -76,6 +83,7 @@ class Chain:
         first: lowest place, last: highest.
         epochs: how many.
         head: digest of the last bundle.
+        receipted: how many have a receipt that verified.
     """
 
     key_id: str
@@ -85,15 +93,20 @@ class Chain:
     last: tuple[int, int] = (0, 0)
     epochs: int = 0
     head: str = ""
+    receipted: int = 0
 
 
 @dataclass
 class Report:
-    """What `verify_paths` found. `ok` means: something was there, and nothing was wrong with it."""
+    """What `verify_paths` found. `ok` means: something was there, and nothing was wrong with it.
+
+    `receipts_unchecked` counts receipts for which no log's key was given; nothing is claimed of them.
+    """
 
     found: int = 0
     verified: int = 0
     keys_beside_evidence: bool = False
+    receipts_unchecked: int = 0
     chains: list[Chain] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
@@ -117,6 +130,7 @@ class Report:
             "found": self.found,
             "verified": self.verified,
             "keys_beside_evidence": self.keys_beside_evidence,
+            "receipts_unchecked": self.receipts_unchecked,
             "chains": [
                 {
                     "host": chain.host,
@@ -126,6 +140,7 @@ class Report:
                     "last": {"epoch": chain.last[0], "seq": chain.last[1]},
                     "epochs": chain.epochs,
                     "head": chain.head,
+                    "receipted": chain.receipted,
                 }
                 for chain in self.chains
             ],
@@ -137,6 +152,7 @@ def verify_paths(
     paths: Sequence[Path],
     keys: Mapping[str, bytes] | None = None,
     *,
+    log_keys: Collection[VerifierKey] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Verify every bundle under these paths.
@@ -144,6 +160,7 @@ def verify_paths(
     Args:
         paths: bundle directories, bundle.json files, evidence directories, or a host's directory with `keys/` in it.
         keys: raw public keys by key id; None takes `keys/*.pub.pem` in or beside the paths.
+        log_keys: of the logs; None takes `keys/*.vkey` in or beside the paths.
         progress: told how many of how many bundles are done.
 
     Raises:
@@ -155,21 +172,33 @@ def verify_paths(
     bundles = find(paths)
     report.found = len(bundles)
     by_key: dict[str, list[Checked]] = defaultdict(list)
+    logs = Logs(log_keys_beside(paths, PARENTS_WITH_KEYS) if log_keys is None else log_keys)
+    receipted: Counter[str] = Counter()
     for number, path in enumerate(bundles, start=1):
         try:
             checked = check_bundle(path, known)
             by_key[checked.document["host"]["key_id"]].append(checked)
+            if logs.check(path, checked.document, checked.digest, checked.signature):
+                receipted[checked.document["host"]["key_id"]] += 1
         except BadEvidence as error:
             report.problems.append(Problem(error.code, str(path.parent.name), str(error)))
         if progress is not None:
             progress(number, report.found)
     report.verified = sum(map(len, by_key.values()))
+    report.receipts_unchecked = logs.unchecked
     whole = not all(_is_single(path) for path in paths)
     for key_id, items in sorted(by_key.items()):
         chain, problems = check_chain(key_id, items)
+        chain.receipted = receipted[key_id]
+        problems += [_forked(item) for item in items if logs.contradicted(item.document)]
         report.chains.append(chain)
         report.problems += [item for item in problems if whole or item.code not in {"missing", "missing_start"}]
     return report
+
+
+def _forked(item: Checked) -> Problem:
+    detail = "the checkpoint it names is another than the log showed elsewhere"
+    return Problem("log_forked", str(item.document["bundle_id"]), detail)
 
 
 def _is_single(path: Path) -> bool:
@@ -243,7 +272,7 @@ def check_bundle(path: Path, keys: Mapping[str, bytes]) -> Checked:
     document = check_bytes(body, signature, keys)
     if path.name == BUNDLE and path.parent.name != document["bundle_id"]:
         raise BadEvidence(f"bundle {document['bundle_id']}: {CODES['misplaced']}", code="misplaced")
-    return Checked(str(path), hashlib.sha256(body).hexdigest(), document)
+    return Checked(str(path), hashlib.sha256(body).hexdigest(), document, signature)
 
 
 def check_bytes(body: bytes, signature: bytes, keys: Mapping[str, bytes]) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def test_status_beside_a_running_agent(scene: Scene) -> None:
     document = json.loads(ended.out)
     assert set(document) == {
         "schema", "site_id", "host_id", "running", "healing_paused", "last_heartbeat", "last_heartbeat_age_s",
-        "statistics", "queue", "chain", "checks",
+        "statistics", "queue", "chain", "log", "checks",
     }  # fmt: skip
     assert document["schema"] == "compliance-agent/status/v1"
     assert document["running"] is True
@@ -83,6 +83,9 @@ def test_status_beside_a_running_agent(scene: Scene) -> None:
     queue = document["queue"]
     assert queue["pending"] == 1 and queue["uploaded"] > 4 and queue["oldest_pending_age_s"] is not None
     assert document["chain"]["key_id"] == scene.signer.key_id
+    log = document["log"]
+    assert (log["origin"], log["unlogged"], log["contradicted"]) == ("fake/clinic-1/2026", 0, [])
+    assert log["receipted"] == queue["uploaded"] > 0
     verdicts = {item["check"]: (item["result"], item["outcome"], item["gate"]) for item in document["checks"]}
     assert verdicts == {
         "av_health": ("unknown", "", ""),
