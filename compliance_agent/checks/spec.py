@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from compliance_agent.errors import CANNOT_TELL_REASONS
 from compliance_agent.models import Plan, Result, Severity, Verdict
@@ -53,6 +53,24 @@ class Unreadable:
 UNREADABLE = Unreadable("tool_failed")
 
 
+class Scene(Protocol):
+    """A simulated clinic host, as a case may set it up; the whole of it is lab/host.py."""
+
+    def put(
+        self, path: str, content: bytes | str = b"", *, mode: int = 0o644, uid: int = 0, age_s: float = 0.0
+    ) -> None:
+        """Have a regular file with this content, last modified `age_s` ago, and its parent directories."""
+        ...
+
+    def delete(self, path: str) -> None:
+        """Have nothing at this path and below it."""
+        ...
+
+    def service(self, name: str, *, active: bool = True, enabled: str = "enabled") -> None:
+        """Have a unit in this state."""
+        ...
+
+
 @dataclass(frozen=True)
 class Case:
     """An example that the check must judge as stated.
@@ -64,6 +82,9 @@ class Case:
         reason: the reason it must be judged with, when that matters.
         parameters: values that differ from the spec's example parameters.
         heals: a plan must exist for it.
+        scene: makes a simulated host one of which the check sees just this. Needed where lab/clinic.py does not have what
+            the check looks at: the first passing case's furnishes every simulated host, a healing case's is the drift
+            on which the cure is shown.
     """
 
     name: str
@@ -72,6 +93,7 @@ class Case:
     reason: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     heals: bool = False
+    scene: Callable[[Scene], None] | None = None
 
 
 @dataclass(frozen=True)

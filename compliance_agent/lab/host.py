@@ -180,6 +180,10 @@ class FakeHost:
         for name in [name for name in self.files if name == path or name.startswith(f"{path}/")]:
             del self.files[name]
 
+    def service(self, name: str, *, active: bool = True, enabled: str = "enabled") -> None:
+        """Have a unit in this state."""
+        self.units_table[name] = Unit(active=active, enabled=enabled)
+
     def install(self, *names: str) -> None:
         """Install programs that lab/programs simulates."""
         from compliance_agent.lab.programs import programs

@@ -265,6 +265,18 @@ def plans_its_cures(check: Check, table: Mapping[str, Action]) -> None:
             resolve(plan, table)
 
 
+async def scenes_show_their_cases(check: Check, factory: Factory) -> None:
+    """What a case says is seen is what the check sees of the host that the case sets up."""
+    for case in check.cases:
+        if case.scene is None:
+            continue
+        host = factory()
+        case.scene(host)
+        result = await seen_by(check, host, **case.parameters)
+        stated = facts.export(case.seen, names_of(parameters_of(check, **case.parameters)))
+        assert dict(result.pre_state) == stated, f"{case.name}: the scene shows {dict(result.pre_state)}"
+
+
 def nothing_known_passes(check: Check) -> None:
     """An observation of which no fact could be read is not a pass."""
     empty = check.spec.observation()
@@ -278,7 +290,9 @@ async def healthy_host_passes(check: Check, factory: Factory) -> list[Question]:
     """The host as it should be passes; gives what the check asked."""
     asked = Asked(factory())
     result = await seen_by(check, asked)
-    assert result.result is Result.PASS, f"{check.id} on the healthy host: {result.verdict}"
+    assert result.result is Result.PASS, (
+        f"{check.id} on the healthy host: {result.verdict}; give a passing case a scene, or lab/clinic.py what it looks at"
+    )
     assert asked.questions, "the check asked the host nothing and passed"
     assert not asked.host.changed, "observe changed the host"
     return asked.questions

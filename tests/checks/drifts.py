@@ -1,15 +1,17 @@
 """Named ways in which a healthy clinic host drifts, by check: what goes wrong, and the reason it must be found for.
 
-Every reason that a check's cases say can be healed needs a drift here on which that is shown.
+Every reason that a check's cases say can be healed needs a drift on which that is shown: here, or as the case's own `scene`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+from compliance_agent.checks import registry
+from compliance_agent.checks.spec import Check, judge_seen
 from compliance_agent.lab.clinic import healthy_host
 from compliance_agent.lab.clock import FakeClock
 from compliance_agent.lab.host import FakeHost
@@ -188,6 +190,17 @@ def _generation(selected: int, running: int) -> Callable[[FakeHost], None]:
     return happen
 
 
+def from_cases(checks: Iterable[Check]) -> Iterator[Drift]:
+    """Drifts that checks bring along in their own files."""
+    for check in checks:
+        for case in check.cases:
+            if case.heals and case.scene is not None:
+                verdict = judge_seen(
+                    check, check.spec.parameters(**{**check.spec.example, **case.parameters}), case.seen
+                )
+                yield Drift(check.id, verdict.reason, f"{check.id} {case.name}", case.scene, case.parameters)
+
+
 NIXOS: dict[str, Any] = {"manager": "nixos", "min_generation": 40}
 
 DRIFTS = (
@@ -234,4 +247,5 @@ DRIFTS = (
     ),
     Drift("firewall", "ports_missing", "rules for open ports deleted", _rules_gone("protocol", "tcp")),
     Drift("firewall", "replies_blocked", "replies kept out", _rules_gone("key", "state")),
+    *from_cases(registry().values()),
 )

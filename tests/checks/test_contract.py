@@ -34,6 +34,11 @@ def test_plans_with_known_actions(check: Check) -> None:
 
 
 @every_check
+async def test_scenes_show_their_cases(check: Check) -> None:
+    await contract.scenes_show_their_cases(check, healthy_host)
+
+
+@every_check
 def test_nothing_seen_is_no_pass(check: Check) -> None:
     contract.nothing_known_passes(check)
 
@@ -82,7 +87,7 @@ def test_every_cure_is_shown_on_a_host(check: Check) -> None:
         check.judge(parameters(check, **case.parameters), case.seen).reason for case in check.cases if case.heals
     }
     shown = {drift.reason for drift in DRIFTS if drift.check == check.id}
-    assert claimed <= shown, f"no drift shows the cure of {sorted(claimed - shown)}"
+    assert claimed <= shown, f"give a healing case of {sorted(claimed - shown)} a scene, or add a drift to drifts.py"
 
 
 def test_ids_are_unique_and_name_their_files() -> None:

@@ -119,6 +119,12 @@ async def test_the_sound_toy_keeps_the_whole_contract() -> None:
     await contract.heals(SOUND, drifted_toy_host(), "down", actions())
 
 
+async def test_catches_a_scene_that_shows_something_else() -> None:
+    case = Case("stopped", Seen(False, "yes"), Result.FAIL, "down", scene=lambda host: host.service("toy.service"))
+    with pytest.raises(AssertionError, match="stopped: the scene shows"):
+        await contract.scenes_show_their_cases(broken(cases=(case,)), toy_host)
+
+
 async def test_catches_an_error_counted_as_pass() -> None:
     async def optimist(host: Host, baseline: Any) -> Any:
         try:
