@@ -486,8 +486,8 @@ class Transaction(Protocol):
         """A new year's log of size 1, with its first entry; False when it exists."""
         ...
 
-    async def place_leaves(self, site_id: str, year: int, first: int, numbers: Sequence[int]) -> None:
-        """Give pending entries the indexes from `first` on."""
+    async def place_leaves(self, site_id: str, year: int, first: int, numbers: Sequence[int]) -> bool:
+        """Give pending entries, named in order of arrival, the indexes from `first` on; False when one was not pending."""
         ...
 
     async def grow_shard(self, shard: Shard, *, old_size: int) -> bool:

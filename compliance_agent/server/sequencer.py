@@ -191,7 +191,8 @@ class Sequencer:
         grown, more = tree.grown([item.leaf for item in pending], now)
         if not await tx.grow_shard(grown.shard, old_size=start):
             raise _elsewhere(site_id)
-        await tx.place_leaves(site_id, grown.shard.year, start, [item.number for item in pending])
+        if not await tx.place_leaves(site_id, grown.shard.year, start, [item.number for item in pending]):
+            raise _elsewhere(site_id)
         leaves = tuple(
             Leaf(site_id, grown.shard.year, index, item.leaf, item.key_id, item.epoch, item.seq)
             for index, item in enumerate(pending, start)

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+import orjson
 import structlog
 
 from compliance_agent.errors import Refusal
-from compliance_agent.evidence.canonical import canonical
 from compliance_agent.log.leaf import bundle_leaf, fork_leaf
 from compliance_agent.server.records import (
     CheckVerdict,
@@ -203,7 +203,7 @@ class Ingest:
                 future.set_result(outcome)
 
     def _ack(self, host: Host, item: Checked, status: str, received_at: datetime) -> Ack:
-        document = canonical(
+        document = orjson.dumps(  # canonical: ASCII texts and whole numbers, sorted
             {
                 "schema": ACK_SCHEMA,
                 "bundle_id": item.document["bundle_id"],
@@ -213,7 +213,8 @@ class Ingest:
                 "seq": item.document["seq"],
                 "received_at": received_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
                 "status": status,
-            }
+            },
+            option=orjson.OPT_SORT_KEYS,
         )
         place = (item.document["bundle_id"], item.document["epoch"], item.document["seq"])
         return Ack(document, self._sign(document), *place, new=status == "stored")

@@ -245,13 +245,13 @@ class BoundTransaction:
         await self._connection.execute(insert(tables.log_entries).values(**values, decided_at=decided))
         return True
 
-    async def place_leaves(self, site_id: str, year: int, first: int, numbers: Sequence[int]) -> None:
-        table = tables.log_entries
-        pending = (table.c.site_id == site_id, table.c.number == bindparam("_number"), table.c.leaf_index.is_(None))
-        statement = update(table).where(*pending).values(year=year, leaf_index=bindparam("_index"))
-        places = [{"_number": number, "_index": index} for index, number in enumerate(numbers, first)]
-        if places:
-            await self._connection.execute(statement, places)
+    async def place_leaves(self, site_id: str, year: int, first: int, numbers: Sequence[int]) -> bool:
+        c, placed = tables.log_entries.c, 0
+        for start, stop in _runs(numbers):  # one statement for each run: what arrives together has numbers in a row
+            pending = (c.site_id == site_id, c.number.between(start, stop), c.leaf_index.is_(None))
+            statement = update(tables.log_entries).where(*pending)
+            placed += await self._changed(statement.values(year=year, leaf_index=c.number - start + first + placed))
+        return placed == len(numbers)
 
     async def grow_shard(self, shard: Shard, *, old_size: int) -> bool:
         columns = rows.shard_columns(shard)
@@ -342,6 +342,17 @@ class BoundTransaction:
                 at=rows.text(now), actor=actor, action=action, site_id=site_id, subject=subject, outcome=outcome
             )
         )
+
+
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """The first and the last of each run of consecutive numbers."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs
 
 
 def _shard(shard: Shard) -> Update:
