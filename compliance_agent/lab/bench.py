@@ -111,6 +111,24 @@ def bench_evidence() -> list[Figure]:
     ]
 
 
+def bench_log() -> list[Figure]:
+    """Receipts a second, durable and verified, against strict signature checks a second on one core of the same run."""
+    from compliance_agent.lab.bench_log import receipts_under_load, strict_verifies_per_s
+
+    verifies = strict_verifies_per_s()
+    with tempfile.TemporaryDirectory(prefix="compliance-bench-", dir=_disk()) as scratch:
+        load = receipts_under_load(Path(scratch) / "server", hosts=8, batches=20)
+    rate, count = load.receipts_per_s, len(load.latencies_s)
+    return [
+        Figure("strict Ed25519 checks of 2 KiB, one core", verifies, "1/s", "the floor of this run", None),
+        Figure(f"receipts, durable and verified ({count})", rate, "1/s", "5000/s", rate >= 5_000),
+        Figure("receipts / checks on one core", rate / verifies, "x", "", None),
+        Figure("server CPU for each receipt", load.server_cpu_s / count * 1e6, "us", "", None),
+        Figure("upload to verified receipt, p50", load.percentile(50), "s", "", None),
+        Figure("upload to verified receipt, p99", load.percentile(99), "s", "1 s", load.percentile(99) < 1),
+    ]
+
+
 def _disk() -> str:
     """A directory on a real disk: /tmp may be memory."""
     return os.environ.get("BENCH_DIR") or str(Path.cwd())
@@ -130,7 +148,11 @@ def _rows_per_second(path: Path, rows: int = 500) -> float:
     return rate
 
 
-BENCHES: dict[str, Callable[[], Sequence[Figure]]] = {"agent": bench_agent, "evidence": bench_evidence}
+BENCHES: dict[str, Callable[[], Sequence[Figure]]] = {
+    "agent": bench_agent,
+    "evidence": bench_evidence,
+    "log": bench_log,
+}
 
 
 @click.command()

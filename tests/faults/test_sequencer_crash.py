@@ -194,8 +194,8 @@ async def test_an_index_that_is_given_twice_is_caught(tmp_path: Path, monkeypatc
 
     true_place = BoundTransaction.place_leaves
 
-    async def one_less(self: Transaction, site_id: str, year: int, first: int, numbers: Sequence[int]) -> None:
-        await true_place(self, site_id, year, first - 1, numbers)  # type: ignore[arg-type]
+    async def one_less(self: Transaction, site_id: str, year: int, first: int, numbers: Sequence[int]) -> bool:
+        return await true_place(self, site_id, year, first - 1, numbers)  # type: ignore[arg-type]
 
     monkeypatch.setattr(BoundTransaction, "place_leaves", one_less)
     said = Said()

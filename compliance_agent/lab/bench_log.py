@@ -1,0 +1,257 @@
+"""How fast evidence becomes receipts: a real server process on a real disk, hosts on loopback that verify what they are given.
+
+The hosts' bundles are made and signed beforehand. Timed is everything from the first request to the last verified receipt, the
+load generator's own work included, which shares the machine with the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import os
+import random
+import statistics
+import sys
+import time
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from compliance_agent import crypto
+from compliance_agent.errors import Unavailable
+from compliance_agent.evidence.canonical import canonical
+from compliance_agent.log.merkle import hash_leaf, verify_inclusion
+from compliance_agent.log.note import KeyType, VerifierKey
+from compliance_agent.log.policy import Policy, Verified
+from compliance_agent.log.proof import Proof
+from compliance_agent.server.services import enrol
+from compliance_agent.server.settings import ServerSettings
+
+SITE = "bench"
+BATCH = 100
+ZEROS = "0" * 64
+
+
+@dataclass(frozen=True)
+class Load:
+    """What was measured.
+
+    Attributes:
+        receipts_per_s: verified receipts of bundles that were durable, over the whole run.
+        latencies_s: from a batch's upload to its verified receipts, one for each bundle.
+        server_cpu_s: processor time of the server process.
+        seconds: of the whole run.
+    """
+
+    receipts_per_s: float
+    latencies_s: list[float]
+    server_cpu_s: float
+    seconds: float
+
+    def percentile(self, part: int) -> float:
+        """A percentile of the latencies."""
+        return statistics.quantiles(self.latencies_s, n=100, method="inclusive")[part - 1]
+
+
+@dataclass
+class _Host:
+    host_id: str
+    key: Any
+    api_key: str = ""
+    bodies: list[tuple[bytes, list[str]]] = field(default_factory=list)  # requests, with the bundle ids in each
+
+    def prepare(self, batches: int, rng: random.Random) -> None:
+        """Build and sign the whole chain."""
+        public = self.key.public_key().public_bytes_raw()
+        prev, now = ZEROS, datetime.now(UTC)
+        for batch in range(batches):
+            items, ids = list[dict[str, str]](), list[str]()
+            for number in range(BATCH):
+                bundle_id = str(uuid.UUID(int=rng.getrandbits(128), version=4))
+                place = {"epoch": 0, "seq": batch * BATCH + number + 1, "prev": prev, "bundle_id": bundle_id}
+                document = _document(self.host_id, crypto.key_id(public), now) | place
+                body = canonical(document)
+                prev = hashlib.sha256(body).hexdigest()
+                items.append({"bundle": _b64(body), "sig": _b64(self.key.sign(body))})
+                ids.append(bundle_id)
+            self.bodies.append((json.dumps({"protocol": 1, "bundles": items, "gaps": []}).encode(), ids))
+
+
+def strict_verifies_per_s(seconds: float = 1.0) -> float:
+    """Strict signature checks of 2 KiB messages a second, on one core: the floor under every receipt."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key, message = Ed25519PrivateKey.generate(), os.urandom(2_048)
+    public, signature = key.public_key().public_bytes_raw(), key.sign(message)
+    count, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        for _ in range(100):
+            crypto.verify(public, signature, message)
+        count += 100
+    return count / (time.perf_counter() - started)
+
+
+def receipts_under_load(directory: Path, hosts: int, batches: int) -> Load:
+    """Run `hosts` hosts of one clinic, each delivering its batches one after the other."""
+    return asyncio.run(_run(directory, hosts, batches))
+
+
+async def _run(directory: Path, hosts: int, batches: int) -> Load:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    made = [_Host(f"ws-{number:02}", Ed25519PrivateKey.generate()) for number in range(hosts)]
+    settings = ServerSettings(data_dir=directory)
+    log_key = await _enrol(settings, made)
+    for number, host in enumerate(made):
+        host.prepare(batches, random.Random(number))
+    server, port = await _start(directory)
+    try:
+        await asyncio.gather(*(_Client(port, host.api_key).open_and_close() for host in made))
+        before, started = _cpu_s(server.pid), time.perf_counter()
+        name = settings.name
+        found = await asyncio.gather(*(_deliver(port, host, _Judge(name, log_key)) for host in made))
+        seconds, cpu_s = time.perf_counter() - started, _cpu_s(server.pid) - before
+    finally:
+        server.terminate()
+        await server.wait()
+    latencies = [latency for one in found for latency in one]
+    return Load(len(latencies) / seconds, latencies, cpu_s, seconds)
+
+
+async def _enrol(settings: ServerSettings, hosts: list[_Host]) -> bytes:
+    from compliance_agent.server.app import opened
+
+    async with opened(settings) as services:
+        for host in hosts:
+            public = host.key.public_key().public_bytes_raw()
+            token, _, _ = await services.enrolment.new_token(
+                SITE, "bench", timedelta(hours=1), ca_sha256=None, actor="bench"
+            )
+            nonce = await services.enrolment.challenge(public)
+            proof = host.key.sign(enrol.CONTEXT + nonce + hashlib.sha256(token.encode()).digest())
+            done = await services.enrolment.enrol(enrol.Request(token, public, host.host_id, nonce, proof))
+            host.api_key = done.api_key
+        return services.log_keys.public_bytes
+
+
+async def _start(directory: Path) -> tuple[asyncio.subprocess.Process, int]:
+    words = (sys.executable, "-m", "compliance_agent", "server", "--data-dir", str(directory), "--port", "0")
+    server = await asyncio.create_subprocess_exec(
+        *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+    )
+    line = await server.stdout.readline() if server.stdout is not None else b""
+    if not line.startswith(b"listening on "):
+        raise Unavailable("bench: the server did not start")
+    return server, int(line.rpartition(b":")[2])
+
+
+class _Judge:
+    """Verifies receipts as a host does: each checkpoint once, each path."""
+
+    def __init__(self, name: str, log_key: bytes) -> None:
+        vkey = VerifierKey(f"{name}/{SITE}/{datetime.now(UTC).year}", KeyType.ED25519, log_key)
+        self._policy = Policy.parse(f"log {vkey}\nquorum none\n".encode())
+        self._seen: dict[bytes, Verified] = {}
+
+    def holds(self, receipt: dict[str, str], bundle_id: str) -> None:
+        """Raises BadEvidence."""
+        leaf, proof = base64.b64decode(receipt["leaf"]), Proof.parse(base64.b64decode(receipt["proof"]))
+        if receipt["bundle_id"] != bundle_id:
+            raise Unavailable("bench: a receipt of another bundle")
+        if proof.checkpoint not in self._seen:
+            self._seen = {proof.checkpoint: self._policy.verify(proof.checkpoint)}
+        tree = self._seen[proof.checkpoint].checkpoint
+        verify_inclusion(hash_leaf(leaf), proof.index, tree.size, proof.path, tree.root)
+
+
+async def _deliver(port: int, host: _Host, judge: _Judge) -> list[float]:
+    """Send every batch; the time from each upload to its verified receipt."""
+    client, latencies = _Client(port, host.api_key), list[float]()
+    await client.open()
+    for body, ids in host.bodies:
+        started = time.perf_counter()
+        reply = await client.post("/api/v1/evidence", body)
+        missing = _judged(reply["receipts"], ids, judge, started, latencies)
+        while missing:  # those that were not published within the server's patience
+            again = json.dumps({"protocol": 1, "bundles": missing}).encode()
+            found = (await client.post("/api/v1/receipts", again))["receipts"]
+            missing = _judged(found, missing, judge, started, latencies)
+    await client.close()
+    return latencies
+
+
+def _judged(receipts: list[Any], ids: list[str], judge: _Judge, started: float, latencies: list[float]) -> list[str]:
+    for receipt, bundle_id in zip(receipts, ids, strict=True):
+        if receipt is not None:
+            judge.holds(receipt, bundle_id)
+            latencies.append(time.perf_counter() - started)
+    return [bundle_id for receipt, bundle_id in zip(receipts, ids, strict=True) if receipt is None]
+
+
+class _Client:
+    """HTTP as little as possible, so that the load generator costs little."""
+
+    def __init__(self, port: int, api_key: str) -> None:
+        self._port = port
+        self._api_key = api_key
+
+    async def open(self) -> None:
+        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 22)
+
+    async def close(self) -> None:
+        self._writer.close()
+        await self._writer.wait_closed()
+
+    async def open_and_close(self) -> None:
+        """So that the server knows the key before anything is timed."""
+        await self.open()
+        await self.post("/api/v1/receipts", json.dumps({"protocol": 1, "bundles": [str(uuid.UUID(int=1))]}).encode())
+        await self.close()
+
+    async def post(self, path: str, body: bytes) -> dict[str, Any]:
+        head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {self._api_key}\r\n"
+        self._writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        answer = (await self._reader.readuntil(b"\r\n\r\n")).lower()
+        length = int(answer.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        raw = await self._reader.readexactly(length)
+        if not answer.startswith(b"http/1.1 200"):
+            raise Unavailable(f"bench: {raw[:200]!r}")
+        found: dict[str, Any] = json.loads(raw)
+        return found
+
+
+def _document(host_id: str, key_id: str, now: datetime) -> dict[str, Any]:
+    """A drift bundle of the usual size."""
+    at = now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    clock = {
+        "source": "chrony",
+        "synchronized": True,
+        "offset_us": 12,
+        "stratum": 3,
+        "boot_id": None,
+        "monotonic_ns": 1,
+    }
+    empty = ("post_result", "post_reason", "outcome", "error", "exception_id", "order_id", "log_head", "incident")
+    return {
+        "schema": "compliance-agent/bundle/v1", "kind": "drift", "client_id": "bench", "site_id": SITE,
+        "host": {"id": host_id, "key_id": key_id}, "deployment_mode": "direct", "created_at": at, "timestamp_start": at,
+        "timestamp_end": at, "clock": clock, "agent": {"version": "0.1.0", "sha256": ZEROS},
+        "baseline": {"version": "2026.11.1", "sha256": ZEROS}, "policy_version": "1.0", "trigger": "schedule",
+        "check": "time_sync", "result": "pass", "reason": "as_expected", "severity": "medium",
+        "hipaa_controls": ["164.312(b)"], "pre_state": {"offset_us": 3}, "post_state": {}, "actions": [],
+        "rollback": {"available": False, "generation": None}, "recovered": False, "states": {}, "counts": {},
+        "artifacts": [], **dict.fromkeys(empty),
+    }  # fmt: skip
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _b64(raw: bytes) -> str:
+    return base64.b64encode(raw).decode("ascii")
