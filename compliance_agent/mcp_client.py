@@ -46,11 +46,10 @@ MAX_BUNDLE_BYTES = 65_535  # an entry of a tiled log is at most this long (C2SP 
 
 @dataclass(frozen=True)
 class Credentials:
-    """What enrolment left on this host: the API key, the key the server acknowledges with, and its log's (None: no log)."""
+    """What enrolment left on this host: the API key, and the key the server acknowledges with."""
 
     api_key: str
     server_key: bytes
-    log_key: bytes | None = None
 
     def __repr__(self) -> str:
         return "Credentials(***)"
@@ -84,6 +83,7 @@ class MCPClient:
         self._clock = clock if clock is not None else _system_clock()
         self._on_ack = on_ack
         self._credentials: Credentials | None = None
+        self._log_key: bytes | None = None
         self._waiting: list[tuple[protocol.Sent, asyncio.Future[bool]]] = []
         self._sender: asyncio.Task[None] | None = None
         self._not_before = 0.0
@@ -196,10 +196,11 @@ class MCPClient:
         """The log key that enrolment pinned, None when the server had no log then.
 
         Raises:
-            Unavailable: this host is not enrolled.
-            ConfigError: a file is there but cannot be used.
+            ConfigError: the file is there and cannot be used; delivery goes on without it.
         """
-        return self._secrets().log_key
+        if self._log_key is None:
+            self._log_key = load_log_key(self._config)
+        return self._log_key
 
     async def fetch_receipts(self, bundle_ids: Sequence[str]) -> list[protocol.OfferedReceipt | None]:
         """Ask for the receipts of at most 100 acknowledged bundles, None for those that are not in the log yet.
@@ -287,11 +288,11 @@ class MCPClient:
 
     def forget_credentials(self) -> None:
         """Read the files again before the next request (after enrolment or rotation)."""
-        self._credentials = None
+        self._credentials = self._log_key = None
 
 
 def load_credentials(config: AgentConfig) -> Credentials:
-    """The API key and the pinned keys of the server from their files.
+    """The API key and the pinned server key from their files.
 
     Raises:
         Unavailable: this host is not enrolled; what is recorded waits.
@@ -299,18 +300,24 @@ def load_credentials(config: AgentConfig) -> Credentials:
     """
     api_key = _credential("mcp_api_key_file", config.mcp_api_key_file, _API_KEY, secret=True)
     server_key = _credential("mcp_server_key_file", config.mcp_server_key_file, _SERVER_KEY, secret=False)
-    log_key = None
-    if config.mcp_log_key_file is not None and os.path.lexists(config.mcp_log_key_file):
-        log_key = bytes.fromhex(_credential("mcp_log_key_file", config.mcp_log_key_file, _SERVER_KEY, secret=False))
-        _check_key("mcp_log_key_file", log_key)
-    return Credentials(api_key, bytes.fromhex(server_key), log_key)
+    return Credentials(api_key, bytes.fromhex(server_key))
 
 
-def _check_key(field: str, key: bytes) -> None:
+def load_log_key(config: AgentConfig) -> bytes | None:
+    """The pinned key of the server's transparency log, None where enrolment wrote none.
+
+    Raises:
+        ConfigError: the file is there but cannot be used, or holds a weak key.
+    """
+    path = config.mcp_log_key_file
+    if path is None or not os.path.lexists(path):
+        return None
+    key = bytes.fromhex(_credential("mcp_log_key_file", path, _SERVER_KEY, secret=False))
     try:
         crypto.check_public_key(key)
     except BadEvidence as error:
-        raise ConfigError(f"{field}: a weak key", code="weak_key") from error
+        raise ConfigError(f"mcp_log_key_file: {path} holds a weak key", code="weak_key") from error
+    return key
 
 
 def _credential(field: str, path: Path | None, form: re.Pattern[str], *, secret: bool) -> str:

@@ -18,6 +18,7 @@ from compliance_agent.enrolment import enrol, parse_token, pin_authority, read_t
 from compliance_agent.errors import BadReply, ConfigError, ServerRefused, StorageError, Unavailable
 from compliance_agent.lab.server import FakeServer, Fault
 from compliance_agent.ports import HttpReply
+from compliance_agent.transport import protocol
 from tests.transport.peer import Authority
 
 pytestmark = pytest.mark.anyio
@@ -157,6 +158,35 @@ def test_what_enrolment_gave_is_written_for_the_agent_alone(tmp_path: Path) -> N
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError):
         save(enrolled, tmp_path / "file" / "api-key", tmp_path / "file" / "server-key")
+
+
+def enrolled_with(log_key: bytes | None) -> protocol.Enrolled:
+    return protocol.Enrolled("msp-1", "clinic-1", "srv-1", "ab" * 32, "cak1.secret", b"k" * 32, "fake", log_key)
+
+
+async def test_the_key_of_the_log_is_pinned_beside_the_servers(tmp_path: Path, signer: Ed25519Signer) -> None:
+    server = FakeServer()
+    enrolled = await enrol(server, signer, parse_token(server.new_token()), "srv-1")
+    assert server.log is not None and enrolled.log_key == server.log.public
+    save(enrolled, tmp_path / "api-key", tmp_path / "server-key")
+    assert (tmp_path / "log-key").read_text() == server.log.public.hex() + "\n"
+    save(enrolled, tmp_path / "api-key", tmp_path / "server-key", tmp_path / "elsewhere" / "log")
+    assert (tmp_path / "elsewhere" / "log").read_text() == server.log.public.hex() + "\n"
+
+
+def test_an_older_server_leaves_no_log_key_behind(tmp_path: Path) -> None:
+    for key in (b"l" * 32, None, None):
+        save(enrolled_with(key), tmp_path / "api-key", tmp_path / "server-key")
+        assert (tmp_path / "log-key").exists() is (key is not None)
+    assert (tmp_path / "api-key").read_text() == "cak1.secret\n"
+
+
+async def test_a_weak_log_key_is_refused(signer: Ed25519Signer, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = FakeServer()
+    monkeypatch.setattr(type(server.log), "public", bytes([1]) + bytes(31))
+    with pytest.raises(BadReply) as refused:
+        await enrol(server, signer, parse_token(server.new_token()), "srv-1")
+    assert refused.value.code == "weak_key"
 
 
 async def test_an_authority_is_kept_only_when_the_token_vouches_for_it(tmp_path: Path) -> None:

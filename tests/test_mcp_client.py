@@ -303,6 +303,37 @@ def test_a_credential_that_is_none_or_open_to_others_is_refused(
     assert "key" not in content.decode("latin-1") or "key\n" not in refused.value.line
 
 
+def test_a_log_key_that_is_none_is_refused_and_delivery_does_not_need_it(host: Host) -> None:
+    path = host.config.mcp_log_key_file
+    assert path is not None and path.parent == host.config.mcp_server_key_file.parent  # type: ignore[union-attr]
+    client = host.client()
+    assert host.server.log is not None and client.log_key() == host.server.log.public
+    for content in (b"", b"ab" * 31, b"zz" * 32, b"01" + b"00" * 31):
+        path.write_bytes(content)
+        client.forget_credentials()
+        with pytest.raises(ConfigError) as refused:
+            client.log_key()
+        assert refused.value.line.startswith("mcp_log_key_file")
+        load_credentials(host.config)
+    path.unlink()
+    assert client.log_key() is None
+
+
+async def test_receipts_and_files_of_the_log(host: Host) -> None:
+    client, log = host.client(), host.server.log
+    assert log is not None
+    assert await uploaded(client, host.bundles(3)) == [True] * 3
+    assert all(ack.receipt is not None for ack in host.acks)
+    ids = [ack.bundle_id for ack in host.acks]
+    found = await client.fetch_receipts([*ids, "of another host"])
+    assert [item is not None for item in found] == [True, True, True, False]
+    assert await client.log_file(log.origin, "checkpoint") == log.note()
+    with pytest.raises(ServerRefused) as refused:
+        await client.log_file(log.origin, "tile/0/009")
+    assert refused.value.status == 404
+    assert client.breaker.allow(host.clock.monotonic()), "a missing tile is no failure of the server"
+
+
 def test_credentials_do_not_show_themselves() -> None:
     assert "cak" not in repr(Credentials("cak-secret", b"k" * 32)) + str(Credentials("cak-secret", b"k" * 32))
 

@@ -406,6 +406,15 @@ async def test_the_network_between_tiles_is_no_lie(scene: Scene, fault: Fault) -
     assert receipted(agent) == 2
 
 
+async def test_a_log_key_that_cannot_be_used_stops_no_delivery(scene: Scene) -> None:
+    (scene.config.state_dir / "keys" / "log-key").write_text("not a key")
+    agent = scene.agent()
+    await record(scene, agent, 2)
+    assert (await agent.offline_queue.get_stats())["uploaded"] == 2
+    assert receipted(agent) == 0
+    assert (await agent.health_check())["log"] == "error: bad_config"
+
+
 # Planted faults: the suite above must fail on a verifier that leaves something out
 
 

@@ -85,15 +85,20 @@ PROBLEM = {
     "expected": {"epoch": 1, "seq": 7, "prev": "b" * 64},
 }  # fmt: skip
 
+IDS = [sent.bundle_id for sent in SENT]
+RECEIPTS: list[Any] = [{"bundle_id": IDS[0], "leaf": b64(b"leaf"), "proof": b64(b"proof")}, None, None]
+
 READERS: dict[str, tuple[Any, Callable[[HttpReply], Any], int]] = {
     "evidence stored": (ALL_STORED, evidence, 200),
     "evidence stopped": (STOPPED, evidence, 200),
     "check-in": (CHECKIN, protocol.read_checkin_reply, 200),
     "challenge": ({"nonce": b64(b"n" * 32)}, protocol.read_challenge_reply, 200),
     "enrolled": (ENROLLED, protocol.read_enrol_reply, 201),
+    "enrolled with a log": ({**ENROLLED, "log_key": b64(b"l" * 32)}, protocol.read_enrol_reply, 201),
+    "receipts": ({"receipts": RECEIPTS}, lambda answer: protocol.read_receipts_reply(answer, IDS), 200),
     "problem": (PROBLEM, evidence, 409),
 }
-OPTIONAL = {("stopped",), ("min_interval_s",), ("known",), ("orders",), ("stopped", "expected")}
+OPTIONAL = {("stopped",), ("min_interval_s",), ("known",), ("orders",), ("stopped", "expected"), ("log_key",)}
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2**53, 2**63, -(2**70), "", " ", "x", "0" * 64, "\ud800", "\u202e", "a\0b",
     "2026-02-30T00:00:00Z", "9" * 5_000, [], {}, [[]], {"a": 1}, [None], "../../etc/passwd",
@@ -166,6 +171,8 @@ def test_every_missing_field_is_noticed(name: str) -> None:
         answer = read(name, reply(lacking, status))
         if at in {("stopped", "expected", "prev"), ("min_interval_s",)}:
             continue
+        if at[:2] == ("receipts", 0):  # of one receipt: see below
+            continue
         assert isinstance(answer, BadReply), at
 
 
@@ -192,6 +199,49 @@ def test_no_json_value_at_any_place_raises_anything_else(name: str, data: st.Dat
     answer = read(name, reply(changed(document, at, value), status))
     if name == "evidence stored" and not isinstance(answer, BadReply):
         assert len(answer.acknowledged) == len(SENT)
+
+
+# --- receipts: offered beside acknowledgements, and never at their cost ---------------------------
+
+
+def test_receipts_come_in_the_order_of_the_bundles() -> None:
+    first = protocol.OfferedReceipt(IDS[0], b"leaf", b"proof")
+    assert protocol.read_receipts_reply(reply({"receipts": RECEIPTS}), IDS) == [first, None, None]
+    answer = evidence(reply({**ALL_STORED, "receipts": RECEIPTS}))
+    assert [ack.receipt for ack in answer.acknowledged] == [first, None, None]
+    assert [ack.receipt for ack in evidence(reply(ALL_STORED)).acknowledged] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    "value", [None, 1, "x", {}, [], [1], [[]], [{}], [{"bundle_id": 1}], [None] * 500, RECEIPTS * 9]
+)
+def test_no_receipts_cost_an_acknowledgement(value: Any) -> None:
+    answer = evidence(reply({**ALL_STORED, "receipts": value}))
+    assert [(ack.bundle_id, ack.seq) for ack in answer.acknowledged] == [(sent.bundle_id, sent.seq) for sent in SENT]
+
+
+@pytest.mark.parametrize("field", ["bundle_id", "leaf", "proof"])
+@pytest.mark.parametrize("value", [None, 1, [], "!", "another"])
+def test_a_receipt_that_cannot_be_read_is_one_that_proves_nothing(field: str, value: Any) -> None:
+    """It stays in its place, so that it is refused by name instead of passed over."""
+    [found, *_] = protocol.read_receipts_reply(reply({"receipts": [{**RECEIPTS[0], field: value}, None, None]}), IDS)
+    assert found is not None and found.bundle_id == IDS[0] and b"" in {found.leaf, found.proof}
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 4])
+def test_receipts_must_answer_every_bundle(count: int) -> None:
+    with pytest.raises(BadReply):
+        protocol.read_receipts_reply(reply({"receipts": [None] * count}), IDS)
+
+
+def test_the_request_for_receipts_and_the_path_of_a_file() -> None:
+    raw = protocol.receipts_request(IDS)
+    assert is_canonical(raw) and read_json(raw) == {"protocol": 1, "bundles": IDS}
+    assert protocol.log_path("acme/clinic-1/2026", "tile/0/x001/002.p/7") == "/log/clinic-1/2026/tile/0/x001/002.p/7"
+    assert protocol.read_log_file(HttpReply(200, {}, b"\x00\xff")) == b"\x00\xff"
+    with pytest.raises(ServerRefused) as refused:
+        protocol.read_log_file(HttpReply(404, {}, b""))
+    assert refused.value.status == 404
 
 
 # --- acknowledgements: well signed, and still not ours --------------------------------------------
