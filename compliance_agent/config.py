@@ -86,7 +86,7 @@ class AgentConfig:
         "File with the server's acknowledgement key (hex) that enrolment pinned.", None
     )
     mcp_log_key_file: Path | None = setting(
-        "File with the key of the server's transparency log (hex) that enrolment pinned; `log-key` beside"
+        "File with the key of the server's transparency logs (hex, then the server's name) that enrolment pinned; `log-key` beside"
         " mcp_server_key_file when not given.",
         None,
     )

@@ -173,8 +173,9 @@ def save(
         enrolled: the server's reply.
         api_key_file: for the API key.
         server_key_file: for the acknowledgement key.
-        log_key_file: for the key of the server's transparency log; `log-key` beside `server_key_file` when not given. It
-            is removed where the server has no log, so that none is trusted that this server does not vouch for.
+        log_key_file: for the key of the server's transparency logs and the server's name, which begins their origins;
+            `log-key` beside `server_key_file` when not given. It is removed where the server has no log, so that none is
+            trusted that this server does not vouch for.
 
     Raises:
         StorageError: nothing may be relied on.
@@ -182,7 +183,8 @@ def save(
     log_key_file = log_key_file or server_key_file.with_name(LOG_KEY_NAME)
     written = [(server_key_file, enrolled.server_key.hex()), (api_key_file, enrolled.api_key)]
     if enrolled.log_key is not None:
-        written.insert(0, (log_key_file, enrolled.log_key.hex()))
+        name = f"\n{enrolled.server_name}" if LABEL.fullmatch(enrolled.server_name) else ""
+        written.insert(0, (log_key_file, enrolled.log_key.hex() + name))
     else:
         remove_file(log_key_file)
     for path, content in written:

@@ -21,7 +21,9 @@ import structlog
 
 from compliance_agent import crypto
 from compliance_agent.adapters.durable import read_file
+from compliance_agent.config import LABEL
 from compliance_agent.core.breaker import CircuitBreaker
+from compliance_agent.core.receipt import PinnedLog
 from compliance_agent.documents import read_json
 from compliance_agent.errors import (
     AgentError,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 _API_KEY = re.compile(r"[!-~]{1,256}")
 _SERVER_KEY = re.compile(r"[0-9a-f]{64}")
+_LOG_KEY = re.compile(_SERVER_KEY.pattern + r"(\n" + LABEL.pattern + ")?")  # and the server's name on a second line
 MAX_BUNDLE_BYTES = 65_535  # an entry of a tiled log is at most this long (C2SP tlog-tiles)
 
 
@@ -83,7 +86,7 @@ class MCPClient:
         self._clock = clock if clock is not None else _system_clock()
         self._on_ack = on_ack
         self._credentials: Credentials | None = None
-        self._log_key: bytes | None = None
+        self._pinned_log: PinnedLog | None = None
         self._waiting: list[tuple[protocol.Sent, asyncio.Future[bool]]] = []
         self._sender: asyncio.Task[None] | None = None
         self._not_before = 0.0
@@ -192,15 +195,15 @@ class MCPClient:
 
     # The transparency log
 
-    def log_key(self) -> bytes | None:
-        """The log key that enrolment pinned, None when the server had no log then.
+    def pinned_log(self) -> PinnedLog | None:
+        """Key and name of the server's logs as enrolment pinned them, None when the server had none then.
 
         Raises:
             ConfigError: the file is there and cannot be used; delivery goes on without it.
         """
-        if self._log_key is None:
-            self._log_key = load_log_key(self._config)
-        return self._log_key
+        if self._pinned_log is None:
+            self._pinned_log = load_pinned_log(self._config)
+        return self._pinned_log
 
     async def fetch_receipts(self, bundle_ids: Sequence[str]) -> list[protocol.OfferedReceipt | None]:
         """Ask for the receipts of at most 100 acknowledged bundles, None for those that are not in the log yet.
@@ -288,7 +291,7 @@ class MCPClient:
 
     def forget_credentials(self) -> None:
         """Read the files again before the next request (after enrolment or rotation)."""
-        self._credentials = self._log_key = None
+        self._credentials = self._pinned_log = None
 
 
 def load_credentials(config: AgentConfig) -> Credentials:
@@ -303,8 +306,8 @@ def load_credentials(config: AgentConfig) -> Credentials:
     return Credentials(api_key, bytes.fromhex(server_key))
 
 
-def load_log_key(config: AgentConfig) -> bytes | None:
-    """The pinned key of the server's transparency log, None where enrolment wrote none.
+def load_pinned_log(config: AgentConfig) -> PinnedLog | None:
+    """The pinned key of the server's transparency logs, with the server's name; None where enrolment wrote none.
 
     Raises:
         ConfigError: the file is there but cannot be used, or holds a weak key.
@@ -312,12 +315,12 @@ def load_log_key(config: AgentConfig) -> bytes | None:
     path = config.mcp_log_key_file
     if path is None or not os.path.lexists(path):
         return None
-    key = bytes.fromhex(_credential("mcp_log_key_file", path, _SERVER_KEY, secret=False))
+    key, *name = _credential("mcp_log_key_file", path, _LOG_KEY, secret=False).split("\n")
     try:
-        crypto.check_public_key(key)
+        crypto.check_public_key(bytes.fromhex(key))
     except BadEvidence as error:
         raise ConfigError(f"mcp_log_key_file: {path} holds a weak key", code="weak_key") from error
-    return key
+    return PinnedLog(bytes.fromhex(key), *name)
 
 
 def _credential(field: str, path: Path | None, form: re.Pattern[str], *, secret: bool) -> str:

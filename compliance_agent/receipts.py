@@ -24,6 +24,7 @@ from compliance_agent.core.receipt import (
     Followed,
     LoggedBundle,
     LogHead,
+    PinnedLog,
     Proven,
     Standing,
     check_prefix,
@@ -52,8 +53,8 @@ log = structlog.get_logger()
 class LogClient(Protocol):
     """What receipts need of the server's client; errors as `MCPClient` says."""
 
-    def log_key(self) -> bytes | None:
-        """The pinned log key, None when the server had none at enrolment."""
+    def pinned_log(self) -> PinnedLog | None:
+        """Key and name of the server's logs, None when the server had none at enrolment."""
 
     async def fetch_receipts(self, bundle_ids: Sequence[str]) -> list[OfferedReceipt | None]:
         """Receipts of these bundles, None for those that are not in the log yet."""
@@ -102,10 +103,10 @@ class Receipts:
         Raises:
             StorageError: none of them is kept; they can be asked for again.
         """
-        log_key = client.log_key()
-        if log_key is None or not offered:
+        pinned = client.pinned_log()
+        if pinned is None or not offered:
             return 0
-        trial = Trial(self, client, log_key, self._site_id, await self._call(self._store.followed))
+        trial = Trial(self, client, pinned, self._site_id, await self._call(self._store.followed))
         refused = Counter[str]()
         kept = 0
         for item in offered:
@@ -139,7 +140,7 @@ class Receipts:
         found = 0
         try:
             await self._call(self._store.replay)
-            if client.log_key() is None:
+            if client.pinned_log() is None:
                 return 0
             for _ in range(MOST_BATCHES):
                 missing = await self._call(lambda: self._store.unlogged(self._after, MAX_RECEIPTS))
@@ -193,14 +194,14 @@ class Receipts:
         standing = await self._call(self._store.standing)
         followed = (await self._call(self._store.followed)).values()
         distrusted = next((item.code for item in followed if item.code is not None), None)
-        newest = max((item.head for item in followed), key=lambda head: head.origin[-4:], default=None)
+        newest = next(iter(followed), None)
         oldest = standing.oldest_unlogged
         age_s = None if oldest is None else max(0, int((self._clock.now().astimezone(UTC) - oldest).total_seconds()))
-        state = distrusted or ("no_log" if client.log_key() is None else "followed")
+        state = distrusted or ("no_log" if client.pinned_log() is None else "followed")
         return {
             "state": state,
-            "origin": newest.origin if newest else None,
-            "size": newest.size if newest else None,
+            "origin": newest.head.origin if newest else None,
+            "size": newest.head.size if newest else None,
             "receipted": standing.receipted,
             "unlogged": standing.unlogged,
             "oldest_unlogged_age_s": age_s,
@@ -253,9 +254,9 @@ class Trial:
     """One batch of receipts on trial."""
 
     def __init__(
-        self, receipts: Receipts, client: LogClient, log_key: bytes, site_id: str, followed: Mapping[str, Followed]
+        self, receipts: Receipts, client: LogClient, pinned: PinnedLog, site_id: str, followed: Mapping[str, Followed]
     ) -> None:
-        self._receipts, self._client, self._log_key, self._site_id = receipts, client, log_key, site_id
+        self._receipts, self._client, self._pinned, self._site_id = receipts, client, pinned, site_id
         self._heads = {origin: item.head for origin, item in followed.items()}
         self._distrusted = {origin for origin, item in followed.items() if item.code is not None}
         self._proven: list[Proven] = []
@@ -278,8 +279,9 @@ class Trial:
         if row is None:
             raise BadEvidence("receipt: of no bundle of this host", code="wrong_leaf")
         row_id, bundle = row
-        server = next((head.server for head in self._heads.values()), None)
-        key = trusted_key(offered.proof, self._log_key, self._site_id, server)
+        seen_before = next((head.server for head in self._heads.values()), None)
+        pinned = PinnedLog(self._pinned.key, self._pinned.server or seen_before)
+        key = trusted_key(offered.proof, pinned, self._site_id)
         head = verify_receipt(bundle, offered.leaf, offered.proof, [key])
         if head.origin in self._distrusted:
             raise BadEvidence(f"log {head.origin}: {CODES['log_not_believed']}", code="log_not_believed")

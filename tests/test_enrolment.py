@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import ssl
@@ -169,15 +170,18 @@ async def test_the_key_of_the_log_is_pinned_beside_the_servers(tmp_path: Path, s
     enrolled = await enrol(server, signer, parse_token(server.new_token()), "srv-1")
     assert server.log is not None and enrolled.log_key == server.log.public
     save(enrolled, tmp_path / "api-key", tmp_path / "server-key")
-    assert (tmp_path / "log-key").read_text() == server.log.public.hex() + "\n"
+    assert (tmp_path / "log-key").read_text() == server.log.public.hex() + "\nfake\n"
     save(enrolled, tmp_path / "api-key", tmp_path / "server-key", tmp_path / "elsewhere" / "log")
-    assert (tmp_path / "elsewhere" / "log").read_text() == server.log.public.hex() + "\n"
+    assert (tmp_path / "elsewhere" / "log").read_text() == server.log.public.hex() + "\nfake\n"
 
 
 def test_an_older_server_leaves_no_log_key_behind(tmp_path: Path) -> None:
     for key in (b"l" * 32, None, None):
         save(enrolled_with(key), tmp_path / "api-key", tmp_path / "server-key")
         assert (tmp_path / "log-key").exists() is (key is not None)
+    spoken = dataclasses.replace(enrolled_with(b"l" * 32), server_name="Acme MSP")
+    save(spoken, tmp_path / "api-key", tmp_path / "server-key")
+    assert (tmp_path / "log-key").read_text() == (b"l" * 32).hex() + "\n", "a name that begins no origin"
     assert (tmp_path / "api-key").read_text() == "cak1.secret\n"
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from compliance_agent.config import AgentConfig
+from compliance_agent.core.receipt import PinnedLog
 from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.errors import AgentError, BadEvidence, BadReply, ConfigError, NoInput, ServerRefused, Unavailable
 from compliance_agent.evidence.canonical import canonical
@@ -307,16 +308,20 @@ def test_a_log_key_that_is_none_is_refused_and_delivery_does_not_need_it(host: H
     path = host.config.mcp_log_key_file
     assert path is not None and path.parent == host.config.mcp_server_key_file.parent  # type: ignore[union-attr]
     client = host.client()
-    assert host.server.log is not None and client.log_key() == host.server.log.public
-    for content in (b"", b"ab" * 31, b"zz" * 32, b"01" + b"00" * 31):
+    assert host.server.log is not None and client.pinned_log() == PinnedLog(host.server.log.public, "fake")
+    key = host.server.log.public.hex().encode()
+    for content in (b"", b"ab" * 31, b"zz" * 32, b"01" + b"00" * 31, key + b"\na b", key + b"\na\nb", key + b"\n../up"):
         path.write_bytes(content)
         client.forget_credentials()
         with pytest.raises(ConfigError) as refused:
-            client.log_key()
+            client.pinned_log()
         assert refused.value.line.startswith("mcp_log_key_file")
         load_credentials(host.config)
+    path.write_bytes(key)
+    assert client.pinned_log() == PinnedLog(host.server.log.public)
     path.unlink()
-    assert client.log_key() is None
+    client.forget_credentials()
+    assert client.pinned_log() is None
 
 
 async def test_receipts_and_files_of_the_log(host: Host) -> None:

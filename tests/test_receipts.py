@@ -230,6 +230,58 @@ async def test_a_server_without_a_log(tmp_path: Path) -> None:
     await scene.close()
 
 
+async def test_a_new_year_is_a_new_log(scene: Scene) -> None:
+    agent = scene.agent()
+    await record(scene, agent, 3)
+    scene.server.log = FakeLog("clinic-1", year=2027)
+    await record(scene, agent, 2)
+    await record(scene, agent)
+    assert [(origin, code) for origin, _, _, code in heads(agent)] == [
+        ("fake/clinic-1/2026", None),
+        ("fake/clinic-1/2027", None),
+    ]
+    assert receipted(agent) == 6
+    assert scene.documents()[-1]["log_head"]["origin"] == "fake/clinic-1/2027"
+    assert (await log_health(agent))["origin"] == "fake/clinic-1/2027"
+
+
+async def test_a_server_under_a_new_name_is_believed_after_enrolment(scene: Scene) -> None:
+    """The name is pinned with the key; a renamed server begins other logs, and each host is enrolled anew for them."""
+    agent = scene.agent()
+    await record(scene, agent, 2)
+    scene.server.log = FakeLog("clinic-1", server="renamed")
+    await record(scene, agent)
+    assert receipted(agent) == 2 and (await log_health(agent))["last_refused"] == "foreign_log"
+    scene.server.name = "renamed"
+    scene.config = scene.server.enrolled(scene.config, scene.signer)
+    agent = await scene.restart()
+    await record(scene, agent)
+    assert receipted(agent) == 4
+    await record(scene, agent)
+    assert scene.documents()[-1]["log_head"]["origin"] == "renamed/clinic-1/2026"
+
+
+async def test_a_fork_within_one_batch(scene: Scene) -> None:
+    """What was proven before it in the same batch stands, on the note that is ours in the incident."""
+    agent = scene.agent()
+    log = log_of(scene)
+    log.lie = Lie.NO_RECEIPT
+    await record(scene, agent, 4)
+    log.lie = Lie.NOTHING
+    ids = [item["bundle_id"] for item in scene.documents()]
+    offered = [log.receipt(bundle_id) for bundle_id in ids[:2]]
+    log.fork()
+    offered += [log.receipt(bundle_id) for bundle_id in ids[2:]]
+    given = [
+        OfferedReceipt(item["bundle_id"], base64.b64decode(item["leaf"]), base64.b64decode(item["proof"]))
+        for item in offered
+        if item is not None
+    ]
+    assert await agent.receipts.take(agent.mcp_client, given) == 2
+    assert receipted(agent) == 2
+    await contradicted(scene, agent, "log_forked", same_size=True)
+
+
 # What is not
 
 NAMED = {
@@ -282,7 +334,7 @@ async def test_the_first_receipt_is_held_to_as_much_as_later_ones(scene: Scene, 
     assert (await log_health(agent))["last_refused"] == NAMED[lie]
 
 
-async def contradicted(scene: Scene, agent: ComplianceAgent, code: str) -> None:
+async def contradicted(scene: Scene, agent: ComplianceAgent, code: str, *, same_size: bool = False) -> None:
     """The log contradicted itself: one incident holds both notes and verifies; recording and delivery go on."""
     known = heads(agent)[0]
     await turn(scene, agent)
@@ -296,13 +348,13 @@ async def contradicted(scene: Scene, agent: ComplianceAgent, code: str) -> None:
     notes = [base64.b64decode(document["incident"][name]) for name in ("ours", "theirs")]
     ours, theirs = (policy.verify(note).checkpoint for note in notes)
     assert (ours.origin, ours.size, ours.root.hex()) == known[:3]
-    assert (theirs.size, theirs.root) != (ours.size, ours.root)
+    assert theirs.root != ours.root and (not same_size or theirs.size == ours.size)
     before = receipted(agent)
     await record(scene, agent, 2)
     assert receipted(agent) == before, "a log that lied was believed again"
     assert heads(agent) == [(*known[:3], code)]
     health = await log_health(agent)
-    assert health["state"] == code and health["unlogged"] >= 3
+    assert health["state"] == code and health["unlogged"] >= 2
     assert scene.documents()[-1]["log_head"]["root"] == known[2], "evidence stays on the branch that was verified"
     assert (await agent.offline_queue.get_stats())["pending"] == 0
     agent = await scene.restart()

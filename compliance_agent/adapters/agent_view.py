@@ -120,7 +120,7 @@ class AgentView:
         if not self._rows("receipts", "SELECT 1"):
             return None
         heads = self._rows(
-            "log_heads", "SELECT origin, size, seen_at, code FROM log_heads ORDER BY substr(origin, -4), 1"
+            "log_heads", "SELECT origin, size, seen_at, code FROM log_heads ORDER BY substr(origin, -4), seen_at"
         )
         origin, size, seen_at, _ = heads[-1] if heads else (None, None, None, None)
         try:

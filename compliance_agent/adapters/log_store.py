@@ -45,6 +45,7 @@ STATEMENTS: Sequence[str] = (
     "CREATE INDEX IF NOT EXISTS receipts_unsettled ON receipts (bundle) WHERE NOT settled",
 )
 _ORIGIN = re.compile(ORIGIN)
+_NEWEST = "ORDER BY substr(origin, -4) DESC, seen_at DESC"
 # Rows of this host's own chain that the server acknowledged; both columns are in the index, so that no bundle is read.
 _ACKNOWLEDGED = "FROM evidence e WHERE e.state = 'uploaded' AND e.epoch IS NOT NULL"
 _UNLOGGED = f"{_ACKNOWLEDGED} AND NOT EXISTS (SELECT 1 FROM receipts r WHERE r.bundle = e.id)"  # noqa: S608  constants only
@@ -70,7 +71,7 @@ class LogStore:
     # Heads
 
     def followed(self) -> dict[str, Followed]:
-        """Every log seen so far, by origin."""
+        """Every log seen so far, by origin, the newest first."""
         return {item.head.origin: item for item in self.database.read(_followed)}
 
     def distrust(self, origin: str, theirs: bytes, code: str, incident: str) -> None:
@@ -176,7 +177,7 @@ class LogStore:
 
 def latest_head(connection: sqlite3.Connection) -> tuple[str, int, str] | None:
     """Origin, size and root (hex) of the last verified checkpoint, of the newest year; None before the first."""
-    rows = connection.execute("SELECT origin, size, root FROM log_heads ORDER BY substr(origin, -4) DESC, origin")
+    rows = connection.execute(f"SELECT origin, size, root FROM log_heads {_NEWEST}")  # noqa: S608  constants only
     return next(((origin, size, root) for origin, size, root in rows if _is_head(origin, size, root)), None)
 
 
@@ -197,7 +198,7 @@ def standing(connection: sqlite3.Connection) -> Standing:
 
 
 def _followed(connection: sqlite3.Connection) -> list[Followed]:
-    rows = connection.execute("SELECT origin, size, root, note, code, theirs, incident FROM log_heads ORDER BY origin")
+    rows = connection.execute(f"SELECT origin, size, root, note, code, theirs, incident FROM log_heads {_NEWEST}")  # noqa: S608  constants only
     return [
         Followed(LogHead(origin, size, RootHash(bytes.fromhex(root)), note), code, theirs, incident)
         for origin, size, root, note, code, theirs, incident in rows

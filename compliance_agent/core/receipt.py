@@ -1,6 +1,6 @@
 """What a receipt has to show before it is believed, pure: this bundle, in a log of this site, that only ever grew.
 
-    key = trusted_key(proof, log_key, site_id)       # the name of the log is read, its key is pinned
+    key = trusted_key(proof, pinned, site_id)         # the year is read, server and key are pinned
     head = verify_receipt(bundle, leaf, proof, [key])
     check_prefix(older, newer, read)                  # of two checkpoints the smaller begins the larger
 
@@ -44,6 +44,14 @@ CODES = {
     "bad_tile": "the log's tiles do not make the tree it signed",
     "no_tile": "the log does not serve a tile of the tree it signed",
 }
+
+
+@dataclass(frozen=True)
+class PinnedLog:
+    """What enrolment said of the server's logs: their raw Ed25519 key, and the server's name (None where it said none)."""
+
+    key: bytes
+    server: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,23 +122,23 @@ class Standing:
     oldest_unlogged: datetime | None
 
 
-def trusted_key(proof: bytes, log_key: bytes, site_id: str, server: str | None = None) -> VerifierKey:
+def trusted_key(proof: bytes, pinned: PinnedLog, site_id: str) -> VerifierKey:
     """The pinned key under the name that the receipt's own checkpoint claims, if that may be a log of this site.
 
     Args:
         proof: the receipt, of which nothing is believed yet.
-        log_key: the server's raw Ed25519 log key.
+        pinned: the log key, and the name of the server whose logs these may be. One key could sign two trees under two
+            names without contradicting itself, so the name is held fixed as well.
         site_id: of this host.
-        server: the name that the logs seen before had; any when there were none.
 
     Raises:
         BadEvidence: `bad_receipt` or `foreign_log`.
     """
     origin = read_note(Proof.parse(proof).checkpoint).origin
     named = origin.split("/") if _ORIGIN.fullmatch(origin) else ["", "", ""]
-    if named[1] != site_id or (server is not None and named[0] != server):
+    if named[1] != site_id or pinned.server not in {None, named[0]}:
         raise BadEvidence(f"receipt: {CODES['foreign_log']}", code="foreign_log")
-    return VerifierKey(origin, KeyType.ED25519, log_key)
+    return VerifierKey(origin, KeyType.ED25519, pinned.key)
 
 
 def verify_receipt(bundle: LoggedBundle, leaf: bytes, proof: bytes, logs: Collection[VerifierKey]) -> LogHead:

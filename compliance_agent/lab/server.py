@@ -130,6 +130,7 @@ class FakeServer:
     ) -> None:
         from nacl.signing import SigningKey
 
+        self.name = "fake"
         self.site_id, self.client_id = site_id, client_id
         self.down = False
         self.ready = True
@@ -165,7 +166,7 @@ class FakeServer:
         write_file(keys / "api-key", chain_.api_key.encode())
         write_file(keys / "server-key", self.public.hex().encode())
         if self.log is not None:
-            write_file(keys / "log-key", self.log.public.hex().encode())
+            write_file(keys / "log-key", f"{self.log.public.hex()}\n{self.name}\n".encode())
         return dataclasses.replace(config, mcp_api_key_file=keys / "api-key", mcp_server_key_file=keys / "server-key")
 
     def new_token(self) -> str:
@@ -351,7 +352,12 @@ class FakeServer:
         self._tokens[token] = key_id
         chain_ = self.chains.get(key_id) or self._admit(public, request["host_id"])
         words = {"site_id": self.site_id, "client_id": self.client_id, "host_id": chain_.host_id, "key_id": key_id}
-        more = {"api_key": chain_.api_key, "server_key": _b64(self.public), "server_name": "fake", "min_interval_s": 1}
+        more = {
+            "api_key": chain_.api_key,
+            "server_key": _b64(self.public),
+            "server_name": self.name,
+            "min_interval_s": 1,
+        }
         log_key = {} if self.log is None else {"log_key": _b64(self.log.public)}
         return _reply(201, {**words, **more, **log_key})
 

@@ -13,6 +13,7 @@ from compliance_agent.core import receipt as core
 from compliance_agent.core.receipt import (
     LoggedBundle,
     LogHead,
+    PinnedLog,
     check_prefix,
     read_note,
     trusted_key,
@@ -121,7 +122,7 @@ def issued(bundle: LoggedBundle = BUNDLE, lie: Lie = Lie.NOTHING) -> tuple[FakeL
 
 def test_a_true_receipt() -> None:
     log, leaf, proof = issued()
-    key = trusted_key(proof, log.public, "clinic-1")
+    key = trusted_key(proof, PinnedLog(log.public), "clinic-1")
     found = verify_receipt(BUNDLE, leaf, proof, [key])
     assert (found.origin, found.size, found.server) == ("fake/clinic-1/2026", 6, "fake")
     assert json.loads(leaf)["seq"] == 7
@@ -167,16 +168,16 @@ def test_a_log_that_is_not_of_this_site_is_refused(origin: str) -> None:
     key = VerifierKey(origin, KeyType.ED25519, log.public)
     forged = Note(text, (key.sign(text, lambda message: bytes(log._key.sign(message).signature)),)).encode()
     with pytest.raises(BadEvidence) as refused:
-        trusted_key(Proof(receipt.index, receipt.path, forged).encode(), log.public, "clinic-1")
+        trusted_key(Proof(receipt.index, receipt.path, forged).encode(), PinnedLog(log.public), "clinic-1")
     assert refused.value.code == "foreign_log"
 
 
 def test_a_second_server_name_is_refused() -> None:
     """One key could sign two trees under two names, and no two notes of them would contradict each other."""
     log, _, proof = issued()
-    assert trusted_key(proof, log.public, "clinic-1", "fake").name == log.origin
+    assert trusted_key(proof, PinnedLog(log.public, "fake"), "clinic-1").name == log.origin
     with pytest.raises(BadEvidence, match="origin"):
-        trusted_key(proof, log.public, "clinic-1", "another")
+        trusted_key(proof, PinnedLog(log.public, "another"), "clinic-1")
 
 
 def test_notes_and_receipts_are_bounded() -> None:
