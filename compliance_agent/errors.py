@@ -153,6 +153,13 @@ class StorageFull(StorageError):
     exit_status = 73
 
 
+class StorageForbidden(StorageError):
+    """This user may not read or write the state."""
+
+    code = "storage_forbidden"
+    exit_status = 77
+
+
 class StorageDamaged(StorageError):
     """The database was read twice and is damaged; it was moved aside, never deleted."""
 

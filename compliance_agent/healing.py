@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from compliance_agent.baseline import Baseline, load
-from compliance_agent.core.gates import Context, Decision, Limits, Moment, decide
+from compliance_agent.core.gates import REASONS, Context, Decision, Limits, Moment, decide
 from compliance_agent.core.schedule import MaintenanceWindow
 from compliance_agent.drift import DriftDetector
 from compliance_agent.errors import AgentError, CannotTell, StorageError
@@ -89,9 +89,12 @@ class Preview:
     def text(self) -> str:
         """The preview for a person at this host."""
         until = self.decision.not_before
-        verdict = "would run now" if self.decision.allowed else f"held back: {self.decision.reason}"
+        reason = self.decision.reason
+        verdict = "would run now" if self.decision.allowed else f"held back: {reason}"
         if until is not None:
             verdict += f" until {until:%Y-%m-%dT%H:%M:%SZ}"
+        if not self.decision.allowed and reason in REASONS:
+            verdict += f" ({REASONS[reason]})"
         numbered = [f"  {number}. {sentence}" for number, sentence in enumerate(self.steps, start=1)]
         return "\n".join([f"{self.check}: {verdict}", *numbered])
 

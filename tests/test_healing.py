@@ -335,7 +335,7 @@ async def test_a_preview_shows_the_plan_that_would_run_and_changes_nothing(bench
     assert (document["allowed"], document["reason"], document["target"]) == (True, "allowed", "toy-on")
     assert json.loads(json.dumps(document)) == document
     bench.engine.pause()
-    assert (await bench.engine.preview(await bench.observe("toy"))).text().startswith("toy: held back: paused\n")
+    assert (await bench.engine.preview(await bench.observe("toy"))).text().startswith("toy: held back: paused (")
     assert (fingerprint(bench.host), bench.host.changed, bench.attempts()) == (former, [], [])
 
 
@@ -355,9 +355,10 @@ async def test_a_lease_that_cannot_be_asked_for_is_not_held(tmp_path: Path) -> N
 async def test_a_preview_says_when_the_gate_opens(bench: Bench) -> None:
     drift = replace(await bench.observe("toy"), plan=replace(PLAN, disruptive=True))
     preview = await bench.engine.preview(drift)
-    assert preview.text().splitlines()[0] == "toy: held back: outside_window until 2026-11-23T02:00:00Z"
+    assert preview.text().startswith("toy: held back: outside_window until 2026-11-23T02:00:00Z (users would")
     nothing = await bench.engine.preview(replace(drift, plan=None))
-    assert (nothing.text(), nothing.as_document()["allowed"]) == ("toy: held back: no_cure", False)
+    assert nothing.text() == "toy: held back: no_cure (there is no cure for what was seen; a person has to act)"
+    assert nothing.as_document()["allowed"] is False
 
 
 # --- it never fights

@@ -12,7 +12,7 @@ import os
 import stat
 from pathlib import Path
 
-from compliance_agent.errors import NoInput, NotPermitted, StorageError, StorageFull
+from compliance_agent.errors import NoInput, NotPermitted, StorageError, StorageForbidden, StorageFull
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -20,6 +20,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 def storage_error(error: OSError, act: str) -> StorageError:
     """Our error for a failed write, naming the act and the errno."""
     name = errno.errorcode.get(error.errno or 0, "EIO")
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return StorageForbidden(f"{act}: {name}", hint="run it as the user whose state it is")
     kind = StorageFull if error.errno in _FULL else StorageError
     return kind(f"{act}: {name}")
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from compliance_agent.adapters import runner
-from compliance_agent.cli.common import config_option, json_option, load_config, print_json, table, unconfigured
+from compliance_agent.cli.common import PATH, config_option, json_option, load_config, print_json, table, unconfigured
 from compliance_agent.drift import DriftDetector
 from compliance_agent.logs import configure
 from compliance_agent.models import DriftResult, Result
@@ -24,9 +24,7 @@ FINE = {Result.PASS, Result.NOT_APPLICABLE, Result.EXCEPTION}
 @click.command()
 @click.argument("checks", nargs=-1)
 @config_option
-@click.option(
-    "--baseline", "baseline_path", type=click.Path(path_type=Path), help="Baseline file to hold this host against."
-)
+@click.option("--baseline", "baseline_path", type=PATH, help="Baseline file to hold this host against.")
 @json_option
 @click.option("--quiet", is_flag=True, help="No output, only the exit status.")
 @click.pass_context

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,8 @@ from compliance_agent.config import LABEL, PREFIX, SERVER_PREFIX, AgentConfig
 from compliance_agent.errors import ConfigError, NotPermitted
 
 SYSTEM_CONFIG = Path("/etc/msp/agent.yaml")
+# Whether a file may be read is said by who reads it, in one line and with its own exit status.
+PATH = click.Path(path_type=Path, readable=False)
 F = TypeVar("F", bound=Callable[..., Any])
 STYLE = {
     "pass": "green",
@@ -29,9 +32,7 @@ STYLE = {
 
 def config_option(function: F) -> F:
     """`--config FILE`; without it the environment, then the system's file."""
-    return click.option("--config", "config_path", type=click.Path(path_type=Path), help="Configuration file.")(
-        function
-    )
+    return click.option("--config", "config_path", type=PATH, help="Configuration file.")(function)
 
 
 def json_option(function: F) -> F:
@@ -96,6 +97,11 @@ def unconfigured(state_dir: Path) -> AgentConfig:
         state_dir=state_dir,
         baseline_path=shipped_baseline(),
     )
+
+
+def utc(moment: datetime | None) -> str | None:
+    """A time as every `--json` object writes it: RFC 3339, UTC, whole seconds."""
+    return None if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def print_json(document: Any) -> None:

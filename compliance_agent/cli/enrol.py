@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from compliance_agent.adapters import runner
-from compliance_agent.cli.common import config_option, json_option, load_config, print_json
+from compliance_agent.cli.common import PATH, config_option, json_option, load_config, print_json
 from compliance_agent.config import LABEL, AgentConfig
 from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.enrolment import Token, enrol, pin_authority, read_token, save
@@ -23,12 +23,10 @@ from compliance_agent.transport.protocol import Enrolled
 
 @click.command()
 @click.option("--server", "url", required=True, help="https://host[:port] of the server.")
-@click.option(
-    "--token-file", type=click.Path(path_type=Path), required=True, help="File with the one-time token (mode 600)."
-)
+@click.option("--token-file", type=PATH, required=True, help="File with the one-time token (mode 600).")
 @click.option("--host-id", help="This host's label at the site; its name when not given.")
-@click.option("--state-dir", type=click.Path(path_type=Path), help="Where the agent keeps its state and key.")
-@click.option("--ca-file", type=click.Path(path_type=Path), help="Certificate authority of the server (PEM).")
+@click.option("--state-dir", type=PATH, help="Where the agent keeps its state and key.")
+@click.option("--ca-file", type=PATH, help="Certificate authority of the server (PEM).")
 @click.option("--again", is_flag=True, help="Enrol although this host already is.")
 @config_option
 @json_option

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -10,9 +11,11 @@ from compliance_agent.adapters import runner
 from compliance_agent.agent import ComplianceAgent
 from compliance_agent.cli import plan
 from compliance_agent.cli.check import look_at
-from compliance_agent.cli.common import config_option, json_option, print_json, require_config, table
+from compliance_agent.cli.common import config_option, json_option, print_json, require_config, utc
+from compliance_agent.core.gates import REASONS
+from compliance_agent.healing import CODES
 from compliance_agent.logs import configure
-from compliance_agent.models import Outcome, RemediationResult
+from compliance_agent.models import DriftResult, Outcome, RemediationResult, Result
 
 SCHEMA = "compliance-agent/heal/v1"
 
@@ -29,29 +32,36 @@ def command(
     """Put back what has drifted (or only CHECKS), where baseline, budget and maintenance window allow it.
 
     Each cure is a transaction: rollback point, steps, the check again; undone when the check does not pass. It is recorded as
-    evidence. Exit status 0 when everything that had drifted is healed, 1 otherwise, 75 while the agent itself is running.
+    evidence. Exit status 0 when all that had drifted is healed and nothing is unknown, 1 otherwise, 75 while the agent itself runs.
     """
     configure("CRITICAL")
     if dry_run:
         ctx.exit(1 if runner.run(plan.show(checks, config_path, as_json)) else 0)
-    results = runner.run(_heal(checks, config_path))
+    results, unknown = runner.run(_heal(checks, config_path))
     if as_json:
-        print_json({"schema": SCHEMA, "results": [_document(result) for result in results]})
-    elif results:
-        table(("check", "outcome", "reason"), [[r.check, str(r.outcome), r.reason or r.error or ""] for r in results])
+        ended = [_document(result) for result in results]
+        print_json({"schema": SCHEMA, "results": ended, "unknown": plan.unknown_as_document(unknown)})
     else:
-        click.echo("nothing has drifted")
-    ctx.exit(0 if all(result.outcome == Outcome.SUCCESS for result in results) else 1)
+        plan.say(unknown, _lines(results))
+    healed = all(result.outcome == Outcome.SUCCESS for result in results)
+    ctx.exit(0 if healed and not unknown else 1)
 
 
-async def _heal(checks: tuple[str, ...], config_path: Path | None) -> list[RemediationResult]:
+async def _heal(checks: tuple[str, ...], config_path: Path | None) -> tuple[list[RemediationResult], list[DriftResult]]:
     agent = ComplianceAgent(require_config(config_path), mcp_client=None)
     try:
         await agent.recover()
-        drifted = [drift for drift in await look_at(agent.drift_detector, checks) if drift.drifted]
-        return [await agent.heal_now(drift) for drift in drifted]
+        seen = await look_at(agent.drift_detector, checks)
+        ended = [await agent.heal_now(drift) for drift in seen if drift.drifted]
+        return ended, [drift for drift in seen if drift.result is Result.UNKNOWN]
     finally:
         await agent.close()
+
+
+def _lines(results: Sequence[RemediationResult]) -> list[str]:
+    """A line for each cure: how it ended and why."""
+    told = {**REASONS, **CODES}
+    return [f"{r.check}: {r.outcome}: {told.get(r.reason, r.reason)} ({r.reason})" for r in results]
 
 
 def _document(result: RemediationResult) -> dict[str, object]:
@@ -60,7 +70,7 @@ def _document(result: RemediationResult) -> dict[str, object]:
         "outcome": str(result.outcome),
         "reason": result.reason,
         "error": result.error,
-        "not_before": result.not_before,
+        "not_before": utc(result.not_before),
         "post_result": result.post_result,
         "steps": [{"action": step.action, "result": step.result, "code": step.code} for step in result.actions],
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from compliance_agent.cli.common import json_option, print_json, shipped_baseline, table
+from compliance_agent.cli.common import PATH, json_option, print_json, shipped_baseline, table
 from compliance_agent.errors import ConfigError, Unavailable
 from compliance_agent.words import nearest
 
@@ -27,7 +27,7 @@ def command() -> None:
 @click.option("--list", "listed", is_flag=True, help="List every fault.")
 @click.option("--seed", type=click.IntRange(0, 2**31), help="Choose faults at random, the same for the same seed.")
 @click.option("--count", type=click.IntRange(1, 100), default=1, show_default=True, help="How many, with --seed.")
-@click.option("--demo", type=click.Path(path_type=Path), help="Directory of a running demo to drift in.")
+@click.option("--demo", type=PATH, help="Directory of a running demo to drift in.")
 @click.option("--host", help="Which host of the demo.")
 @json_option
 def drift(

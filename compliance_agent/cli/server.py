@@ -29,7 +29,7 @@ T = TypeVar("T")
 SYSTEM_CONFIG = Path("/etc/msp/server.yaml")
 _DURATION = re.compile(r"([1-9][0-9]{0,5})([smhd])", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
-_PATH = click.Path(path_type=Path)
+_PATH = click.Path(path_type=Path, readable=False)
 
 
 def _settings(ctx: click.Context, **given: Any) -> ServerSettings:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from compliance_agent.cli.common import json_option, print_json, table
+from compliance_agent.cli.common import PATH, json_option, print_json, table
 from compliance_agent.errors import NoInput
 from compliance_agent.evidence.logged import read_log_keys
 from compliance_agent.evidence.verify import Report, load_keys, verify_paths
@@ -17,12 +17,12 @@ SHOWN = 20  # problems in the text form; all of them are in the JSON
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, required=True, type=PATH)
 @click.option(
     "--key",
     "keys",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="A host's public key (HOST.pub.pem), from a source you trust; may be given more than once.",
 )
 @click.option(

@@ -88,6 +88,15 @@ def test_the_content_is_synced_before_the_name_and_the_name_before_the_return(
     assert calls == ["fsync", "rename", "directory", "fsync"]
 
 
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(errno.EACCES, 77), (errno.EPERM, 77), (errno.EROFS, 74), (errno.ENOSPC, 73), (errno.EIO, 74)],
+)
+def test_a_failed_write_ends_with_the_status_that_is_documented_for_it(number: int, status: int) -> None:
+    error = durable.storage_error(OSError(number, ""), "opening the state")
+    assert (error.exit_status, errno.errorcode[number] in str(error)) == (status, True)
+
+
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
     monkeypatch.setattr(os, "write", lambda handle, data: write(handle, bytes(data[:3])))

@@ -8,13 +8,16 @@ import pty
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from compliance_agent.baseline import load
 from compliance_agent.cli.common import shipped_baseline
-from compliance_agent.models import Result
+from compliance_agent.core.gates import Context, Moment, decide
+from compliance_agent.healing import Preview
+from compliance_agent.models import DriftResult, Result, Verdict
 from tests.cli.command import configured, environment, run
 
 WORDS = {str(word) for word in Result}
@@ -95,6 +98,25 @@ def test_plan_has_a_stable_object() -> None:
     assert ended.status == (1 if document["plans"] else 0)
     for plan in document["plans"]:
         assert {"check", "allowed", "reason", "not_before", "steps"} <= set(plan)
+
+
+NOT_HERE = 'version: "1"\nchecks:\n  patching: {mode: enforce, parameters: {manager: dnf}}\n'
+
+
+@pytest.mark.parametrize("words", [("plan",), ("heal", "--dry-run"), ("heal",)])
+def test_what_could_not_be_told_is_not_said_to_be_fine(tmp_path: Path, words: tuple[str, ...]) -> None:
+    path = configured(tmp_path, baseline=NOT_HERE)
+    ended = run(*words, "--config", path)
+    assert ended.status == 1
+    assert "patching: could not tell (tool_missing)" in ended.out
+    assert "nothing has drifted" not in ended.out
+    document = json.loads(run(*words, "--json", "--config", path).out)
+    assert document["unknown"] == [{"check": "patching", "reason": "tool_missing"}]
+
+
+def test_plan_says_what_holds_a_cure_back_in_words() -> None:
+    drift = DriftResult("toy", True, verdict=Verdict(Result.FAIL, "down"))
+    assert "a person has to act" in Preview("toy", decide(drift, Context(Moment(datetime.now(UTC), 0.0, "")))).text()
 
 
 def on_a_terminal(*words: str, **env: str) -> str:

@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
-from compliance_agent.cli import COMMANDS
+from compliance_agent.cli import COMMANDS, group
 from tests.cli.command import configured, environment, run
 
 
@@ -60,6 +62,26 @@ def test_bytes_that_are_no_text_are_only_a_wrong_word() -> None:
     )  # fmt: skip
     assert done.returncode == 2
     assert b"Traceback" not in done.stderr and b"\x1b" not in done.stderr
+
+
+def parameters_of(command: click.Command) -> Iterator[click.Parameter]:
+    yield from command.params
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            yield from parameters_of(below) if below is not None else ()
+
+
+@pytest.mark.parametrize(
+    "command", ["check", "config", "enrol", "heal", "lab", "plan", "run", "server", "status", "verify", "why"]
+)
+def test_a_file_that_may_not_be_read_is_no_wrong_usage(command: str) -> None:
+    """Who reads the file says so in one line, with the status of a missing permission; click would show the usage."""
+    found = group.get_command(click.Context(group), command)
+    assert found is not None
+    paths = [item for item in parameters_of(found) if isinstance(item.type, click.Path)]
+    assert paths and all(not item.type.readable for item in paths if isinstance(item.type, click.Path))
 
 
 def test_a_closed_pipe_is_141_and_silent(tmp_path: Path) -> None:
