@@ -253,6 +253,20 @@ class Leaf:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """A stored bundle as it goes into a packet; year and index are None while it waits for the log."""
+
+    number: int
+    key_id: str
+    epoch: int
+    seq: int
+    body: bytes
+    sig: bytes
+    year: int | None
+    index: int | None
+
+
+@dataclass(frozen=True)
 class Shard:
     """One site's log of one year: the tree that is committed, and the newest checkpoint that was signed over it.
 
@@ -378,6 +392,10 @@ class SiteReader(Protocol):
 
     async def signed_places(self, site_id: str, after: int, limit: int) -> list[tuple[int, bytes, bytes | None, bool]]:
         """For each bundle by arrival: its number, the leaf it must have, the leaf it has, and whether that has an index."""
+        ...
+
+    async def kept(self, site_id: str, after: int, limit: int) -> list[Kept]:
+        """Bundles with their bytes and places in the log, by arrival, from the number after `after` on."""
         ...
 
 

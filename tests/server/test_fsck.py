@@ -10,11 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from compliance_agent.cli.server import command
-from compliance_agent.errors import AgentError
-from tests.server.builder import FakeHost, Server, serving
+from compliance_agent.server.app import opened
+from compliance_agent.server.services.fsck import Fsck
+from compliance_agent.server.settings import ServerSettings
+from tests.server.builder import Server, serving
+from tests.server.test_process import command
 from tests.server.test_sequencer import settled
 
 pytestmark = pytest.mark.anyio
@@ -37,22 +38,25 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def fsck(directory: Path, *options: str) -> tuple[int, str, str]:
-    done = CliRunner().invoke(command, ["fsck", "--data-dir", str(directory), *options])
-    assert done.exception is None or isinstance(done.exception, SystemExit | AgentError)
-    return done.exit_code, done.stdout, done.stderr
+async def problems(directory: Path) -> list[str]:
+    """What is wrong with the logs of a data directory."""
+    async with opened(ServerSettings(data_dir=directory)) as services:
+        checker = Fsck(services.store, services.log_files, services.log_keys)
+        return [problem async for finding in checker.run() for problem in finding.problems]
 
 
-def test_a_sound_directory(sound: Path) -> None:
-    status, said, _ = fsck(sound)
-    assert status == 0
-    assert said.splitlines()[1].split() == ["clinic-1/2026", "302", "302", "300", "0", "ok"]
-    status, said, _ = fsck(sound, "--json")
-    assert (status, json.loads(said)["valid"]) == (0, True)
-
-
-def test_no_directory_is_not_made(tmp_path: Path) -> None:
-    assert fsck(tmp_path / "none")[0] != 0
+def test_the_command(sound: Path, tmp_path: Path) -> None:
+    """A table or JSON, exit 65 when something is wrong; no directory is made by looking for one."""
+    done = command("server", "fsck", "--data-dir", str(sound))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[1].split() == ["clinic-1/2026", "302", "302", "300", "0", "ok"]
+    shutil.copytree(sound, tmp_path / "data")
+    flip("tile/0/000")(tmp_path / "data")
+    done = command("server", "fsck", "--json", "--data-dir", str(tmp_path / "data"))
+    assert (done.returncode, json.loads(done.stdout)["valid"]) == (65, False)
+    done = command("server", "fsck", "--data-dir", str(tmp_path / "data"))
+    assert done.returncode == 65 and "DAMAGED" in done.stdout and "tile/0/000: other bytes" in done.stderr
+    assert command("server", "fsck", "--data-dir", str(tmp_path / "none")).returncode == 66
     assert not (tmp_path / "none").exists()
 
 
@@ -103,20 +107,23 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
+async def test_a_sound_directory(sound: Path) -> None:
+    assert await problems(sound) == []
+
+
 @pytest.mark.parametrize("name", DAMAGES)
-def test_damage_is_named(sound: Path, tmp_path: Path, name: str) -> None:
+async def test_damage_is_named(sound: Path, tmp_path: Path, name: str) -> None:
     directory = tmp_path / "data"
     shutil.copytree(sound, directory)
     act, words = DAMAGES[name]
     act(directory)
-    status, table, said = fsck(directory)
-    assert status == 65
-    assert "DAMAGED" in table and words in said, said
+    found = await problems(directory)
+    assert any(words in problem for problem in found), found
 
 
 async def test_beside_a_server_that_works(server: Server) -> None:
     """Entries that come while it looks are no damage."""
-    host: FakeHost = await server.enrolled()
+    host = await server.enrolled()
     await server.deliver(host, host.next())
 
     async def load() -> None:
@@ -124,7 +131,6 @@ async def test_beside_a_server_that_works(server: Server) -> None:
             await server.deliver(host, *(host.next() for _ in range(30)))
 
     loading = asyncio.create_task(load())
-    for _ in range(3):
-        status, _, said = await asyncio.to_thread(fsck, server.services.settings.data_dir)
-        assert status == 0, said
+    while not loading.done():
+        assert await problems(server.services.settings.data_dir) == []
     await loading

@@ -19,6 +19,7 @@ from compliance_agent.server.records import (
     Fork,
     Gap,
     Host,
+    Kept,
     Leaf,
     Shard,
     Site,
@@ -226,6 +227,18 @@ class BoundReader:
             )
             for row in await self._all(query)
         ]
+
+    async def kept(self, site_id: str, after: int, limit: int) -> list[Kept]:
+        b, e = tables.bundles.c, tables.log_entries.c
+        same_place = and_(b.key_id == e.key_id, b.epoch == e.epoch, b.seq == e.seq)
+        query = (
+            select(b.number, b.key_id, b.epoch, b.seq, b.body, b.sig, e.year, e.leaf_index.label("index"))
+            .select_from(tables.bundles.outerjoin(tables.log_entries, same_place))
+            .where(b.site_id.in_(self._sites & {site_id}), b.number > after)
+            .order_by(b.number)
+            .limit(limit)
+        )
+        return [Kept(**row) for row in await self._all(query)]
 
     async def _all(self, query: Executable) -> list[RowMapping]:
         return await self._database.all(query)
