@@ -32,7 +32,7 @@ from compliance_agent.core.receipt import (
     verify_note,
     verify_receipt,
 )
-from compliance_agent.errors import AgentError, BadEvidence, ServerRefused
+from compliance_agent.errors import AgentError, BadEvidence, ServerRefused, StorageError
 from compliance_agent.log.note import VerifierKey
 from compliance_agent.log.tiles import Tile
 from compliance_agent.log.tree import TileReader
@@ -98,10 +98,11 @@ class Receipts:
     # Believing
 
     async def take(self, client: LogClient, offered: Sequence[OfferedReceipt]) -> int:
-        """Verify receipts and keep those that are proven; how many. Whatever is wrong with one is said, not raised.
+        """Verify receipts and keep those that are proven; how many. Trouble is said, not raised: they can be asked for again.
 
         Raises:
-            StorageError: none of them is kept; they can be asked for again.
+            ConfigError: the pinned log key cannot be used.
+            StorageError: what this host knows of its logs cannot be read.
         """
         pinned = client.pinned_log()
         if pinned is None or not offered:
@@ -115,21 +116,26 @@ class Receipts:
             except AgentError as error:
                 refused[error.code] += 1
                 if isinstance(error, Contradiction):
-                    kept += await self._keep(trial)  # what was proven before stands on the note that is ours
+                    kept += await self._keep(trial, refused)  # what was proven before stands on the note that is ours
                     await self._distrust(error)
-        kept += await self._keep(trial)
+        kept += await self._keep(trial, refused)
         self._say(refused, kept)
         return kept
 
     async def _bundle(self, bundle_id: str) -> tuple[int, LoggedBundle] | None:
         return await self._call(lambda: self._store.bundle(bundle_id))
 
-    async def _keep(self, trial: Trial) -> int:
+    async def _keep(self, trial: Trial, refused: Counter[str]) -> int:
         proven, heads = trial.taken()
-        if proven:
-            now = self._clock.now()
+        if not proven:
+            return 0
+        now = self._clock.now()
+        try:
             await self._call(lambda: self._store.keep(proven, heads, now))
-            log.info("receipts.verified", count=len(proven))
+        except StorageError as error:
+            refused[error.code] += len(proven)
+            return 0
+        log.info("receipts.verified", count=len(proven))
         return len(proven)
 
     async def collect(self, client: LogClient) -> int:

@@ -14,6 +14,7 @@ from compliance_agent import receipts as receipts_module
 from compliance_agent.adapters.log_store import LogStore
 from compliance_agent.agent import ComplianceAgent
 from compliance_agent.core import receipt as core
+from compliance_agent.errors import StorageFull
 from compliance_agent.evidence.verify import check_bytes, verify_paths
 from compliance_agent.lab.log import FakeLog, Lie
 from compliance_agent.lab.server import FakeServer, Fault
@@ -455,6 +456,23 @@ async def test_the_network_between_tiles_is_no_lie(scene: Scene, fault: Fault) -
     for _ in range(4):
         scene.clock.advance(3_700)
         await turn(scene, agent)
+    assert receipted(agent) == 2
+
+
+async def test_a_full_disk_costs_no_delivery_and_no_receipt_for_good(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = scene.agent()
+
+    def full(*_: Any) -> None:
+        raise StorageFull("no room")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(LogStore, "keep", full)
+        await record(scene, agent, 2)
+        assert receipted(agent) == 0 and (await log_health(agent))["last_refused"] == "storage_full"
+        assert (await agent.offline_queue.get_stats())["uploaded"] == 2
+    await turn(scene, agent)
     assert receipted(agent) == 2
 
 

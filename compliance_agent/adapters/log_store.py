@@ -7,6 +7,7 @@ bundles the row is the truth, and what a stop left unwritten is written by `repl
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sqlite3
 from collections.abc import Sequence
@@ -123,7 +124,8 @@ class LogStore:
                 )
 
         self.database.write(write)
-        self.replay()
+        with contextlib.suppress(StorageError):  # they are kept; `replay` is called again with the next turn
+            self.replay()
 
     def unlogged(self, after: tuple[int, int], limit: int) -> list[tuple[tuple[int, int], str]]:
         """Place and id of acknowledged bundles without a receipt, in chain order from after this place."""
