@@ -48,6 +48,7 @@ SCHEMA_VERSION = 1
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _UNSURE = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, *_DAMAGE}
 _NEEDS_WRITER = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
+_UNDECODABLE = 0  # text that is not UTF-8: sqlite3 raises an error of its own, without a code of SQLite
 _ID = re.compile(r"[0-9a-f]{32}")
 
 CLOSE_TIMEOUT_S = 10.0
@@ -360,7 +361,7 @@ class Database:
                 if not self.path.exists() or self._looks_sound():
                     return None
             except sqlite3.DatabaseError as error:
-                if _code(error) not in _DAMAGE:
+                if _code(error) not in {*_DAMAGE, _UNDECODABLE}:
                     raise
         return "malformed"
 
@@ -421,6 +422,21 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             self._migrate(connection, name, statements)
             connection.execute("COMMIT")
+
+    @property
+    def id(self) -> str:
+        """The random id that this state directory's database has had from its first start."""
+        return self._expected_id() or ""
+
+    def disown(self) -> None:
+        """Put a database aside that a store found to hold another one's pages; `damage` is set, and the stores start anew.
+
+        Raises:
+            StorageError: it could not be put aside.
+        """
+        with self._mutex, _foreign("putting the database aside"):
+            self._set_aside("replaced")
+            self._open_verified()
 
     @property
     def _id_file(self) -> Path:

@@ -83,7 +83,10 @@ class EvidenceStore:
         self._check_key()
 
     def _check_key(self) -> None:
-        known = self.database.read(lambda connection: connection.execute("SELECT key_id FROM chain").fetchone())
+        known = self.database.read(_identity)
+        if known is not None and known[1] != self.database.id:
+            self.database.disown()  # the page is another database's: damage, not another key
+            known = self.database.read(_identity)
         if known is not None and self._signer is not None and known[0] != self._signer.key_id:
             raise ConfigError(
                 f"signing_key_file: key {self._signer.key_id[:16]}... is not {known[0][:16]}..., with which this host's chain"
@@ -149,9 +152,10 @@ class EvidenceStore:
         signer = self._need_signer()
         done = min(self._unsettled) - 1 if self._unsettled else self._last_id
         connection.execute(
-            "INSERT INTO chain VALUES (1, ?, ?, ?, ?, ?, ?) ON CONFLICT (one) DO UPDATE SET epoch = excluded.epoch,"
-            " seq = excluded.seq, digest = excluded.digest, materialised = max(materialised, excluded.materialised)",
-            (head.epoch, head.seq, head.digest, signer.key_id, signer.public_bytes, done),
+            "INSERT INTO chain VALUES (1, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (one) DO UPDATE SET epoch = excluded.epoch,"
+            " seq = excluded.seq, digest = excluded.digest, database_id = excluded.database_id,"
+            " materialised = max(materialised, excluded.materialised)",
+            (head.epoch, head.seq, head.digest, signer.key_id, signer.public_bytes, done, self.database.id),
         )
 
     def _need_signer(self) -> Ed25519Signer:
@@ -310,6 +314,12 @@ class EvidenceStore:
         epoch = last.epoch + 1 if last else int(time.time())
         self._set_head(connection, Head(epoch, 0, top.digest if top else NO_PREV))
         log.error("evidence.new_epoch", epoch=epoch, taken_back=len(found))
+
+
+def _identity(connection: sqlite3.Connection) -> tuple[str, str] | None:
+    """The key the chain was begun with and the database it was begun in; None before the first record."""
+    row: tuple[str, str] | None = connection.execute("SELECT key_id, database_id FROM chain").fetchone()
+    return row
 
 
 def _head(connection: sqlite3.Connection) -> Head | None:

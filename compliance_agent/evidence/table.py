@@ -50,7 +50,8 @@ STATEMENTS: Sequence[str] = (
         digest TEXT NOT NULL,
         key_id TEXT NOT NULL,
         public BLOB NOT NULL,
-        materialised INTEGER NOT NULL
+        materialised INTEGER NOT NULL,
+        database_id TEXT NOT NULL  -- beside the key: pages of another database are told from a key that was changed
     ) STRICT""",
     """CREATE TABLE IF NOT EXISTS queue_wait (
         one INTEGER PRIMARY KEY CHECK (one = 1),
