@@ -66,7 +66,7 @@ class Visit:
             color_scheme="dark" if theme == "dark" else "light",
             viewport={"width": width, "height": 900},
         )
-        self.context.set_default_timeout(15_000)
+        self.context.set_default_timeout(30_000)
         self.page: Page = self.context.new_page()
         self.complaints: list[str] = []
         self._forgiven = False
@@ -172,7 +172,7 @@ def test_live_page_follows_the_server_and_keeps_its_place(visit: Visit, running:
     try:
         served.clock.now = before + timedelta(hours=2)
         page.evaluate("htmx.trigger('#live', 'every')")
-        expect(page.get_by_text("This host has stopped reporting.")).to_be_visible(timeout=12_000)
+        expect(page.get_by_text("This host has stopped reporting.")).to_be_visible(timeout=30_000)
         expect(page.locator("tbody .tone-pass")).to_have_count(0)
     finally:
         served.clock.now = before
@@ -194,7 +194,7 @@ def test_an_ended_session_leads_to_the_login_page(visit: Visit) -> None:
     page = visit.sign_in()
     visit.context.clear_cookies()
     page.evaluate("htmx.trigger('#live', 'every')")
-    expect(page.get_by_role("heading", level=1)).to_have_text("Sign in", timeout=12_000)
+    expect(page.get_by_role("heading", level=1)).to_have_text("Sign in", timeout=30_000)
     visit.forgive()  # the 401 is the point
 
 
