@@ -19,6 +19,7 @@ from compliance_agent.core.schedule import MaintenanceWindow
 from compliance_agent.errors import CannotTell, NoInput
 from compliance_agent.healing import CODES
 from compliance_agent.models import DriftResult, Mode, Plan, Result, Step, Verdict
+from compliance_agent.remedies import actions
 from compliance_agent.words import nearest
 
 SCHEMA = "compliance-agent/why/v1"
@@ -77,6 +78,7 @@ def in_words(check: str, token: str) -> str:
     """What a reason or gate means, in a sentence; the token itself where no list explains it."""
     spec = registry()[check].spec
     said = spec.reasons.get(token) or REASONS.get(token) or CODES.get(token)
+    said = said or next((action.codes[token] for action in actions().values() if token in action.codes), None)
     return said or {"as_expected": "as the baseline says"}.get(token) or token.replace("_", " ")
 
 

@@ -13,7 +13,7 @@ from compliance_agent.core import packages
 from compliance_agent.core.tools import answered
 from compliance_agent.errors import StepFailed
 from compliance_agent.ports import ChangingHost
-from compliance_agent.remedies.package_managers import LOCK_WAIT_S, busy, manager_of, must
+from compliance_agent.remedies.package_managers import CODES, LOCK_WAIT_S, busy, manager_of, must
 from compliance_agent.remedies.spec import Action, Args
 
 APT_INSTALL = (
@@ -70,6 +70,12 @@ ACTION = Action(
     capture=capture,
     apply=apply,
     undo=undo,
+    codes={
+        **CODES,
+        "configure_failed": "Packages that were left half installed could not be configured.",
+        "install_failed": "The package manager reported failure while it installed.",
+        "not_reversible": "Installed security updates are not taken back.",
+    },
     deadline_s=DEADLINE_S,
     undo_is_empty="a host never goes back to known holes",
     blocked=busy,

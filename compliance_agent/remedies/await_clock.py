@@ -50,5 +50,8 @@ ACTION = Action(
     capture=capture,
     apply=apply,
     undo=undo,
+    codes={
+        "not_synchronised": "The time daemon found no source to follow.",
+    },
     undo_is_empty="It waits and changes nothing.",
 )

@@ -56,6 +56,9 @@ ACTION = Action(
     capture=capture,
     apply=apply,
     undo=undo,
+    codes={
+        "scanner_not_ready": "The scanner did not answer in time with recent signatures.",
+    },
     deadline_s=300.0,
     undo_is_empty="It waits and changes nothing.",
 )

@@ -61,5 +61,9 @@ ACTION = Action(
     capture=capture,
     apply=apply,
     undo=undo,
+    codes={
+        "unit_missing": "There is no such unit on this host.",
+        "unit_not_active": "The unit was started and did not stay up.",
+    },
     deadline_s=120.0,
 )

@@ -64,4 +64,9 @@ ACTION = Action(
     capture=capture,
     apply=apply,
     undo=undo,
+    codes={
+        "bad_arguments": "The action was given arguments that it cannot use.",
+        "ruleset_refused": "nft refused the ruleset when it was checked; nothing was loaded.",
+        "load_failed": "nft reported failure when the ruleset was loaded.",
+    },
 )

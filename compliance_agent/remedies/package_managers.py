@@ -8,6 +8,10 @@ from compliance_agent.ports import ChangingHost, Host
 from compliance_agent.remedies.spec import Args
 
 LOCK_WAIT_S = 60
+CODES = {
+    "bad_arguments": "The action was given arguments that it cannot use.",
+    "package_manager_busy": "Another program is using the package manager.",
+}
 
 
 def manager_of(args: Args) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from compliance_agent.core.packages import APT_STAMP
 from compliance_agent.ports import ChangingHost
-from compliance_agent.remedies.package_managers import LOCK_WAIT_S, busy, manager_of, must
+from compliance_agent.remedies.package_managers import CODES, LOCK_WAIT_S, busy, manager_of, must
 from compliance_agent.remedies.spec import Action, Args
 
 COMMANDS = {
@@ -44,6 +44,10 @@ ACTION = Action(
     capture=capture,
     apply=apply,
     undo=undo,
+    codes={
+        **CODES,
+        "refresh_failed": "The package lists could not be fetched.",
+    },
     deadline_s=300.0,
     undo_is_empty="newer knowledge of what exists changes nothing that is installed",
     blocked=busy,

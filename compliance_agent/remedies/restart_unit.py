@@ -40,5 +40,9 @@ ACTION = Action(
     capture=capture,
     apply=apply,
     undo=undo,
+    codes={
+        "unit_not_loaded": "The unit cannot be restarted as the service manager has it.",
+        "unit_not_active": "The unit was restarted and failed.",
+    },
     deadline_s=120.0,
 )

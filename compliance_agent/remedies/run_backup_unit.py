@@ -35,6 +35,9 @@ ACTION = Action(
     capture=capture,
     apply=apply,
     undo=undo,
+    codes={
+        "backup_running": "A backup is running already.",
+    },
     deadline_s=1_800.0,
     undo_is_empty="a backup that was taken stays good",
     blocked=blocked,

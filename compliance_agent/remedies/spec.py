@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from compliance_agent.ports import ChangingHost, Host
@@ -33,6 +33,8 @@ class Action:
             right is not made wrong again); empty for all others, and a test holds them to it.
         restored: `(captured, captured after the undo)`: whether the former state is back. Equal, unless the action says
             otherwise (a unit that had failed can only be brought back to stopped).
+        codes: every token that its errors and `blocked` may give besides the common reasons, each with its sentence; one
+            that is not declared could not stand in evidence.
         blocked: `(host, args)` -> token of what is in the way for now (package manager lock, running backup), or None;
             only looks. None when nothing can be in the way.
     """
@@ -46,6 +48,7 @@ class Action:
     deadline_s: float = 60.0
     undo_is_empty: str = ""
     restored: Callable[[Any, Any], bool] = operator.eq
+    codes: Mapping[str, str] = field(default_factory=dict)
     blocked: Callable[[Host, Args], Awaitable[str | None]] | None = None
 
     def describe(self, args: Args) -> str:

@@ -30,6 +30,9 @@ ACTION = Action(
     capture=capture,
     apply=apply,
     undo=undo,
+    codes={
+        "step_refused": "The time daemon refused to step the clock.",
+    },
     deadline_s=30.0,
     undo_is_empty="A clock that was put right is not made wrong again.",
 )

@@ -72,5 +72,10 @@ ACTION = Action(
     capture=capture,
     apply=apply,
     undo=undo,
+    codes={
+        "would_go_backwards": "The generation to select is older than the one that is selected.",
+        "switch_failed": "The generation could not be selected.",
+        "activation_failed": "The generation was selected and could not be activated.",
+    },
     deadline_s=600.0,
 )
