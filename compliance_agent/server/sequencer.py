@@ -90,6 +90,7 @@ class Sequencer:
         self._batch = batch
         self._trees: dict[str, Tree] = {}
         self._again: set[str] = set()  # sites to read again before they go on; ALL_SITES for every one
+        self._said: dict[str, str] = {}  # codes of pauses that were logged; repeats are not
         self._noted = 0
         self._due = asyncio.Event()
         self._closing = False
@@ -154,10 +155,14 @@ class Sequencer:
     async def _round(self) -> int:
         if ALL_SITES in self._board.stopped:
             return 0
-        await self._read_again()
-        now = self._clock()
-        sites = self._ready(await self._store.all_sites(), now)
-        if not sites or not await self._store.for_sites(sites).any_pending():
+        try:
+            await self._read_again()
+            now = self._clock()
+            sites = self._ready(await self._store.all_sites(), now)
+            if not sites or not await self._store.for_sites(sites).any_pending():
+                return 0
+        except StorageError as error:  # nothing was to be written yet
+            self._wait_out(ALL_SITES, error.code)
             return 0
         growths = await self._store.write(lambda tx: self._commit(tx, sites, now))
         for growth in growths:
@@ -203,25 +208,29 @@ class Sequencer:
 
     async def _publish(self, growths: Sequence[Growth], now: datetime) -> None:
         """Write, sign, save, show: one site's failure is not another's."""
-        written = [growth for growth in growths if await self._act(growth, self._write_files)]
-        signed = [self._signed(growth, now) for growth in written]
+        signed = [self._signed(growth, now) for growth in await self._each(growths, self._write_files)]
         if signed:
             await self._store.write(lambda tx: self._save(tx, signed))
-        for growth in signed:
-            if await self._act(growth, self._show):
-                shard = growth.tree.shard
-                self._trees[shard.site_id] = growth.tree
-                self._board.paused.pop(shard.site_id, None)
-                self._board.paused.pop(ALL_SITES, None)
-                self._board.post(shard.site_id, shard.year, _head(shard), growth.leaves)
+        for growth in await self._each(signed, self._show):
+            shard = growth.tree.shard
+            self._trees[shard.site_id] = growth.tree
+            self._well(shard.site_id)
+            self._well(ALL_SITES)
+            self._board.post(shard.site_id, shard.year, _head(shard), growth.leaves)
 
-    async def _act(self, growth: Growth, act: Callable[[Growth], None]) -> bool:
-        try:
-            await asyncio.to_thread(act, growth)
-        except (AgentError, OSError) as error:
-            self._failed(growth.tree.shard.site_id, error)
-            return False
-        return True
+    async def _each(self, growths: Sequence[Growth], act: Callable[[Growth], None]) -> list[Growth]:
+        """Do this for each in threads, as it is waiting for the disk above all; those for which it was done."""
+
+        async def one(growth: Growth) -> bool:
+            try:
+                await asyncio.to_thread(act, growth)
+            except (AgentError, OSError) as error:
+                self._failed(growth.tree.shard.site_id, error)
+                return False
+            return True
+
+        done = await asyncio.gather(*map(one, growths))
+        return [growth for growth, well in zip(growths, done, strict=True) if well]
 
     def _write_files(self, growth: Growth) -> None:
         shard = growth.tree.shard
@@ -252,6 +261,13 @@ class Sequencer:
             return
         try:
             growth, visible = await self._read(shard)
+        except StorageError as error:
+            self._wait_out(shard.site_id, error.code)
+            return
+        except LogStopped as error:
+            self._stop(shard.site_id, error)
+            return
+        try:
             now = self._clock()
             if growth.files:
                 await asyncio.to_thread(self._write_files, growth)
@@ -264,6 +280,7 @@ class Sequencer:
             self._failed(shard.site_id, error)
             return
         self._trees[shard.site_id] = growth.tree
+        self._board.paused.pop(shard.site_id, None)
         self._board.post(shard.site_id, shard.year, _head(growth.tree.shard))
 
     async def _read(self, shard: Shard) -> tuple[Growth, bytes | None]:
@@ -353,11 +370,13 @@ class Sequencer:
 
     async def _read_again(self) -> None:
         """After a failure that left everything in a known state: back to what the database says."""
-        again, self._again = self._again, set()
-        if not again:
+        if not self._again:
             return
         sites = await self._store.all_sites()
-        for shard in await self._store.for_sites(sites if ALL_SITES in again else sites & again).shards():
+        shards = await self._store.for_sites(sites if ALL_SITES in self._again else sites & self._again).shards()
+        self._again = set()
+        self._board.paused.pop(ALL_SITES, None)
+        for shard in shards:
             await self._recover_site(shard)
 
     # --- standing still -------------------------------------------------------------------------
@@ -379,16 +398,24 @@ class Sequencer:
     def _failed(self, site_id: str, error: Exception) -> None:
         """Wait out what is certainly not written; stop on everything else."""
         if isinstance(error, StorageFull) or (isinstance(error, StorageError) and error.code == "busy"):
-            self._again.add(site_id)
-            self._pause(site_id, error.code)
+            self._wait_out(site_id, error.code)
         else:
             self._stop(site_id, error)
 
+    def _wait_out(self, site_id: str, code: str) -> None:
+        self._again.add(site_id)
+        self._pause(site_id, code)
+
     def _pause(self, site_id: str, code: str) -> None:
-        if self._board.paused.get(site_id) != code:
+        if self._said.get(site_id) != code:
             log.error("log.paused", code=code, site_id=site_id or None)
-        self._board.paused[site_id] = code
+        self._said[site_id] = self._board.paused[site_id] = code
         self._board.turn()
+
+    def _well(self, site_id: str) -> None:
+        self._board.paused.pop(site_id, None)
+        if self._said.pop(site_id, None) is not None:
+            log.info("log.resumed", site_id=site_id or None)
 
     def _stop(self, site_id: str, error: Exception) -> None:
         code = "write_unknown" if isinstance(error, StorageError | OSError) else getattr(error, "code", "log_stopped")

@@ -24,6 +24,7 @@ from compliance_agent.log.tiles import Tile
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.log_keys import LogKeys, make_mldsa44
 from compliance_agent.server.store import SqlStore
+from compliance_agent.server.store.reader import BoundReader
 from tests.server.builder import START, FakeHost, Hands, Server, serving
 
 pytestmark = pytest.mark.anyio
@@ -289,6 +290,23 @@ async def test_a_full_disk_is_waited_out(server: Server, monkeypatch: pytest.Mon
     await settled(server)
     assert await reasons(server) == (200, [])
     assert published(server.services.settings.data_dir).size == 4
+
+
+async def test_a_failed_read_is_waited_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was to be written yet, so nothing is unknown."""
+
+    async def broken(_self: object) -> bool:
+        raise StorageError("reading: busy")
+
+    host = await server.enrolled()
+    await settled(server)
+    with monkeypatch.context() as patch:
+        patch.setattr(BoundReader, "any_pending", broken)
+        assert (await server.deliver(host, host.next())).json()["receipts"] == [None]
+        assert await reasons(server) == (503, ["storage_failed"])
+    await settled(server)
+    assert await reasons(server) == (200, [])
+    assert published(server.services.settings.data_dir).size == 3
 
 
 async def test_nothing_is_signed_while_the_clock_stands_behind(server: Server) -> None:
