@@ -264,7 +264,7 @@ class Sequencer:
         except StorageError as error:
             self._wait_out(shard.site_id, error.code)
             return
-        except LogStopped as error:
+        except (AgentError, OSError) as error:
             self._stop(shard.site_id, error)
             return
         try:
