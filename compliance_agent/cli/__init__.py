@@ -29,6 +29,7 @@ COMMANDS = {
     "verify": "Check evidence offline: signatures, form, chain.",
     "config": "Check or show the agent's configuration.",
     "server": "Run the server, and its enrolment tokens, users and hosts.",
+    "witness": "Run a witness: cosign checkpoints of logs that only grew.",
     "demo": "A server, simulated clinic hosts and this machine, live.",
     "lab": "Tools for trying things out: synthetic drift.",
 }
