@@ -104,6 +104,14 @@ def utc(moment: datetime | None) -> str | None:
     return None if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def parsed(text: str | None) -> datetime | None:
+    """A stored time, None where there is none that can be read."""
+    try:
+        return datetime.fromisoformat(text) if text else None
+    except ValueError:
+        return None
+
+
 def print_json(document: Any) -> None:
     """One object, sorted, on standard output."""
     click.echo(json.dumps(document, sort_keys=True, indent=2, default=str))

@@ -20,10 +20,16 @@ def command() -> None:
 
 @command.command()
 @config_option
-def check(config_path: Path | None) -> None:
+@json_option
+def check(config_path: Path | None, as_json: bool) -> None:
     """Read configuration and baseline whole; exit status 78 and one line naming the field when they cannot be used."""
     config = require_config(config_path)
     baseline = load(config.baseline_path)
+    if as_json:
+        named = {"version": baseline.version, "sha256": baseline.sha256, "checks": list(baseline.entries)}
+        place = {"site_id": config.site_id, "host_id": config.host_id}
+        print_json({"schema": "compliance-agent/config-check/v1", **place, "baseline": named})
+        return
     click.echo(
         f"ok: {config.host_id} at {config.site_id}, baseline {baseline.version} with {len(baseline.entries)} checks"
     )

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from compliance_agent.adapters.agent_view import AgentView, looking
-from compliance_agent.cli.common import config_option, json_option, print_json, require_config, table
+from compliance_agent.cli.common import config_option, json_option, parsed, print_json, require_config, table, utc
 from compliance_agent.config import AgentConfig
 
 SCHEMA = "compliance-agent/status/v1"
@@ -43,25 +43,27 @@ def as_document(config: AgentConfig, view: AgentView, now: datetime) -> dict[str
         "host_id": config.host_id,
         "running": view.agent_runs(),
         "healing_paused": view.paused(),
-        "last_heartbeat": heartbeat.isoformat(timespec="seconds") if heartbeat else None,
+        "last_heartbeat": utc(heartbeat),
         "last_heartbeat_age_s": _age_s(heartbeat, now),
         "statistics": view.statistics(),
-        "queue": {**queue, "oldest_pending_age_s": _age_s(_time(queue["oldest_pending"]), now)},
+        "queue": {
+            **queue,
+            "oldest_pending": utc(parsed(queue["oldest_pending"])),
+            "oldest_pending_age_s": _age_s(parsed(queue["oldest_pending"]), now),
+            "next_attempt_at": utc(parsed(queue["next_attempt_at"])),
+        },
         "chain": view.chain(),
         "log": _log(view.log(), now),
-        "checks": [vars(standing) for standing in view.standings()],
+        "checks": [{**vars(standing), "since": utc(parsed(standing.since))} for standing in view.standings()],
     }
 
 
 def _log(log: dict[str, Any] | None, now: datetime) -> dict[str, Any] | None:
-    return None if log is None else {**log, "oldest_unlogged_age_s": _age_s(_time(log["oldest_unlogged"]), now)}
-
-
-def _time(text: str | None) -> datetime | None:
-    try:
-        return datetime.fromisoformat(text) if text else None
-    except ValueError:
+    if log is None:
         return None
+    oldest = parsed(log["oldest_unlogged"])
+    times = {"seen_at": utc(parsed(log["seen_at"])), "oldest_unlogged": utc(oldest)}
+    return {**log, **times, "oldest_unlogged_age_s": _age_s(oldest, now)}
 
 
 def _age_s(at: datetime | None, now: datetime) -> int | None:

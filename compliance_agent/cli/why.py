@@ -12,7 +12,7 @@ from compliance_agent.adapters.agent_view import AgentView, Record, Standing, lo
 from compliance_agent.adapters.clock import SystemClock, read_clock_state
 from compliance_agent.adapters.healing_store import HealingStore
 from compliance_agent.checks import registry
-from compliance_agent.cli.common import config_option, json_option, print_json, require_config, table
+from compliance_agent.cli.common import config_option, json_option, parsed, print_json, require_config, table, utc
 from compliance_agent.config import AgentConfig
 from compliance_agent.core.gates import REASONS, Context, Limits, Moment, decide
 from compliance_agent.core.schedule import MaintenanceWindow
@@ -64,7 +64,7 @@ def as_document(config: AgentConfig, view: AgentView, check: str) -> dict[str, A
         "result": standing.result,
         "reason": standing.reason,
         "reason_text": in_words(check, standing.reason),
-        "since": standing.since,
+        "since": utc(parsed(standing.since)),
         "bundle_id": newest[0].document["bundle_id"] if newest else None,
         "outcome": standing.outcome or None,
         "held_by": standing.gate if untouched else None,
@@ -102,7 +102,7 @@ def not_before(config: AgentConfig, standing: Standing) -> str | None:
     verdict = Verdict(Result.FAIL, standing.reason)
     decision = decide(DriftResult(standing.check, True, verdict=verdict, plan=plan), context)
     opens = decision.not_before if decision.reason == standing.gate else None
-    return opens.strftime("%Y-%m-%dT%H:%M:%SZ") if opens is not None else None
+    return utc(opens)
 
 
 def _now() -> Moment:
