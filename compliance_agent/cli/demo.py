@@ -84,6 +84,7 @@ async def _play(
             await _live(demo, every, seconds, stopped)
     finally:
         await demo.stop()
+        demo.pin_log_keys()
     if kept:
         click.echo(f"everything is in {directory}", err=True)
     return 0
@@ -239,13 +240,14 @@ def _matrix(demo: Demo) -> Any:
 
     checks = sorted({result.check for host in demo.hosts for result in host.agent.latest})
     matrix = Table(box=box.SIMPLE_HEAD, title="hosts", title_justify="left")
-    for column in ("host", *checks, "healed", "evidence", "delivered"):
+    for column in ("host", *checks, "healed", "evidence", "delivered", "receipts"):
         matrix.add_column(column, no_wrap=True)
     for host in demo.hosts:
         seen = {result.check: str(result.result) for result in host.agent.latest}
         cells = [Text(seen.get(check, "..."), style=STYLE.get(seen.get(check, ""), "dim")) for check in checks]
         stats = host.agent.stats
         counts = [str(stats[name]) for name in ("remediations_successful", "evidence_generated", "evidence_uploaded")]
+        counts.append(str(host.receipted))
         name = host.host_id if host.machine is not None else f"{host.host_id} (only observed)"
         matrix.add_row(name, *cells, *counts)
     return matrix

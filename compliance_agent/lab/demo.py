@@ -63,7 +63,15 @@ THIS_MACHINE = "this-machine"
 POLL_S = 1
 THIS_MACHINE_POLL_S = 15
 SERVER_START_S = 30.0
-SEEN_EVENTS = ("drift.found", "heal.finished", "verdict.changed", "evidence.delivered", "demo.fault")
+SEEN_EVENTS = (
+    "drift.found",
+    "heal.finished",
+    "verdict.changed",
+    "evidence.delivered",
+    "receipts.verified",
+    "log.contradicted",
+    "demo.fault",
+)
 
 log = structlog.get_logger()
 
@@ -124,6 +132,7 @@ class DemoHost:
     task: asyncio.Task[None] | None = None
     injected: list[str] = field(default_factory=list)
     healed: list[str] = field(default_factory=list)
+    receipted: int = 0
 
     @property
     def key_id(self) -> str:
@@ -152,7 +161,7 @@ class Demo:
         self.directory = directory
         self.seed = seed
         self.feed = Feed()
-        self.feed.listeners.append(self._note_healed)
+        self.feed.listeners.append(self._note)
         self.hosts: list[DemoHost] = []
         self._count = hosts
         self._port = port or _free_port()
@@ -237,11 +246,20 @@ class Demo:
         """Which host drifts next, and how; the same seed gives the same story."""
         return self._rng.choice(self.clinics()), self._rng.choice(sorted(synthetic.FAULTS))
 
-    def _note_healed(self, event: Event) -> None:
+    def _note(self, event: Event) -> None:
+        host = next((host for host in self.hosts if host.host_id == event.host_id), None)
+        if host is None:
+            return
         if event.name == "heal.finished" and event.keys.get("outcome") == "success":
-            for host in self.hosts:
-                if host.host_id == event.host_id:
-                    host.healed.append(str(event.keys["check_id"]))
+            host.healed.append(str(event.keys["check_id"]))
+        if event.name == "receipts.verified":
+            host.receipted += int(event.keys["count"])
+
+    def pin_log_keys(self) -> None:
+        """Put each site's log key beside its host's own, so that the host's directory can be verified whole, offline."""
+        for host in self.hosts:
+            for vkey in (self.directory / "server" / "keys").glob(f"{host.site_id}-*.vkey"):
+                write_file(host.directory / "keys" / vkey.name, vkey.read_bytes(), 0o644)
 
     async def _live(self, host: DemoHost) -> None:
         structlog.contextvars.bind_contextvars(host_id=host.host_id)

@@ -66,6 +66,7 @@ async def run_check(demo: Demo, say: Callable[[str], None]) -> list[Healed]:
     await _until(lambda: all(not host.unmet() for host in clinics), SETTLE_S, lambda: _unmet(clinics, "after healing"))
     say(f"all healed and checked again ({time.monotonic() - started:.1f} s)")
     await asyncio.gather(*(_delivered(host) for host in demo.hosts))
+    demo.pin_log_keys()
     operator = Operator(demo.url, await demo.operator_token())
     try:
         proven = [item for host in clinics for item in await _proven(host, operator)]
@@ -73,7 +74,9 @@ async def run_check(demo: Demo, say: Callable[[str], None]) -> list[Healed]:
             await _all_at_server(host, operator)
     finally:
         await operator.close()
-    say(f"every bundle is at the server, verified there and offline ({time.monotonic() - started:.1f} s)")
+    say(
+        f"every bundle is at the server and in its log, verified there and offline ({time.monotonic() - started:.1f} s)"
+    )
     return proven
 
 
@@ -105,11 +108,12 @@ def _unhealed(host: DemoHost) -> str:
 
 
 async def _delivered(host: DemoHost) -> None:
-    """Let the agent stop at a point where everything it recorded is delivered; from then on its evidence stands still."""
+    """Let the agent stop once it holds a receipt for everything it recorded; from then on its evidence stands still."""
     deadline = time.monotonic() + DELIVER_S
-    while (await host.agent.offline_queue.get_stats())["pending"]:
+    while host.receipted < host.agent.stats["evidence_generated"]:
         if time.monotonic() > deadline:
-            raise DemoFailed(f"{host.host_id}: evidence is still waiting for delivery")
+            made = host.agent.stats["evidence_generated"]
+            raise DemoFailed(f"{host.host_id}: {host.receipted} receipts for {made} bundles")
         await asyncio.sleep(0.05)
     host.agent.shutdown_event.set()
     if host.task is not None:
@@ -138,6 +142,9 @@ async def _all_at_server(host: DemoHost, operator: Operator) -> None:
     if not report.ok:
         named = "; ".join(f"{problem.code} {problem.where}" for problem in report.problems[:3]) or "nothing found"
         raise DemoFailed(f"{host.host_id}: evidence does not verify offline: {named}")
+    receipted = sum(chain.receipted for chain in report.chains)
+    if receipted != report.found:
+        raise DemoFailed(f"{host.host_id}: {receipted} of {report.found} bundles have a receipt that verifies offline")
     head = await operator.get(f"/api/v1/hosts/{host.key_id}")
     if head["head"]["seq"] != report.found:
         raise DemoFailed(
