@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx2
@@ -106,7 +107,7 @@ def stopped(server: Running, number: int = signal.SIGTERM) -> tuple[int, str]:
 
 def test_it_runs_enrols_and_ends_at_a_signal(tmp_path: Path) -> None:
     with running(tmp_path / "data") as server:
-        host = server.enrolled(FakeHost(), server.token())
+        host = server.enrolled(FakeHost(now=datetime.now(UTC)), server.token())  # the server has a real clock
         with httpx2.Client(base_url=server.url, headers=host.headers) as client:
             bundle = host.next()
             body = canonical({"protocol": 1, "bundles": [bundle.item], "gaps": []})
