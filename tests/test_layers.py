@@ -62,6 +62,10 @@ LAYERS: dict[str, str] = {
     "evidence.store": "hands",
     "evidence.table": "hands",
     "logs": "tools",
+    "packet": "thinking",
+    "packet.build": "wiring",
+    "packet.logbook": "stages",
+    "packet.verify": "stages",
     "queue": "hands",
     "receipts": "stages",
     "server.store": "hands",
@@ -121,7 +125,7 @@ FENCES = (
     Fence(
         "a clinic host must not carry, nor be able to run, the server",
         targets=("server", "web"),
-        but_sources=("server", "web", "cli", "lab"),
+        but_sources=("server", "web", "cli", "lab", "packet.build"),
     ),
     Fence(
         "the server extra is not installed on a clinic host",

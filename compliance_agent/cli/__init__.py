@@ -27,6 +27,7 @@ COMMANDS = {
     "why": "Say why a check was (not) fixed.",
     "enrol": "Make this host known to a server with a one-time token.",
     "verify": "Check evidence offline: signatures, form, chain.",
+    "packet": "Build, verify and show an auditor's packet.",
     "config": "Check or show the agent's configuration.",
     "server": "Run the server, and its enrolment tokens, users and hosts.",
     "witness": "Run a witness: cosign checkpoints of logs that only grew.",

@@ -25,7 +25,7 @@ from compliance_agent.lab.handbook import events_page, reasons_page, settings_pa
 
 PACKAGE = Path(__file__).resolve().parent.parent
 ROOT = PACKAGE.parent
-NOT_THE_AGENT = {"server", "web", "lab", "cli"}  # their codes never stand in a bundle
+NOT_THE_AGENT = {"server", "web", "lab", "cli", "packet"}  # their codes never stand in a bundle
 WORD_LISTS = {
     "core.gates": "REASONS",
     "core.receipt": "CODES",

@@ -1,0 +1,163 @@
+"""`compliance-agent packet`: build an auditor's packet from a server's data directory, verify one, and show what is in it."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compliance_agent.adapters.durable import read_file
+from compliance_agent.cli.common import json_option, print_json, printable, table
+from compliance_agent.errors import BadEvidence
+from compliance_agent.packet.verify import Report, read_packet, records_of, verify_file
+
+SHOWN = 20  # problems in the text form; all of them are in the JSON
+_PATH = click.Path(path_type=Path)
+_DAY = click.DateTime(formats=["%Y-%m-%d"])
+
+
+@click.group()
+def command() -> None:
+    """Evidence of one site and period for an auditor: one zip file that openssl and sha256sum can check."""
+
+
+@command.command("build")
+@click.option("--data-dir", type=_PATH, required=True, help="The server's data directory; it may be running.")
+@click.option("--site", required=True, help="The clinic.")
+@click.option("--from", "since", type=_DAY, required=True, help="First day, UTC: 2026-11-01.")
+@click.option("--to", "until", type=_DAY, required=True, help="Last day, UTC: 2026-11-30.")
+@click.option("--control", help="Only what concerns this section of 45 CFR, such as 164.312(b).")
+@click.option("--host", help="Only the host with this label.")
+@click.option("--log-year", type=click.IntRange(2020, 9999), help="Log the records are in [the year of --to].")
+@click.option("--out", type=_PATH, required=True, help="The zip file; one that is there is replaced.")
+@json_option
+@click.pass_context
+def build(
+    ctx: click.Context, /, data_dir: Path, since: datetime, until: datetime, out: Path, as_json: bool, **asked: Any
+) -> None:
+    """Write the packet of a site and a period.
+
+    Built twice from the same data it is the same bytes. Exit status: 0 written; 1 written, and its own verifier names something,
+    such as a fork; 66 there is no evidence of the period.
+    """
+    if since > until:
+        raise click.BadParameter("--from: is after --to")
+    site = asked.pop("site")
+    report, facts = _built(data_dir.absolute(), site, since.date(), until.date(), out, asked)
+    if as_json:
+        print_json(facts)
+    else:
+        click.echo(f"{out}: {facts['records']} record(s), {facts['bytes']} bytes, sha256 {facts['sha256']}")
+        for word in ("pending", "elsewhere"):
+            if facts[word]:
+                click.echo(f"not in it, {word}: {facts[word]}", err=True)
+        _name(report)
+    ctx.exit(0 if report.ok else 1)
+
+
+def _built(
+    data_dir: Path, site: str, since: date, until: date, out: Path, asked: dict[str, Any]
+) -> tuple[Report, dict[str, Any]]:
+    import hashlib
+
+    from compliance_agent.logs import configure
+    from compliance_agent.packet.build import build as build_packet
+
+    configure("ERROR")
+    built = asyncio.run(build_packet(data_dir, site, since, until, out, **asked))
+    facts = {
+        "schema": "compliance-agent/packet-build/v1",
+        "file": str(built.path),
+        "records": built.records,
+        "bytes": built.size_bytes,
+        "sha256": hashlib.sha256(read_packet(out)).hexdigest(),
+        "pending": built.scope.pending,
+        "elsewhere": dict(built.scope.elsewhere),
+        "problems": built.report.as_document()["problems"],
+    }
+    return built.report, facts
+
+
+@command.command("verify")
+@click.argument("file", type=_PATH)
+@click.option("--policy", type=_PATH, help="Whom to trust for the log (C2SP tlog-policy), from a source you trust.")
+@json_option
+@click.pass_context
+def verify(ctx: click.Context, file: Path, policy: Path | None, as_json: bool) -> None:
+    """Check a packet offline: every file, signature, chain, entry and proof.
+
+    Exit status: 0 all verified, 65 something is wrong, and each wrong thing is named, 66 no such file.
+    """
+    trusted = read_file(policy, limit_bytes=65_536) if policy else None
+    report = verify_file(file, trusted)
+    if as_json:
+        print_json(report.as_document())
+    else:
+        _name(report)
+        scope = report.scope
+        about = f", log {printable(scope.origin)} of {scope.size} entries" if scope else ""
+        verdict = "nothing is wrong" if report.ok else f"{len(report.problems)} problem(s)"
+        click.echo(f"{report.verified} of {report.found} records verified{about}; {verdict}")
+        if report.own_policy:
+            click.echo("note: the keys came with the packet; --policy takes one from a source you trust", err=True)
+    ctx.exit(report.exit_status)
+
+
+def _name(report: Report) -> None:
+    for problem in report.problems[:SHOWN]:
+        text = f"{problem.code}: {problem.where}" + (f": {problem.detail}" if problem.detail else "")
+        click.echo(printable(text))
+    if len(report.problems) > SHOWN:
+        click.echo(f"... and {len(report.problems) - SHOWN} more; --json shows all")
+
+
+@command.command("show")
+@click.argument("file", type=_PATH)
+@json_option
+@click.pass_context
+def show(ctx: click.Context, file: Path, as_json: bool) -> None:
+    """Say what is in a packet: hosts, checks and days with counts of every result, coverage, gaps and silent spans.
+
+    It is verified first; one that does not verify is counted all the same, named, and ends in exit status 65.
+    """
+    from compliance_agent.packet import archive, grid
+
+    report = verify_file(file)
+    if report.scope is None:
+        _name(report)
+        raise BadEvidence(f"{file}: cannot be read as a packet", code="bad_scope")
+    records = records_of(archive.unpack(read_packet(file)))
+    document = grid.as_document(report.scope, records)
+    document |= {"schema": "compliance-agent/packet-show/v1", "verified": report.ok}
+    document["problems"] = report.as_document()["problems"]
+    if as_json:
+        print_json(document)
+    else:
+        _show(document)
+        _name(report)
+    ctx.exit(report.exit_status)
+
+
+def _show(page: dict[str, Any]) -> None:
+    results = list(page["counts"])
+    asked = "".join(f", {page[word]} alone" for word in ("control", "host") if page[word])
+    click.echo(printable(f"{page['site_id']}, {page['from']} to {page['to']}{asked}: {page['records']} record(s)"))
+    rows = [
+        [row["host"], row["check"], row["day"], *(str(row["counts"][word]) for word in results)] for row in page["grid"]
+    ]
+    table(("host", "check", "day", *results), rows, title="what was said")
+    covered = [
+        [item["host"], item["key_id"][:16], str(item["records"]), f"{item['hours_covered']} of {item['hours_due']}",
+         f"{item['percent']} %", str(len(item["silent"]))]
+        for item in page["coverage"]
+    ]  # fmt: skip
+    table(("host", "key", "records", "hours covered", "coverage", "silent spans"), covered, title="how much was seen")
+    for item in page["coverage"]:
+        for span in item["silent"]:
+            click.echo(f"silent: {item['host']} from {span['from']} to {span['to']}")
+    for word in ("pending", "elsewhere"):
+        if page[word]:
+            click.echo(f"not in it, {word}: {page[word]}")

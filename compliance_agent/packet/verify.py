@@ -1,0 +1,287 @@
+"""Is this packet what it says? Every file, signature, chain and entry, offline, from the packet alone; every wrong thing is named.
+
+    report = verify_file(Path("packet.zip"), policy=None)
+
+In order: the container and the manifest; the log, whose tree is rebuilt from its entries (packet/logbook.py); each record with its
+signature, its entry and its proof; what should be here and is not; the exports. A later step is done though an earlier one failed,
+so that one changed byte does not hide another. Keys come with the packet; `policy` is one from elsewhere, and then decides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compliance_agent import __version__, crypto
+from compliance_agent.adapters.durable import read_file
+from compliance_agent.documents import read_json
+from compliance_agent.errors import BadEvidence, DocumentError
+from compliance_agent.evidence.verify import Problem, check_bytes
+from compliance_agent.log.leaf import bundle_leaf
+from compliance_agent.log.merkle import hash_leaf
+from compliance_agent.log.proof import Proof
+from compliance_agent.packet import archive, dsse, ocsf, oscal, table
+from compliance_agent.packet.content import Record, Scope, directory_of
+from compliance_agent.packet.logbook import Logbook, chain_problems, completeness, head_problems, open_log
+from compliance_agent.packet.manifest import MANIFEST, MANIFEST_SIGNATURE, differences
+from compliance_agent.packet.readme import NOT_PROVEN, readme
+
+PARTS = ("bundle.json", "bundle.sig", "leaf.json", "bundle.tlog-proof")
+EXPORT = "export/assessment-results.json"
+TOP = {"README.txt", "NOT-PROVEN.txt", "policy", "packet.json", "keys/log.pem", "keys/packet.pem", EXPORT,
+       "export/assessment-results.dsse.json", "export/ocsf.jsonl", "export/evidence.csv", MANIFEST,
+       MANIFEST_SIGNATURE}  # fmt: skip
+_DAY = re.compile(r"(evidence/[^/]+/\d{4}/\d\d/\d\d/[^/]+)/([^/]+)")
+_KEY = re.compile(r"keys/([0-9a-f]{64})\.pem")
+
+
+@dataclass
+class Report:
+    """What was found. `ok` means: records were there, and nothing was wrong with the packet."""
+
+    scope: Scope | None = None
+    found: int = 0
+    verified: int = 0
+    own_policy: bool = True
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Every record verified and nothing is wrong."""
+        return self.found > 0 and not self.problems
+
+    @property
+    def exit_status(self) -> int:
+        """0 all verified, 65 something is wrong."""
+        return 0 if self.ok else BadEvidence.exit_status
+
+    def as_document(self) -> dict[str, Any]:
+        """The report as the JSON of `packet verify --json`."""
+        return {
+            "schema": "compliance-agent/packet-verify/v1",
+            "ok": self.ok,
+            "site_id": self.scope.site_id if self.scope else None,
+            "log": {"origin": self.scope.origin, "size": self.scope.size} if self.scope else None,
+            "found": self.found,
+            "verified": self.verified,
+            "keys_from_packet": self.own_policy,
+            "problems": [{"code": item.code, "where": item.where, "detail": item.detail} for item in self.problems],
+        }
+
+
+def read_packet(path: Path) -> bytes:
+    """The bytes of a packet; NoInput when it is not there."""
+    return read_file(path, limit_bytes=archive.MAX_PACKET_BYTES)
+
+
+def verify_file(path: Path, policy: bytes | None = None) -> Report:
+    """Verify a zip file; NoInput when it is not there."""
+    raw = read_packet(path)
+    try:
+        files = archive.unpack(raw)
+        plain = archive.pack(files) == raw
+    except BadEvidence as error:
+        return Report(problems=[Problem(error.code, path.name, str(error))])
+    report = verify_files(files, policy)
+    if not plain:
+        detail = "bytes outside the files are not as a packet is written"
+        report.problems.insert(0, Problem("bad_container", path.name, detail))
+    return report
+
+
+def verify_files(files: Mapping[str, bytes], policy: bytes | None = None) -> Report:
+    """Verify the files of a packet, by path."""
+    work = _Verification(files, policy)
+    work.run()
+    return work.report
+
+
+def records_of(files: Mapping[str, bytes]) -> list[Record]:
+    """The records of a packet as they stand, for counting; BadEvidence when one cannot be read."""
+    found = []
+    for path in sorted(files):
+        if path.endswith("/bundle.json"):
+            base = path.removesuffix("bundle.json")
+            try:
+                index = Proof.parse(files[f"{base}bundle.tlog-proof"]).index
+                document = read_json(files[path])
+                found.append(
+                    Record(document, files[path], files[f"{base}bundle.sig"], files[f"{base}leaf.json"], index)
+                )
+            except (DocumentError, KeyError) as error:
+                raise BadEvidence(f"{base}: not a whole record", code="unreadable") from error
+    return found
+
+
+class _Verification:
+    """One packet while it is verified."""
+
+    def __init__(self, files: Mapping[str, bytes], policy: bytes | None) -> None:
+        self.files = files
+        self.report = Report(own_policy=policy is None)
+        self._policy = policy if policy is not None else files.get("policy", b"")
+        self._keys: dict[str, bytes] = {}
+
+    def run(self) -> None:
+        self._manifest()
+        self._read_scope()
+        self._read_keys()
+        scope = self.report.scope
+        log = open_log(self.files, self._policy, self.report.problems)
+        records = self._records(log)
+        self._extra_files(log)
+        if log is not None:
+            if scope is not None:
+                self._held_to(scope, log, records)
+            self.report.problems += head_problems(records, log)
+        if scope is not None:
+            self._exports(scope, records)
+
+    def _wrong(self, code: str, where: str, detail: str = "") -> None:
+        self.report.problems.append(Problem(code, where, detail))
+
+    def _manifest(self) -> None:
+        missing = sorted(TOP - self.files.keys())
+        for path in missing:
+            self._wrong("missing_file", path)
+        try:
+            for code, path in differences(self.files.get(MANIFEST, b""), self.files):
+                if path not in missing:
+                    self._wrong(code, path)
+        except BadEvidence as error:
+            self._wrong(error.code, MANIFEST, str(error))
+        public = self._public("keys/packet.pem")
+        signature = self.files.get(MANIFEST_SIGNATURE, b"")
+        if public is not None and not crypto.verify(public, signature, self.files.get(MANIFEST, b"")):
+            self._wrong("bad_signature", MANIFEST_SIGNATURE, "does not verify over the manifest with keys/packet.pem")
+
+    def _read_scope(self) -> None:
+        try:
+            self.report.scope = Scope.parse(self.files.get("packet.json", b""))
+        except BadEvidence as error:
+            self._wrong(error.code, "packet.json", str(error))
+
+    def _read_keys(self) -> None:
+        for path in self.files:
+            name = _KEY.fullmatch(path)
+            public = self._public(path) if name else None
+            if name and public is not None:
+                if crypto.key_id(public) == name[1]:
+                    self._keys[name[1]] = public
+                else:
+                    self._wrong("bad_key", path, "is not the key that it is named after")
+
+    def _public(self, path: str) -> bytes | None:
+        if path not in self.files:
+            return None
+        try:
+            public = crypto.read_public_pem(self.files[path])
+        except BadEvidence as error:
+            self._wrong(error.code, path, str(error))
+            return None
+        if crypto.public_pem(public).encode() != self.files[path]:
+            self._wrong("bad_key", path, "holds more than a public key")
+        return public
+
+    def _records(self, log: Logbook | None) -> list[Record]:
+        directories: dict[str, set[str]] = defaultdict(set)
+        for path in self.files:
+            if found := _DAY.fullmatch(path):
+                directories[found[1]].add(found[2])
+        records = []
+        for directory, parts in sorted(directories.items()):
+            self.report.found += 1
+            try:
+                for part in PARTS:
+                    if part not in parts:
+                        raise BadEvidence("is missing from a record", code="missing_file")
+                records.append(self._record(directory, log))
+                self.report.verified += log is not None
+            except BadEvidence as error:
+                self._wrong(error.code, directory, str(error))
+        return records
+
+    def _record(self, directory: str, log: Logbook | None) -> Record:
+        """One record on its own, and in the log."""
+        body, signature, leaf, receipt = (self.files[f"{directory}/{part}"] for part in PARTS)
+        document = check_bytes(body, signature, self._keys)
+        scope = self.report.scope
+        if directory_of(document) != directory or (scope and document["site_id"] != scope.site_id):
+            raise BadEvidence("stands under another name, or is of another site", code="misplaced")
+        key, digest = document["host"]["key_id"], hashlib.sha256(body).hexdigest()
+        if leaf != bundle_leaf(key, document["epoch"], document["seq"], document["prev"], digest, signature):
+            raise BadEvidence("leaf.json is not the entry of this record", code="wrong_leaf")
+        proof = Proof.parse(receipt)
+        if log is not None:
+            self._included(proof, leaf, log)
+        return Record(document, body, signature, leaf, proof.index)
+
+    def _included(self, proof: Proof, leaf: bytes, log: Logbook) -> None:
+        """The proof leads from this entry to the checkpoint of this packet, and the entry stands there in the tiles."""
+        if proof.checkpoint != log.note:
+            raise BadEvidence("receipt is under another checkpoint than log/checkpoint", code="wrong_checkpoint")
+        proof.verify(hash_leaf(leaf), log.policy)
+        if log.entries and log.entries[proof.index] != leaf:
+            raise BadEvidence("the log holds another entry at this index", code="wrong_leaf")
+
+    def _extra_files(self, log: Logbook | None) -> None:
+        """Whatever nobody asked for: unsigned by any host or log, it could say anything."""
+        scope = self.report.scope
+        keys = {f"keys/{host.key_id}.pem" for host in scope.hosts} if scope else set()
+        for path in sorted(keys - self.files.keys()):
+            self._wrong("missing_file", path)
+        expected = TOP | keys | (log.paths if log else set())
+        named = {item.where for item in self.report.problems}
+        for path in sorted(self.files.keys() - expected - named):
+            found = _DAY.fullmatch(path)
+            if (found is None or found[2] not in PARTS) and (log or not path.startswith("log/")):
+                self._wrong("extra_file", path)
+
+    def _held_to(self, scope: Scope, log: Logbook, records: list[Record]) -> None:
+        """The log as a whole, and what should be in the packet because of it."""
+        if (scope.origin, scope.size) != (log.origin, log.size):
+            self._wrong("bad_scope", "packet.json", "names another log or size than the checkpoint")
+        if self._public("keys/log.pem") not in log.public_keys:
+            self._wrong("bad_key", "keys/log.pem", "is not the log's key in the policy")
+        if log.leaves:
+            self.report.problems += chain_problems(scope, log)
+            self.report.problems += completeness(scope, log, records)
+
+    def _public_or_none(self, path: str) -> bytes | None:
+        try:
+            return crypto.read_public_pem(self.files.get(path, b""))
+        except BadEvidence:
+            return None
+
+    def _exports(self, scope: Scope, records: list[Record]) -> None:
+        """Signed by the server, and (where this version made them) exactly what follows from the records."""
+        public = self._public_or_none("keys/packet.pem")
+        content = self.files.get(EXPORT, b"")
+        try:
+            if public is not None:
+                dsse.verify(
+                    self.files.get("export/assessment-results.dsse.json", b""),
+                    public,
+                    EXPORT.rpartition("/")[2],
+                    content,
+                )
+        except BadEvidence as error:
+            self._wrong(error.code, "export/assessment-results.dsse.json", str(error))
+        if self.report.verified == self.report.found and oscal.generator(content) == __version__:
+            for path, made in _made_again(scope, records):
+                if self.files.get(path) != made:
+                    self._wrong("wrong_export", path, "is not what follows from the records")
+
+
+def _made_again(scope: Scope, records: list[Record]) -> Iterator[tuple[str, bytes]]:
+    yield EXPORT, oscal.assessment_results(scope, records)
+    yield "export/ocsf.jsonl", ocsf.lines(scope, records)
+    yield "export/evidence.csv", table.table(scope, records)
+    yield "NOT-PROVEN.txt", NOT_PROVEN
+    if records:
+        yield "README.txt", readme(scope, records, oscal.VERSION)

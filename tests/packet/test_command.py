@@ -1,0 +1,116 @@
+"""`compliance-agent packet` as a person runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import run
+from tests.packet.scene import Made
+
+PERIOD = ("--site", "clinic-1", "--from", "2026-11-22", "--to", "2026-11-22")
+
+
+def test_build_verify_show(made: Made, tmp_path: Path) -> None:
+    out = tmp_path / "packet.zip"
+    done = run("packet", "build", "--data-dir", made.data_dir, *PERIOD, "--out", out, "--json")
+    assert done.status == 0, done.err
+    assert json.loads(done.out)["records"] == 12
+    assert out.read_bytes() == made.raw
+    verified = run("packet", "verify", out)
+    assert (verified.status, "12 of 12 records verified" in verified.out) == (0, True)
+    assert "the keys came with the packet" in verified.line
+    shown = run("packet", "show", out)
+    assert shown.status == 0
+    for text in ("ws-03", "unknown", "24", "0 %", "silent: ws-03 from 2026-11-22T00:00:00"):
+        assert text in shown.out, text
+    page = json.loads(run("packet", "show", out, "--json").out)
+    assert (page["records"], page["verified"], page["counts"]["unknown"]) == (8, True, 2)
+
+
+def test_a_damaged_packet_ends_in_65_and_is_named(made: Made, tmp_path: Path) -> None:
+    path = tmp_path / "packet.zip"
+    at = made.raw.index(b'"reason":"offset_too_large"')
+    path.write_bytes(made.raw[:at] + b"'" + made.raw[at + 1 :])
+    done = run("packet", "verify", path)
+    assert done.status == 65
+    from compliance_agent.packet import archive
+    from compliance_agent.packet.verify import verify_files
+
+    files = made.files
+    victim = made.pick("bundle.sig")
+    path.write_bytes(archive.pack({**files, victim: bytes(64)}))
+    done = run("packet", "verify", path, "--json")
+    assert done.status == 65
+    named = {(item["code"], item["where"]) for item in json.loads(done.out)["problems"]}
+    assert ("bad_signature", victim.rpartition("/")[0]) in named
+    assert run("packet", "show", path).status == 65
+    assert not verify_files(archive.unpack(path.read_bytes())).ok
+
+
+def test_a_policy_from_elsewhere(made: Made, tmp_path: Path) -> None:
+    path, policy = tmp_path / "packet.zip", tmp_path / "policy"
+    path.write_bytes(made.raw)
+    policy.write_bytes(made.files["policy"])
+    done = run("packet", "verify", path, "--policy", policy)
+    assert (done.status, done.err) == (0, "")
+    policy.write_bytes(b"quorum none\n")
+    assert run("packet", "verify", path, "--policy", policy).status == 65
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        (("verify", "/nonexistent.zip"), 66, "cannot be read"),
+        (("build", "--data-dir", "/nonexistent", *PERIOD, "--out", "x"), 66, "not the data directory"),
+        (
+            (
+                "build",
+                "--data-dir",
+                "/nonexistent",
+                "--site",
+                "a",
+                "--from",
+                "2026-11-23",
+                "--to",
+                "2026-11-22",
+                "--out",
+                "x",
+            ),
+            2,
+            "",
+        ),
+        (
+            (
+                "build",
+                "--data-dir",
+                "/nonexistent",
+                "--site",
+                "a",
+                "--from",
+                "yesterday",
+                "--to",
+                "2026-11-22",
+                "--out",
+                "x",
+            ),
+            2,
+            "",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(tmp_path: Path, words: tuple[str, ...], status: int, says: str) -> None:
+    done = run("packet", *words, cwd=tmp_path)
+    assert done.status == status
+    assert says in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_period_is_refused_with_what_there_is(made: Made, tmp_path: Path) -> None:
+    words = ("--site", "clinic-1", "--from", "2026-01-01", "--to", "2026-01-31", "--out", tmp_path / "x.zip")
+    done = run("packet", "build", "--data-dir", made.data_dir, *words)
+    assert done.status == 66
+    assert "there is evidence from 2026-11-21 to 2026-11-23" in done.line
+    assert not (tmp_path / "x.zip").exists()
