@@ -4,7 +4,7 @@ All of it in the agent's one database, each change durable when the method retur
 `StoreJournal` gives the transaction the asynchronous side, on the database's writer thread.
 
 What was captured before a change may hold file content. It stays on this host, in a database only the agent may read, and goes
-when its point is pruned.
+when its point is closed; after an undo that failed, when that point is pruned.
 """
 
 from __future__ import annotations
@@ -66,6 +66,9 @@ _PRUNE_ATTEMPTS = """DELETE FROM heal_attempt WHERE check_id = :check AND id NOT
     (SELECT id FROM heal_attempt WHERE check_id = :check ORDER BY id DESC LIMIT :most)"""
 _PRUNE_POINTS = """DELETE FROM heal_point WHERE state NOT IN ('open', 'undoing') AND number NOT IN
     (SELECT number FROM heal_point ORDER BY number DESC LIMIT :most)"""
+# Only where the former state did not come back may a person still need what was captured of it.
+_CLOSE_POINT = """UPDATE heal_point SET state = :state,
+    captured = CASE WHEN :state = 'undo_failed' THEN captured ELSE '[]' END WHERE id = :id"""
 _PRUNE_STEPS = "DELETE FROM heal_step WHERE point_id NOT IN (SELECT id FROM heal_point)"
 _OPEN = """SELECT id, plan, target, captured, pre_state, baseline_sha256, wall_us, monotonic_us, boot_id, state, failure
     FROM heal_point WHERE state IN ('open', 'undoing') ORDER BY number DESC"""
@@ -214,7 +217,7 @@ class HealingStore:
         """The point is done with, and so is its attempt."""
 
         def update(connection: sqlite3.Connection) -> None:
-            connection.execute("UPDATE heal_point SET state = ? WHERE id = ?", (state, point.id))
+            connection.execute(_CLOSE_POINT, {"state": state, "id": point.id})
             connection.execute("UPDATE heal_attempt SET outcome = ? WHERE point_id = ?", (outcome, point.id))
             if reject:
                 connection.execute(

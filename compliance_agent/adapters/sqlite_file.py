@@ -34,6 +34,7 @@ def connect(path: Path, synchronous: str) -> sqlite3.Connection:
             "cell_size_check = ON",
             "foreign_keys = ON",
             "temp_store = MEMORY",
+            "secure_delete = ON",  # what a rollback point held of the host is gone from the file, too
             "journal_mode = WAL",
             f"synchronous = {synchronous}",
             f"wal_autocheckpoint = {CHECKPOINT_PAGES}",

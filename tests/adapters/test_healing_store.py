@@ -15,7 +15,7 @@ from compliance_agent.adapters.healing_store import HealingStore
 from compliance_agent.core.gates import Moment
 from compliance_agent.errors import NotPermitted
 from compliance_agent.models import Plan, Step
-from compliance_agent.remedies.rollback import RollbackPoint
+from compliance_agent.remedies.rollback import PointState, RollbackPoint
 
 AT = Moment(datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC), 1_000.5, "boot-a")
 PLAN = Plan("toy", (Step("one", {"n": 1, "on": True}), Step("two", {"word": "x"})), True, "t-1", "reboots")
@@ -51,6 +51,21 @@ def test_a_closed_point_is_gone_and_its_attempt_has_an_end(store: HealingStore) 
     assert not store.recall("toy", "t-2", "b" * 64).rejected
     assert not store.recall("toy", "t-1", "c" * 64).rejected
     assert not store.recall("other", "t-1", "b" * 64).rejected
+
+
+@pytest.mark.parametrize(("state", "kept"), [("kept", False), ("undone", False), ("undo_failed", True)])
+def test_what_was_captured_goes_with_its_point(tmp_path: Path, state: PointState, kept: bool) -> None:
+    """It may be the text of a file. Not a byte of it stays, unless a person may need it to mend what an undo could not."""
+    canary = "JANE-ROE-MRN-0048213"
+    database = Database(tmp_path / "agent.db", threaded=False, reserve_kb=0)
+    point = replace(POINT, captured=({"content": canary * 500}, {}))
+    store = HealingStore(database)
+    store.begin(point)
+    assert store.open_points() == (point,)
+    store.close(point, state, "x", reject=False)
+    database.close()
+    files = b"".join(path.read_bytes() for path in tmp_path.iterdir() if path.is_file())
+    assert (canary.encode() in files) is kept
 
 
 def test_a_second_point_while_one_is_open_is_a_mistake(store: HealingStore) -> None:
