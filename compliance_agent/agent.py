@@ -570,10 +570,11 @@ class ComplianceAgent:
         if self.mcp_client is not None:
             healthy = await self._answer(self.mcp_client.health_check)
             health["mcp_server"] = healthy if isinstance(healthy, str) else "healthy" if healthy else "unhealthy"
-        health["offline_queue"] = await self._answer(self.offline_queue.get_stats)
-        if isinstance(self.mcp_client, MCPClient):
+        queue = await self._answer(self.offline_queue.get_stats)
+        if isinstance(self.mcp_client, MCPClient) and isinstance(queue, dict):
             client = self.mcp_client
-            health["log"] = await self._answer(lambda: self.receipts.health(client))
+            queue = {**queue, "log": await self._answer(lambda: self.receipts.health(client))}
+        health["offline_queue"] = queue
         return health
 
     async def _answer(self, ask: Callable[[], Any]) -> Any:

@@ -75,7 +75,7 @@ def heads(agent: ComplianceAgent) -> list[Any]:
 
 
 async def log_health(agent: ComplianceAgent) -> dict[str, Any]:
-    found = (await agent.health_check())["log"]
+    found = (await agent.health_check())["offline_queue"]["log"]
     assert isinstance(found, dict)
     return found
 
@@ -482,7 +482,7 @@ async def test_a_log_key_that_cannot_be_used_stops_no_delivery(scene: Scene) -> 
     await record(scene, agent, 2)
     assert (await agent.offline_queue.get_stats())["uploaded"] == 2
     assert receipted(agent) == 0
-    assert (await agent.health_check())["log"] == "error: bad_config"
+    assert (await agent.health_check())["offline_queue"]["log"] == "error: bad_config"
 
 
 # Planted faults: the suite above must fail on a verifier that leaves something out
