@@ -90,7 +90,16 @@ class Scope:
             _check(scope)
             if scope.encode() != raw:
                 raise ValueError
-        except (DocumentError, BadEvidence, ConfigError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except (
+            DocumentError,
+            BadEvidence,
+            ConfigError,
+            TypeError,
+            ValueError,
+            KeyError,
+            AttributeError,
+            OverflowError,
+        ) as error:
             raise BadEvidence("packet.json is not the scope of a packet", code="bad_scope") from error
         return scope
 
@@ -192,6 +201,11 @@ def counted(words: Iterable[str]) -> dict[str, int]:
 
 
 def _check(scope: Scope) -> None:
+    if [scope.since, scope.until] != [
+        scope.start.date().isoformat(),
+        (scope.end - timedelta(days=1)).date().isoformat(),
+    ]:
+        raise ValueError
     labels: Sequence[str] = [scope.site_id, *(host.host_id for host in scope.hosts)]
     labels = [*labels, scope.host] if scope.host is not None else labels
     if not all(_LABEL.fullmatch(label) for label in labels) or scope.start >= scope.end:

@@ -7,13 +7,13 @@ against it. Chains are checked over the whole log, so also where a packet holds 
 from __future__ import annotations
 
 import itertools
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compliance_agent.errors import BadEvidence
+from compliance_agent.documents import read_json
+from compliance_agent.errors import BadEvidence, DocumentError
 from compliance_agent.evidence.allowlist import NO_PREV
 from compliance_agent.evidence.verify import Problem
 from compliance_agent.log.fields import to_base64
@@ -24,6 +24,13 @@ from compliance_agent.log.tree import Edge, TileTree
 from compliance_agent.packet.content import Record, Scope, moment
 
 CHECKPOINT = "log/checkpoint"
+_PLACE = {"key": str, "epoch": int, "seq": int}
+_FIELDS: dict[str, dict[str, type]] = {
+    "bundle": {**_PLACE, "prev": str, "bundle_sha256": str},
+    "fork": _PLACE,
+    "key": {"key": str, "event": str, "at": str},
+    "shard": {"origin": str},
+}
 
 
 @dataclass(frozen=True)
@@ -112,14 +119,27 @@ def _leaves(entries: Sequence[bytes], origin: str) -> tuple[list[tuple[int, Mapp
     problems = []
     for index, entry in enumerate(entries):
         try:
-            leaf = json.loads(entry)
-            kind, _ = leaf["kind"], leaf["key"] if leaf["kind"] != "shard" else leaf["previous"]
-            if (kind == "shard") != (index == 0) or (kind == "shard" and leaf["origin"] != origin):
-                raise ValueError
+            leaf = _leaf(entry)
+            shard = leaf["kind"] == "shard"
+            if shard != (index == 0) or (shard and leaf["origin"] != origin):
+                raise BadEvidence("begins a log in its middle, or another one")
             leaves.append((index, leaf))
-        except (ValueError, KeyError, TypeError):
+        except (DocumentError, BadEvidence, ValueError, OverflowError):
             problems.append(Problem("bad_entry", f"log entry {index}", "is not an entry of this log"))
     return leaves, problems
+
+
+def _leaf(entry: bytes) -> dict[str, Any]:
+    """An entry of a kind that is known here has its fields; one of a later kind is left alone."""
+    leaf = read_json(entry)
+    if not isinstance(leaf, dict) or not isinstance(leaf.get("kind"), str):
+        raise BadEvidence("is not an object of a kind")
+    for name, kind in _FIELDS.get(leaf["kind"], {}).items():
+        if type(leaf.get(name)) is not kind:
+            raise BadEvidence(f"has no {name}")
+    if leaf["kind"] == "key":
+        moment(leaf["at"])
+    return leaf
 
 
 def _older(files: Mapping[str, bytes], leaves: Sequence[tuple[int, Mapping[str, Any]]]) -> list[Problem]:

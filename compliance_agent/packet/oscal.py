@@ -10,7 +10,6 @@ the end.
 from __future__ import annotations
 
 import hashlib
-import json
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -18,6 +17,8 @@ from typing import Any
 
 from compliance_agent import __version__
 from compliance_agent.core.citations import SECTIONS, Reach
+from compliance_agent.documents import read_json
+from compliance_agent.errors import DocumentError
 from compliance_agent.evidence.allowlist import registry
 from compliance_agent.evidence.canonical import canonical
 from compliance_agent.packet.content import (
@@ -68,9 +69,9 @@ def assessment_results(scope: Scope, records: Iterable[Record]) -> bytes:
 def generator(raw: bytes) -> str | None:
     """The version of this program that wrote an export; None when another one did, or it cannot be read."""
     try:
-        props = json.loads(raw)["assessment-results"]["metadata"]["props"]
+        props = read_json(raw, limit_bytes=len(raw))["assessment-results"]["metadata"]["props"]
         named = next(str(prop["value"]) for prop in props if prop["name"] == "generator")
-    except (ValueError, KeyError, TypeError, StopIteration):
+    except (DocumentError, KeyError, TypeError, StopIteration):
         return None
     return named.removeprefix("compliance-agent-")
 

@@ -109,7 +109,7 @@ WHAT THIS PACKET DOES NOT PROVE
    counted as such, never as a pass. Hours without a record are shown as not covered; nothing is claimed about them.
 3. The exact time of a record. Its times are its host's claim, and the log shows only the order in which records arrived. This
    packet has no time stamps of third parties. A host that was offline is shown by the hours it does not cover.
-4. That the log was never split. The checkpoint here carries no signature of an independent witness ("quorum none" in policy). A
+4. That the log was never split. The policy here asks for no signature of an independent witness ("quorum none"), and none counts. A
    server that shows auditors another log than its hosts is found by comparing this checkpoint with receipts kept at the clinic, or
    by a `log_head` in a record that is not a prefix of this log. `packet verify` checks the second.
 5. Whose keys these are. They came with the packet. Compare log.pem and packet.pem with ones you were given by another way, and

@@ -9,6 +9,7 @@ so that one changed byte does not hide another. Keys come with the packet; `poli
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections import defaultdict
@@ -21,6 +22,7 @@ from compliance_agent import __version__, crypto
 from compliance_agent.adapters.durable import read_file
 from compliance_agent.documents import read_json
 from compliance_agent.errors import BadEvidence, DocumentError
+from compliance_agent.evidence.allowlist import check_document
 from compliance_agent.evidence.verify import Problem, check_bytes
 from compliance_agent.log.leaf import bundle_leaf
 from compliance_agent.log.merkle import hash_leaf
@@ -102,19 +104,16 @@ def verify_files(files: Mapping[str, bytes], policy: bytes | None = None) -> Rep
 
 
 def records_of(files: Mapping[str, bytes]) -> list[Record]:
-    """The records of a packet as they stand, for counting; BadEvidence when one cannot be read."""
+    """The records of a packet as they stand, for counting; one that cannot be read is left to `verify_files` to name."""
     found = []
     for path in sorted(files):
         if path.endswith("/bundle.json"):
             base = path.removesuffix("bundle.json")
-            try:
+            with contextlib.suppress(BadEvidence, DocumentError, KeyError):
                 index = Proof.parse(files[f"{base}bundle.tlog-proof"]).index
-                document = read_json(files[path])
-                found.append(
-                    Record(document, files[path], files[f"{base}bundle.sig"], files[f"{base}leaf.json"], index)
-                )
-            except (DocumentError, KeyError) as error:
-                raise BadEvidence(f"{base}: not a whole record", code="unreadable") from error
+                check_document(document := read_json(files[path]))
+                parts = (files[path], files[f"{base}bundle.sig"], files[f"{base}leaf.json"])
+                found.append(Record(document, *parts, index))
     return found
 
 

@@ -47,6 +47,10 @@ def test_a_damaged_packet_ends_in_65_and_is_named(made: Made, tmp_path: Path) ->
     named = {(item["code"], item["where"]) for item in json.loads(done.out)["problems"]}
     assert ("bad_signature", victim.rpartition("/")[0]) in named
     assert run("packet", "show", path).status == 65
+    path.write_bytes(archive.pack({**files, victim.replace("bundle.sig", "bundle.json"): b"{}"}))
+    shown = run("packet", "show", path, "--json")
+    page = json.loads(shown.out)
+    assert (shown.status, page["records"] + page["beside_the_period"]) == (65, 11)
     assert not verify_files(archive.unpack(path.read_bytes())).ok
 
 

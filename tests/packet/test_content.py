@@ -23,7 +23,8 @@ def test_the_scope_reads_back(made: Made) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"since": "2026-11-23"}, {"since": "x"}, {"size": -1}, {"size": "1"}, {"pending": -1}, {"site_id": "../x"},
+    [{"since": "2026-11-23"}, {"since": "x"}, {"until": "9999-12-31"}, {"until": "20261122"},
+     {"size": -1}, {"size": "1"}, {"pending": -1}, {"site_id": "../x"},
      {"host": "a/b"}, {"control": "hipaa-164.312.b"}, {"hosts": [{}]}, {"hosts": None}, {"signed_at": "now"},
      {"elsewhere": {"2027": -1}}, {"elsewhere": []}, {"origin": 1}, {"more": 1}, {"schema": "x"}],
     ids=str,

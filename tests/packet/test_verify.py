@@ -221,6 +221,27 @@ def test_a_log_that_was_written_again_is_named(made: Made, change: Any, code: st
     assert code in codes(verify_files(relogged(made, change)))
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [b"", b"{", b"[]", b"1", b"\xff", b'{"kind":1}', b'{"kind":"bundle"}', b"[" * 5_000, b'{"kind":"shard","origin":"x"}',
+     b'{"kind":"bundle","key":"a","epoch":"0","seq":1,"prev":"","bundle_sha256":""}', 
+     b'{"kind":"fork","key":"a","epoch":1.5,"seq":1}',
+     b'{"kind":"key","key":"a","event":"enrol","at":"soon"}', 
+     b'{"kind":"key","key":["a"],"event":"enrol","at":"2026-11-22T12:00:00Z"}'],
+    ids=lambda value: value[:60].decode("latin-1"),
+)  # fmt: skip
+def test_a_log_with_an_entry_that_is_none_is_named(made: Made, entry: bytes) -> None:
+    report = verify_files(relogged(made, lambda entries: [*entries, entry]))
+    assert "bad_entry" in codes(report)
+
+
+def test_an_entry_of_a_later_kind_is_left_alone(made: Made) -> None:
+    """Only the exports, made for the log that was one shorter, say another size."""
+    assert codes(verify_files(relogged(made, lambda entries: [*entries, b'{"kind":"policy","v":2}']))) == {
+        "wrong_export"
+    }
+
+
 def test_the_same_log_written_again_is_fine(made: Made) -> None:
     """So it is the change that is refused above; only the README and the export still name their old digests."""
     assert verify_files(relogged(made, lambda entries: entries)).ok
