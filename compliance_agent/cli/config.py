@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from datetime import time
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import click
 from compliance_agent.baseline import load
 from compliance_agent.cli import Suggesting
 from compliance_agent.cli.common import config_option, json_option, print_json, require_config
+from compliance_agent.crypto import Ed25519Signer
+from compliance_agent.errors import NoInput
 
 
 @click.group(cls=Suggesting)
@@ -47,6 +50,19 @@ def show(config_path: Path | None, as_json: bool) -> None:
         return
     for name, value in settings.items():
         click.echo(f"{name}: {'' if value is None else value}")
+
+
+@command.command("public-key")
+@config_option
+def public_key(config_path: Path | None) -> None:
+    """Print this host's public key (PEM): what `verify --key` and `openssl pkeyutl -pubin` need.
+
+    Exit status 66 before the first run.
+    """
+    path = require_config(config_path).signing_key_file
+    if not os.path.lexists(path):
+        raise NoInput(f"{path}: there is no key yet", hint="the first run, or enrol, makes it")
+    click.echo(Ed25519Signer(path).public_pem(), nl=False)
 
 
 def _shown(value: object) -> object:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from compliance_agent.crypto import Ed25519Signer
 from tests.cli.command import configured, run
 
 
@@ -71,3 +72,12 @@ def test_a_bad_variable_is_named() -> None:
     ended = run("config", "check", env={"MSP_SITEID": "x"})
     assert ended.status == 78
     assert 'did you mean "MSP_SITE_ID"' in ended.line
+
+
+def test_the_public_key_is_what_auditors_need_and_none_is_made(tmp_path: Path) -> None:
+    path = configured(tmp_path)
+    assert run("config", "public-key", "--config", path).status == 66
+    assert not (tmp_path / "state").exists()
+    signer = Ed25519Signer(tmp_path / "state" / "keys" / "signing-key.pem")
+    ended = run("config", "public-key", "--config", path)
+    assert (ended.status, ended.out) == (0, signer.public_pem())
