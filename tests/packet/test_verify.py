@@ -224,9 +224,9 @@ def test_a_log_that_was_written_again_is_named(made: Made, change: Any, code: st
 @pytest.mark.parametrize(
     "entry",
     [b"", b"{", b"[]", b"1", b"\xff", b'{"kind":1}', b'{"kind":"bundle"}', b"[" * 5_000, b'{"kind":"shard","origin":"x"}',
-     b'{"kind":"bundle","key":"a","epoch":"0","seq":1,"prev":"","bundle_sha256":""}', 
+     b'{"kind":"bundle","key":"a","epoch":"0","seq":1,"prev":"","bundle_sha256":""}',
      b'{"kind":"fork","key":"a","epoch":1.5,"seq":1}',
-     b'{"kind":"key","key":"a","event":"enrol","at":"soon"}', 
+     b'{"kind":"key","key":"a","event":"enrol","at":"soon"}',
      b'{"kind":"key","key":["a"],"event":"enrol","at":"2026-11-22T12:00:00Z"}'],
     ids=lambda value: value[:60].decode("latin-1"),
 )  # fmt: skip
