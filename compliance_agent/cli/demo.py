@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from compliance_agent.errors import NoInput
+
 if TYPE_CHECKING:
     from compliance_agent.lab.demo import Demo, Event
 
@@ -58,8 +60,6 @@ def command(
 
 
 def _directory(keep: Path) -> Path:
-    from compliance_agent.errors import NoInput
-
     directory = keep.absolute()
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise NoInput(f"--keep {keep}: there is something already", hint="name a new or empty directory")
@@ -86,6 +86,10 @@ async def _play(
         await demo.stop()
         demo.pin_log_keys()
     if kept:
+        try:
+            await demo.build_packets()
+        except NoInput as error:  # ended before anything was delivered
+            click.echo(f"no packets: {error}", err=True)
         click.echo(f"everything is in {directory}", err=True)
     return 0
 

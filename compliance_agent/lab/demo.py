@@ -167,6 +167,7 @@ class Demo:
         self._port = port or _free_port()
         self._with_this_machine = observe_this_machine
         self._server: asyncio.subprocess.Process | None = None
+        self._began = datetime.now(UTC)
         self._rng = random.Random(seed)  # a repeatable scene
 
     @property
@@ -260,6 +261,22 @@ class Demo:
         for host in self.hosts:
             for vkey in (self.directory / "server" / "keys").glob(f"{host.site_id}-*.vkey"):
                 write_file(host.directory / "keys" / vkey.name, vkey.read_bytes(), 0o644)
+
+    async def build_packets(self) -> list[Path]:
+        """One auditor's packet for each site, of the days the demo ran, in `packets/`.
+
+        Raises:
+            NoInput: nothing of a site is in the log yet.
+        """
+        from compliance_agent.packet.build import build
+
+        make_directory(self.directory / "packets")
+        written = []
+        for site in sorted({host.site_id for host in self.hosts}):
+            out = self.directory / "packets" / f"{site}.zip"
+            await build(self.directory / "server", site, self._began.date(), datetime.now(UTC).date(), out)
+            written.append(out)
+        return written
 
     async def _live(self, host: DemoHost) -> None:
         structlog.contextvars.bind_contextvars(host_id=host.host_id)
