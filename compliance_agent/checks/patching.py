@@ -272,7 +272,7 @@ def _judge_lists(baseline: Parameters, seen: Observation) -> Verdict:
         return failed("security_pending", f"expected no waiting security updates, found {seen.security_pending}")
     if seen.lists_expired:
         return failed("lists_stale", "expected current package lists, found one past its signed date")
-    if seen.lists_age_h is None:
+    if seen.lists_age_h is None or seen.lists_expired is None:
         return unknown("lists_age_unknown", "the date of the package lists is missing or in the future")
     if seen.lists_age_h > baseline.max_lists_age_h:
         return failed(
@@ -357,6 +357,7 @@ CASES = (
     Case("restart due, within its time", _DUE, Result.PASS),
     Case("updates wait", replace(_GOOD, security_pending=3), Result.FAIL, "security_pending", heals=True),
     Case("lists are old and show nothing", _OLD, Result.FAIL, "lists_stale", heals=True),
+    Case("whether they expired is not told", replace(_GOOD, lists_expired=None), Result.UNKNOWN, "lists_age_unknown"),
     Case("lists have expired", replace(_GOOD, lists_expired=True), Result.FAIL, "lists_stale", heals=True),
     Case("no security source", replace(_GOOD, security_sources=0), Result.FAIL, "no_security_source"),
     Case("lists from the future", replace(_GOOD, lists_age_h=None), Result.UNKNOWN, "lists_age_unknown"),
