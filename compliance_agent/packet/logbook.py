@@ -17,7 +17,7 @@ from compliance_agent.errors import BadEvidence, DocumentError
 from compliance_agent.evidence.allowlist import NO_PREV
 from compliance_agent.evidence.verify import Problem
 from compliance_agent.log.fields import to_base64
-from compliance_agent.log.merkle import HASH_BYTES, hash_leaf
+from compliance_agent.log.merkle import HASH_BYTES, RootHash, hash_leaf
 from compliance_agent.log.policy import Policy
 from compliance_agent.log.tiles import ENTRIES, Tile, decode_entries, written
 from compliance_agent.log.tree import Edge, TileTree
@@ -46,6 +46,7 @@ class Logbook:
     note: bytes
     origin: str
     size: int
+    root: RootHash
     entries: list[bytes]
     leaves: list[tuple[int, Mapping[str, Any]]]
     tiles: Mapping[Tile, bytes]
@@ -96,7 +97,9 @@ def open_log(files: Mapping[str, bytes], policy: bytes, problems: list[Problem])
     older = _older(files, leaves)
     problems += [*unread, *older]
     paths |= {path for path in files if path.startswith("log/older/")} if not older else set()
-    return Logbook(trusted, files[CHECKPOINT], checkpoint.origin, checkpoint.size, entries, leaves, tiles, paths)
+    return Logbook(
+        trusted, files[CHECKPOINT], checkpoint.origin, checkpoint.size, checkpoint.root, entries, leaves, tiles, paths
+    )
 
 
 def _entries(files: Mapping[str, bytes], size: int) -> tuple[list[bytes], list[Problem]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from compliance_agent import __version__
@@ -87,7 +87,7 @@ class _Ids:
 
 
 def _result(scope: Scope, shown: Sequence[Record], ids: _Ids) -> dict[str, Any]:
-    observations = _observations(scope, shown, ids)
+    observations, standing = _observations(scope, shown, ids), last_verdicts(scope, shown)
     controls = [section(scope.control)] if scope.control else list(registry().citations)
     result: dict[str, Any] = {
         "uuid": ids.of("result"),
@@ -98,7 +98,7 @@ def _result(scope: Scope, shown: Sequence[Record], ids: _Ids) -> dict[str, Any]:
         "reviewed-controls": {
             "control-selections": [{"include-controls": [{"control-id": control_id(name)} for name in controls]}]
         },
-        "findings": [_finding(name, scope, shown, observations, ids) for name in controls],
+        "findings": [_finding(name, scope, standing, observations, ids) for name in controls],
     }
     if observations:  # OSCAL has no empty lists
         result["observations"] = [observation for _, observation in sorted(observations.items())]
@@ -145,10 +145,13 @@ def _evidence(path: str, record: Record) -> dict[str, Any]:
 
 
 def _finding(
-    name: str, scope: Scope, shown: Sequence[Record], observations: dict[tuple[str, str], dict[str, Any]], ids: _Ids
+    name: str,
+    scope: Scope,
+    standing: Mapping[tuple[str, str], str],
+    observations: Mapping[tuple[str, str], dict[str, Any]],
+    ids: _Ids,
 ) -> dict[str, Any]:
     checks = checks_of(name)
-    standing = last_verdicts(scope, shown)
     verdicts = [standing.get((host.host_id, check), "unknown") for host in scope.hosts for check in checks]
     related = [found["uuid"] for (_, check), found in sorted(observations.items()) if check in checks]
     state, reason, remarks = _state(name, verdicts)

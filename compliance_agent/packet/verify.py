@@ -25,7 +25,7 @@ from compliance_agent.errors import BadEvidence, DocumentError
 from compliance_agent.evidence.allowlist import check_document
 from compliance_agent.evidence.verify import Problem, check_bytes
 from compliance_agent.log.leaf import bundle_leaf
-from compliance_agent.log.merkle import hash_leaf
+from compliance_agent.log.merkle import hash_leaf, verify_inclusion
 from compliance_agent.log.proof import Proof
 from compliance_agent.packet import archive, dsse, ocsf, oscal, table
 from compliance_agent.packet.content import Record, Scope, directory_of
@@ -224,7 +224,7 @@ class _Verification:
         """The proof leads from this entry to the checkpoint of this packet, and the entry stands there in the tiles."""
         if proof.checkpoint != log.note:
             raise BadEvidence("receipt is under another checkpoint than log/checkpoint", code="wrong_checkpoint")
-        proof.verify(hash_leaf(leaf), log.policy)
+        verify_inclusion(hash_leaf(leaf), proof.index, log.size, proof.path, log.root)
         if log.entries and log.entries[proof.index] != leaf:
             raise BadEvidence("the log holds another entry at this index", code="wrong_leaf")
 

@@ -314,11 +314,12 @@ def nothing(*_: Any) -> list[Any]:
     ("where", "name", "damage", "code"),
     [
         (verify._Verification, "_included", other_path, "bad_inclusion_proof"),
+        (verify, "verify_inclusion", other_path, "bad_inclusion_proof"),
         (verify, "chain_problems", lambda made: relogged(made, alter), "broken_link"),
         (verify, "completeness", lambda made: without_record(made, 3), "missing_record"),
         (verify._Verification, "_extra_files", lambda made: {**made.files, "note.txt": b"?"}, "extra_file"),
     ],
-    ids=["inclusion", "chain", "completeness", "extra"],
+    ids=["entry and proof", "inclusion", "chain", "completeness", "extra"],
 )
 def test_a_verifier_that_skips_a_check_is_caught(
     made: Made, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, damage: Any, code: str
