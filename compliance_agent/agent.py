@@ -371,13 +371,14 @@ class ComplianceAgent:
         """Ask for the cure; record what was done, or why nothing was when that has not been recorded yet."""
         start = self.clock.now()
         remediation = await self._remediated(drift)
-        if remediation.outcome in TOUCHED:
+        touched = remediation.outcome in TOUCHED or bool(remediation.actions)
+        if touched:
             self.stats["remediations_attempted"] += 1
         if remediation.outcome == Outcome.SUCCESS:
             self.stats["remediations_successful"] += 1
         held = Recorded(drift.result, drift.reason, str(remediation.outcome), remediation.reason)
         nothing_new = self._recorded.get(drift.check) == held
-        if nothing_new and (remediation.outcome not in TOUCHED or remediation.reason == "crashed"):
+        if nothing_new and (not touched or remediation.reason == "crashed"):
             return remediation
         # The wall clock may have been set back meanwhile; no record ends before it begins.
         end = max(start, self.clock.now())
@@ -476,7 +477,7 @@ class ComplianceAgent:
             post_result=remediation.post_result,
             post_reason=remediation.post_reason,
             actions=remediation.actions,
-            error=remediation.error or (remediation.reason or None),
+            error=None if remediation.outcome == Outcome.SUCCESS else remediation.error or remediation.reason or None,
             result=drift.result,
             reason=drift.reason,
             severity=drift.severity,

@@ -117,7 +117,6 @@ class AgentConfig:
     upload_batch_size: int = setting("Bundles in one request.", 100, low=1, high=100)
     upload_timeout_sec: int = setting("Seconds after which one request is given up.", 20, low=1, high=300)
     upload_turn_sec: int = setting("Seconds that one iteration gives to delivery at its end.", 10, low=1, high=300)
-    evidence_budget_mb: int = setting("MiB that recorded evidence may take on this host.", 1_024, low=1, high=1_048_576)
     reserve_kb: int = setting("KiB kept back so that delivery still works on a full disk.", 512, low=0, high=1_048_576)
     log_level: str = setting(
         "Least severe events that are logged.", "INFO", words=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")

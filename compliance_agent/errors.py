@@ -147,7 +147,7 @@ class StorageError(AgentError):
 
 
 class StorageFull(StorageError):
-    """The disk or the evidence budget is full."""
+    """The disk is full."""
 
     code = "storage_full"
     exit_status = 73
