@@ -16,7 +16,7 @@ from compliance_agent.lab.clinic import healthy_host
 from compliance_agent.lab.clock import FakeClock
 from compliance_agent.lab.server import FakeServer
 from compliance_agent.mcp_client import MCPClient
-from compliance_agent.models import DriftResult, Outcome, Plan, RemediationResult, Result, Step, Verdict
+from compliance_agent.models import ActionTaken, DriftResult, Outcome, Plan, RemediationResult, Result, Step, Verdict
 
 BASELINE = (
     b'version: "1"\nchecks:\n  time_sync: {mode: enforce}\n  logging: {mode: enforce}\n  av_health: {mode: audit}\n'
@@ -67,6 +67,7 @@ class Healer:
     def __init__(self, detector: Detector) -> None:
         self.detector = detector
         self.held: dict[str, str] = {}
+        self.in_part: set[str] = set()  # checks whose cure helps and still leaves work for a person
         self.asked: list[str] = []
         self.unfinished: list[RemediationResult] = []
         self.error: Exception | None = None
@@ -77,6 +78,9 @@ class Healer:
             raise self.error
         if drift.check in self.held:
             return RemediationResult(drift.check, Outcome.DEFERRED, reason=self.held[drift.check])
+        if drift.check in self.in_part:
+            taken = ActionTaken("run_backup_unit")
+            return RemediationResult(drift.check, Outcome.ALERT, actions=[taken], reason="cured_in_part")
         self.detector.fix(drift.check)
         return RemediationResult(drift.check, Outcome.SUCCESS, post_result=Result.PASS, post_reason=PASS)
 

@@ -53,6 +53,7 @@ async def test_one_iteration_records_heals_and_delivers(scene: Scene) -> None:
     }
     healed = scene.documents()[2]
     assert (healed["result"], healed["post_result"], healed["trigger"]) == ("fail", "pass", "schedule")
+    assert healed["error"] is None
 
 
 async def test_nothing_is_recorded_again_while_nothing_changes(scene: Scene) -> None:
@@ -73,6 +74,20 @@ async def test_an_unchanged_drift_is_recorded_once_and_a_changed_refusal_again(s
     assert said == [("deferred", "outside_window"), ("deferred", "budget")]
     assert agent.stats["drift_detected"] == 10
     assert agent.stats["remediations_attempted"] == 0
+
+
+async def test_a_cure_that_leaves_work_for_a_person_counts_and_is_recorded_each_time(scene: Scene) -> None:
+    agent = scene.agent()
+    scene.detector.drift("time_sync")
+    scene.healer.in_part.add("time_sync")
+    await scene.cycle(agent, 2)
+    said = [
+        (item["outcome"], item["error"], len(item["actions"]))
+        for item in scene.documents()
+        if item["check"] == "time_sync"
+    ]
+    assert said == [("alert", "cured_in_part", 1)] * 2  # something was done to the host twice
+    assert (agent.stats["remediations_attempted"], agent.stats["remediations_successful"]) == (2, 0)
 
 
 async def test_every_change_of_verdict_is_recorded_in_both_directions(scene: Scene) -> None:
