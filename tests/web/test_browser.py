@@ -193,6 +193,7 @@ def test_a_page_that_hears_nothing_says_so(visit: Visit) -> None:
 def test_an_ended_session_leads_to_the_login_page(visit: Visit) -> None:
     page = visit.sign_in()
     visit.context.clear_cookies()
+    page.wait_for_function("() => window.htmx !== undefined")
     page.evaluate("htmx.trigger('#live', 'every')")
     expect(page.get_by_role("heading", level=1)).to_have_text("Sign in", timeout=30_000)
     visit.forgive()  # the 401 is the point
