@@ -92,7 +92,6 @@ class MCPClient:
         self._not_before = 0.0
         self.breaker = CircuitBreaker(rng if rng is not None else random.Random())  # noqa: S311  jitter, not a secret
         self.min_interval_s: int | None = None
-        self.last_refusal: AgentError | None = None
 
     async def __aenter__(self) -> MCPClient:
         return self
@@ -172,7 +171,6 @@ class MCPClient:
             if not future.done():
                 future.set_result(True)
         if answer.stopped is not None:
-            self.last_refusal = answer.stopped
             raise answer.stopped
 
     async def check_in(
@@ -264,16 +262,13 @@ class MCPClient:
         except ServerRefused as error:
             self._note_refusal(error)
             raise
-        except (Unavailable, BadReply) as error:
-            self.last_refusal = error
+        except (Unavailable, BadReply):
             self.breaker.failure(self._clock.monotonic())
             raise
         self.breaker.success(self._clock.monotonic())
-        self.last_refusal = None
         return answer
 
     def _note_refusal(self, error: ServerRefused) -> None:
-        self.last_refusal = error
         now = self._clock.monotonic()
         if error.status in {401, 403}:
             self.forget_credentials()  # this host may have been enrolled anew meanwhile

@@ -156,8 +156,3 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], styled: i
             *(Text(cell, style=STYLE.get(cell, "") if number == styled else "") for number, cell in enumerate(row))
         )
     Console().print(shown)
-
-
-def colour(text: str, result: str) -> str:
-    """The text in the colour of a result word, where the terminal has colours."""
-    return text if "NO_COLOR" in os.environ else click.style(text, fg=STYLE.get(result))
