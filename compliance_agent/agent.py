@@ -31,6 +31,7 @@ from compliance_agent.adapters.clock import SystemClock
 from compliance_agent.adapters.database import Database, release, shared
 from compliance_agent.adapters.log_store import LogStore
 from compliance_agent.adapters.offload import Offload
+from compliance_agent.baseline import Baseline
 from compliance_agent.config import AgentConfig
 from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.delivery import Delivery, code_of, settled
@@ -135,6 +136,7 @@ class ComplianceAgent:
             self.drift_detector: Any = (
                 drift_detector if drift_detector is not None else DriftDetector(config, clock=self.clock)
             )
+            self._adopt(getattr(self.drift_detector, "baseline", None))
             self.healing_engine: Any = healing_engine if healing_engine is not None else self._healing_engine()
             self.evidence_generator: Any = (
                 evidence_generator if evidence_generator is not None else self._evidence_generator()
@@ -148,6 +150,12 @@ class ComplianceAgent:
         except BaseException:
             release(self._database)
             raise
+
+    def _adopt(self, baseline: Baseline | None) -> None:
+        if baseline is None:
+            return
+        if self._state.adopt_baseline(baseline.version, baseline.sha256, self.clock.now()):
+            log.info("baseline.adopted", version=baseline.version, sha256=baseline.sha256)
 
     def _healing_engine(self) -> HealingEngine:
         return HealingEngine(

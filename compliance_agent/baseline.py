@@ -27,15 +27,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from compliance_agent import crypto
 from compliance_agent.adapters.durable import read_file
 from compliance_agent.checks import registry
 from compliance_agent.checks.spec import Check
 from compliance_agent.documents import MAX_BYTES, read_yaml
-from compliance_agent.errors import AgentError, ConfigError, DocumentError
+from compliance_agent.errors import AgentError, ConfigError, DocumentError, NoInput
 from compliance_agent.facts import NAME, VERSION, is_timestamp
 from compliance_agent.models import Mode
 from compliance_agent.words import nearest
 
+MAX_KEY_BYTES = 16_384
 _NAMES = "letters, digits, @._:/+-, no leading dash"
 
 
@@ -94,24 +96,55 @@ class Baseline:
         return next((item for item in self.exceptions if item.covers(check, reason, now)), None)
 
 
-def load(path: Path, *, trusted: bool = True) -> Baseline:
+def load(path: Path, *, trusted: bool = True, signed_by: Path | None = None) -> Baseline:
     """Read and check a baseline file.
 
     Args:
         path: the file.
         trusted: refuse one that others may write; False for the product's own, which is as safe as the code beside it.
+        signed_by: the public key (PEM) whose signature over the exact bytes must stand beside it, in `<path>.sig`.
 
     Raises:
-        ConfigError: it cannot be read or used; names the file and the field.
+        ConfigError: it cannot be read or used; names the file and the field. `baseline_unsigned`, `baseline_signature`: it is
+            not what the holder of the key has signed.
     """
     try:
-        return parse(read_file(path, limit_bytes=MAX_BYTES, trusted=trusted))
+        raw = read_file(path, limit_bytes=MAX_BYTES, trusted=trusted)
+        if signed_by is not None:
+            _check_signature(raw, signature_path(path), signed_by)
+        return parse(raw)
     except ConfigError as error:
-        raise ConfigError(f"baseline {path}: {error}", hint=error.hint) from error
+        raise ConfigError(f"baseline {path}: {error}", code=error.code, hint=error.hint) from error
     except DocumentError as error:
         raise ConfigError(f"baseline {path}: {error}", hint=error.hint) from error
     except AgentError as error:  # reading names the file itself
         raise ConfigError(f"baseline {error}", hint=error.hint) from error
+
+
+def signature_path(path: Path) -> Path:
+    """Where the signature of a baseline file stands: beside it, 64 raw bytes that `openssl pkeyutl -rawin` verifies."""
+    return path.with_name(path.name + ".sig")
+
+
+def _check_signature(raw: bytes, signature: Path, signed_by: Path) -> None:
+    try:
+        public = crypto.read_public_pem(read_file(signed_by, limit_bytes=MAX_KEY_BYTES, trusted=True))
+    except AgentError as error:
+        raise ConfigError(f"baseline_key_file {signed_by}: {error}", code=error.code, hint=error.hint) from error
+    try:
+        sig = read_file(signature, limit_bytes=MAX_KEY_BYTES)
+    except NoInput as error:
+        raise ConfigError(
+            f"not signed: {signature.name} is not there",
+            code="baseline_unsigned",
+            hint="compliance-agent baseline sign, with the key whose public half baseline_key_file names",
+        ) from error
+    if not crypto.verify(public, sig, raw):
+        raise ConfigError(
+            f"{signature.name} is not the signature of these bytes by key {crypto.key_id(public)[:16]}",
+            code="baseline_signature",
+            hint="it was changed after it was signed, or signed by another key",
+        )
 
 
 def parse(raw: bytes) -> Baseline:

@@ -74,6 +74,10 @@ class AgentConfig:
         "Kept for older configurations; logs go to standard error. `logs` in state_dir when not given.", None
     )
     baseline_path: Path = setting("The baseline file.", Path("/etc/msp/baseline.yaml"))
+    baseline_key_file: Path | None = setting(
+        "Public key (PEM) whose signature the baseline must carry in `<baseline>.sig`; without it, what is in the file counts.",
+        None,
+    )
     signing_key_file: Path = setting(
         "The host's Ed25519 key; `keys/signing-key.pem` in state_dir when not given.", None
     )

@@ -124,6 +124,8 @@ def read_yaml(raw: bytes, *, limit_bytes: int = MAX_BYTES, max_depth: int = MAX_
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark is not None else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
+        if "nesting depth" in problem:  # libyaml's own limit, which is far beyond ours, comes before the first event
+            raise DocumentError(f"{where}nested deeper than {max_depth} levels", code="too_deep") from error
         raise DocumentError(f"{where}{problem}", code="not_yaml") from error
 
 

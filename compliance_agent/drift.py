@@ -53,7 +53,9 @@ class DriftDetector:
         baseline: Baseline | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self.baseline = baseline if baseline is not None else load(config.baseline_path)
+        self.baseline = (
+            baseline if baseline is not None else load(config.baseline_path, signed_by=config.baseline_key_file)
+        )
         self.clock = clock if clock is not None else _system_clock()
         self.host = host if host is not None else _real_host()
         self._due: dict[str, float] = {}

@@ -184,7 +184,7 @@ class HealingEngine:
     def baseline(self) -> Baseline:
         """What may be done about what."""
         if self._given_baseline is None:
-            self._given_baseline = load(self.config.baseline_path)
+            self._given_baseline = load(self.config.baseline_path, signed_by=self.config.baseline_key_file)
         return self._given_baseline
 
     @baseline.setter

@@ -1,4 +1,7 @@
-"""What the loop itself must still know after a restart: statistics, what was last recorded of each check, the last heartbeat."""
+"""What the loop itself must still know after a restart.
+
+Statistics, what was last recorded of each check, the last heartbeat, and the baseline this host is held to.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from compliance_agent.adapters.database import Database
+from compliance_agent.core.versions import older
+from compliance_agent.errors import ConfigError
 from compliance_agent.models import STATS
 
 _TABLES = (
@@ -17,6 +22,7 @@ _TABLES = (
         outcome TEXT NOT NULL, gate TEXT NOT NULL, since TEXT NOT NULL
     ) STRICT""",
     "CREATE TABLE IF NOT EXISTS moments (name TEXT PRIMARY KEY, at TEXT NOT NULL) STRICT",
+    "CREATE TABLE IF NOT EXISTS baselines (version TEXT PRIMARY KEY, sha256 TEXT NOT NULL, since TEXT NOT NULL) STRICT",
 )
 
 
@@ -88,3 +94,29 @@ class AgentState:
                 "INSERT OR REPLACE INTO moments VALUES (?, ?)", (name, at.isoformat())
             )
         )
+
+    def adopt_baseline(self, version: str, sha256: str, at: datetime) -> bool:
+        """Take a baseline as the one this host is held to; whether it is another than before.
+
+        Raises:
+            ConfigError: `baseline_older`: this host was held to a newer version, and what was fixed since must stay fixed.
+        """
+        held = self.database.read(
+            lambda connection: connection.execute("SELECT version, sha256, since FROM baselines").fetchall()
+        )
+        for newest, _, since in held:
+            if older(version, newest):
+                raise ConfigError(
+                    f"baseline version {version} is older than {newest}, which this host is held to since {since[:10]}",
+                    code="baseline_older",
+                    hint="give the older content a newer version if it is meant",
+                )
+        if [(version, sha256)] == [row[:2] for row in held]:
+            return False
+
+        def adopt(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM baselines")
+            connection.execute("INSERT INTO baselines VALUES (?, ?, ?)", (version, sha256, at.isoformat()))
+
+        self.database.write(adopt)
+        return True

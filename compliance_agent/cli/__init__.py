@@ -29,6 +29,7 @@ COMMANDS = {
     "verify": "Check evidence offline: signatures, form, chain.",
     "packet": "Build, verify and show an auditor's packet.",
     "config": "Check or show the agent's configuration.",
+    "baseline": "Lint, show, compare and sign baselines.",
     "server": "Run the server, and its enrolment tokens, users and hosts.",
     "witness": "Run a witness: cosign checkpoints of logs that only grew.",
     "demo": "A server, simulated clinic hosts and this machine, live.",

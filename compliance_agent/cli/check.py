@@ -63,7 +63,10 @@ def detector_for(config_path: Path | None, baseline_path: Path | None) -> DriftD
     config = load_config(config_path)
     if config is not None or baseline_path is not None:
         config = config or unconfigured(Path("/nonexistent"))
-        return DriftDetector(config, baseline=load(baseline_path or config.baseline_path))
+        signed_by = (
+            None if baseline_path else config.baseline_key_file
+        )  # a file named by hand is a question, not an order
+        return DriftDetector(config, baseline=load(baseline_path or config.baseline_path, signed_by=signed_by))
     config = unconfigured(Path("/nonexistent"))
     return DriftDetector(config, baseline=load(config.baseline_path, trusted=False))
 

@@ -27,7 +27,7 @@ def command() -> None:
 def check(config_path: Path | None, as_json: bool) -> None:
     """Read configuration and baseline whole; exit status 78 and one line naming the field when they cannot be used."""
     config = require_config(config_path)
-    baseline = load(config.baseline_path)
+    baseline = load(config.baseline_path, signed_by=config.baseline_key_file)
     if as_json:
         named = {"version": baseline.version, "sha256": baseline.sha256, "checks": list(baseline.entries)}
         place = {"site_id": config.site_id, "host_id": config.host_id}

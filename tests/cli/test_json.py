@@ -24,7 +24,7 @@ from tests.cli.test_status_and_why import _live
 PAGE = (Path(__file__).resolve().parent.parent.parent / "docs" / "json.md").read_text("utf-8")
 COMMANDS = Path(cli.__file__).parent
 OTHERS = {"packet.py", "witness.py"}  # documented with their own subjects
-BY_NAME = {"counts", "facts", "statistics", "settings"}
+BY_NAME = {"counts", "facts", "statistics", "settings", "parameters"}
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?Z")
 
 
@@ -70,6 +70,8 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         ("check",), ("plan",), ("lab", "drift", "--list"), ("lab", "drift", "chrony_stopped"),
         ("status", "--config", path), ("why", "logging", "--config", path), ("config", "show", "--config", path),
         ("config", "check", "--config", path), ("verify", scene.config.evidence_dir),
+        ("baseline", "show"), ("baseline", "lint", root / "baseline.yaml"),
+        ("baseline", "diff", root / "baseline.yaml", root / "baseline.yaml"),
     ]  # fmt: skip
     return [json.loads(run(*call, "--json").out) for call in calls]
 

@@ -1,0 +1,236 @@
+"""`compliance-agent baseline lint|show|diff|sign`: what a baseline file says, whether it can be used, and whose word it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compliance_agent.adapters.durable import read_file, write_file
+from compliance_agent.baseline import Baseline, Entry, load, parse, signature_path
+from compliance_agent.checks import registry
+from compliance_agent.cli import Suggesting
+from compliance_agent.cli.common import (
+    PATH,
+    config_option,
+    json_option,
+    load_config,
+    print_json,
+    shipped_baseline,
+    table,
+)
+from compliance_agent.config import AgentConfig
+from compliance_agent.crypto import Ed25519Signer
+from compliance_agent.documents import MAX_BYTES
+from compliance_agent.models import Mode
+from compliance_agent.words import nearest
+
+LONGEST_EXCEPTION = timedelta(days=366)
+SOON = timedelta(days=30)
+
+REMARKS = {
+    "all_audit": "mode: audit at the top holds the whole host back: nothing is put back",
+    "audit": "only looked at, though there is a cure",
+    "not_listed": "not looked at on this host",
+    "exception_expired": "expired; the check fails again",
+    "exception_expires_soon": "expires within 30 days",
+    "exception_too_long": "runs for more than a year; review it sooner",
+}
+
+
+@click.group(cls=Suggesting)
+def command() -> None:
+    """Look at a baseline: lint, show, compare, sign."""
+
+
+@command.command()
+@click.argument("path", required=False, type=PATH)
+@config_option
+@json_option
+@click.pass_context
+def lint(ctx: click.Context, path: Path | None, config_path: Path | None, as_json: bool) -> None:
+    """Read a baseline whole (PATH, else this host's) and remark on what its author may not have meant.
+
+    Exit status 0 without remarks, 1 with some, 78 when it cannot be used: one line names the field.
+    """
+    baseline = _baseline(path, config_path)
+    remarks = list(remarks_on(baseline, datetime.now(UTC)))
+    if as_json:
+        found = [{"code": code, "where": where, "text": REMARKS[code]} for code, where in remarks]
+        print_json({"schema": "compliance-agent/baseline-lint/v1", "baseline": _named(baseline), "remarks": found})
+    else:
+        for code, where in remarks:
+            click.echo(f"{where}: {REMARKS[code]} ({code})")
+        click.echo(f"baseline {baseline.version}: usable, {len(baseline.entries)} checks, {len(remarks)} remark(s)")
+    ctx.exit(1 if remarks else 0)
+
+
+def remarks_on(baseline: Baseline, now: datetime) -> Iterator[tuple[str, str]]:
+    """What is usable and may still not be meant: a code of `REMARKS`, and where."""
+    if baseline.mode is Mode.AUDIT:
+        yield "all_audit", "mode"
+    for name, check in registry().items():
+        entry = baseline.entries.get(name)
+        if entry is None:
+            yield "not_listed", f"checks.{name}"
+        elif baseline.mode is Mode.ENFORCE and entry.mode is Mode.AUDIT and any(case.heals for case in check.cases):
+            yield "audit", f"checks.{name}.mode"
+    for item in baseline.exceptions:
+        where = f"exceptions.{item.id}"
+        if item.expires <= now:
+            yield "exception_expired", where
+        elif item.expires <= now + SOON:
+            yield "exception_expires_soon", where
+        elif item.expires > now + LONGEST_EXCEPTION:
+            yield "exception_too_long", where
+
+
+@command.command()
+@click.argument("checks", nargs=-1)
+@click.option("--file", "path", type=PATH, help="The baseline file; this host's when not given.")
+@config_option
+@json_option
+def show(checks: tuple[str, ...], path: Path | None, config_path: Path | None, as_json: bool) -> None:
+    """Show what a host is held to, defaults included; with CHECKS every parameter of these checks.
+
+    Without a configuration and without --file it is the baseline that comes with the product.
+    """
+    baseline = _baseline(path, config_path)
+    for name in checks:
+        if name not in baseline.entries:
+            known = nearest(name, baseline.entries)
+            raise click.BadParameter(f"no check {name!r} in the baseline{known}", param_hint="CHECKS")
+    entries = [entry for name, entry in baseline.entries.items() if not checks or name in checks]
+    if as_json:
+        shown = [_entry(baseline, entry) for entry in entries]
+        print_json({"schema": "compliance-agent/baseline/v1", "baseline": _named(baseline), "checks": shown})
+        return
+    click.echo(f"baseline {baseline.version}, SHA-256 {baseline.sha256}")
+    rows = [
+        [e.check.id, str(baseline.mode_of(e.check.id)), f"{e.interval_s} s", f"{e.deadline_s} s", _primary(e)]
+        for e in entries
+    ]
+    table(("check", "mode", "every", "given up after", "for"), rows)
+    for entry in entries if checks else ():
+        click.echo(f"\n{entry.check.id}: {entry.check.spec.title}")
+        table(("parameter", "value", "default", "meaning"), [list(row) for row in _parameters(entry)])
+
+
+@command.command()
+@click.argument("old", type=PATH)
+@click.argument("new", type=PATH)
+@json_option
+@click.pass_context
+def diff(ctx: click.Context, old: Path, new: Path, as_json: bool) -> None:
+    """Compare two baselines by what they mean, defaults included. Exit status 0 when they ask for the same, 1 otherwise."""
+    before, after = (parse(read_file(path, limit_bytes=MAX_BYTES)) for path in (old, new))
+    changes = list(differences(before, after))
+    if as_json:
+        found = [{"where": where, "old": was, "new": becomes} for where, was, becomes in changes]
+        ends = {"old": _named(before), "new": _named(after)}
+        print_json({"schema": "compliance-agent/baseline-diff/v1", **ends, "changes": found})
+    else:
+        for where, was, becomes in changes:
+            click.echo(f"{where}: {_text(was)} -> {_text(becomes)}")
+        if not changes:
+            click.echo(f"{before.version} and {after.version} ask for the same")
+    ctx.exit(1 if changes else 0)
+
+
+def differences(before: Baseline, after: Baseline) -> Iterator[tuple[str, Any, Any]]:
+    """Where two baselines ask for something else, with both values; None where one of them says nothing."""
+    old, new = _flat(before), _flat(after)
+    for where in sorted(old.keys() | new.keys()):
+        if old.get(where) != new.get(where):
+            yield where, old.get(where), new.get(where)
+
+
+@command.command()
+@click.argument("path", type=PATH)
+@click.option(
+    "--key", "key_path", type=PATH, required=True, help="Private key (Ed25519, PEM, mode 0600); made when absent."
+)
+def sign(path: Path, key_path: Path) -> None:
+    """Sign a baseline that can be used: the signature goes to PATH.sig, and `openssl pkeyutl -rawin` verifies it.
+
+    Hosts whose `baseline_key_file` is the public half take no other baseline. Keep the key off the hosts.
+    """
+    raw = read_file(path, limit_bytes=MAX_BYTES)
+    baseline = parse(raw)
+    fresh = not key_path.exists()
+    signer = Ed25519Signer(key_path)
+    public = key_path.with_name(f"{key_path.stem}.pub.pem")
+    if fresh:
+        write_file(public, signer.public_pem().encode(), 0o644)
+        click.echo(f"made a key: {key_path}; its public half for the hosts: {public}", err=True)
+    write_file(signature_path(path), signer.sign(raw), 0o644)
+    click.echo(f"signed baseline {baseline.version} ({baseline.sha256[:16]}) with key {signer.key_id[:16]}")
+
+
+def _baseline(path: Path | None, config_path: Path | None) -> Baseline:
+    if path is not None:
+        return load(path)
+    config: AgentConfig | None = load_config(config_path)
+    if config is None:
+        return load(shipped_baseline(), trusted=False)
+    return load(config.baseline_path, signed_by=config.baseline_key_file)
+
+
+def _named(baseline: Baseline) -> dict[str, str]:
+    return {"version": baseline.version, "sha256": baseline.sha256, "mode": str(baseline.mode)}
+
+
+def _entry(baseline: Baseline, entry: Entry) -> dict[str, Any]:
+    return {
+        "check": entry.check.id,
+        "mode": str(baseline.mode_of(entry.check.id)),
+        "interval_s": entry.interval_s,
+        "deadline_s": entry.deadline_s,
+        "citations": [citation.section for citation in entry.check.spec.citations],
+        "parameters": _values(entry.parameters),
+    }
+
+
+def _values(parameters: Any) -> dict[str, Any]:
+    return {
+        field.name: list(value) if isinstance(value := getattr(parameters, field.name), tuple) else value
+        for field in dataclasses.fields(parameters)
+    }
+
+
+def _parameters(entry: Entry) -> Iterator[tuple[str, str, str, str]]:
+    for field in dataclasses.fields(entry.parameters):
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        default = field.default if field.default is not dataclasses.MISSING else ()
+        yield (
+            field.name,
+            _text(getattr(entry.parameters, field.name)),
+            "required" if required else _text(default),
+            field.metadata["doc"],
+        )
+
+
+def _flat(baseline: Baseline) -> Mapping[str, Any]:
+    flat: dict[str, Any] = {"version": baseline.version, "mode": str(baseline.mode)}
+    for name, entry in baseline.entries.items():
+        at = f"checks.{name}"
+        flat[f"{at}.mode"] = str(entry.mode)
+        flat[f"{at}.interval_s"], flat[f"{at}.deadline_s"] = entry.interval_s, entry.deadline_s
+        flat.update({f"{at}.parameters.{key}": value for key, value in _values(entry.parameters).items()})
+    for item in baseline.exceptions:
+        flat[f"exceptions.{item.id}"] = [item.check, *item.reasons, item.approver, f"{item.expires:%Y-%m-%dT%H:%M:%SZ}"]
+    return flat
+
+
+def _primary(entry: Entry) -> str:
+    return next(citation.section for citation in entry.check.spec.citations if citation.primary)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return "nothing" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

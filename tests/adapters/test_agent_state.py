@@ -1,0 +1,68 @@
+"""What the loop keeps over a restart: here, the baseline that a host is held to, which never goes back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from compliance_agent.adapters.agent_state import AgentState
+from compliance_agent.adapters.database import release, shared
+from compliance_agent.agent import ComplianceAgent
+from compliance_agent.config import AgentConfig
+from compliance_agent.errors import ConfigError
+
+NOW = datetime(2026, 11, 28, 6, 0, tzinfo=UTC)
+ONE, OTHER = "a" * 64, "b" * 64
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[AgentState]:
+    database = shared(tmp_path / "agent.db")
+    yield AgentState(database)
+    release(database)
+
+
+def test_a_baseline_is_adopted_once_and_a_newer_one_after_it(state: AgentState) -> None:
+    assert state.adopt_baseline("2026.11.9", ONE, NOW)
+    assert not state.adopt_baseline("2026.11.9", ONE, NOW)
+    assert state.adopt_baseline("2026.11.10", OTHER, NOW)
+
+
+def test_an_older_one_is_refused_whatever_it_holds(state: AgentState) -> None:
+    state.adopt_baseline("2026.11.10", ONE, NOW)
+    for digest in (ONE, OTHER):
+        with pytest.raises(
+            ConfigError, match=r"older than 2026.11.10, which this host is held to since 2026-11-28"
+        ) as refused:
+            state.adopt_baseline("2026.11.9", digest, NOW)
+        assert (refused.value.code, refused.value.exit_status) == ("baseline_older", 78)
+    assert not state.adopt_baseline("2026.11.10", ONE, NOW), "the refusal changed nothing"
+
+
+def test_the_same_version_with_other_bytes_is_another_baseline(state: AgentState) -> None:
+    state.adopt_baseline("1", ONE, NOW)
+    assert state.adopt_baseline("1", OTHER, NOW)
+
+
+def test_an_agent_does_not_start_with_an_older_baseline_after_a_restart(tmp_path: Path) -> None:
+    baseline = tmp_path / "baseline.yaml"
+
+    def agent(version: str) -> ComplianceAgent:
+        baseline.write_text(f'version: "{version}"\nchecks:\n  time_sync: {{mode: audit}}\n')
+        baseline.chmod(0o600)
+        state_dir = tmp_path / "state"
+        return ComplianceAgent(
+            AgentConfig(client_id="m", site_id="c", host_id="h", state_dir=state_dir, baseline_path=baseline)
+        )
+
+    async def run(version: str) -> None:
+        await agent(version).close()
+
+    asyncio.run(run("2"))
+    with pytest.raises(ConfigError, match="older than 2"):
+        asyncio.run(run("1"))
+    asyncio.run(run("2"))
