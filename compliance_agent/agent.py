@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import random
 import signal
 import sys
@@ -36,6 +37,7 @@ from compliance_agent.config import AgentConfig
 from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.delivery import Delivery, code_of, settled
 from compliance_agent.drift import DriftDetector
+from compliance_agent.drills import Proof, kept
 from compliance_agent.errors import AgentError, CannotTell, StateInUse
 from compliance_agent.evidence import EvidenceGenerator
 from compliance_agent.healing import HealingEngine
@@ -348,6 +350,7 @@ class ComplianceAgent:
                     await self._record_verdict(drift)
             for drift in drifted:
                 await self._remediate_and_record(drift)
+            await self.record_drills()
         finally:
             self._iterating = False
         await self.delivery.turn()
@@ -472,6 +475,37 @@ class ComplianceAgent:
             self._say_unrecorded(drift.check, error)
         else:
             await self._submit_recorded(evidence)
+
+    async def record_drills(self) -> list[EvidenceBundle]:
+        """Record what drills have shown since the last time, each once. What cannot be recorded now is tried again."""
+        recorded = []
+        for proof in await self._database.call(self._new_proofs):
+            try:
+                evidence = await self._create(
+                    check=proof.check,
+                    outcome=None,
+                    kind=BundleKind.DRILL,
+                    trigger="manual",
+                    pre_state=proof.facts,
+                    result=proof.result,
+                    reason=proof.reason,
+                    timestamp_start=proof.at,
+                    timestamp_end=proof.at,
+                )
+                fired = proof.result == Result.PASS
+                await self._database.call(
+                    functools.partial(self._state.set_drilled, proof.drill, proof.at, fired=fired)
+                )
+            except Exception as error:
+                self._say_unrecorded(proof.check, error)
+                continue
+            log.info("drill.recorded", check_id=proof.check, result=str(proof.result), bundle_id=evidence.bundle_id)
+            await self._submit_recorded(evidence)
+            recorded.append(evidence)
+        return recorded
+
+    def _new_proofs(self) -> list[Proof]:
+        return [proof for proof in kept(self.config.drills_dir) if self._state.is_new_drill(proof.drill, proof.at)]
 
     async def _generate_evidence(self, done: Done) -> EvidenceBundle:
         drift, remediation = done.drift, done.remediation

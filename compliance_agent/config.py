@@ -154,6 +154,11 @@ class AgentConfig:
         """The one SQLite database of this agent."""
         return self.state_dir / "agent.db"
 
+    @property
+    def drills_dir(self) -> Path:
+        """Where the newest proof of each drill stands until it is recorded."""
+        return self.state_dir / "drills"
+
     @classmethod
     def from_file(cls, path: str | Path, environ: Mapping[str, str] | None = None) -> AgentConfig:
         """The file's values, overlaid with `MSP_*` from the environment.

@@ -21,6 +21,7 @@ from compliance_agent.errors import FactRefused
 TOKEN = re.compile(r"[a-z][a-z0-9_]{0,39}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+~:_-]{0,39}")
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 NAME = re.compile(r"[A-Za-z0-9@._:/+-]{1,96}")
 TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3])(:[0-5][0-9]){2}(\.[0-9]{1,6})?Z")
 LARGEST_INT = 2**53 - 1
@@ -112,7 +113,10 @@ class Digest(FactType):
 
 @dataclass(frozen=True)
 class Version(FactType):
-    """The version a program reports, at most 40 characters, no spaces; must begin with a digit, or with a word of `prefixes`."""
+    """The version a program reports: at most 40 characters, no spaces, beginning with a digit or a word of `prefixes`.
+
+    A day (`1984-02-30`) is no version: it may be somebody's date of birth.
+    """
 
     prefixes: tuple[str, ...] = ()
 
@@ -120,6 +124,7 @@ class Version(FactType):
         return (
             isinstance(value, str)
             and VERSION.fullmatch(value) is not None
+            and _DAY.fullmatch(value) is None
             and (value[0].isdigit() or value.startswith(self.prefixes or ("\0",)))
         )
 

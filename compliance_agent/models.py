@@ -68,6 +68,7 @@ class BundleKind(StrEnum):
     HEARTBEAT = "heartbeat"
     KEY_EVENT = "key_event"
     INCIDENT = "incident"
+    DRILL = "drill"  # a detector was made to fire, or did not
 
 
 STATS = (

@@ -47,6 +47,7 @@ LAYERS: dict[str, str] = {
     "utils": "thinking",
     "delivery": "stages",
     "drift": "stages",
+    "drills": "stages",
     "enrolment": "stages",
     "evidence": "stages",
     "healing": "stages",

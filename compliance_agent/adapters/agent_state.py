@@ -95,6 +95,17 @@ class AgentState:
             )
         )
 
+    def is_new_drill(self, drill: str, at: datetime) -> bool:
+        """Whether a drill of this time has not been recorded yet."""
+        last = self.moment(f"drill.{drill}")
+        return last is None or at > last
+
+    def set_drilled(self, drill: str, at: datetime, *, fired: bool) -> None:
+        """Remember that a drill was recorded, and when its detector was last proven to fire."""
+        self.set_moment(f"drill.{drill}", at)
+        if fired:
+            self.set_moment(f"proven.{drill}", at)
+
     def adopt_baseline(self, version: str, sha256: str, at: datetime) -> bool:
         """Take a baseline as the one this host is held to; whether it is another than before.
 

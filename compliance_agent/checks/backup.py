@@ -26,6 +26,7 @@ _CREDENTIALS = re.compile(r"://[^/]*@")
 _VERSION = re.compile(
     r"restic ([0-9]{1,4}\.[0-9]{1,4}\.[0-9]{1,4})(?:-\S+)?(?: \([^)]*\))? compiled with go\S+ on [a-z0-9]+/[a-z0-9]+"
 )
+_ID = re.compile(r"[0-9a-f]{8,64}")
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
 _EXIT_CODES = {10: "missing", 11: "locked", 12: "wrong_password"}  # restic 0.17 and later
 _MESSAGES = (  # restic before 0.17 ends with 1 and says why
@@ -165,10 +166,36 @@ async def observe(host: Host, baseline: Parameters) -> Observation:
     return _with_snapshots(seen, _snapshots(ran.out), baseline, host.now()) if outcome == "read" else seen
 
 
+def reach(baseline: Parameters) -> tuple[str, ...]:
+    """How restic is called on the repository of the baseline."""
+    return ("restic", "--repo", baseline.repository, "--password-file", baseline.password_file)
+
+
 def _command(baseline: Parameters) -> tuple[str, ...]:
     own = () if baseline.snapshot_host is None else ("--host", baseline.snapshot_host)
-    places = ("--repo", baseline.repository, "--password-file", baseline.password_file)
-    return ("restic", *places, "--no-lock", "--no-cache", "snapshots", "--json", "--latest", "1", *own)
+    return (*reach(baseline), "--no-lock", "--no-cache", "snapshots", "--json", "--latest", "1", *own)
+
+
+async def newest_snapshots(host: Host, baseline: Parameters) -> dict[str, tuple[str, datetime]]:
+    """For each listed path the newest snapshot that holds it: its id, and when it was taken.
+
+    Raises:
+        CannotTell: the repository could not be read, or a path is in no snapshot of this host alone.
+    """
+    ran = await host.run(_command(baseline), timeout_s=45.0)
+    if ran.exit_status != 0:
+        raise CannotTell("tool_failed", f"restic could not list the snapshots ({_refusal(ran)})")
+    snapshots = _snapshots(ran.out)
+    if len({snapshot.host for snapshot in snapshots}) > 1:
+        raise CannotTell("tool_failed", "snapshots of several hosts, and the baseline names none")
+    found = {}
+    for path in baseline.paths:
+        holding = [snapshot for snapshot in snapshots if any(_holds(saved, path) for saved in snapshot.paths)]
+        if not holding:
+            raise CannotTell("not_found", "a listed path is in no snapshot")
+        newest = max(holding, key=lambda snapshot: snapshot.time)
+        found[path] = (newest.id, newest.time)
+    return found
 
 
 def _version(ran: Ran) -> str:
@@ -197,6 +224,7 @@ def _refusal(ran: Ran) -> str:
 
 @dataclass(frozen=True)
 class _Snapshot:
+    id: str
     time: datetime
     paths: tuple[str, ...]
     host: str
@@ -221,12 +249,12 @@ def _snapshots(raw: bytes) -> tuple[_Snapshot, ...]:
     found = []
     for item in document:
         match item:
-            case {"time": str(time), "paths": [*paths], "hostname": str(name)} if all(
-                isinstance(p, str) for p in paths
-            ):
-                found.append(_Snapshot(_moment(time), tuple(paths), name))
+            case {"id": str(id_), "time": str(time), "paths": [*paths], "hostname": str(name)} if _ID.fullmatch(
+                id_
+            ) and all(isinstance(p, str) for p in paths):
+                found.append(_Snapshot(id_, _moment(time), tuple(paths), name))
             case _:
-                raise unparsable("restic snapshots", "time, paths and hostname")
+                raise unparsable("restic snapshots", "id, time, paths and hostname")
     return tuple(found)
 
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "plan": "Show what would be put back, and what holds it back.",
     "heal": "Put back what has drifted, where the baseline allows it.",
     "run": "Run the agent in the foreground.",
+    "drill": "Make each detector fire once, and record that it did.",
     "status": "Show statistics, queue and last heartbeat of this host's agent.",
     "why": "Say why a check was (not) fixed.",
     "enrol": "Make this host known to a server with a one-time token.",

@@ -11,6 +11,7 @@ import click
 from compliance_agent.adapters.agent_view import AgentView, looking
 from compliance_agent.cli.common import config_option, json_option, parsed, print_json, require_config, table, utc
 from compliance_agent.config import AgentConfig
+from compliance_agent.drills import DRILLS
 
 SCHEMA = "compliance-agent/status/v1"
 
@@ -54,6 +55,10 @@ def as_document(config: AgentConfig, view: AgentView, now: datetime) -> dict[str
         },
         "chain": view.chain(),
         "log": _log(view.log(), now),
+        "proven": [
+            {"drill": drill.id, "check": drill.check, "last_fired": utc(view.moment(f"proven.{drill.id}"))}
+            for drill in DRILLS.values()
+        ],
         "checks": [{**vars(standing), "since": utc(parsed(standing.since))} for standing in view.standings()],
     }
 
@@ -106,6 +111,8 @@ def _print(document: dict[str, Any]) -> None:
         _print_log(document["log"])
     if document["healing_paused"]:
         click.echo("healing    paused by a person")
+    fired = ", ".join(f"{item['drill']} {(item['last_fired'] or 'never')[:10]}" for item in document["proven"])
+    click.echo(f"proven     {fired}")
     click.echo("since      " + ", ".join(f"{name} {value}" for name, value in document["statistics"].items()))
     rows = [
         [item["check"], item["result"], item["reason"], f"{item['outcome']} {item['gate']}".strip(), item["since"][:19]]

@@ -355,7 +355,7 @@ def _check_words(document: Mapping[str, Any], known: Registry) -> None:
 
 def _check_logic(document: Mapping[str, Any]) -> None:
     kind = document["kind"]
-    if kind in {BundleKind.DRIFT, BundleKind.REMEDIATION} and document["check"] is None:
+    if kind in {BundleKind.DRIFT, BundleKind.REMEDIATION, BundleKind.DRILL} and document["check"] is None:
         raise _bad("check", f"a check in a bundle of kind {kind}")
     if instant(document["timestamp_end"], "timestamp_end") < instant(document["timestamp_start"], "timestamp_start"):
         raise _bad("timestamp_end", "a time not before timestamp_start")

@@ -75,7 +75,7 @@ def test_status_beside_a_running_agent(scene: Scene) -> None:
     document = json.loads(ended.out)
     assert set(document) == {
         "schema", "site_id", "host_id", "running", "healing_paused", "last_heartbeat", "last_heartbeat_age_s",
-        "statistics", "queue", "chain", "log", "checks",
+        "statistics", "queue", "chain", "log", "proven", "checks",
     }  # fmt: skip
     assert document["schema"] == "compliance-agent/status/v1"
     assert document["running"] is True

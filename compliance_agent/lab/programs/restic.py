@@ -52,7 +52,7 @@ class Repositories:
 def provide(host: FakeHost) -> None:
     """Have a repository with a week of nightly snapshots, and the unit that makes them."""
     host.install("restic")
-    host.put("/srv/data/records.db", bytes(host.rng.randrange(256) for _ in range(512)), mode=0o640)
+    host.put("/srv/data/records.db", bytes(host.rng.randrange(256) for _ in range(512)), mode=0o640, age_s=30 * 86_400)
     host.put(PASSWORD_FILE, f"lab-{host.seed}\n", mode=0o600)
     host.place(REPOSITORY, Node("directory", mode=0o700, modified_at=host.now()))
     host.put(f"{REPOSITORY}/config", b"\0" * 155, mode=0o400)
