@@ -39,6 +39,7 @@ LAYERS: dict[str, str] = {
     "core": "thinking",
     "crypto": "thinking",
     "documents": "thinking",
+    "evidence.accepting": "thinking",
     "evidence.allowlist": "thinking",
     "evidence.canonical": "thinking",
     "log": "thinking",

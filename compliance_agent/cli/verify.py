@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
+from compliance_agent.adapters.workers import in_order
 from compliance_agent.cli.common import PATH, json_option, print_json, table
+from compliance_agent.cli.progress import progress
 from compliance_agent.errors import NoInput
+from compliance_agent.evidence import walk
 from compliance_agent.evidence.logged import read_log_keys
 from compliance_agent.evidence.verify import Report, load_keys, verify_paths
 
+T = TypeVar("T")
+R = TypeVar("R")
+MOST_WORKERS = 8  # each has some 40 MB
 SHOWN = 20  # problems in the text form; all of them are in the JSON
 
 
@@ -55,15 +62,14 @@ def command(
 def _verified(paths: tuple[Path, ...], keys: tuple[Path, ...], log_keys: tuple[str, ...]) -> Report:
     trusted = load_keys(keys) if keys else None
     logs = read_log_keys(log_keys) if log_keys else None
-    if not sys.stderr.isatty():
-        return verify_paths(paths, trusted, log_keys=logs)
-    from rich.console import Console
-    from rich.progress import Progress
+    total = lambda: sum(len(batch.names) for batch in walk.batches(paths))  # noqa: E731
+    with progress("verifying", total) as update:
+        return verify_paths(paths, trusted, log_keys=logs, spread=spread, progress=update)
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("verifying", total=None)
-        update: Callable[[int, int], None] = lambda done, total: bar.update(task, completed=done, total=total)  # noqa: E731
-        return verify_paths(paths, trusted, log_keys=logs, progress=update)
+
+def spread(work: Callable[[T], R], batches: Iterable[T]) -> Iterator[R]:
+    """As `map`, on all cores this process may use."""
+    return in_order(work, batches, count=min(len(os.sched_getaffinity(0)), MOST_WORKERS))
 
 
 def show(report: Report) -> None:

@@ -11,7 +11,7 @@ to lead to the signed root of the larger tree. Only then do two notes contradict
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -19,9 +19,9 @@ from compliance_agent.errors import BadEvidence
 from compliance_agent.facts import LARGEST_INT
 from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.leaf import bundle_leaf
-from compliance_agent.log.merkle import HASH_BYTES, RootHash, hash_leaf, verify_consistency
+from compliance_agent.log.merkle import HASH_BYTES, RootHash, hash_leaf, verify_consistency, verify_inclusion
 from compliance_agent.log.note import KeyType, Note, VerifierKey
-from compliance_agent.log.policy import Policy
+from compliance_agent.log.policy import Policy, Verified
 from compliance_agent.log.proof import Proof
 from compliance_agent.log.tiles import FULL
 from compliance_agent.log.tree import TileReader, TileTree
@@ -147,14 +147,31 @@ def verify_receipt(bundle: LoggedBundle, leaf: bytes, proof: bytes, logs: Collec
     Raises:
         BadEvidence: one of CODES, or `unknown_log`.
     """
+    check_receipt(bundle, leaf, proof, lambda note: _checked(note, logs).checkpoint)
+    return read_note(Proof.parse(proof).checkpoint)
+
+
+def _checked(note: bytes, logs: Collection[VerifierKey]) -> Verified:
+    read_note(note)
+    return Policy(tuple(logs), {}, {}, "none", {}).verify(note)
+
+
+def check_receipt(
+    bundle: LoggedBundle, leaf: bytes, proof: bytes, verified: Callable[[bytes], Checkpoint]
+) -> tuple[int, Checkpoint]:
+    """As `verify_receipt`; the index, and the checkpoint that `verified` made of the note in the receipt.
+
+    Raises:
+        BadEvidence: one of CODES, or what `verified` raises.
+    """
     if len(proof) > MAX_PROOF_BYTES:
         raise BadEvidence(f"receipt is longer than {MAX_PROOF_BYTES} bytes", code="bad_receipt")
     receipt = Proof.parse(proof)
-    seen = read_note(receipt.checkpoint)
     if leaf != bundle.leaf:
         raise BadEvidence(f"receipt: {CODES['wrong_leaf']}", code="wrong_leaf")
-    receipt.verify(hash_leaf(leaf), Policy(tuple(logs), {}, {}, "none", {}))
-    return seen
+    seen = verified(receipt.checkpoint)
+    verify_inclusion(hash_leaf(leaf), receipt.index, seen.size, receipt.path, seen.root)
+    return receipt.index, seen
 
 
 def verify_note(raw: bytes, logs: Collection[VerifierKey]) -> LogHead:
@@ -163,9 +180,8 @@ def verify_note(raw: bytes, logs: Collection[VerifierKey]) -> LogHead:
     Raises:
         BadEvidence: one of CODES, or `unknown_log`.
     """
-    seen = read_note(raw)
-    Policy(tuple(logs), {}, {}, "none", {}).verify(raw)
-    return seen
+    _checked(raw, logs)
+    return read_note(raw)
 
 
 def read_note(raw: bytes) -> LogHead:

@@ -14,7 +14,7 @@ import functools
 import json
 import pkgutil
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -141,9 +141,19 @@ class Registry:
 
     def reasons(self, check: str | None, *, gates: bool) -> tuple[str, ...]:
         """Words that may say why: of the check (None: of any), and with `gates` also why something was not done."""
+        found = self._reasons.get((check, gates))
+        if found is None:
+            found = self._reasons[check, gates] = self._reasons_of(check, gates)
+        return found
+
+    def _reasons_of(self, check: str | None, gates: bool) -> tuple[str, ...]:
         chosen = self.checks.values() if check is None else [self.checks[check]]
         own = {word for entry in chosen for word in entry["reasons"]}
         return tuple(sorted({*own, *self.common_reasons, UNDECLARED, *(self.codes if gates else ())}))
+
+    @functools.cached_property
+    def _reasons(self) -> dict[tuple[str | None, bool], tuple[str, ...]]:
+        return {}
 
     @functools.cached_property
     def citations(self) -> tuple[str, ...]:
@@ -154,6 +164,20 @@ class Registry:
     def schema(self) -> dict[str, Any]:
         """The document's schema with every word list filled in."""
         return _schema(self)
+
+    @functools.cached_property
+    def accepts(self) -> Callable[[Any], bool]:
+        """The schema as one function."""
+        from compliance_agent.evidence.accepting import accepting
+
+        return accepting(self.schema)
+
+    @functools.cached_property
+    def accepts_facts(self) -> dict[str, Callable[[Any], bool]]:
+        """Declared facts by check, as one function each; names of the baseline by their form alone."""
+        from compliance_agent.evidence.accepting import facts_accepting
+
+        return {check: facts_accepting(declared) for check, declared in self.facts_of.items()}
 
     @functools.cached_property
     def facts_of(self) -> dict[str, dict[str, FactType]]:
@@ -256,7 +280,8 @@ def check_document(document: Any, *, names: Names | None = None, known: Registry
         BadEvidence: code `bad_schema`; names the field and what was expected, never the value.
     """
     known = known or registry()
-    _check(document, known.schema, "")
+    if not known.accepts(document):
+        _check(document, known.schema, "")
     _check_facts(document, names, known)
     _check_words(document, known)
     _check_logic(document)
@@ -316,6 +341,8 @@ def _check_facts(document: Mapping[str, Any], names: Names | None, known: Regist
         if check is None:
             if state:
                 raise _bad(field, "no facts in a bundle of no check")
+            continue
+        if names is None and known.accepts_facts[check](state):
             continue
         declared = known.facts_of[check]
         for name, value in state.items():

@@ -7,71 +7,118 @@ for one size are a log that shows different people different trees.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from array import array
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from compliance_agent.adapters.durable import read_file
-from compliance_agent.core.receipt import MAX_PROOF_BYTES, LoggedBundle, LogHead, verify_receipt
-from compliance_agent.errors import BadEvidence, NoInput, NotPermitted
+from compliance_agent.core.receipt import MAX_PROOF_BYTES, LoggedBundle, check_receipt, read_note
+from compliance_agent.errors import BadEvidence
+from compliance_agent.evidence.chains import Row, Tagger
+from compliance_agent.evidence.problems import Problem
+from compliance_agent.evidence.walk import LEAF, PROOF, Place, beside
+from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.note import VerifierKey
+from compliance_agent.log.policy import Policy
 
-LEAF, PROOF = "leaf.json", "bundle.tlog-proof"
 SUFFIX = ".vkey"
 MAX_LEAF_BYTES = 4_096
+_NOTES_KEPT = 256  # checkpoints that verified; receipts that came together share one
+_PAGE = 1_024
 
 
-class Logs:
-    """The logs an auditor trusts, and every checkpoint met so far.
+@dataclass
+class Met:
+    """What receipts showed: each checkpoint with the first bundle that has it, and how many receipts no key could check."""
+
+    heads: dict[tuple[str, int, str], str] = field(default_factory=dict)
+    unchecked: int = 0
+
+
+class Receipts:
+    """Judges receipts by the logs an auditor trusts.
 
     Args:
         keys: of the logs; none of them means that receipts are counted and not checked.
     """
 
     def __init__(self, keys: Collection[VerifierKey]) -> None:
-        self.keys = keys
-        self.unchecked = 0  # receipts for which there is no key
-        self._roots: dict[tuple[str, int], str] = {}
+        self._policy = Policy(tuple(keys), {}, {}, "none", {})
+        self._verified: dict[bytes, Checkpoint] = {}
 
-    def check(self, bundle: Path, document: Mapping[str, Any], digest: str, signature: bytes) -> bool | None:
-        """Whether this bundle has a receipt that verified; None when there is one, and no log key to check it with.
+    def check(
+        self, place: Place, document: Mapping[str, Any], digest: str, signature: bytes, met: Met
+    ) -> tuple[str, int] | None:
+        """The log and index of this bundle by its receipt; None when there is none, or no log key to check it with.
 
         Raises:
             BadEvidence: it is wrong; `code` is one of `core.receipt.CODES`, `unreadable`, or `unknown_log`.
         """
-        content = _read(bundle)
-        if content is None:
-            return False
-        if not self.keys:
-            self.unchecked += 1
+        if LEAF not in place.there and PROOF not in place.there:
+            return None
+        leaf, proof = place.read(LEAF, MAX_LEAF_BYTES), place.read(PROOF, MAX_PROOF_BYTES)
+        if leaf is None or proof is None:
+            raise BadEvidence(f"{place.name}: leaf or receipt cannot be read", code="unreadable")
+        if not self._policy.logs:
+            met.unchecked += 1
             return None
         host = document["host"]["key_id"]
         logged = LoggedBundle(host, document["epoch"], document["seq"], document["prev"], digest, signature)
-        head = verify_receipt(logged, *content, self.keys)
+        index, head = check_receipt(logged, leaf, proof, self._checkpoint)
         if head.origin.split("/")[1:2] != [document["site_id"]]:
             raise BadEvidence("receipt: of a log of another site", code="foreign_log")
-        self._agrees(head)
-        return True
+        met.heads.setdefault((head.origin, head.size, head.root.hex()), place.name)
+        return head.origin, index
 
-    def _agrees(self, head: LogHead) -> None:
-        if self._roots.setdefault((head.origin, head.size), head.root.hex()) != head.root.hex():
-            raise BadEvidence(f"log {head.origin}: two roots at size {head.size}", code="log_forked")
+    def _checkpoint(self, note: bytes) -> Checkpoint:
+        found = self._verified.get(note)
+        if found is None:
+            read_note(note)
+            found = self._policy.verify(note).checkpoint
+            if len(self._verified) >= _NOTES_KEPT:
+                self._verified.pop(next(iter(self._verified)))
+            self._verified[note] = found
+        return found
 
-    def contradicted(self, document: Mapping[str, Any]) -> bool:
-        """Whether the checkpoint that a bundle names is another than a receipt showed for that size."""
-        named = document["log_head"]
-        return named is not None and self._roots.get((named["origin"], named["size"]), named["root"]) != named["root"]
 
+class Roots:
+    """The root that a log showed for each size, by tags."""
 
-def _read(bundle: Path) -> tuple[bytes, bytes] | None:
-    """The two files of a receipt; None when there is neither."""
-    leaf, proof = bundle.with_name(LEAF), bundle.with_name(PROOF)
-    if not proof.exists() and not leaf.exists():
-        return None
-    try:
-        return read_file(leaf, limit_bytes=MAX_LEAF_BYTES), read_file(proof, limit_bytes=MAX_PROOF_BYTES)
-    except (NoInput, NotPermitted) as error:
-        raise BadEvidence(f"{bundle.parent.name}: leaf or receipt cannot be read", code="unreadable") from error
+    def __init__(self, tags: Tagger) -> None:
+        self._tags = tags
+        self._pages: dict[bytes, dict[int, array[int]]] = defaultdict(dict)
+
+    def merge(self, met: Met) -> Iterator[Problem]:
+        """Take up checkpoints that verified; one that contradicts an earlier one is named."""
+        for (origin, size, root), where in met.heads.items():
+            log, tag = self._tags.short(origin), self._number(self._tags.short(root))
+            if self._get(log, size) in {0, tag}:
+                self._set(log, size, tag)
+            else:
+                yield Problem("log_forked", where, f"log {origin}: two roots at size {size}")
+
+    def visit(self, key_id: str, epoch: int, row: Row) -> Iterator[Problem]:
+        """A record whose own checkpoint is another than a receipt showed for that size."""
+        if row.head_size >= 0 and self._get(row.head_log, row.head_size) not in {0, self._number(row.head_root)}:
+            detail = "the checkpoint it names is another than the log showed elsewhere"
+            yield Problem("log_forked", row.bundle_id, detail)
+
+    def _get(self, log: bytes, size: int) -> int:
+        page = self._pages[log].get(size // _PAGE)
+        return 0 if page is None else page[size % _PAGE]
+
+    def _set(self, log: bytes, size: int, tag: int) -> None:
+        pages = self._pages[log]
+        if size // _PAGE not in pages:
+            pages[size // _PAGE] = array("Q", bytes(8 * _PAGE))
+        pages[size // _PAGE][size % _PAGE] = tag
+
+    @staticmethod
+    def _number(tag: bytes) -> int:
+        return int.from_bytes(tag, "big") | 1
 
 
 def read_log_keys(given: Iterable[str]) -> list[VerifierKey]:
@@ -91,8 +138,4 @@ def read_log_keys(given: Iterable[str]) -> list[VerifierKey]:
 
 def log_keys_beside(paths: Iterable[Path], levels: int) -> list[VerifierKey]:
     """Log keys that stand with the evidence: `keys/*.vkey` in a path, above it up to so many levels, or below it."""
-    found: set[Path] = set()
-    for path in paths:
-        near = [set((place / "keys").glob("*" + SUFFIX)) for place in (path, *list(path.absolute().parents)[:levels])]
-        found |= next((files for files in near if files), set(path.rglob("keys/*" + SUFFIX)))
-    return read_log_keys(str(path) for path in sorted(found))
+    return read_log_keys(str(path) for path in beside(paths, f"*{SUFFIX}", levels))

@@ -129,6 +129,31 @@ def bench_log() -> list[Figure]:
     ]
 
 
+def bench_verify() -> list[Figure]:
+    """The verifier over a directory of many records, against strict signature checks on all cores of the same run."""
+    from compliance_agent.lab.bench_verify import checks_per_s, make, run
+
+    records = int(os.environ.get("BENCH_RECORDS", "40000"))
+    limit = checks_per_s()
+    scratch = os.environ.get("BENCH_KEEP")
+    with tempfile.TemporaryDirectory(prefix="compliance-bench-", dir=_disk()) as temporary:
+        evidence = make(Path(scratch or temporary), records)
+        ran = run("verify", str(evidence), "--json")
+    if ran.status:
+        raise click.ClickException(ran.said[-2_000:])
+    rate, scale = records / ran.seconds, records / 1_000_000
+    return [
+        Figure("strict checks of a record's size, all cores", limit, "1/s", "the limit of this run", None),
+        Figure(
+            f"directory of {records:,} with receipts", ran.seconds, "s", f"{60 * scale:g} s", ran.seconds < 60 * scale
+        ),
+        Figure("directory, records", rate, "1/s", "", None),
+        Figure("directory / limit", rate / limit, "x", "", None),
+        Figure("directory, RSS of all processes", ran.peak_rss_bytes / 1e6, "MB", "300 MB", ran.peak_rss_bytes < 3e8),
+        Figure("directory, PSS of all processes", ran.peak_pss_bytes / 1e6, "MB", "", None),
+    ]
+
+
 def _disk() -> str:
     """A directory on a real disk: /tmp may be memory."""
     return os.environ.get("BENCH_DIR") or str(Path.cwd())
@@ -152,6 +177,7 @@ BENCHES: dict[str, Callable[[], Sequence[Figure]]] = {
     "agent": bench_agent,
     "evidence": bench_evidence,
     "log": bench_log,
+    "verify": bench_verify,
 }
 
 

@@ -47,13 +47,24 @@ def verify_inclusion(leaf: LeafHash, index: int, size: int, path: Sequence[bytes
     refused = BadEvidence(f"no proof that entry {index} is in the tree of size {size}", code="bad_inclusion_proof")
     if not 0 <= index < size <= MAX_SIZE or not _are_hashes(leaf, root, *path):
         raise refused
-    at, last, seen = index, size - 1, bytes(leaf)
+    if _ascend(leaf, path, index, size - 1) != (root, 0):
+        raise refused
+
+
+def _ascend(seen: bytes, path: Sequence[bytes], at: int, last: int) -> tuple[bytes, int]:
+    """`_climb` over a whole path, without its calls: an auditor takes twenty of these steps for each of a million records."""
+    sha256 = hashlib.sha256
     for sibling in path:
         if last == 0:
-            raise refused
-        seen, at, last = _climb(seen, sibling, at, last)
-    if last != 0 or seen != root:
-        raise refused
+            return b"", 0
+        if at & 1 or at == last:
+            seen = sha256(b"\x01" + sibling + seen).digest()
+            while at and not at & 1:
+                at, last = at >> 1, last >> 1
+        else:
+            seen = sha256(b"\x01" + seen + sibling).digest()
+        at, last = at >> 1, last >> 1
+    return seen, last
 
 
 def verify_consistency(old: int, new: int, path: Sequence[bytes], old_root: RootHash, new_root: RootHash) -> None:
@@ -83,7 +94,7 @@ def verify_consistency(old: int, new: int, path: Sequence[bytes], old_root: Root
 
 
 def _climb(seen: bytes, sibling: bytes, at: int, last: int) -> tuple[bytes, int, int]:
-    """One step of both verifiers: the parent's hash, its place in its row, and the place of the row's last."""
+    """One step of either verifier: the parent's hash, its place in its row, and the place of the row's last."""
     if at & 1 or at == last:
         seen = hash_node(sibling, seen)
         while at and not at & 1:  # rows where the node had no sibling

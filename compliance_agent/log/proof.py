@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import binascii
 from dataclasses import dataclass
 
 from compliance_agent.errors import BadEvidence
@@ -38,10 +39,10 @@ class Proof:
         if not blank or header != _HEADER or not lines or not lines[0].startswith("index "):
             raise BadEvidence("receipt does not begin as a tlog-proof with an index", code="bad_receipt")
         index = from_decimal(lines[0][6:], "index of receipt", "bad_receipt")
-        path = tuple(from_base64(line, f"hash {at} of receipt", "bad_receipt") for at, line in enumerate(lines[1:], 1))
+        path = _hashes(lines[1:])
         if len(path) > 63 or any(len(node) != HASH_BYTES for node in path):
             raise BadEvidence("receipt has a hash that is not of 32 bytes, or more than 63", code="bad_receipt")
-        return cls(index, path, checkpoint, extra)
+        return cls(index, tuple(path), checkpoint, extra)
 
     def verify(self, leaf: LeafHash, policy: Policy, *, require_quorum: bool = True) -> Verified:
         """Prove that the leaf is in a log the policy trusts; codes of the steps, and `no_quorum` unless not required."""
@@ -50,3 +51,16 @@ class Proof:
         if require_quorum and not verified.quorum_met:
             raise BadEvidence(f"checkpoint of {verified.checkpoint.origin} lacks its witnesses", code="no_quorum")
         return verified
+
+
+def _hashes(lines: list[str]) -> list[bytes]:
+    """The hashes of these lines, each in its only spelling; BadEvidence names the first that is not."""
+    try:
+        hashes = [binascii.a2b_base64(line) for line in lines]
+    except ValueError:
+        hashes = []
+    if "".join([binascii.b2a_base64(node).decode("ascii") for node in hashes]) == "".join(
+        [f"{line}\n" for line in lines]
+    ):
+        return hashes
+    return [from_base64(line, f"hash {at} of receipt", "bad_receipt") for at, line in enumerate(lines, 1)]

@@ -15,7 +15,7 @@ from typing import Any
 from compliance_agent.documents import read_json
 from compliance_agent.errors import BadEvidence, DocumentError
 from compliance_agent.evidence.allowlist import NO_PREV
-from compliance_agent.evidence.verify import Problem
+from compliance_agent.evidence.problems import Problem
 from compliance_agent.log.fields import to_base64
 from compliance_agent.log.merkle import HASH_BYTES, RootHash, hash_leaf
 from compliance_agent.log.policy import Policy

@@ -23,7 +23,8 @@ from compliance_agent.adapters.durable import read_file
 from compliance_agent.documents import read_json
 from compliance_agent.errors import BadEvidence, DocumentError
 from compliance_agent.evidence.allowlist import check_document
-from compliance_agent.evidence.verify import Problem, check_bytes
+from compliance_agent.evidence.problems import Problem
+from compliance_agent.evidence.verify import check_bytes
 from compliance_agent.log.leaf import bundle_leaf
 from compliance_agent.log.merkle import hash_leaf, verify_inclusion
 from compliance_agent.log.proof import Proof

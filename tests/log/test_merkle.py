@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -182,7 +183,7 @@ def test_any_flipped_bit_of_a_proof_is_refused(data: st.DataObject) -> None:
 def test_a_verifier_that_skips_a_step_is_caught(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted faults: each breaks the comparison over small trees above."""
     climb = merkle._climb
-    broken = {
+    broken: dict[str, Callable[..., tuple[bytes, int, int]]] = {
         "last hash": lambda seen, sibling, at, last: (
             *climb(seen, sibling, at, last)[:2],
             0 if last < 2 else last >> 1,
@@ -190,7 +191,16 @@ def test_a_verifier_that_skips_a_step_is_caught(step: str, monkeypatch: pytest.M
         "left and right": lambda seen, sibling, at, last: (hash_node(seen, sibling), at >> 1, last >> 1),
         "climb": lambda seen, sibling, at, last: (climb(seen, sibling, at, last)[0], at >> 1, last >> 1),
     }
+
+    def ascend(seen: bytes, path: list[bytes], at: int, last: int) -> tuple[bytes, int]:
+        for sibling in path:
+            if last == 0:
+                return b"", 0
+            seen, at, last = broken[step](seen, sibling, at, last)
+        return seen, last
+
     monkeypatch.setattr(merkle, "_climb", broken[step])
+    monkeypatch.setattr(merkle, "_ascend", ascend)
     with pytest.raises((BadEvidence, pytest.fail.Exception)):
         test_every_small_inclusion_proof()
     with pytest.raises((BadEvidence, pytest.fail.Exception)):

@@ -25,7 +25,7 @@ from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.documents import read_yaml
 from compliance_agent.drift import DriftDetector
 from compliance_agent.evidence.canonical import canonical
-from compliance_agent.evidence.verify import CODES
+from compliance_agent.evidence.problems import CODES
 from compliance_agent.lab.clinic import healthy_host
 from compliance_agent.lab.drift import FAULTS
 from tests.real.bad_input import (

@@ -22,7 +22,8 @@ from pathlib import Path
 import pytest
 
 from compliance_agent import crypto
-from compliance_agent.evidence.verify import Checked, check_bytes, check_chain, verify_paths
+from compliance_agent.evidence.chains import Chains, Tagger, packed
+from compliance_agent.evidence.verify import check_bytes, verify_paths
 from tests.real.stage import EnrolledHost, Server, arrived, end, enrolled, environment, serving, stored, troubles, until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -180,11 +181,15 @@ def chain_is_whole(victim: Victim, server: Server) -> None:
     """The offline verifier over the directory, and over the server's bytes; both hold the same."""
     keys = {victim.host.key_id: public_key(victim.host)}
     bundles = [(body, check_bytes(body, signature, keys)) for body, signature in stored(server, victim.host)]
-    checked = [Checked(document["bundle_id"], hashlib.sha256(body).hexdigest(), document) for body, document in bundles]
-    chain, problems = check_chain(victim.host.key_id, checked)
+    chains = Chains(tags := Tagger())
+    for body, document in bundles:
+        digest = hashlib.sha256(body).hexdigest()
+        head = (document["seq"], digest, document["host"]["id"])
+        chains.add(victim.host.key_id, document["epoch"], packed(document, digest, tags, None), head)
+    ((chain, problems),) = chains.check(lambda *_: iter(()))
     assert problems == []
-    assert (chain.first, chain.last, chain.epochs) == ((0, 1), (0, len(checked)), 1)
-    ids = {f"{item.place[0]}:{item.place[1]}": item.document["bundle_id"] for item in checked}
+    assert (chain.first, chain.last, chain.epochs) == ((0, 1), (0, len(bundles)), 1)
+    ids = {f"{document['epoch']}:{document['seq']}": document["bundle_id"] for _, document in bundles}
     assert victim.promised.items() <= ids.items()
     directory = verify_paths([victim.host.evidence_dir], keys)
     assert directory.ok, directory.problems[:3]

@@ -1,0 +1,128 @@
+"""Work on both cores: a function over batches in forked processes, results in the order of the batches.
+
+    for found in in_order(check, batches, count=2): ...
+
+Forked, not spawned: the function and the keys it holds are there already, nothing is imported twice, and most memory is shared.
+So `in_order` is called before anything starts a thread. A worker ends when its pipe does: by itself when the parent is gone.
+Ctrl-C is the parent's: it stops the workers and raises. A worker that dies is a loud stop, never a result less.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import connection
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+AHEAD = 4  # batches a worker has waiting, so that it never waits
+
+
+def in_order(work: Callable[[T], R], batches: Iterable[T], *, count: int) -> Iterator[R]:
+    """The results, one for each batch.
+
+    Args:
+        work: called in the workers; what it raises is raised here.
+        batches: pickled to the workers; never more of them at once than the workers have waiting.
+        count: workers. With one, where threads run, or for a single batch, the work is done in this process.
+
+    Raises:
+        RuntimeError: a worker died.
+    """
+    waiting = iter(batches)
+    first = next(waiting, None)
+    second = next(waiting, None)
+    if first is None:
+        return
+    if second is None or count < 2 or threading.active_count() > 1 or not hasattr(os, "fork"):
+        for batch in (first, *(() if second is None else (second, *waiting))):
+            yield work(batch)
+        return
+    pool = _Pool(work, count)
+    try:
+        yield from pool.run([first, second], waiting)
+    finally:
+        pool.stop()
+
+
+class _Pool:
+    def __init__(self, work: Callable[[Any], Any], count: int) -> None:
+        self._pids: list[int] = []
+        self._ends: list[Any] = []  # multiprocessing.connection.Connection, which is generic in some versions
+        gc.collect()
+        gc.freeze()  # so that a worker's collector does not touch, and thereby copy, what it shares
+        try:
+            for _ in range(count):
+                ours, theirs = connection.Pipe()
+                if (pid := os.fork()) == 0:
+                    for end in (*self._ends, ours):
+                        end.close()
+                    _serve(work, theirs)
+                theirs.close()
+                self._pids.append(pid)
+                self._ends.append(ours)
+        finally:
+            gc.unfreeze()
+
+    def run(self, first: list[Any], waiting: Iterator[Any]) -> Iterator[Any]:
+        sent, done = 0, 0
+        results: dict[int, Any] = {}
+        queues: dict[Any, deque[int]] = {end: deque() for end in self._ends}
+        held = deque(first)
+        exhausted = False
+        while not exhausted or held or any(queues.values()):
+            for end, queue in sorted(queues.items(), key=lambda item: len(item[1])):
+                while len(queue) < AHEAD and not exhausted and sent - done < 4 * AHEAD * len(queues):
+                    batch = held.popleft() if held else next(waiting, None)
+                    if batch is None:
+                        exhausted = True
+                        break
+                    end.send(batch)
+                    queue.append(sent)
+                    sent += 1
+            ready: list[Any] = connection.wait([end for end, queue in queues.items() if queue])
+            for end in ready:
+                try:
+                    good, value = end.recv()
+                except (EOFError, OSError) as error:
+                    raise RuntimeError("verify: a worker process died; nothing is claimed of what it had") from error
+                if not good:
+                    raise value
+                results[queues[end].popleft()] = value
+            while done in results:
+                yield results.pop(done)
+                done += 1
+
+    def stop(self) -> None:
+        for end in self._ends:
+            end.close()
+        for pid in self._pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
+def _serve(work: Callable[[Any], Any], end: Any) -> None:
+    """A worker's life; it never returns into the parent's code."""
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        gc.set_threshold(50_000)  # what comes and goes here holds no cycles
+        while True:
+            batch = end.recv()
+            try:
+                answer = (True, work(batch))
+            except Exception as error:
+                answer = (False, error)
+            end.send(answer)
+    except (EOFError, OSError):
+        pass
+    finally:
+        os._exit(0)
