@@ -80,8 +80,13 @@ def uname(call: Call) -> Ran:
     return said(call.host.open_file("/proc/sys/kernel/osrelease").decode())
 
 
+def id_(call: Call) -> Ran:
+    """`id -u`."""
+    return said(f"{call.host.uid}\n")
+
+
 def _complaint(error: CannotTell) -> str:
     return {"not_found": "No such file or directory", "not_permitted": "Permission denied"}.get(error.reason, "Error")
 
 
-PROGRAMS = {"date": date, "tail": tail, "cat": cat, "readlink": readlink, "stat": stat, "uname": uname}
+PROGRAMS = {"date": date, "tail": tail, "cat": cat, "readlink": readlink, "stat": stat, "uname": uname, "id": id_}
