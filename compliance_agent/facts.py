@@ -20,6 +20,7 @@ from compliance_agent.errors import FactRefused
 
 TOKEN = re.compile(r"[a-z][a-z0-9_]{0,39}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
+REVISION = re.compile(r"[0-9a-f]{40}")
 VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+~:_-]{0,39}")
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 NAME = re.compile(r"[A-Za-z0-9@._:/+-]{1,96}")
@@ -109,6 +110,17 @@ class Digest(FactType):
 
     def schema(self) -> dict[str, Any]:
         return {"type": "digest"}
+
+
+@dataclass(frozen=True)
+class Revision(FactType):
+    """A revision of a public source repository: a SHA-1 in lower-case hex, as git names it."""
+
+    def accepts(self, value: object, names: Mapping[str, Collection[str]]) -> bool:
+        return isinstance(value, str) and REVISION.fullmatch(value) is not None
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "revision"}
 
 
 @dataclass(frozen=True)
@@ -219,6 +231,8 @@ def from_schema(schema: Mapping[str, Any]) -> FactType:
             return Timestamp()
         case {"type": "digest"}:
             return Digest()
+        case {"type": "revision"}:
+            return Revision()
         case {"type": "version", "prefixes": [*prefixes]}:
             return Version(tuple(prefixes))
         case {"type": "name", "parameter": str(parameter)}:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from compliance_agent import facts
 from compliance_agent.checks import registry
 from compliance_agent.errors import FactRefused
-from compliance_agent.facts import Bool, Choice, Digest, FactType, Int, Many, Name, Timestamp, Version, fact
+from compliance_agent.facts import Bool, Choice, Digest, FactType, Int, Many, Name, Revision, Timestamp, Version, fact
 
 NAMES: Mapping[str, tuple[str, ...]] = {"units": ("sshd.service", "rsyslog.service")}
 KINDS: dict[str, FactType] = {
@@ -24,6 +24,7 @@ KINDS: dict[str, FactType] = {
     "choice": Choice(("up", "down")),
     "timestamp": Timestamp(),
     "digest": Digest(),
+    "revision": Revision(),
     "version": Version(("v", "openssl-")),
     "name": Name("units"),
     "many": Many(Name("units"), at_most=2),
@@ -39,6 +40,7 @@ ACCEPTED: list[tuple[str, Any]] = [
     ("timestamp", "2026-02-28T23:59:59.123456Z"),
     ("digest", "0" * 64),
     ("version", "1.2.3-4+deb12u1~bpo"),
+    ("revision", "0a" * 20),
     ("version", "v5"),
     ("version", "2026.11.1"),
     ("version", "openssl-3"),
@@ -69,6 +71,8 @@ REFUSED: list[tuple[str, Any]] = [
     ("timestamp", "2026-02-28T00:00:00Z\n"),
     ("digest", "0" * 63),
     ("digest", "A" * 64),
+    ("revision", "0A" * 20),
+    ("revision", "0a" * 32),
     ("version", "Jane Doe"),
     ("version", "jane.doe"),
     ("version", "1984-02-30"),
@@ -149,7 +153,7 @@ def test_an_undeclared_field_is_a_mistake_of_the_check() -> None:
 
 def test_no_registered_check_declares_open_text() -> None:
     """Every leaf of every observation is one of the closed types of this module."""
-    closed = (Bool, Int, Choice, Timestamp, Digest, Version, Name)
+    closed = (Bool, Int, Choice, Timestamp, Digest, Revision, Version, Name)
     for check in registry().values():
         for name, kind in facts.declared(check.spec.observation).items():
             while isinstance(kind, Many):

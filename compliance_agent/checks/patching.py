@@ -16,7 +16,7 @@ from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, 
 from compliance_agent.core import packages
 from compliance_agent.core.tools import answered, unparsable
 from compliance_agent.errors import CannotTell
-from compliance_agent.facts import Bool, Choice, Digest, Int, fact
+from compliance_agent.facts import Bool, Choice, Digest, Int, Revision, fact
 from compliance_agent.models import Plan, Result, Severity, Step, Verdict
 from compliance_agent.ports import Host
 
@@ -67,7 +67,10 @@ class Observation:
     newest_generation: int | None = fact(Int(1, 10**9), "NixOS: newest system generation on the host.")
     generation_active: bool | None = fact(Bool(), "NixOS: the selected generation is the one that runs.")
     nixpkgs_age_d: int | None = fact(Int(0, 40_000), "NixOS: age of the package collection in use, full days.")
-    closure_sha256: str | None = fact(Digest(), "NixOS: digest of the running system's store path.")
+    derivation_digest: str | None = fact(
+        Digest(), "NixOS: digest over every store path of the running system's closure with the hash of its content."
+    )
+    nixos_revision: str | None = fact(Revision(), "NixOS: revision of the package collection that it was built from.")
 
 
 CHECK = CheckSpec(
@@ -103,7 +106,7 @@ CHECK = CheckSpec(
         "nixpkgs_age_unknown": "The version names no date, so the age of the package collection cannot be told.",
     },
     example={"manager": "apt"},
-    needs=("apt", "dnf", "nixos-version", "readlink"),
+    needs=("apt", "dnf", "nixos-version", "nix-store", "readlink"),
     optional={
         f"stat:{packages.APT_STAMP} not_found": "lists that their maker dated today need no stamp of ours",
         "stat:/run/reboot-required not_found": "no update has asked for a restart",
@@ -232,9 +235,7 @@ async def _dnf_metadata(host: Host) -> tuple[int, int | None]:
 
 
 async def _observe_nixos(host: Host) -> Observation:
-    collected_on = packages.read_nixos_version(
-        answered(await host.run(("nixos-version", "--json")), "nixos-version").out
-    )
+    version = packages.read_nixos_version(answered(await host.run(("nixos-version", "--json")), "nixos-version").out)
     link = answered(await host.run(("readlink", PROFILE)), "readlink").text
     known = packages.generations(await host.list(PROFILE.rpartition("/")[0]))
     selected, running, kernel, booted_kernel = await _store_paths(host)
@@ -245,10 +246,19 @@ async def _observe_nixos(host: Host) -> Observation:
         generation=packages.read_generation(link),
         newest_generation=known[-1],
         generation_active=selected == running,
-        nixpkgs_age_d=None if collected_on is None else max(0, (host.now() - collected_on).days),
-        closure_sha256=hashlib.sha256(running.encode()).hexdigest(),
+        nixpkgs_age_d=None if version.day is None else max(0, (host.now() - version.day).days),
+        derivation_digest=await _closure_digest(host, running),
+        nixos_revision=version.revision,
         reboot_needed=kernel != booted_kernel,
     )
+
+
+async def _closure_digest(host: Host, system: str) -> str:
+    """What the running system is made of, to the last byte, as the store's database has it."""
+    asked = await host.run(("nix-store", "--query", "--requisites", system), timeout_s=30.0)
+    paths = packages.read_closure(answered(asked, "nix-store").out, system)
+    hashed = answered(await host.run(("nix-store", "--query", "--hash", *paths), timeout_s=30.0), "nix-store")
+    return packages.closure_digest(paths, hashed.out)
 
 
 async def _store_paths(host: Host) -> tuple[str, str, str, str]:

@@ -6,13 +6,15 @@ the state of the package lists (how old, and whether they know of security updat
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from compliance_agent.core.tools import json_answer, unparsable
+from compliance_agent.facts import REVISION
 
 APT_LISTS = "/var/lib/apt/lists"
 APT_STAMP = "/var/lib/apt/periodic/compliance-agent-update-stamp"
@@ -34,6 +36,7 @@ _DNF4_LINE = re.compile(r"(\S+)\s+(?:(?:[A-Za-z]+/)?Sec\.|security)\s+\S+(?:\s+.
 _KERNEL = re.compile(r"(?P<numbers>[0-9]{1,9}(?:[.-][0-9]{1,9})*)(?P<flavour>.*)")
 _GENERATION = re.compile(r"system-([0-9]{1,9})-link")
 _NIXPKGS_DATE = re.compile(r"[0-9]{2}\.[0-9]{2}\.(20[0-9]{6})\.[0-9a-f]{6,}")
+_NAR_HASH = re.compile(r"sha256:[0-9a-z]{52}")
 _STORE_PATH = re.compile(r"/nix/store/[0-9a-z]{32}-[0-9A-Za-z+._?=-]{1,200}")
 
 
@@ -152,8 +155,16 @@ def locked_inodes(proc_locks: str) -> frozenset[int]:
     return frozenset(held)
 
 
-def read_nixos_version(raw: bytes) -> datetime | None:
-    """The day of the package collection from `nixos-version --json`; None when the version names no day.
+@dataclass(frozen=True)
+class NixosVersion:
+    """What `nixos-version` says: the day and the revision of the package collection, None where it names none."""
+
+    day: datetime | None
+    revision: str | None
+
+
+def read_nixos_version(raw: bytes) -> NixosVersion:
+    """Day and revision of the package collection from `nixos-version --json`.
 
     Raises:
         CannotTell: `unparsable`.
@@ -162,11 +173,40 @@ def read_nixos_version(raw: bytes) -> datetime | None:
     version = document.get("nixosVersion") if isinstance(document, dict) else None
     if not isinstance(version, str):
         raise unparsable("nixos-version", "nixosVersion")
-    found = _NIXPKGS_DATE.fullmatch(version)
+    found, revision = _NIXPKGS_DATE.fullmatch(version), document.get("nixpkgsRevision")
     try:
-        return datetime.strptime(found[1], "%Y%m%d").replace(tzinfo=UTC) if found else None
+        day = datetime.strptime(found[1], "%Y%m%d").replace(tzinfo=UTC) if found else None
     except ValueError:
-        return None
+        day = None
+    named = isinstance(revision, str) and REVISION.fullmatch(revision) is not None
+    return NixosVersion(day, revision if named else None)
+
+
+def read_closure(raw: bytes, system: str) -> tuple[str, ...]:
+    """The store paths of a closure as `nix-store --query --requisites` lists them, sorted; the system itself is one of them.
+
+    Raises:
+        CannotTell: `unparsable`.
+    """
+    text = raw.decode("ascii", "replace")
+    paths = text.removesuffix("\n").split("\n")
+    if not text.endswith("\n") or system not in paths or not all(map(_STORE_PATH.fullmatch, paths)):
+        raise unparsable("nix-store --requisites", "store paths, the system among them")
+    return tuple(sorted(set(paths)))
+
+
+def closure_digest(paths: Sequence[str], hashes: bytes) -> str:
+    """SHA-256 over a line `PATH HASH` for each path, with the hashes that `nix-store --query --hash` printed for them in order.
+
+    Raises:
+        CannotTell: `unparsable`.
+    """
+    text = hashes.decode("ascii", "replace")
+    lines = text.removesuffix("\n").split("\n")
+    if not text.endswith("\n") or len(lines) != len(paths) or not all(map(_NAR_HASH.fullmatch, lines)):
+        raise unparsable("nix-store --hash", "a hash for each path")
+    told = "".join(f"{path} {line}\n" for path, line in zip(paths, lines, strict=True))
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def read_generation(link: str) -> int:

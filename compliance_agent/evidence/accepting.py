@@ -44,6 +44,8 @@ def leaf(kind: FactType) -> Accepts:
         return lambda value: value is True or value is False
     if isinstance(kind, Digest):
         return _matching(facts.SHA256.pattern)
+    if isinstance(kind, facts.Revision):
+        return _matching(facts.REVISION.pattern)
     if isinstance(kind, Pattern):
         return _matching(kind.regex)
     if isinstance(kind, Name):

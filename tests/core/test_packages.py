@@ -137,12 +137,42 @@ def test_locks_that_are_held_and_not_those_waited_for() -> None:
 
 def test_nixos_versions_with_and_without_a_day() -> None:
     raw = b'{"configurationRevision":"x","nixosVersion":"25.11.20261102.abc1234","nixpkgsRevision":"abc1234"}'
-    assert packages.read_nixos_version(raw) == datetime(2026, 11, 2, tzinfo=UTC)
+    assert packages.read_nixos_version(raw).day == datetime(2026, 11, 2, tzinfo=UTC)
     for version in (b"25.11pre-git", b"25.11.20269999.abc1234", b"25.11.20261102"):
-        assert packages.read_nixos_version(b'{"nixosVersion":"' + version + b'"}') is None
+        assert packages.read_nixos_version(b'{"nixosVersion":"' + version + b'"}').day is None
     for raw in GARBAGE:
         with pytest.raises(CannotTell):
             packages.read_nixos_version(raw)
+
+
+def test_the_revision_is_taken_when_it_is_one() -> None:
+    def revision(text: str) -> str | None:
+        raw = f'{{"nixosVersion":"25.11.20261102.abc1234","nixpkgsRevision":{text}}}'
+        return packages.read_nixos_version(raw.encode()).revision
+
+    assert revision(f'"{"0a" * 20}"') == "0a" * 20
+    for text in ("null", '"dirty"', f'"{"0a" * 20}-dirty"', f'"{"0A" * 20}"', "7"):
+        assert revision(text) is None
+
+
+STORE = [f"/nix/store/{letter * 32}-thing-1.0" for letter in "ab"]
+
+
+def test_a_closure_is_all_of_its_paths_with_their_hashes_in_whatever_order() -> None:
+    both = "".join(f"{path}\n" for path in STORE)
+    assert packages.read_closure(both.encode(), STORE[1]) == packages.read_closure(
+        "".join(f"{path}\n" for path in reversed(STORE)).encode(), STORE[1]
+    )
+    hashes = [f"sha256:{letter * 52}\n".encode() for letter in "xy"]
+    digest = packages.closure_digest(STORE, b"".join(hashes))
+    assert digest != packages.closure_digest(STORE, b"".join(reversed(hashes)))
+    assert digest != packages.closure_digest(STORE[:1], hashes[0])
+    for raw in (b"", both.encode()[:-1], STORE[0].encode() + b"\n", b"/etc/passwd\n" + both.encode(), *GARBAGE):
+        with pytest.raises(CannotTell):
+            packages.read_closure(raw, STORE[1])
+    for raw in (b"", hashes[0], b"".join(hashes)[:-1], b"".join([*hashes, hashes[0]]), *GARBAGE):
+        with pytest.raises(CannotTell):
+            packages.closure_digest(STORE, raw)
 
 
 def test_generations() -> None:

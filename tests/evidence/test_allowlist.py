@@ -29,13 +29,13 @@ from compliance_agent.evidence.allowlist import (
     check_document,
     registry,
 )
-from compliance_agent.facts import Bool, Choice, Digest, FactType, Int, Many, Name, Timestamp, Version
+from compliance_agent.facts import Bool, Choice, Digest, FactType, Int, Many, Name, Revision, Timestamp, Version
 from compliance_agent.lab.clock import START
 from compliance_agent.models import ActionTaken, ClockState
 from tests.evidence.conftest import bundle, seen
 
 KEY = "c" * 64
-CLOSED = (Bool, Int, Choice, Digest, Timestamp, Version, Name)
+CLOSED = (Bool, Int, Choice, Digest, Revision, Timestamp, Version, Name)
 # Leaves whose words come from the operator's configuration or baseline, which hold no patient's data by contract.
 GIVEN_BY_PEOPLE = {
     "client_id",

@@ -11,6 +11,7 @@ from compliance_agent.ports import Ran
 
 PROFILES = "/nix/var/nix/profiles"
 PROFILE = f"{PROFILES}/system"
+KERNEL = "linux-6.12.58"
 
 
 @dataclass
@@ -34,7 +35,7 @@ def provide(host: FakeHost, days: dict[int, str]) -> None:
     """Have these generations, with the newest one selected and running."""
     known = host.part(Generations)
     known.days, known.selected, known.running, known.booted = dict(days), max(days), max(days), max(days)
-    host.install("nixos-version", "nix-env", "readlink", "systemd-run")
+    host.install("nixos-version", "nix-env", "nix-store", "readlink", "systemd-run")
     for number in days:
         host.place(store_path(number), Node("directory", mode=0o555))
         host.place(f"{PROFILES}/system-{number}-link", Node("symlink", target=store_path(number)))
@@ -44,17 +45,16 @@ def provide(host: FakeHost, days: dict[int, str]) -> None:
 def show(host: FakeHost) -> None:
     """Have the links say what the state says."""
     known = host.part(Generations)
-    kernel = "linux-6.12.58"
     for path, target in {
         PROFILE: f"system-{known.selected}-link",
         "/run/current-system": store_path(known.running),
         "/run/booted-system": store_path(known.booted),
-        "/run/current-system/kernel": f"{store_path(known.running, kernel)}/bzImage",
-        "/run/booted-system/kernel": f"{store_path(known.booted, kernel)}/bzImage",
+        "/run/current-system/kernel": f"{store_path(known.running, KERNEL)}/bzImage",
+        "/run/booted-system/kernel": f"{store_path(known.booted, KERNEL)}/bzImage",
     }.items():
         host.place(path, Node("symlink", target=target))
     for number in known.days:
-        host.put(f"{store_path(number, kernel)}/bzImage", mode=0o444)
+        host.put(f"{store_path(number, KERNEL)}/bzImage", mode=0o444)
 
 
 def nixos_version(call: Call) -> Ran:
@@ -63,6 +63,19 @@ def nixos_version(call: Call) -> Ran:
     revision = hashlib.sha256(str(known.running).encode()).hexdigest()[:40]
     document = {"nixosVersion": f"25.11.{known.days[known.running]}.{revision[:7]}", "nixpkgsRevision": revision}
     return said(json.dumps(document) + "\n")
+
+
+def nix_store(call: Call) -> Ran:
+    """`nix-store --query --requisites PATH`, `nix-store --query --hash PATH...`."""
+    known = {path for path in call.host.files if path.startswith("/nix/store/") and path.count("/") == 3}
+    for path in call.words:
+        if path not in known:
+            return said("", 1, err=f"error: path '{path}' is not valid\n")
+    if "--requisites" in call.flags:
+        generations = {store_path(number): number for number in call.host.part(Generations).days}
+        return said("".join(f"{path}\n" for path in (store_path(generations[call.words[0]], KERNEL), call.words[0])))
+    digest = {path: hashlib.sha256(path.encode()).hexdigest()[:52] for path in call.words}
+    return said("".join(f"sha256:{digest[path]}\n" for path in call.words))
 
 
 def nix_env(call: Call) -> Ran:
@@ -91,4 +104,4 @@ def systemd_run(call: Call) -> Ran:
     return said("")
 
 
-PROGRAMS = {"nixos-version": nixos_version, "nix-env": nix_env, "systemd-run": systemd_run}
+PROGRAMS = {"nixos-version": nixos_version, "nix-env": nix_env, "nix-store": nix_store, "systemd-run": systemd_run}
