@@ -19,7 +19,7 @@ from typing import Literal
 
 from compliance_agent.core.nftables import TABLE
 from compliance_agent.lab.host import FakeHost, Node
-from compliance_agent.lab.programs import apt, chrony, clamav, disks, logs, nft, restic
+from compliance_agent.lab.programs import apt, chrony, clamav, disks, logs, nft, restic, sshd
 
 Cure = Literal["now", "window", "person"]
 
@@ -247,3 +247,49 @@ def _key_slots_many(host: FakeHost) -> None:
     for device in host.part(disks.Disks).walk():
         if device.luks is not None:
             device.luks = disks.luks2(slots=host.rng.randint(6, 16))
+
+
+# -- ssh_access
+
+
+def _ssh_setting(host: FakeHost, old: str, new: str) -> None:
+    """Change the drop-in of the SSH daemon and have the daemon read it."""
+    text = host.files[sshd.DROP_IN].content.decode()
+    host.put(sshd.DROP_IN, text.replace(old, new))
+    sshd.read_files(host)
+    host.unit(sshd.UNIT).changed_at = host.now()
+
+
+@_fault("ssh_access", "password_login", "now", "somebody turned password logins on again")
+def _ssh_passwords_on(host: FakeHost) -> None:
+    _ssh_setting(host, "PasswordAuthentication no", "PasswordAuthentication yes")
+
+
+@_fault("ssh_access", "root_login", "now", "root may log in directly")
+def _ssh_root_login(host: FakeHost) -> None:
+    _ssh_setting(host, "PermitRootLogin no", "PermitRootLogin yes")
+
+
+@_fault("ssh_access", "weak_ciphers", "now", "an old cipher was allowed for an old device")
+def _ssh_old_cipher(host: FakeHost) -> None:
+    _ssh_setting(host, "Ciphers ", f"Ciphers {host.rng.choice(('aes128-cbc', 'aes256-cbc', '3des-cbc'))},")
+
+
+@_fault("ssh_access", "host_key_exposed", "now", "a private key of the SSH daemon can be read by everybody")
+def _ssh_host_key_open(host: FakeHost) -> None:
+    host.files[host.rng.choice(sshd.HOST_KEYS)].mode = 0o644
+
+
+@_fault("ssh_access", "reload_needed", "now", "the SSH daemon still goes by settings that were taken back since")
+def _ssh_not_reloaded(host: FakeHost) -> None:
+    _ssh_setting(host, "PasswordAuthentication no", "PasswordAuthentication yes")
+    host.unit(sshd.UNIT).changed_at = host.now() - timedelta(hours=1)
+    text = host.files[sshd.DROP_IN].content.decode().replace("PasswordAuthentication yes", "PasswordAuthentication no")
+    host.put(sshd.DROP_IN, text)
+
+
+@_fault("ssh_access", "match_relaxes", "person", "password logins were let in for one network")
+def _ssh_match_block(host: FakeHost) -> None:
+    text = "Match Address 10.0.0.0/8\n    PasswordAuthentication yes\n"
+    host.put("/etc/ssh/sshd_config.d/50-branch.conf", text)
+    host.unit(sshd.UNIT).changed_at = host.now()

@@ -52,8 +52,8 @@ class Node:
 @dataclass
 class Unit:
     """One systemd unit. `can_start` is asked on start and restart, for a daemon whose configuration may be bad;
-    `started` runs when it comes up, and a False from it is a failure. A `oneshot` unit is inactive again when its work
-    is done.
+    `started` runs when it comes up, and a False from it is a failure; `reloaded` when it reads its files again. A `oneshot`
+    unit is inactive again when its work is done. `changed_at` is when its state last changed, None for at boot.
     """
 
     active: bool = True
@@ -63,6 +63,8 @@ class Unit:
     failed: bool = False
     can_start: Callable[[], bool] = lambda: True
     started: Callable[[], object] = lambda: None
+    reloaded: Callable[[], object] = lambda: None
+    changed_at: datetime | None = None
 
     def state(self, name: str) -> UnitState:
         """The unit in the manager's words."""
@@ -404,6 +406,7 @@ class FakeHost:
             raise StepFailed(
                 f"unit {name} is not active, cannot reload", code="unit_reload_failed", exit_status_of_step=1
             )
+        unit.changed_at = self.now()
         if verb in {"start", "restart"} and not (verb == "start" and unit.active):
             came_up = unit.can_start() and unit.started() is not False
             unit.active, unit.failed = came_up and not unit.oneshot, not came_up
@@ -411,6 +414,8 @@ class FakeHost:
                 raise StepFailed(f"unit {name} failed to start", code=f"unit_{verb}_failed", exit_status_of_step=1)
         elif verb == "stop":
             unit.active = unit.failed = False
+        elif verb == "reload" and unit.reloaded() is False:
+            unit.active, unit.failed = False, True
         elif verb in {"mask", "unmask"}:
             unit.masked = verb == "mask"
         elif verb in {"enable", "disable"} and unit.enabled in {"enabled", "disabled"}:

@@ -15,7 +15,7 @@ from compliance_agent.checks.spec import Check, judge_seen
 from compliance_agent.lab.clinic import healthy_host
 from compliance_agent.lab.clock import FakeClock
 from compliance_agent.lab.host import FakeHost
-from compliance_agent.lab.programs import apt, chrony, clamav, logs, nft, nixos, restic
+from compliance_agent.lab.programs import apt, chrony, clamav, logs, nft, nixos, restic, sshd
 
 
 @dataclass(frozen=True)
@@ -190,6 +190,33 @@ def _generation(selected: int, running: int) -> Callable[[FakeHost], None]:
     return happen
 
 
+def _sshd(old: str, new: str) -> Callable[[FakeHost], None]:
+    def happen(host: FakeHost) -> None:
+        host.put(sshd.DROP_IN, host.files[sshd.DROP_IN].content.decode().replace(old, new))
+        _sshd_read(host)
+
+    return happen
+
+
+def _sshd_read(host: FakeHost) -> None:
+    assert sshd.read_files(host)
+    host.unit(sshd.UNIT).changed_at = host.now()
+
+
+def _sshd_policy_gone(host: FakeHost) -> None:
+    host.delete(sshd.DROP_IN)
+    _sshd_read(host)
+
+
+def _sshd_touched(host: FakeHost) -> None:
+    host.unit(sshd.UNIT).changed_at = host.now() - timedelta(hours=1)
+    host.files[sshd.CONFIG].modified_at = host.now()
+
+
+def _host_key_open(host: FakeHost) -> None:
+    host.files[sshd.HOST_KEYS[2]].mode = 0o640
+
+
 def from_cases(checks: Iterable[Check]) -> Iterator[Drift]:
     """Drifts that checks bring along in their own files."""
     for check in checks:
@@ -247,5 +274,20 @@ DRIFTS = (
     ),
     Drift("firewall", "ports_missing", "rules for open ports deleted", _rules_gone("protocol", "tcp")),
     Drift("firewall", "replies_blocked", "replies kept out", _rules_gone("key", "state")),
+    *(
+        Drift("ssh_access", reason, f"sshd: {name}", _sshd(old, new))
+        for reason, name, old, new in (
+            ("password_login", "passwords on", "PasswordAuthentication no", "PasswordAuthentication yes"),
+            ("empty_passwords", "empty passwords", "PermitEmptyPasswords no", "PermitEmptyPasswords yes"),
+            ("root_login", "root by key", "PermitRootLogin no", "PermitRootLogin prohibit-password"),
+            ("weak_ciphers", "old cipher", "Ciphers ", "Ciphers aes128-cbc,"),
+            ("weak_macs", "old code", "MACs ", "MACs hmac-sha1,"),
+            ("weak_kex", "old key exchange", "KexAlgorithms ", "KexAlgorithms diffie-hellman-group14-sha256,"),
+        )
+    ),
+    Drift("ssh_access", "password_login", "sshd: policy deleted", _sshd_policy_gone),
+    Drift("ssh_access", "daemon_down", "sshd stopped", _stopped(sshd.UNIT)),
+    Drift("ssh_access", "host_key_exposed", "sshd: host key open", _host_key_open),
+    Drift("ssh_access", "reload_needed", "sshd: files newer", _sshd_touched),
     *from_cases(registry().values()),
 )

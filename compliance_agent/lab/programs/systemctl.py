@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from compliance_agent.lab.host import Call, said
+from datetime import timedelta
+
+from compliance_agent.lab.host import Call, FakeHost, said
 from compliance_agent.ports import Ran
 
 
 def systemctl(call: Call) -> Ran:
-    """`systemctl daemon-reload | is-system-running | reboot`."""
+    """`systemctl daemon-reload | is-system-running | reboot | show --property=StateChangeTimestamp -- UNIT`."""
     if not call.host.has_service_manager:
         return said("", 1, err="System has not been booted with systemd as init system (PID 1). Can't operate.\n")
     command = call.words[0] if call.words else ""
@@ -17,7 +19,16 @@ def systemctl(call: Call) -> Ran:
     if command == "daemon-reload":
         call.alters()
         return said("")
+    if command == "show" and "--property=StateChangeTimestamp" in call.flags:
+        return said(f"StateChangeTimestamp={_stamp(call.host, call.words[-1])}\n")
     return said("", 1, err=f"Unknown command verb {command}.\n")
+
+
+def _stamp(host: FakeHost, name: str) -> str:
+    """When a unit last changed its state; one that did not since boot changed when the host came up."""
+    unit = host.units_table.get(host.aliases.get(name, name))
+    booted_at = host.now() - timedelta(seconds=host.clock.monotonic())
+    return f"{(unit.changed_at if unit and unit.changed_at else booted_at):%a %Y-%m-%d %H:%M:%S} UTC" if unit else ""
 
 
 PROGRAMS = {"systemctl": systemctl}
