@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
+from compliance_agent.checks.files import read_whole
 from compliance_agent.checks.spec import (
     UNREADABLE,
     Case,
@@ -248,9 +249,7 @@ async def _files(host: Host, baseline: Parameters) -> tuple[datetime, int]:
         read.add(path)
         if len(read) > sshd.MOST_FILES:
             raise CannotTell("output_too_large", f"sshd's configuration has more than {sshd.MOST_FILES} files")
-        stat, raw = await host.stat(path), await host.read(path)
-        if stat.kind == "file" and stat.size_bytes != len(raw):
-            raise CannotTell("unparsable", f"{path}: not as long as the file system says; is it being written?")
+        stat, raw = await read_whole(host, path)
         file = sshd.read_file(raw.decode("utf-8", "replace"))
         lax += file.loosened(passwords=baseline.allow_passwords, root_login=baseline.root_login)
         changed_at = max(changed_at, stat.modified_at)

@@ -10,16 +10,17 @@ from compliance_agent.errors import CannotTell
 
 MOST_ID = 2**32 - 1
 NO_LOGIN = ("nologin", "false", "sync", "halt", "shutdown")
+_SCHEMES = {"y": "yescrypt", "gy": "gost_yescrypt", "7": "scrypt", "6": "sha512", "5": "sha256", "1": "md5"}
 _NUMBER = re.compile(r"[0-9]{1,10}")
 _DAYS = re.compile(r"-?[0-9]{0,9}")
 
 
 @dataclass(frozen=True)
 class Account:
-    """A line of /etc/passwd. `password` is x where the shadow file has it."""
+    """A line of /etc/passwd. `hash` is x where the shadow file has it."""
 
     name: str
-    password: str
+    hash: str
     uid: int
     gid: int
     home: str
@@ -52,8 +53,8 @@ def read_passwd(text: str) -> tuple[Account, ...]:
         CannotTell: `unparsable`; also when there is no account of root, which every host has.
     """
     found = tuple(
-        Account(name, password, _number(uid), _number(gid), home, shell)
-        for name, password, uid, gid, _, home, shell in _records(text, 7, "/etc/passwd")
+        Account(name, hashed, _number(uid), _number(gid), home, shell)
+        for name, hashed, uid, gid, _, home, shell in _records(text, 7, "/etc/passwd")
     )
     if not any(account.name == "root" for account in found):
         raise CannotTell("unparsable", "/etc/passwd: expected an account root")
@@ -102,7 +103,7 @@ def _records(text: str, fields: int, path: str) -> Iterator[list[str]]:
 
 
 def _number(text: str) -> int:
-    if not _NUMBER.fullmatch(text, 0) or not text.isascii() or int(text) > MOST_ID:
+    if not _NUMBER.fullmatch(text) or int(text) > MOST_ID:
         raise CannotTell("unparsable", "expected a numeric id")
     return int(text)
 
@@ -111,3 +112,14 @@ def _days(text: str) -> int | None:
     if not _DAYS.fullmatch(text) or text == "-":
         raise CannotTell("unparsable", "/etc/shadow: expected a number of days")
     return int(text) if text else None
+
+
+def usable(hashed: str) -> bool:
+    """Whether some password matches it: locked and starred ones match none."""
+    return bool(hashed) and hashed[0] not in "!*" and hashed != "x"
+
+
+def scheme_of(hashed: str) -> str:
+    """How a password was hashed; `other` for what crypt(5) does not call by a known prefix (old DES above all)."""
+    word = hashed.split("$")[1] if hashed.startswith("$") and hashed.count("$") > 1 else ""
+    return "bcrypt" if word.startswith("2") else _SCHEMES.get(word, "other")

@@ -15,7 +15,7 @@ from compliance_agent.checks.spec import Check, judge_seen
 from compliance_agent.lab.clinic import healthy_host
 from compliance_agent.lab.clock import FakeClock
 from compliance_agent.lab.host import FakeHost
-from compliance_agent.lab.programs import apt, chrony, clamav, logs, nft, nixos, restic, sshd
+from compliance_agent.lab.programs import accounts, apt, chrony, clamav, logs, nft, nixos, restic, sshd
 
 
 @dataclass(frozen=True)
@@ -208,6 +208,11 @@ def _sshd_policy_gone(host: FakeHost) -> None:
     _sshd_read(host)
 
 
+def _no_passwords(host: FakeHost) -> None:
+    for name in ("msp", "frontdesk"):
+        accounts.replace(host, "/etc/shadow", f"{name}:{accounts.HASH}:", f"{name}::")
+
+
 def _sshd_touched(host: FakeHost) -> None:
     host.unit(sshd.UNIT).changed_at = host.now() - timedelta(hours=1)
     host.files[sshd.CONFIG].modified_at = host.now()
@@ -289,5 +294,6 @@ DRIFTS = (
     Drift("ssh_access", "daemon_down", "sshd stopped", _stopped(sshd.UNIT)),
     Drift("ssh_access", "host_key_exposed", "sshd: host key open", _host_key_open),
     Drift("ssh_access", "reload_needed", "sshd: files newer", _sshd_touched),
+    Drift("accounts", "empty_passwords", "two accounts without a password", _no_passwords),
     *from_cases(registry().values()),
 )

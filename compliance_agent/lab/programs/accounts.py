@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from compliance_agent.lab.host import FakeHost, Node, Program
+import dataclasses
+from collections.abc import Callable
+
+from compliance_agent.lab.host import Call, FakeHost, Node, said
+from compliance_agent.ports import Ran
 
 DAEMONS = (("daemon", 1), ("bin", 2), ("sys", 3), ("www-data", 33), ("_apt", 42), ("nobody", 65534), ("sshd", 101))
 PEOPLE = (("msp", 1000), ("frontdesk", 1001))
@@ -37,6 +41,7 @@ def provide(host: FakeHost) -> None:
         group.append(f"{name}:x:{uid}:")
         host.place(f"/home/{name}", Node("directory", mode=0o700, uid=uid, gid=uid))
     group += ["sudo:x:27:msp", "users:x:100:"]
+    host.install("usermod", "chage")
     host.put("/etc/passwd", "\n".join(passwd) + "\n")
     host.put("/etc/shadow", "\n".join(shadow) + "\n", mode=0o640)
     host.put("/etc/group", "\n".join(group) + "\n")
@@ -48,7 +53,7 @@ def provide(host: FakeHost) -> None:
 def add(host: FakeHost, path: str, line: str) -> None:
     """Add a line to one of the files, as the tools that manage accounts do."""
     node = host.files[path]
-    host.place(path, Node("file", node.content + line.encode() + b"\n", node.mode, node.uid, node.gid, host.now()))
+    host.place(path, dataclasses.replace(node, content=node.content + line.encode() + b"\n", modified_at=host.now()))
 
 
 def replace(host: FakeHost, path: str, old: str, new: str) -> None:
@@ -57,7 +62,42 @@ def replace(host: FakeHost, path: str, old: str, new: str) -> None:
     if old.encode() not in node.content:
         raise RuntimeError(f"{path} holds no {old!r}")
     content = node.content.replace(old.encode(), new.encode())
-    host.place(path, Node("file", content, node.mode, node.uid, node.gid, host.now()))
+    host.place(path, dataclasses.replace(node, content=content, modified_at=host.now()))
 
 
-PROGRAMS: dict[str, Program] = {}
+def usermod(call: Call) -> Ran:
+    """`usermod -L | -p HASH [--] NAME`."""
+
+    def change(fields: list[str]) -> None:
+        if "-L" in call.flags:
+            fields[1] = f"!{fields[1].lstrip('!')}"
+        else:
+            fields[1], fields[2] = call.argv[call.argv.index("-p") + 1], str(DAY + 300)
+
+    return _shadow(call, change)
+
+
+def chage(call: Call) -> Ran:
+    """`chage -d DAY [--] NAME`; -1 is for no day."""
+    day = call.argv[call.argv.index("-d") + 1]
+
+    def change(fields: list[str]) -> None:
+        fields[2] = "" if day == "-1" else day
+
+    return _shadow(call, change)
+
+
+def _shadow(call: Call, change: Callable[[list[str]], None]) -> Ran:
+    call.alters()
+    node, name = call.host.files["/etc/shadow"], call.argv[-1]
+    records = [line.split(":") for line in node.content.decode().splitlines()]
+    for fields in records:
+        if fields[0] == name:
+            change(fields)
+            content = "".join(f"{':'.join(record)}\n" for record in records)
+            call.host.place("/etc/shadow", dataclasses.replace(node, content=content.encode()))
+            return said("")
+    return said("", 6, err=f"usermod: user '{name}' does not exist\n")
+
+
+PROGRAMS = {"usermod": usermod, "chage": chage}

@@ -1,0 +1,18 @@
+"""Reading a configuration file whole, for every check that judges by one."""
+
+from __future__ import annotations
+
+from compliance_agent.errors import CannotTell
+from compliance_agent.ports import FileStat, Host
+
+
+async def read_whole(host: Host, path: str) -> tuple[FileStat, bytes]:
+    """A file's bytes, as many as the file system says there are, and what it says of the path itself.
+
+    Raises:
+        CannotTell: it could not be read, or was being written.
+    """
+    stat, raw = await host.stat(path), await host.read(path)
+    if stat.kind == "file" and stat.size_bytes != len(raw):
+        raise CannotTell("unparsable", f"{path}: not as long as the file system says; is it being written?")
+    return stat, raw

@@ -1,0 +1,86 @@
+"""Synthetic drift of who may get in: logins over SSH, accounts, sessions, services, ports, transmission (see drift.py)."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from compliance_agent.lab.fault import register
+from compliance_agent.lab.host import FakeHost
+from compliance_agent.lab.programs import accounts, sshd
+
+# -- ssh_access
+
+
+def _ssh_setting(host: FakeHost, old: str, new: str) -> None:
+    """Change the drop-in of the SSH daemon and have the daemon read it."""
+    text = host.files[sshd.DROP_IN].content.decode()
+    host.put(sshd.DROP_IN, text.replace(old, new))
+    sshd.read_files(host)
+    host.unit(sshd.UNIT).changed_at = host.now()
+
+
+@register("ssh_access", "password_login", "now", "somebody turned password logins on again")
+def _ssh_passwords_on(host: FakeHost) -> None:
+    _ssh_setting(host, "PasswordAuthentication no", "PasswordAuthentication yes")
+
+
+@register("ssh_access", "root_login", "now", "root may log in directly")
+def _ssh_root_login(host: FakeHost) -> None:
+    _ssh_setting(host, "PermitRootLogin no", "PermitRootLogin yes")
+
+
+@register("ssh_access", "weak_ciphers", "now", "an old cipher was allowed for an old device")
+def _ssh_old_cipher(host: FakeHost) -> None:
+    _ssh_setting(host, "Ciphers ", f"Ciphers {host.rng.choice(('aes128-cbc', 'aes256-cbc', '3des-cbc'))},")
+
+
+@register("ssh_access", "host_key_exposed", "now", "a private key of the SSH daemon can be read by everybody")
+def _ssh_host_key_open(host: FakeHost) -> None:
+    host.files[host.rng.choice(sshd.HOST_KEYS)].mode = 0o644
+
+
+@register("ssh_access", "reload_needed", "now", "the SSH daemon still goes by settings that were taken back since")
+def _ssh_not_reloaded(host: FakeHost) -> None:
+    _ssh_setting(host, "PasswordAuthentication no", "PasswordAuthentication yes")
+    host.unit(sshd.UNIT).changed_at = host.now() - timedelta(hours=1)
+    text = host.files[sshd.DROP_IN].content.decode().replace("PasswordAuthentication yes", "PasswordAuthentication no")
+    host.put(sshd.DROP_IN, text)
+
+
+@register("ssh_access", "match_relaxes", "person", "password logins were let in for one network")
+def _ssh_match_block(host: FakeHost) -> None:
+    text = "Match Address 10.0.0.0/8\n    PasswordAuthentication yes\n"
+    host.put("/etc/ssh/sshd_config.d/50-branch.conf", text)
+    host.unit(sshd.UNIT).changed_at = host.now()
+
+
+# -- accounts
+
+
+@register("accounts", "empty_passwords", "window", "an account was left without a password")
+def _account_without_password(host: FakeHost) -> None:
+    accounts.replace(host, "/etc/shadow", f"frontdesk:{accounts.HASH}:", "frontdesk::")
+
+
+@register("accounts", "unlisted_admins", "person", "somebody was given the right to become root")
+def _account_new_sudoer(host: FakeHost) -> None:
+    host.put("/etc/sudoers.d/temp", "frontdesk ALL=(ALL) NOPASSWD: ALL\n", mode=0o440)
+
+
+@register("accounts", "duplicate_uids", "person", "two accounts share one user id")
+def _account_shared_uid(host: FakeHost) -> None:
+    accounts.add(host, "/etc/passwd", "sys2:x:33:33::/var/www:/usr/sbin/nologin")
+    accounts.add(host, "/etc/shadow", f"sys2:!:{accounts.DAY}:0:99999:7:::")
+
+
+@register("accounts", "other_roots", "person", "a second account with root's user id was made")
+def _account_second_root(host: FakeHost) -> None:
+    accounts.add(host, "/etc/passwd", "toor:x:0:0::/root:/bin/bash")
+    accounts.add(host, "/etc/shadow", f"toor:{accounts.HASH}:{accounts.DAY}:0:99999:7:::")
+
+
+@register("accounts", "unlisted_people", "person", "an account was made for somebody who is on no list")
+def _account_unlisted(host: FakeHost) -> None:
+    uid = host.rng.randint(1002, 1900)
+    accounts.add(host, "/etc/passwd", f"temp{uid}:x:{uid}:{uid}::/home/temp{uid}:/bin/bash")
+    accounts.add(host, "/etc/shadow", f"temp{uid}:{accounts.HASH}:{accounts.DAY}:0:99999:7:::")
