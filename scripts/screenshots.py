@@ -30,18 +30,23 @@ def pictures(served: Served) -> dict[str, str]:
         "host": f"/hosts/{healed.key_id}",
         "silent": f"/hosts/{served.hosts['imaging-01'].key_id}",
         "bundle": f"/bundles/{healed.cures['firewall']}",
+        "proof": f"/bundles/{healed.cures['firewall']}?proof=1",
+        "log": "/sites/clinic-elm-street/log",
     }
+
+
+BOTH_THEMES = ("fleet", "proof", "log")
 
 
 def fit(page: Page) -> None:
     """As tall as its content, so that the picture shows no empty ground."""
     page.set_viewport_size({"width": 1280, "height": 400})
     height = page.evaluate("document.documentElement.scrollHeight")
-    page.set_viewport_size({"width": 1280, "height": min(int(height), 2200)})
+    page.set_viewport_size({"width": 1280, "height": min(int(height), 2800)})
 
 
 def main() -> int:
-    """Take every picture in the light theme, and the first page in the dark one too."""
+    """Take every picture in the light theme, and some in the dark one too."""
     if not CHROMIUM:
         sys.stderr.write("error: no Chromium found; apt-get install chromium, or set CHROMIUM\n")
         return 69
@@ -56,9 +61,12 @@ def main() -> int:
         for theme, suffix in (("light", ""), ("dark", "-dark")):
             page = Visit(browser, address, theme=theme).sign_in()
             for name, path in pictures(served).items():
-                if theme == "dark" and name != "fleet":
+                if theme == "dark" and name not in BOTH_THEMES:
                     continue
                 page.goto(address + path)
+                if name == "proof":
+                    page.get_by_role("button", name="Check in this browser").click()
+                    page.wait_for_selector("form[data-done]")
                 fit(page)
                 page.screenshot(path=target / f"{name}{suffix}.png")
         browser.close()

@@ -214,9 +214,10 @@ def create_app(
 
 
 def _mount_viewer(app: FastAPI) -> None:
-    from compliance_agent.web import views
+    from compliance_agent.web import log_views, views
 
     app.include_router(views.router)
+    app.include_router(log_views.router)
     views.mount_static(app)
 
 

@@ -382,6 +382,10 @@ class SiteReader(Protocol):
         """Entries of these sites that wait for an index."""
         ...
 
+    async def unlogged(self) -> dict[str, int]:
+        """How many bundles of each host no published checkpoint covers yet; hosts with none are left out."""
+        ...
+
     async def leaves(self, site_id: str, year: int, start: int, stop: int) -> list[bytes]:
         """The entries with index `start` to `stop`, exclusive, in order."""
         ...

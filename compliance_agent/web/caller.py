@@ -8,7 +8,7 @@ from datetime import datetime
 from starlette.requests import Request
 
 from compliance_agent.server.api.deps import services_of, session_cookie
-from compliance_agent.server.records import User
+from compliance_agent.server.records import SiteReader, User
 from compliance_agent.server.services.fleet import Fleet
 
 
@@ -18,9 +18,10 @@ class SignedOut(Exception):
 
 @dataclass(frozen=True)
 class Caller:
-    """A signed-in person, and the fleet as this person may see it."""
+    """A signed-in person, the rows this person may see, and the fleet read from them."""
 
     user: User
+    reader: SiteReader
     fleet: Fleet
 
 
@@ -44,4 +45,5 @@ async def caller_of(request: Request) -> Caller:
     user = await services.users.of_session(session_of(request))
     if user is None:
         raise SignedOut
-    return Caller(user, services.fleet(await services.users.reader(user)))
+    reader = await services.users.reader(user)
+    return Caller(user, reader, services.fleet(reader))

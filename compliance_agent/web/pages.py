@@ -72,7 +72,12 @@ class Counts:
 
 @dataclass(frozen=True)
 class SiteRow:
-    """One clinic on the first page. `findings` counts hosts whose chain contradicts itself or has a gap."""
+    """One clinic on the first page.
+
+    Attributes:
+        findings: hosts whose chain contradicts itself or has a gap.
+        unlogged: records that no published checkpoint covers.
+    """
 
     site_id: str
     name: str
@@ -83,6 +88,7 @@ class SiteRow:
     oldest_unmet: datetime | None
     changes: Moved
     findings: int = 0
+    unlogged: int = 0
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,12 @@ class HostRow:
     enrolled_at: datetime | None = None
     revoked: bool = False
     broken: bool = False
+    unlogged: int = 0
+
+    @property
+    def logged(self) -> int:
+        """Records of this epoch that a published checkpoint covers: a chain has no holes, and the log keeps its order."""
+        return max(0, (self.seq or 0) - self.unlogged)
 
     @property
     def counts(self) -> Counts:

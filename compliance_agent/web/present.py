@@ -80,6 +80,7 @@ def host_row(standing: HostStanding) -> HostRow:
         enrolled_at=host.enrolled_at,
         revoked=host.revoked_at is not None,
         broken=standing.broken,
+        unlogged=standing.unlogged,
     )
 
 
@@ -97,6 +98,7 @@ def site_row(standing: SiteStanding, moved: Mapping[str, Moved]) -> SiteRow:
         oldest_unmet=standing.oldest_unmet_at,
         changes=moved.get(site.site_id, Moved()),
         findings=sum(host.broken for host in standing.live),
+        unlogged=sum(host.unlogged for host in standing.hosts),
     )
 
 

@@ -22,10 +22,13 @@ from starlette.responses import RedirectResponse, Response
 
 from compliance_agent import crypto
 from compliance_agent.errors import Refusal
-from compliance_agent.server.api.deps import services_of, session_cookie
-from compliance_agent.server.records import Bundle, BundleQuery
+from compliance_agent.log.checkpoint import Checkpoint
+from compliance_agent.log.note import Note
+from compliance_agent.log.proof import Proof
+from compliance_agent.server.api.deps import Services, services_of, session_cookie
+from compliance_agent.server.records import Bundle, BundleQuery, Host
 from compliance_agent.server.services.fleet import Fleet, Moved
-from compliance_agent.web import present, security, timeline, words
+from compliance_agent.web import present, proofs, security, timeline, words
 from compliance_agent.web.assets import STATIC_ROUTE
 from compliance_agent.web.caller import caller_of, now_of, session_of
 from compliance_agent.web.pages import Counts, SiteRow, by_urgency, hosts_by_urgency
@@ -36,6 +39,7 @@ RECENT = 10
 CHANGES = ("drift", "remediation", "key_event", "incident")
 DRAWN = 200
 PER_PAGE = 50
+RECEIPT_FILES = ("leaf.json", "bundle.tlog-proof", "log.vkey")
 FILTERS = ("check", "kind", "result", "outcome")
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
@@ -183,18 +187,37 @@ async def bundle(request: Request, bundle_id: str) -> Response:
     found = await caller.fleet.bundle(bundle_id, request.query_params.get("key"))
     took_ms = round((time.perf_counter() - began) * 1000)
     row = present.host_row(await caller.fleet.host(found.host.key_id))
-    return page(request, "bundle.html", user=caller.user.name, page=present.bundle_page(found, row, took_ms))
+    panel = None
+    if "proof" in request.query_params:  # only when asked: it reads the log's files
+        prover = services_of(request).prover(caller.reader)
+        panel = proofs.panel(await prover.prove(bundle_id, found.host.key_id))
+    return page(
+        request, "bundle.html", user=caller.user.name, page=present.bundle_page(found, row, took_ms), panel=panel
+    )
 
 
 @router.get("/bundles/{bundle_id}/{name}")
 async def bundle_file(request: Request, bundle_id: str, name: str) -> Response:
-    """The record's bytes, or its signature, exactly as received."""
+    """The record's bytes, or its signature, exactly as received; its entry and receipt; the key of its log."""
     caller = await caller_of(request)
     found = await caller.fleet.bundle(bundle_id, request.query_params.get("key"))
     content = {"bundle.json": found.body, "bundle.sig": found.sig}.get(name)
+    if name in RECEIPT_FILES:
+        content = await _of_receipt(services_of(request), found.host, bundle_id, name)
     if content is None:
         raise HTTPException(404)
     return _download(content, name)
+
+
+async def _of_receipt(services: Services, host: Host, bundle_id: str, name: str) -> bytes | None:
+    """The entry, the receipt, or the verifier key of the log that it is in; None while there is no receipt."""
+    [receipt] = await services.receipts.of(host, [bundle_id])
+    if receipt is None or name == "leaf.json":
+        return receipt.leaf if receipt else None
+    if name == "bundle.tlog-proof":
+        return receipt.proof
+    origin = Checkpoint.parse(Note.parse(Proof.parse(receipt.proof).checkpoint).text).origin
+    return f"{services.log_keys.verifier(origin)}\n".encode()
 
 
 def _download(content: bytes, name: str) -> Response:

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from compliance_agent.lab.seeding import MovingClock, SeededHost, seed_fleet
 from compliance_agent.server.api.deps import Services
-from compliance_agent.server.app import create_app, database
+from compliance_agent.server.app import create_app, database, utc_now
 from compliance_agent.server.settings import ServerSettings
 
 NAME, PASSWORD = "auditor", "correct horse battery"
@@ -39,10 +39,12 @@ async def serving(folder: Path, *, seeded: bool = True) -> AsyncIterator[Served]
     """The server over a new data directory, started, with two users and, when asked for, the seeded fleet."""
     clock = MovingClock(datetime.now(UTC).replace(microsecond=0))
     settings = ServerSettings(data_dir=folder.resolve() / "server")
-    app = create_app(settings, clock=clock)
+    app = create_app(settings, clock=clock, log_clock=utc_now)
     async with app.router.lifespan_context(app):
         services: Services = app.state.services
         hosts = await seed_fleet(services.store, services.ingest, clock) if seeded else {}
+        while await services.sequencer.round():
+            pass  # every record has its receipt before anybody looks
         await services.users.add(NAME, PASSWORD)
         await services.users.add(OTHER, PASSWORD, sites=frozenset({"clinic-harbour"}))
         yield Served(app, services, hosts, clock, database(settings))

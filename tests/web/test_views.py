@@ -15,12 +15,13 @@ from fastapi.routing import APIRoute
 
 from compliance_agent.checks import registry
 from compliance_agent.server.services.fleet import Fleet
-from compliance_agent.web import rendering, security
+from compliance_agent.web import log_views, rendering, security
 from compliance_agent.web.views import router
 from tests.web.serving import NAME, OTHER, PASSWORD, Served, serving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("web_views")]
 HOME = "https://viewer.test"
+PUBLIC = ("/login", "/verify")
 CANARY = "<script>alert('&\"canary\"')</script>"
 
 
@@ -76,9 +77,10 @@ def every_path(served: Served) -> dict[str, str]:
         "key_id": host.key_id,
         "bundle_id": host.cures["firewall"],
         "name": "bundle.json",
+        "year": str(served.clock.now.year),
     }
     paths = {}
-    for route in router.routes:
+    for route in [*router.routes, *log_views.router.routes]:
         assert isinstance(route, APIRoute)
         if "GET" in (route.methods or ()):
             paths[route.path] = route.path.format(**given)
@@ -158,6 +160,31 @@ async def test_downloads_are_the_exact_bytes_and_verify(client: httpx.AsyncClien
     assert (await client.get(f"{base}/bundle.exe")).status_code == 404
 
 
+async def test_receipt_and_key_can_be_downloaded_and_hold(client: httpx.AsyncClient, served: Served) -> None:
+    """The four files of a record and the log's key are enough, with no word of the server."""
+    from compliance_agent.log.merkle import hash_leaf
+    from compliance_agent.log.policy import Policy
+    from compliance_agent.log.proof import Proof
+
+    base = f"/bundles/{served.hosts['ehr-db-02'].bundle_ids[10]}"
+    leaf, proof, key = [await client.get(f"{base}/{name}") for name in ("leaf.json", "bundle.tlog-proof", "log.vkey")]
+    policy = Policy.parse(f"log {key.text.strip()}\nquorum none\n".encode())
+    Proof.parse(proof.content).verify(hash_leaf(leaf.content), policy)
+    year = served.clock.now.year
+    assert (await client.get(f"/sites/clinic-elm-street/log/{year}/key")).text == key.text
+    for path in ("log?year=1999", "log?year=x", "log/1999/key"):
+        assert (await client.get(f"/sites/clinic-elm-street/{path}")).status_code == 404
+
+
+async def test_each_host_shows_its_receipts(client: httpx.AsyncClient, served: Served) -> None:
+    seq = len(served.hosts["ehr-db-02"].bundle_ids)
+    for path in ("/sites/clinic-elm-street", f"/hosts/{served.hosts['ehr-db-02'].key_id}"):
+        text = (await client.get(path)).text
+        assert f">{seq} of {seq}</span>" in text
+        assert "unlogged" not in text
+    assert (await client.get("/")).text.count("all logged") == 3
+
+
 async def test_empty_fleet_says_how_to_begin(tmp_path: Path) -> None:
     async with serving(tmp_path, seeded=False) as running, visiting(running) as visitor:
         await sign_in(visitor)
@@ -185,7 +212,7 @@ async def test_foreign_site_is_404_everywhere(served: Served) -> None:
 async def test_signed_out_is_sent_to_login_and_back(served: Served) -> None:
     async with visiting(served) as visitor:
         for route, path in every_path(served).items():
-            if route == "/login":
+            if route in PUBLIC:
                 continue
             answer = await visitor.get(path)
             assert answer.status_code == 303, route

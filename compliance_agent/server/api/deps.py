@@ -20,6 +20,8 @@ from compliance_agent.server.services.checkin import Checkin
 from compliance_agent.server.services.enrol import Enrolment
 from compliance_agent.server.services.fleet import Fleet, Silence
 from compliance_agent.server.services.ingest import Ingest
+from compliance_agent.server.services.logbook import Logbook
+from compliance_agent.server.services.proving import Prover
 from compliance_agent.server.services.receipts import Receipts
 from compliance_agent.server.services.users import Users
 from compliance_agent.server.services.verification import Verifier
@@ -59,6 +61,14 @@ class Services:
     def fleet(self, reader: SiteReader) -> Fleet:
         """The read model over the rows that `reader` sees."""
         return Fleet(reader, self.clock, self.silence, self.verifier)
+
+    def prover(self, reader: SiteReader) -> Prover:
+        """Proofs of the records that `reader` sees."""
+        return Prover(reader, self.log_files, self.log_keys)
+
+    def logbook(self, reader: SiteReader) -> Logbook:
+        """The logs of the sites that `reader` sees."""
+        return Logbook(reader, self.log_files, self.log_keys, self.board)
 
 
 def services_of(request: Request) -> Services:

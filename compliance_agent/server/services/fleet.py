@@ -87,12 +87,14 @@ class HostStanding:
 
     Attributes:
         broken: its chain has a fork or an open gap.
+        unlogged: bundles that no published checkpoint of the log covers yet.
     """
 
     host: Host
     silent: bool
     checks: tuple[CheckStanding, ...]
     broken: bool = False
+    unlogged: int = 0
 
     @property
     def counts(self) -> dict[str, int]:
@@ -234,9 +236,9 @@ class Fleet:
             raise _not_found("host")
         remediations = await self._reader.remediations(key_id)
         standing = self._standing(host, await self._reader.verdicts(key_id), remediations)
-        return replace(
-            standing, broken=standing.broken or any(gap.closed_at is None for gap in await self._reader.gaps(key_id))
-        )
+        gapped = any(gap.closed_at is None for gap in await self._reader.gaps(key_id))
+        unlogged = (await self._reader.only(host.site_id).unlogged()).get(key_id, 0)
+        return replace(standing, broken=standing.broken or gapped, unlogged=unlogged)
 
     async def checks(self, key_id: str) -> list[CheckStanding]:
         """The checks of one host."""
@@ -286,9 +288,12 @@ class Fleet:
         by_host: dict[str, list[CheckVerdict]] = {}
         for verdict in await reader.verdicts():
             by_host.setdefault(verdict.key_id, []).append(verdict)
-        gapped = await reader.gapped()
+        gapped, unlogged = await reader.gapped(), await reader.unlogged()
         return [
-            self._standing(host, by_host.get(host.key_id, ()), {}, gapped=host.key_id in gapped)
+            replace(
+                self._standing(host, by_host.get(host.key_id, ()), {}, gapped=host.key_id in gapped),
+                unlogged=unlogged.get(host.key_id, 0),
+            )
             for host in await reader.hosts()
         ]
 

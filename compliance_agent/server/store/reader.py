@@ -183,6 +183,23 @@ class BoundReader:
         oldest = await self._all(at) if found["count"] else []
         return Backlog(found["count"], rows.when(oldest[0]["decided_at"]) if oldest else None)
 
+    async def unlogged(self) -> dict[str, int]:
+        c, shard = tables.log_entries.c, tables.log_shards.c
+        count = func.count().label("count")
+        ours = (c.site_id.in_(self._sites), c.seq.is_not(None))
+        pending = select(c.key_id, count).where(*ours, c.leaf_index.is_(None)).group_by(c.key_id)
+        same_log = and_(shard.site_id == c.site_id, shard.year == c.year)
+        unpublished = (
+            select(c.key_id, count)
+            .select_from(tables.log_shards.join(tables.log_entries, same_log))
+            .where(*ours, c.leaf_index >= shard.checkpoint_size)
+            .group_by(c.key_id)
+        )
+        found: dict[str, int] = {}
+        for row in [*await self._all(pending), *await self._all(unpublished)]:  # two, so that each uses its index
+            found[row["key_id"]] = found.get(row["key_id"], 0) + row["count"]
+        return found
+
     async def leaves(self, site_id: str, year: int, start: int, stop: int) -> list[bytes]:
         c = tables.log_entries.c
         within = (c.leaf_index >= start, c.leaf_index < stop)

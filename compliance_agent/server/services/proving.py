@@ -1,0 +1,296 @@
+"""What can be proven of one record, computed when somebody asks: from the bytes that are stored and the files that are served.
+
+signature   the record's exact bytes, under the host's enrolled key
+before      the `prev` it names, against the SHA-256 of the stored bytes of the record before it
+after       the `prev` of the record after it, against the SHA-256 of these bytes
+entry       the log entry that these bytes must have, against the entry that is served at the record's index
+inclusion   the path from that entry through the served tiles, against the root in the served checkpoint
+checkpoint  the served checkpoint, under the log's key, against the origin of this site's log
+witnesses   the cosignature lines of that checkpoint, under the keys of the policy, against its quorum
+
+Each is `verified`, `wrong` or `could not tell`, with a code; the viewer has the sentences. No row is believed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from compliance_agent.crypto import key_id, verify
+from compliance_agent.errors import AgentError, BadEvidence, NoInput, Refusal
+from compliance_agent.log.checkpoint import Checkpoint
+from compliance_agent.log.leaf import bundle_leaf
+from compliance_agent.log.merkle import hash_leaf, verify_inclusion
+from compliance_agent.log.note import Note, VerifierKey
+from compliance_agent.log.policy import Policy
+from compliance_agent.log.tiles import ENTRIES, FULL, Tile, decode_entries
+from compliance_agent.log.tree import TileTree
+from compliance_agent.server.log_files import LogFiles
+from compliance_agent.server.log_keys import LogKeys
+from compliance_agent.server.records import NO_DIGEST, Bundle, Host, Leaf, Shard, SiteReader
+
+
+class State(StrEnum):
+    """How one comparison ended."""
+
+    VERIFIED = "verified"
+    WRONG = "wrong"
+    UNTOLD = "could not tell"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One comparison. `figures` are what was found, for people: a digest, an index, a tree size."""
+
+    name: str
+    state: State
+    code: str
+    figures: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Witness:
+    """One witness of the policy: `cosigned` with the time it says, `absent`, or `wrong` when its line does not verify."""
+
+    name: str
+    code: str
+    at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Proven:
+    """Every comparison about one record."""
+
+    lines: tuple[Line, ...]
+    witnesses: tuple[Witness, ...] = ()
+
+    @property
+    def state(self) -> State:
+        """The worst of all lines."""
+        states = {line.state for line in self.lines}
+        return next((one for one in (State.WRONG, State.UNTOLD) if one in states), State.VERIFIED)
+
+
+def witnessed(note: bytes, policy: Policy | None) -> tuple[Line, tuple[Witness, ...]]:
+    """Who of the policy cosigned a checkpoint. Nobody, too few and no policy are all said."""
+    if policy is None:
+        return Line("witnesses", State.UNTOLD, "no_policy"), ()
+    try:
+        parsed = Note.parse(note)
+    except BadEvidence:
+        return Line("witnesses", State.WRONG, "bad_checkpoint"), ()
+    found = tuple(_witness(name, key, parsed) for name, key in policy.witnesses.items())
+    seen = {one.name for one in found if one.code == "cosigned"}
+    figures = {"cosigned": f"{len(seen)} of {len(found)}"}
+    if any(one.code == "wrong" for one in found):
+        return Line("witnesses", State.WRONG, "bad_cosignature", figures), found
+    if policy.quorum == "none":
+        return Line("witnesses", State.UNTOLD, "no_quorum_asked", figures), found
+    if not policy.is_met_by(seen):
+        return Line("witnesses", State.UNTOLD, "unwitnessed", figures), found
+    return Line("witnesses", State.VERIFIED, "quorum_met", figures), found
+
+
+def _witness(name: str, key: VerifierKey, note: Note) -> Witness:
+    lines = [line for line in note.signatures if (line.name, line.key_id) == (key.name, key.id)]
+    if not lines:
+        return Witness(name, "absent")
+    try:
+        times = [key.verify(note.text, line.signature) for line in lines]
+        return Witness(name, "cosigned", datetime.fromtimestamp(max(at or 0 for at in times), UTC))
+    except (BadEvidence, ValueError, OverflowError, OSError):
+        return Witness(name, "wrong")
+
+
+def signed_checkpoint(note: bytes, key: VerifierKey) -> tuple[Line, Checkpoint | None]:
+    """A served checkpoint under its log's key; None when it cannot even be read."""
+    try:
+        parsed = Note.parse(note)
+        checkpoint = Checkpoint.parse(parsed.text)
+    except BadEvidence:
+        return Line("checkpoint", State.WRONG, "bad_checkpoint"), None
+    figures = {"origin": checkpoint.origin, "key": str(key)}
+    if checkpoint.origin != key.name:
+        return Line("checkpoint", State.WRONG, "other_log", figures), checkpoint
+    try:
+        parsed.verify([key])
+    except BadEvidence as error:
+        return Line("checkpoint", State.WRONG, error.code, figures), checkpoint
+    return Line("checkpoint", State.VERIFIED, "log_signed", figures), checkpoint
+
+
+class Prover:
+    """Proves records of the sites that its reader sees; raises Refusal 404 for all others."""
+
+    def __init__(self, reader: SiteReader, files: LogFiles, keys: LogKeys, policy: Policy | None = None) -> None:
+        self._reader = reader
+        self._files = files
+        self._keys = keys
+        self._policy = policy
+
+    async def prove(self, bundle_id: str, key: str | None = None) -> Proven:
+        """Compute every line for one record, now."""
+        found = await self._reader.bundle(bundle_id, key)
+        host = await self._reader.host(found[0].key_id) if found else None
+        if found is None or host is None:
+            raise Refusal("no such bundle", code="not_found", status=404)
+        bundle, body, sig = found
+        right = verify(host.public_key, sig, body)
+        lines = [
+            Line("signature", State.VERIFIED, "host_signed", {"key": host.key_id})
+            if right
+            else Line("signature", State.WRONG, "bad_signature", {"key": host.key_id})
+        ]
+        lines += await self._chain(bundle, body)
+        log_lines, witnesses = await self._logged(bundle, host, body, sig)
+        return Proven((*lines, *log_lines), witnesses)
+
+    # --- chain ----------------------------------------------------------------------------------
+
+    async def _chain(self, bundle: Bundle, body: bytes) -> list[Line]:
+        previous, following = await self._reader.neighbours(bundle)
+        before, after = await self._bytes(previous), await self._bytes(following)
+        named, own = _document(body).get("prev"), _digest(body)
+        if before is None:
+            first = Line("before", State.VERIFIED, "first", {"prev": NO_DIGEST})
+            lines = [first if named == NO_DIGEST else Line("before", State.WRONG, "not_held", {"prev": _short(named)})]
+        else:
+            right, figures = named == _digest(before), {"prev": _short(named), "record before": _digest(before)}
+            lines = [_line("before", right, "linked", "broken_link", figures)]
+        if after is None:
+            lines.append(Line("after", State.UNTOLD, "newest", {"these bytes": own}))
+        else:
+            names = _document(after).get("prev")
+            figures = {"these bytes": own, "record after names": _short(names)}
+            lines.append(_line("after", names == own, "linked", "broken_link", figures))
+        return lines
+
+    async def _bytes(self, bundle: Bundle | None) -> bytes | None:
+        found = await self._reader.bundle(bundle.bundle_id, bundle.key_id) if bundle else None
+        return found[1] if found else None
+
+    # --- log ------------------------------------------------------------------------------------
+
+    async def _logged(
+        self, bundle: Bundle, host: Host, body: bytes, sig: bytes
+    ) -> tuple[list[Line], tuple[Witness, ...]]:
+        leaf = _leaf_of(host, _document(body), body, sig)
+        rows = await self._reader.signed_places(bundle.site_id, bundle.number - 1, 1)
+        held, integrated = next(((row[2], row[3]) for row in rows if row[0] == bundle.number), (None, False))
+        if held is None:
+            return _none(State.WRONG, "no_entry"), ()
+        place = next(iter(await self._reader.leaves_of(bundle.key_id, {bundle.bundle_id})), None)
+        if not integrated or place is None:
+            return _none(State.UNTOLD, "pending"), ()
+        shards = [
+            item for item in await self._reader.shards() if (item.site_id, item.year) == (host.site_id, place.year)
+        ]
+        if not shards:
+            return _none(State.WRONG, "no_log"), ()
+        return await asyncio.to_thread(self._from_files, shards[0], place, leaf)
+
+    def _from_files(self, shard: Shard, place: Leaf, leaf: bytes | None) -> tuple[list[Line], tuple[Witness, ...]]:
+        """The three comparisons with the log, and the witnesses, from its files as they are served."""
+        try:
+            note = self._files.published(shard.site_id, shard.year)
+        except AgentError:
+            return _none(State.UNTOLD, "unreadable"), ()
+        if note is None:
+            return _none(State.UNTOLD, "not_published"), ()
+        signed, checkpoint = signed_checkpoint(note, self._keys.verifier(shard.origin))
+        line, witnesses = witnessed(note, self._policy)
+        if checkpoint is None:
+            return [*_none(State.UNTOLD, "bad_checkpoint")[:2], signed, line], witnesses
+        figures = {
+            "index": str(place.index),
+            "tree size": str(checkpoint.size),
+            "root": checkpoint.root.hex(),
+        }
+        if place.index >= checkpoint.size:
+            missing = [Line(name, State.UNTOLD, "not_published", figures) for name in ("entry", "inclusion")]
+            return [*missing, signed, line], witnesses
+        where = {"index": figures["index"]}
+        entry = self._compared("entry", where, lambda: self._entry(shard, place, leaf, checkpoint.size))
+        inclusion = self._compared("inclusion", figures, lambda: self._included(shard, place, leaf, checkpoint))
+        return [entry, inclusion, signed, line], witnesses
+
+    @staticmethod
+    def _compared(name: str, figures: Mapping[str, str], compare: Any) -> Line:
+        try:
+            code: str = compare()
+        except NoInput:
+            return Line(name, State.UNTOLD, "file_missing", figures)
+        except BadEvidence as error:
+            return Line(name, State.WRONG, error.code, figures)
+        except AgentError:
+            return Line(name, State.UNTOLD, "unreadable", figures)
+        return Line(name, State.VERIFIED, code, figures)
+
+    def _entry(self, shard: Shard, place: Leaf, leaf: bytes | None, size: int) -> str:
+        """The served entry and the row are what these bytes must have; BadEvidence says which is not."""
+        if leaf is None:
+            raise BadEvidence("the bytes are no record", code="not_a_record")
+        index, at = divmod(place.index, FULL)
+        tile = Tile(ENTRIES, index, min(FULL, size - index * FULL))
+        try:
+            entries = decode_entries(self._files.exactly(shard.site_id, shard.year, tile), tile.width)
+        except NoInput:  # the full bundle has replaced the partial one
+            entries = decode_entries(self._files.exactly(shard.site_id, shard.year, Tile(ENTRIES, index)), FULL)
+        if entries[at] != leaf:
+            raise BadEvidence("the served entry is of other bytes", code="other_entry")
+        if place.leaf != leaf:
+            raise BadEvidence("the row's entry is of other bytes", code="other_row")
+        return "same_entry"
+
+    def _included(self, shard: Shard, place: Leaf, leaf: bytes | None, checkpoint: Checkpoint) -> str:
+        if leaf is None:
+            raise BadEvidence("the bytes are no record", code="not_a_record")
+        tree = TileTree(checkpoint.size, lambda *tile: self._files.read(shard.site_id, shard.year, Tile(*tile)))
+        if tree.leaf(place.index) != hash_leaf(leaf):
+            raise BadEvidence("the tile holds the hash of another entry", code="other_hash")
+        path = tree.inclusion(place.index)
+        verify_inclusion(hash_leaf(leaf), place.index, checkpoint.size, path, checkpoint.root)
+        return "included"
+
+
+def _line(name: str, right: bool, good: str, bad: str, figures: Mapping[str, str]) -> Line:
+    return Line(name, State.VERIFIED, good, figures) if right else Line(name, State.WRONG, bad, figures)
+
+
+def _none(state: State, code: str) -> list[Line]:
+    """Nothing of the log can be compared: one reason for all of it."""
+    return [
+        Line("entry", state, code),
+        *(Line(name, State.UNTOLD, code) for name in ("inclusion", "checkpoint", "witnesses")),
+    ]
+
+
+def _document(body: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _leaf_of(host: Host, document: Mapping[str, Any], body: bytes, sig: bytes) -> bytes | None:
+    """The entry that exactly these bytes must have; None when they do not say their place."""
+    epoch, seq, prev = (document.get(name) for name in ("epoch", "seq", "prev"))
+    if not (isinstance(epoch, int) and isinstance(seq, int) and isinstance(prev, str)):
+        return None
+    return bundle_leaf(key_id(host.public_key), epoch, seq, prev, _digest(body), sig)
+
+
+def _digest(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+def _short(value: object) -> str:
+    """A digest that a document names, whatever it really holds."""
+    return value[:64] if isinstance(value, str) else "nothing"

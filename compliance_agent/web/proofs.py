@@ -1,0 +1,196 @@
+"""What was proven of a record or a log, in words: each line says what was compared with what, and how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from compliance_agent.server.services.logbook import Entry, SiteLog
+from compliance_agent.server.services.proving import Line, Proven, State, Witness
+from compliance_agent.web import words
+
+# Name of a line, and what is compared with what.
+LINES: Mapping[str, tuple[str, str]] = {
+    "signature": ("Signature", "The record's exact bytes, held against the host's enrolled key."),
+    "before": ("Chain, backwards", "The digest it names, held against the bytes of the record before it."),
+    "after": ("Chain, forwards", "The digest that the record after it names, held against these bytes."),
+    "entry": ("Log entry", "The entry these bytes must have, held against the one that the log serves."),
+    "inclusion": (
+        "Inclusion",
+        "The path from the entry through the tiles as served, held against the root in the checkpoint as served.",
+    ),
+    "checkpoint": ("Log signature", "The checkpoint as served, held against the log's key and name."),
+    "witnesses": ("Witnesses", "The cosignatures on the checkpoint, held against the keys and quorum of the policy."),
+}
+
+CODES: Mapping[str, str] = {
+    "host_signed": "This host's key signed exactly these bytes.",
+    "bad_signature": "The signature does not verify under that key.",
+    "linked": "The digests are the same.",
+    "broken_link": "The digests differ: a record was removed, added or changed.",
+    "first": "It is the first record of this host; nothing stands before it.",
+    "not_held": "It names a record that is not here.",
+    "newest": "It is the newest record of this host, so nothing points at it yet.",
+    "same_entry": "They are the same bytes.",
+    "other_entry": "The log serves another entry at this index.",
+    "other_row": "The database holds another entry for this record than the log serves.",
+    "no_entry": "The log was never given an entry for this record.",
+    "no_log": "The log that should hold the entry does not exist.",
+    "not_a_record": "The stored bytes do not say what a record says.",
+    "pending": "The entry waits for the log's next round.",
+    "not_published": "No checkpoint that is served covers the entry yet.",
+    "included": "The path leads to that root.",
+    "bad_inclusion_proof": "The path does not lead to that root: a tile, the entry or the checkpoint was changed.",
+    "other_hash": "The tile holds the hash of another entry.",
+    "bad_tile": "A tile is not of its proper length.",
+    "bad_entry_bundle": "The entry bundle does not hold whole entries.",
+    "file_missing": "A file of the log that this needs is not there.",
+    "unreadable": "The log's files cannot be read at the moment.",
+    "log_signed": "The log's key signed this checkpoint.",
+    "no_known_signature": "The log's key did not sign this checkpoint.",
+    "other_log": "The checkpoint is of another log.",
+    "bad_checkpoint": "What is served is not a signed checkpoint.",
+    "no_policy": "No witness is configured. Nobody outside vouches that everybody is shown this same log.",
+    "no_quorum_asked": "The policy asks for no witness.",
+    "unwitnessed": "Unwitnessed: fewer witnesses than the policy asks for have cosigned this checkpoint.",
+    "bad_cosignature": "A line under a witness's name does not verify under its key.",
+    "quorum_met": "The quorum is met.",
+}
+
+WITNESSES: Mapping[str, str] = {
+    "cosigned": "cosigned",
+    "absent": "has not cosigned this checkpoint",
+    "wrong": "its line does not verify",
+}
+
+STATES: Mapping[State, tuple[str, str]] = {  # tone, icon
+    State.VERIFIED: ("pass", "holds"),
+    State.WRONG: ("fail", "broken"),
+    State.UNTOLD: ("unknown", "unknown"),
+}
+
+SUMMARIES: Mapping[State, str] = {
+    State.VERIFIED: "Everything that was compared holds.",
+    State.WRONG: "Something is wrong.",
+    State.UNTOLD: "Nothing is wrong; not everything could be told.",
+}
+
+STILL: Mapping[str, str] = {
+    "clock_not_advanced": "The server's clock has not advanced since the last round; it is waited for.",
+    "storage_full": "The disk is full; the log goes on when there is space.",
+    "busy": "The database is busy; it is tried again.",
+    "log_restored": "What is published is ahead of the database: a backup was restored.",
+    "log_forked": "What is published is not a prefix of what the database holds.",
+    "log_damaged": "The entries in the database do not give the root that was signed.",
+    "checkpoint_unusable": "A checkpoint cannot be read, or does not verify under the log's key.",
+    "tile_conflict": "A file of the log holds other bytes than it must.",
+    "sequenced_elsewhere": "Another process has grown this log.",
+    "write_unknown": "It is not known whether a write became durable.",
+    "unpublished": "The year ended with entries that no checkpoint covers.",
+    "sequencer_crashed": "A fault in the sequencer; it was logged.",
+    "not_sequencing": "No sequencer runs in this process.",
+}
+
+ENTRY_KINDS: Mapping[str, str] = {
+    "bundle": "Record",
+    "key": "Key",
+    "fork": "Contradiction",
+    "shard": "First of the year",
+    "time": "Time",
+    "unreadable": "Unreadable",
+}
+
+
+@dataclass(frozen=True)
+class ProofLine:
+    """One comparison, worded. `figures` are (label, value)."""
+
+    name: str
+    title: str
+    state: str
+    tone: str
+    icon: str
+    compared: str
+    sentence: str
+    figures: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class WitnessRow:
+    """One witness of the policy."""
+
+    name: str
+    tone: str
+    sentence: str
+    at: datetime | None
+
+
+@dataclass(frozen=True)
+class ProofPanel:
+    """All that was proven of one record."""
+
+    state: str
+    tone: str
+    icon: str
+    sentence: str
+    lines: tuple[ProofLine, ...]
+    witnesses: tuple[WitnessRow, ...]
+
+
+@dataclass(frozen=True)
+class EntryRow:
+    """One entry of a log: its place, what it is, and whose."""
+
+    index: int
+    kind: str
+    sentence: str
+    key_id: str
+    detail: str
+
+
+def panel(proven: Proven) -> ProofPanel:
+    """The proof of one record."""
+    tone, icon = STATES[proven.state]
+    lines = tuple(line(item) for item in proven.lines)
+    return ProofPanel(
+        str(proven.state), tone, icon, SUMMARIES[proven.state], lines, tuple(map(witness, proven.witnesses))
+    )
+
+
+def line(item: Line) -> ProofLine:
+    """One comparison."""
+    title, compared = LINES.get(item.name, (words.humanise(item.name), ""))
+    tone, icon = STATES[item.state]
+    sentence = CODES.get(item.code) or words.humanise(item.code)
+    figures = tuple(item.figures.items())
+    return ProofLine(item.name, title, str(item.state), tone, icon, compared, sentence, figures)
+
+
+def witness(item: Witness) -> WitnessRow:
+    """One witness."""
+    tone = {"cosigned": "pass", "wrong": "fail"}.get(item.code, "unknown")
+    return WitnessRow(item.name, tone, WITNESSES.get(item.code, item.code), item.at)
+
+
+def still(log: SiteLog) -> str:
+    """Why a log stands still; nothing when it goes on."""
+    return STILL.get(log.still) or words.humanise(log.still) if log.still else ""
+
+
+def entry(item: Entry) -> EntryRow:
+    """One entry; all it holds is digests, keys and places, and none of it is trusted to be there."""
+    said = item.content
+    key = said.get("key")
+    if item.kind == "bundle":
+        detail = f"epoch {said.get('epoch')}, seq {said.get('seq')}, SHA-256 {str(said.get('bundle_sha256'))[:16]}…"
+    elif item.kind == "key":
+        detail = str(said.get("event"))
+    elif item.kind == "fork":
+        detail = f"epoch {said.get('epoch')}, seq {said.get('seq')}: two records"
+    elif item.kind == "shard":
+        detail = "binds the last checkpoint of the year before" if said.get("previous") else "no year before it"
+    else:
+        detail = ""
+    kind = ENTRY_KINDS.get(item.kind) or words.humanise(item.kind)
+    return EntryRow(item.index, item.kind, kind, key if isinstance(key, str) else "", detail)
