@@ -282,24 +282,32 @@ async def _drop_ins(host: Host, directory: str) -> list[str]:
 
 def judge(baseline: Parameters, seen: Observation) -> Verdict:
     counts = {
-        "empty_passwords": (seen.empty_passwords, "that every account needs a password", "that do not"),
+        "empty_passwords": (seen.empty_passwords, "that every account needs a password", "accounts that do not"),
         "other_roots": (seen.other_roots, "root's user id for root alone", "further accounts with it"),
-        "duplicate_uids": (seen.duplicate_uids, "a user id for each account", "that are shared"),
-        "unlisted_admins": (seen.other_admins, "only listed accounts to become root", "others (look at sudoers)"),
+        "duplicate_uids": (seen.duplicate_uids, "a user id for each account", "ids that are shared"),
+        "unlisted_admins": (
+            seen.other_admins,
+            "only listed accounts to become root",
+            "others (look at groups and sudoers)",
+        ),
         "unlisted_people": (seen.other_people, "only listed accounts for people", "others"),
         "stray_keys": (seen.stray_keys, "keys of listed accounts only", "files of keys elsewhere"),
-        "weak_hashes": (seen.weak_hashes, f"passwords hashed by {', '.join(baseline.hash_schemes)}", "by another way"),
+        "weak_hashes": (
+            seen.weak_hashes,
+            f"passwords hashed by {', '.join(baseline.hash_schemes)}",
+            "some by another way",
+        ),
         "old_passwords": (
             seen.old_passwords,
             f"passwords to end after {baseline.max_password_age_d} days",
-            "that do not",
+            "some that do not",
         ),
     }
     if seen.missing is None or seen.admins is None or any(count is None for count, _, _ in counts.values()):
         return unknown("unparsable", "who has an account could not be told")
     for reason, (count, expected, found) in counts.items():
         if count:
-            return failed(reason, f"expected {expected}, found {count} {found}")
+            return failed(reason, f"expected {expected}, found {found}: {count}")
     if seen.missing:
         return failed("account_missing", f"expected an account {', '.join(seen.missing)}, found none")
     if seen.sudoers_sha256 is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from compliance_agent.checks import registry
 from compliance_agent.lab.clock import FakeClock
 from compliance_agent.lab.host import FakeHost
-from compliance_agent.lab.programs import accounts, apt, chrony, clamav, disks, logs, nft, oscap, restic, sshd
+from compliance_agent.lab.programs import accounts, apt, chrony, clamav, disks, logs, nft, oscap, restic, sessions, sshd
 from compliance_agent.models import Result
 from compliance_agent.ports import Clock
 
@@ -14,8 +14,8 @@ def healthy_host(seed: int = 0, clock: Clock | None = None) -> FakeHost:
     """A host that passes every check; the same seed gives the same host."""
     host = FakeHost(clock or FakeClock(), seed=seed)
     host.put("/etc/hostname", f"clinic-{seed}\n")
-    host.install("systemctl", "date", "tail", "cat", "readlink", "stat", "uname", "id")
-    for part in (accounts, chrony, clamav, disks, apt, logs, nft, oscap, restic, sshd):
+    host.install("systemctl", "date", "tail", "cat", "readlink", "stat", "uname", "id", "mkdir", "rmdir")
+    for part in (accounts, chrony, clamav, disks, apt, logs, nft, oscap, restic, sessions, sshd):
         part.provide(host)
     for check in registry().values():
         scenes = [case.scene for case in check.cases if case.expect is Result.PASS and case.scene is not None]

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from compliance_agent.lab.fault import register
 from compliance_agent.lab.host import FakeHost
-from compliance_agent.lab.programs import accounts, sshd
+from compliance_agent.lab.programs import accounts, sessions, sshd
 
 # -- ssh_access
 
@@ -84,3 +84,22 @@ def _account_unlisted(host: FakeHost) -> None:
     uid = host.rng.randint(1002, 1900)
     accounts.add(host, "/etc/passwd", f"temp{uid}:x:{uid}:{uid}::/home/temp{uid}:/bin/bash")
     accounts.add(host, "/etc/shadow", f"temp{uid}:{accounts.HASH}:{accounts.DAY}:0:99999:7:::")
+
+
+# -- auto_logoff
+
+
+@register("auto_logoff", "shell_not_ended", "now", "somebody took away the timeout of shells because it was in the way")
+def _shell_timeout_gone(host: FakeHost) -> None:
+    host.delete(sessions.SHELL_FILE)
+
+
+@register("auto_logoff", "shell_changeable", "now", "everybody may switch the timeout of their shell off")
+def _shell_timeout_changeable(host: FakeHost) -> None:
+    host.put(sessions.SHELL_FILE, "TMOUT=600\nexport TMOUT\n")
+
+
+@register("auto_logoff", "session_not_ended", "now", "idle sessions stay open for a working day")
+def _idle_sessions_stay(host: FakeHost) -> None:
+    host.put(sessions.LOGIND_FILE, f"[Login]\nStopIdleSessionSec={host.rng.randint(8, 12)}h\n")
+    sessions.read_files(host)

@@ -14,8 +14,9 @@ from compliance_agent.checks import registry
 from compliance_agent.checks.spec import Check, judge_seen
 from compliance_agent.lab.clinic import healthy_host
 from compliance_agent.lab.clock import FakeClock
+from compliance_agent.lab.drift import FAULTS
 from compliance_agent.lab.host import FakeHost
-from compliance_agent.lab.programs import accounts, apt, chrony, clamav, logs, nft, nixos, restic, sshd
+from compliance_agent.lab.programs import accounts, apt, chrony, clamav, logs, nft, nixos, restic, sessions, sshd
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,16 @@ def _sshd_policy_gone(host: FakeHost) -> None:
     _sshd_read(host)
 
 
+def _no_logind_drop_ins(host: FakeHost) -> None:
+    host.delete("/etc/systemd/logind.conf.d")
+    sessions.read_files(host)
+
+
+def _nothing_ends(host: FakeHost) -> None:
+    _no_logind_drop_ins(host)
+    host.delete("/etc/profile.d")
+
+
 def _no_passwords(host: FakeHost) -> None:
     for name in ("msp", "frontdesk"):
         accounts.replace(host, "/etc/shadow", f"{name}:{accounts.HASH}:", f"{name}::")
@@ -295,5 +306,12 @@ DRIFTS = (
     Drift("ssh_access", "host_key_exposed", "sshd: host key open", _host_key_open),
     Drift("ssh_access", "reload_needed", "sshd: files newer", _sshd_touched),
     Drift("accounts", "empty_passwords", "two accounts without a password", _no_passwords),
+    Drift("auto_logoff", "shell_not_ended", "no timeout of shells", FAULTS["shell_timeout_gone"].inject),
+    Drift(
+        "auto_logoff", "shell_changeable", "timeout of shells not read-only", FAULTS["shell_timeout_changeable"].inject
+    ),
+    Drift("auto_logoff", "session_not_ended", "idle sessions stay open", FAULTS["idle_sessions_stay"].inject),
+    Drift("auto_logoff", "session_not_ended", "no drop-ins of logind at all", _no_logind_drop_ins),
+    Drift("auto_logoff", "shell_not_ended", "neither shells nor sessions end", _nothing_ends),
     *from_cases(registry().values()),
 )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import zlib
+from pathlib import PurePosixPath
 
 from compliance_agent.errors import CannotTell
-from compliance_agent.lab.host import Call, FakeHost, said
+from compliance_agent.lab.host import Call, FakeHost, Node, said
 from compliance_agent.ports import Ran
 
 
@@ -89,4 +90,34 @@ def _complaint(error: CannotTell) -> str:
     return {"not_found": "No such file or directory", "not_permitted": "Permission denied"}.get(error.reason, "Error")
 
 
-PROGRAMS = {"date": date, "tail": tail, "cat": cat, "readlink": readlink, "stat": stat, "uname": uname, "id": id_}
+def mkdir(call: Call) -> Ran:
+    """`mkdir [-m MODE] -- PATH`."""
+    call.alters()
+    path, mode = call.argv[-1], call.argv[call.argv.index("-m") + 1] if "-m" in call.flags else "0755"
+    if path in call.host.files or str(PurePosixPath(path).parent) not in call.host.files:
+        return said("", 1, err=f"mkdir: cannot create directory '{path}'\n")
+    call.host.place(path, Node("directory", mode=int(mode, 8), modified_at=call.host.now()))
+    return said("")
+
+
+def rmdir(call: Call) -> Ran:
+    """`rmdir -- PATH`."""
+    call.alters()
+    path = call.argv[-1]
+    if any(name.startswith(f"{path}/") for name in call.host.files) or path not in call.host.files:
+        return said("", 1, err=f"rmdir: failed to remove '{path}'\n")
+    del call.host.files[path]
+    return said("")
+
+
+PROGRAMS = {
+    "mkdir": mkdir,
+    "rmdir": rmdir,
+    "date": date,
+    "tail": tail,
+    "cat": cat,
+    "readlink": readlink,
+    "stat": stat,
+    "uname": uname,
+    "id": id_,
+}

@@ -9,7 +9,9 @@ from compliance_agent.ports import Ran
 
 
 def systemctl(call: Call) -> Ran:
-    """`systemctl daemon-reload | is-system-running | reboot | show --property=StateChangeTimestamp -- UNIT`."""
+    """`systemctl daemon-reload | is-system-running | reboot | show --property=StateChangeTimestamp -- UNIT |
+    kill --signal=HUP -- UNIT`.
+    """
     if not call.host.has_service_manager:
         return said("", 1, err="System has not been booted with systemd as init system (PID 1). Can't operate.\n")
     command = call.words[0] if call.words else ""
@@ -18,6 +20,13 @@ def systemctl(call: Call) -> Ran:
         return said("degraded\n" if failed else "running\n", 1 if failed else 0)
     if command == "daemon-reload":
         call.alters()
+        return said("")
+    if command == "kill" and "--signal=HUP" in call.flags:
+        call.alters()
+        unit = call.host.units_table.get(call.words[-1])
+        if unit is None or not unit.active:
+            return said("", 1, err=f"Failed to kill unit {call.words[-1]}: Unit {call.words[-1]} not loaded.\n")
+        unit.reloaded()
         return said("")
     if command == "show" and "--property=StateChangeTimestamp" in call.flags:
         return said(f"StateChangeTimestamp={_stamp(call.host, call.words[-1])}\n")
