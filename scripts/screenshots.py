@@ -17,8 +17,8 @@ from playwright.sync_api import Page, sync_playwright
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from tests.web.browsing import CHROMIUM, FLAGS, Visit  # noqa: E402
 from tests.web.serving import Served, on_loopback  # noqa: E402
-from tests.web.test_browser import CHROMIUM, FLAGS, Visit  # noqa: E402
 
 
 def pictures(served: Served) -> dict[str, str]:

@@ -1,108 +1,19 @@
-"""The viewer in a real Chromium, against a real server on loopback with a real, seeded database.
-
-Needs Chromium (Debian: `apt-get install chromium`); CHROMIUM names another one. Skipped where there is none, except in CI.
-"""
+"""The viewer in a real Chromium, against a real server on loopback with a real, seeded database."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import sqlite3
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
-from tests.web.serving import NAME, PASSWORD, Served, on_loopback
+from tests.web.browsing import MARKS, Visit, axe
+from tests.web.serving import Served, on_loopback
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or ""
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-AXE = next((Path(__file__).parent / "assets").glob("axe-*/axe.min.js"))
-GRAVE = """axe.run().then(found => found.violations
-    .filter(one => one.impact === 'serious' || one.impact === 'critical')
-    .map(one => one.id + ': ' + one.nodes[0].html))"""
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.xdist_group("browser"),
-    pytest.mark.skipif(not CHROMIUM and not os.environ.get("CI"), reason="no Chromium on this machine"),
-]
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Served]]:
-    with on_loopback(tmp_path_factory.mktemp("browser")) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield launched
-        launched.close()
-
-
-class Visit:
-    """A page, and everything the browser complained about while it was open."""
-
-    def __init__(
-        self, browser: Browser, address: str, *, scripts: bool = True, theme: str = "light", width: int = 1280
-    ) -> None:
-        self.address = address
-        self.context = browser.new_context(
-            java_script_enabled=scripts,
-            color_scheme="dark" if theme == "dark" else "light",
-            viewport={"width": width, "height": 900},
-        )
-        self.context.set_default_timeout(30_000)
-        self.page: Page = self.context.new_page()
-        self.complaints: list[str] = []
-        self._forgiven = False
-        self.page.on("console", lambda said: self._note(said.text) if said.type in {"error", "warning"} else None)
-        self.page.on("pageerror", lambda error: self._note(str(error)))
-        self.page.on("requestfailed", self._note_failed)
-
-    def forgive(self) -> None:
-        """What the browser complained about, and still may, was provoked by the test."""
-        self.complaints = []
-        self._forgiven = True
-
-    def _note(self, complaint: str) -> None:
-        if not self._forgiven:
-            self.complaints.append(complaint)
-
-    def _note_failed(self, request: Request) -> None:
-        if request.failure != "net::ERR_ABORTED":  # left behind by going elsewhere, or turned into a download
-            self._note(f"{request.failure}: {request.url}")
-
-    def sign_in(self) -> Page:
-        self.page.goto(f"{self.address}/login")
-        self.page.get_by_label("Name").fill(NAME)
-        self.page.get_by_label("Password").fill(PASSWORD)
-        self.page.get_by_role("button", name="Sign in").click()
-        expect(self.page.get_by_role("heading", level=1)).to_have_text("All sites")
-        self.page.wait_for_load_state("load")  # with its scripts and images: a test may cut the page off next
-        return self.page
-
-
-@pytest.fixture
-def visit(browser: Browser, running: tuple[str, Served]) -> Iterator[Visit]:
-    made = Visit(browser, running[0])
-    yield made
-    made.context.close()
-    assert made.complaints == []
+pytestmark = MARKS
 
 
 def paths(served: Served) -> list[str]:
@@ -233,12 +144,6 @@ def test_every_page_is_accessible_and_fits(browser: Browser, running: tuple[str,
     page.goto(f"{address}/no/such/page")
     assert axe(page, "404") == []
     visit.context.close()
-
-
-def axe(page: Page, path: str) -> list[str]:
-    """Serious and critical findings of axe-core on the page as it is."""
-    page.evaluate(AXE.read_text(encoding="utf-8"))
-    return [f"{path}: {finding}" for finding in page.evaluate(GRAVE)]
 
 
 def test_axe_finds_a_planted_fault(visit: Visit) -> None:

@@ -10,13 +10,13 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect
 
 from compliance_agent import crypto
 from compliance_agent.errors import BadEvidence
@@ -27,35 +27,15 @@ from compliance_agent.log.note import KeyType, Note, VerifierKey
 from compliance_agent.log.proof import Proof
 from compliance_agent.log.tiles import Tile
 from compliance_agent.log.tree import Edge, TileTree
-from tests.web.serving import Served, on_loopback
-from tests.web.test_browser import CHROMIUM, FLAGS, Visit, axe, pytestmark
+from tests.web.browsing import MARKS, Visit, axe
+from tests.web.serving import Served
 
-__all__ = ["pytestmark"]
+pytestmark = MARKS
+
+
 NAMES = ("signature", "entry", "inclusion", "checkpoint")
 SIZES = (1, 2, 3, 255, 256, 257, 1000)
 ORIGIN = "log.example/clinic/2026"
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Served]]:
-    with on_loopback(tmp_path_factory.mktemp("check")) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield launched
-        launched.close()
-
-
-@pytest.fixture
-def visit(browser: Browser, running: tuple[str, Served]) -> Iterator[Visit]:
-    made = Visit(browser, running[0])
-    yield made
-    made.context.close()
-    assert made.complaints == []
 
 
 def path_of(served: Served) -> str:
@@ -352,6 +332,16 @@ def test_pem_serves_as_the_logs_key_too(visit: Visit, tmp_path: Path) -> None:
     page.goto(f"{visit.address}/verify")
     material = base64.b64decode(record.files["log.vkey"].decode().strip().split("+", 2)[2])
     Record(record.files | {"log.vkey": crypto.public_pem(material[1:]).encode()}).chosen(page, tmp_path)
+    assert pressed(page) == wrong()
+
+
+def test_all_files_at_once_are_told_apart_by_name(visit: Visit, tmp_path: Path) -> None:
+    page, record = visit.page, Record.made(9, 4)
+    page.goto(f"{visit.address}/verify")
+    names = {"public-key": "front-desk.pub.pem", "log.vkey": "clinic-2026.vkey"}
+    for name, content in record.files.items():
+        (tmp_path / names.get(name, name)).write_bytes(content)
+    page.get_by_label("All its files at once").set_input_files(sorted(tmp_path.iterdir()))
     assert pressed(page) == wrong()
 
 

@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 
 from compliance_agent.checks import registry
 from compliance_agent.server.services.fleet import Fleet
+from compliance_agent.server.store.reader import BoundReader
 from compliance_agent.web import log_views, rendering, security
 from compliance_agent.web.views import router
 from tests.web.serving import NAME, OTHER, PASSWORD, Served, serving
@@ -183,6 +184,24 @@ async def test_each_host_shows_its_receipts(client: httpx.AsyncClient, served: S
         assert f">{seq} of {seq}</span>" in text
         assert "unlogged" not in text
     assert (await client.get("/")).text.count("all logged") == 3
+
+
+async def test_records_without_receipts_are_counted(
+    client: httpx.AsyncClient, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = served.hosts["ehr-db-02"]
+
+    async def two(self: BoundReader) -> dict[str, int]:
+        return {host.key_id: 2} if host.site_id in self.sites else {}
+
+    monkeypatch.setattr(BoundReader, "unlogged", two)
+    for path in ("/sites/clinic-elm-street", f"/hosts/{host.key_id}"):
+        text = (await client.get(path)).text
+        assert f">{len(host.bundle_ids) - 2} of {len(host.bundle_ids)}</span>" in text
+        assert "2 unlogged" in text
+    assert "2 not logged yet" in (await client.get("/")).text
+    log = (await client.get("/sites/clinic-elm-street/log")).text
+    assert "taken in, not under a checkpoint yet" in log
 
 
 async def test_empty_fleet_says_how_to_begin(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 
 from compliance_agent.errors import Refusal
+from compliance_agent.log.policy import Policy
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.log_keys import LogKeys
 from compliance_agent.server.records import Clock, SiteReader, Store, User
@@ -38,6 +39,7 @@ class Services:
         board: what of them is published, and why one stands still.
         sequencer: runs in the server; in a command beside it, it is never started.
         ca_pem: certificate of the server's own authority, when it serves TLS.
+        policy: the witnesses of its logs, when there are any.
     """
 
     settings: ServerSettings
@@ -57,6 +59,7 @@ class Services:
     sequencer: Sequencer
     receipts: Receipts
     ca_pem: bytes | None = None
+    policy: Policy | None = None
 
     def fleet(self, reader: SiteReader) -> Fleet:
         """The read model over the rows that `reader` sees."""
@@ -64,11 +67,11 @@ class Services:
 
     def prover(self, reader: SiteReader) -> Prover:
         """Proofs of the records that `reader` sees."""
-        return Prover(reader, self.log_files, self.log_keys)
+        return Prover(reader, self.log_files, self.log_keys, self.policy)
 
     def logbook(self, reader: SiteReader) -> Logbook:
         """The logs of the sites that `reader` sees."""
-        return Logbook(reader, self.log_files, self.log_keys, self.board)
+        return Logbook(reader, self.log_files, self.log_keys, self.board, self.policy)
 
 
 def services_of(request: Request) -> Services:

@@ -14,10 +14,13 @@
   };
   const KEYS = ["hostKey", "logKey"];
 
+  const isOf = (what, name) => ({ hostKey: /\.pem$/, logKey: /\.vkey$/ })[what]?.test(name) ?? name === NAMES[what];
+
   const own = async (form, what) => {
     const text = form.querySelector(`textarea[name="${what}"]`)?.value.trim();
     if (text) return new TextEncoder().encode(text);
-    const [file] = form.querySelector(`input[name="${what}"]`)?.files ?? [];
+    const several = Array.from(form.querySelector('input[name="all"]')?.files ?? []);
+    const [file] = [...(form.querySelector(`input[name="${what}"]`)?.files ?? []), ...several.filter(({ name }) => isOf(what, name))];
     return file ? new Uint8Array(await file.arrayBuffer()) : null;
   };
 
