@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from compliance_agent.adapters.durable import create_file, read_file
-from compliance_agent.cli.common import json_option, print_json, table
+from compliance_agent.cli.common import json_option, print_json, table, utc
 from compliance_agent.documents import MAX_BYTES
 from compliance_agent.errors import AgentError, BadEvidence, ConfigError, NoInput, NotPermitted
 
@@ -264,6 +264,52 @@ async def _hosts(services: Services) -> list[dict[str, Any]]:
         }
         for item in await fleet.hosts()
     ]
+
+
+@command.command("logs")
+@json_option
+@_data_dir_option
+@click.pass_context
+def logs(ctx: click.Context, as_json: bool) -> None:
+    """List every log: entries, the published checkpoint, who has cosigned it, and what waits.
+
+    Exit status 1 while a log lacks its quorum of witnesses; no configured witness is said, and is no finding.
+    """
+    found = _with_services(_settings(ctx), _log_states)
+    if as_json:
+        print_json({"schema": "compliance-agent/server-logs/v1", "logs": found})
+    else:
+        columns = ("log", "entries", "published", "pending", "without receipt", "witnesses")
+        table(columns, [[str(item[name]) for name in _LOG_COLUMNS] for item in found])
+    ctx.exit(1 if any(item["witnesses"] == "unwitnessed" for item in found) else 0)
+
+
+_LOG_COLUMNS = ("origin", "size", "published_at", "pending", "unlogged", "witnesses")
+
+
+async def _log_states(services: Services) -> list[dict[str, Any]]:
+    sites = await services.store.all_sites()
+    book = services.logbook(services.store.for_sites(sites))
+    found = []
+    for site_id in sorted(sites):
+        log = await book.log(site_id)
+        if log.shard is None:
+            continue
+        state = log.lines[-1].code  # the witnesses', or that there is no checkpoint to cosign
+        found.append(
+            {
+                "site_id": site_id,
+                "year": log.shard.year,
+                "origin": log.shard.origin,
+                "size": log.checkpoint.size if log.checkpoint else 0,
+                "published_at": utc(log.published_at),
+                "pending": log.backlog.count,
+                "unlogged": log.unlogged,
+                "witnesses": "none_configured" if state == "no_policy" else state,
+                "cosigned": [{"name": item.name, "code": item.code, "at": utc(item.at)} for item in log.witnesses],
+            }
+        )
+    return found
 
 
 @command.command("revoke")

@@ -5,12 +5,14 @@ A tenant's whole log can be given to auditors, witnesses and mirrors. Every entr
 bundle   a host's signed record, by its place in the host's chain, its digest and its signature
 key      a host's key is enrolled or revoked; a signature counts by its place between the two
 fork     a host signed two records for one place; both digests, and the second one's signature
+time     a checkpoint of this log with its cosignatures, and time stamps (RFC 3161) over exactly that note
 shard    the first entry of a year, which binds the last checkpoint of the year before
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from compliance_agent.log.fields import to_base64
@@ -37,6 +39,11 @@ def key_leaf(event: KeyEvent, key_id: str, public_key: bytes, at: str) -> bytes:
 def fork_leaf(key_id: str, epoch: int, seq: int, held: str | None, seen: str, signature: bytes) -> bytes:
     """The entry of a contradiction: digest held (None where a later epoch had begun), digest seen, and its signature."""
     return _leaf("fork", key=key_id, epoch=epoch, seq=seq, held=held, seen=seen, sig=to_base64(signature))
+
+
+def time_leaf(checkpoint: bytes, tokens: Sequence[bytes]) -> bytes:
+    """The entry that proves time: the whole signed note of an earlier size, and what time-stamping authorities answered over it."""
+    return _leaf("time", checkpoint=to_base64(checkpoint), tokens=[to_base64(token) for token in tokens])
 
 
 def shard_leaf(origin: str, previous: bytes | None, at: str) -> bytes:

@@ -4,8 +4,8 @@
     uvicorn.run(app)                    # the lifespan opens the data directory, and drains and closes it at the end
 
 The data directory: `server.db`, `keys/ack.pem` and `keys/ack.pub.pem` (what acknowledgements are signed with), `keys/log.pem` and
-`keys/<site>-<year>.vkey` (what checkpoints are signed with), `log/` (the logs as they are served), `tls/` when the server does TLS
-itself, `admin-password` (made at the first start, 0600).
+`keys/<site>-<year>.vkey` (what checkpoints are signed with), `keys/witnesses.policy` and `keys/tsa-ca.pem` (copies, for packets),
+`log/` (the logs as they are served), `tls/` when the server does TLS itself, `admin-password` (made at the first start, 0600).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import secrets
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -28,12 +28,13 @@ from fastapi import FastAPI
 from compliance_agent import __version__
 from compliance_agent.adapters.durable import create_file, make_directory, read_file, write_file
 from compliance_agent.crypto import Ed25519Signer
-from compliance_agent.errors import AgentError, StorageError
+from compliance_agent.errors import AgentError, ConfigError, StorageError
 from compliance_agent.server import openapi, tls
 from compliance_agent.server.api import agent, evidence, operations, problems, read
 from compliance_agent.server.api import log as log_api
 from compliance_agent.server.api.deps import Services
 from compliance_agent.server.api.edge import Edge
+from compliance_agent.server.cosigning import Cosigning, Intervals, policy_of
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.log_keys import MLDSA44_FILE, LogKeys, make_mldsa44
 from compliance_agent.server.metrics import Metrics
@@ -50,8 +51,13 @@ from compliance_agent.server.services.users import Users
 from compliance_agent.server.services.verification import Verifier
 from compliance_agent.server.settings import ServerSettings
 from compliance_agent.server.store import SqlStore
+from compliance_agent.server.time_stamps import TimeStamps
+from compliance_agent.transport.http import HttpTransport
 
 ADMIN = "admin"
+WITNESSES_FILE = "witnesses.policy"
+TSA_CA_FILE = "tsa-ca.pem"
+MAX_POLICY_BYTES = 65_536
 log = structlog.get_logger()
 
 
@@ -114,6 +120,7 @@ async def opened(
         make_mldsa44(settings.data_dir / "keys" / MLDSA44_FILE)
     keys, files, board = LogKeys(settings.data_dir / "keys"), LogFiles(settings.data_dir / "log"), Board()
     store = await SqlStore.open(database(settings))
+    cosigning = _cosigning(settings, store, files, keys, board, clock)
     try:
         yield Services(
             settings=settings,
@@ -137,13 +144,66 @@ async def opened(
                 board,
                 log_clock or clock,
                 name=settings.name,
+                cosigning=cosigning,
                 interval_s=settings.log_interval_ms / 1_000,
             ),
             receipts=Receipts(store, files, board),
+            cosigning=cosigning,
+            policy=cosigning.named if cosigning is not None else None,
             ca_pem=authority,
         )
     finally:
         await store.close()
+
+
+def _cosigning(
+    settings: ServerSettings, store: SqlStore, files: LogFiles, keys: LogKeys, board: Board, clock: Clock
+) -> Cosigning | None:
+    """What asks witnesses and the time-stamping authority, where either is configured; auditors' packets get both from `keys/`.
+
+    Raises:
+        ConfigError: a file cannot be used.
+    """
+    lines, handed_on = "", settings.data_dir / "keys"
+    if settings.witness_policy_file is not None:
+        lines = _witness_lines(settings.witness_policy_file, f"{keys.verifier('a/b/2026')}")
+        write_file(handed_on / WITNESSES_FILE, lines.encode(), 0o644)
+    stamps = None
+    if settings.tsa_url is not None and settings.tsa_ca_file is not None:
+        parts = urlsplit(settings.tsa_url)
+        transport = HttpTransport(f"{parts.scheme}://{parts.netloc}")
+        stamps = TimeStamps(transport, parts.path or "/", settings.tsa_ca_file)
+        write_file(handed_on / TSA_CA_FILE, stamps.ca_pem, 0o644)
+    if not lines and stamps is None:
+        return None
+    urls = set(policy_of(lines, f"{keys.verifier('a/b/2026')}").urls.values())
+    return Cosigning(
+        lines,
+        {url: HttpTransport(url) for url in urls},
+        stamps,
+        store=store,
+        files=files,
+        keys=keys,
+        board=board,
+        clock=clock,
+        intervals=Intervals(
+            settings.witness_deadline_ms / 1_000,
+            timedelta(seconds=settings.time_entry_interval_s),
+            timedelta(seconds=settings.tsa_interval_s),
+        ),
+    )
+
+
+def _witness_lines(path: Path, key: str) -> str:
+    try:
+        lines = read_file(path, limit_bytes=MAX_POLICY_BYTES).decode("utf-8", "replace")
+        if any(line.split()[:1] == ["log"] for line in lines.splitlines()):
+            raise ConfigError("holds a log line; each log's own is added by the server")
+        if policy_of(lines, key).quorum == "none":
+            raise ConfigError("has no quorum: nobody's word would be asked for")
+    except AgentError as error:
+        raise ConfigError(f"witness_policy_file {path}: {error}", hint=error.hint) from error
+    return lines
 
 
 async def ensure_admin(services: Services) -> Path | None:
@@ -184,6 +244,8 @@ def create_app(
                     opened(settings, clock, verifier, log_clock)
                 )
                 await ensure_admin(services)
+                if services.cosigning is not None:
+                    await stack.enter_async_context(services.cosigning.running())
                 await stack.enter_async_context(services.sequencer.running())
             except AgentError as error:
                 app.state.startup_error = error  # for the runner: uvicorn keeps the error to itself

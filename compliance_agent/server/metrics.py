@@ -95,6 +95,15 @@ class _Snapshot:
             "log_lag_seconds": ("Age of the oldest entry that waits.", lag),
             "log_checkpoint_age_seconds": ("Age of the newest checkpoint.", age),
         }
+        if self._services.cosigning is not None:
+            met = [one.met for one in board.witnessing.values()]
+            gauges["log_unwitnessed"] = (
+                "Logs whose newest checkpoint lacks its quorum of witnesses.",
+                met.count(False),
+            )
+            if board.stamped_at is not None:
+                age = (now - board.stamped_at).total_seconds()
+                gauges["log_time_stamp_age_seconds"] = ("Age of the newest time stamp over a checkpoint.", age)
         for name, (words, value) in gauges.items():
             yield GaugeMetricFamily(f"compliance_server_{name}", words, value)
         yield CounterMetricFamily("compliance_server_receipts", "Receipts minted.", self._services.receipts.minted)

@@ -30,6 +30,7 @@ from compliance_agent.log.note import Note
 from compliance_agent.log.tiles import FULL, Tile
 from compliance_agent.log.tree import Edge, TileReader, TileTree
 from compliance_agent.logs import where
+from compliance_agent.server.cosigning import Cosigning
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.log_keys import LogKeys
 from compliance_agent.server.records import Clock, Leaf, PendingLeaf, Shard, Store, Transaction
@@ -64,6 +65,7 @@ class Sequencer:
         board: where heads, new entries and reasons to stand still are posted.
         clock: gives the time, which must advance from round to round.
         name: of the server, in the origin of new logs.
+        cosigning: asks witnesses about each checkpoint before receipts are made under it; the board alone when not given.
         interval_s: between rounds.
         batch: pending entries that begin a round before the interval is over.
     """
@@ -77,6 +79,7 @@ class Sequencer:
         clock: Clock,
         *,
         name: str,
+        cosigning: Cosigning | None = None,
         interval_s: float = 0.25,
         batch: int = 256,
     ) -> None:
@@ -86,6 +89,10 @@ class Sequencer:
         self._board = board
         self._clock = clock
         self._name = name
+        self._cosigning = cosigning
+        self._posting = board if cosigning is None else cosigning
+        if cosigning is not None:
+            cosigning.show, cosigning.contradicted, cosigning.noted = self.show_cosigned, self.hold_against, self.notify
         self._interval_s = interval_s
         self._batch = batch
         self._trees: dict[str, Tree] = {}
@@ -136,8 +143,40 @@ class Sequencer:
         for site_id, year in await asyncio.to_thread(self._files.known):
             if (site_id, year) not in held:
                 self._stop(site_id, LogStopped(f"log {site_id}/{year}: not in the database", code="log_restored"))
+        if self._cosigning is not None:
+            newest = {shard.site_id: shard for shard in shards}  # they come in the order of their years
+            asked = await asyncio.gather(*map(self._cosigning.latest, newest.values()))
+            for shard, seen in zip(newest.values(), asked, strict=True):
+                await self._hold_all(shard, seen)
         for shard in shards:
             await self._recover_site(shard)
+
+    async def show_cosigned(self, site_id: str, year: int, note: bytes) -> bool:
+        """Make a checkpoint visible with the lines that were added to it, unless a newer one is by now; whether it was."""
+        async with self._one:
+            visible = await asyncio.to_thread(self._files.published, site_id, year)
+            if visible is None or not _same_text(visible, note):
+                return False
+            await asyncio.to_thread(self._files.publish, site_id, year, note)
+            return True
+
+    async def hold_against(self, site_id: str, seen: list[Checkpoint]) -> None:
+        """What was signed by our key and shown elsewhere must be a prefix of what is held; else that site's log stands still."""
+        async with self._one:
+            for shard in await self._store.for_sites({site_id}).shards():
+                await self._hold_all(shard, [checkpoint for checkpoint in seen if checkpoint.origin == shard.origin])
+
+    async def _hold_all(self, shard: Shard, seen: Sequence[Checkpoint]) -> None:
+        for checkpoint in seen:
+            try:
+                if checkpoint.size > shard.size:
+                    raise LogStopped(
+                        f"log {shard.origin}: a witness cosigned {checkpoint.size} entries, the database holds {shard.size}",
+                        code="log_restored",
+                    )
+                await self._hold(shard, checkpoint, {})
+            except LogStopped as error:
+                self._stop(shard.site_id, error)
 
     async def round(self) -> int:
         """Sequence and publish what is pending, at most AT_MOST entries; how many that were. Raises nothing."""
@@ -216,7 +255,7 @@ class Sequencer:
             self._trees[shard.site_id] = growth.tree
             self._well(shard.site_id)
             self._well(ALL_SITES)
-            self._board.post(shard.site_id, shard.year, _head(shard), growth.leaves)
+            self._posting.post(shard.site_id, shard.year, _head(shard, shard.checkpoint), growth.leaves)
 
     async def _each(self, growths: Sequence[Growth], act: Callable[[Growth], None]) -> list[Growth]:
         """Do this for each in threads, as it is waiting for the disk above all; those for which it was done."""
@@ -274,14 +313,16 @@ class Sequencer:
             if shard.checkpoint is None or shard.checkpoint_size < shard.size:
                 growth = self._signed(growth, max(now, shard.sequenced_at))
                 await self._store.write(lambda tx: self._save(tx, [growth]))
-            if visible != growth.tree.shard.checkpoint:
+            signed = growth.tree.shard.checkpoint or b""
+            if visible is None or not _same_text(visible, signed):
+                visible = signed
                 await asyncio.to_thread(self._show, growth)
         except (AgentError, OSError) as error:
             self._failed(shard.site_id, error)
             return
         self._trees[shard.site_id] = growth.tree
         self._board.paused.pop(shard.site_id, None)
-        self._board.post(shard.site_id, shard.year, _head(growth.tree.shard))
+        self._posting.post(shard.site_id, shard.year, _head(growth.tree.shard, visible))  # with the lines it had
 
     async def _read(self, shard: Shard) -> tuple[Growth, bytes | None]:
         """The log as the database holds it, with the files that may be missing; and the checkpoint that is visible.
@@ -429,8 +470,13 @@ def _elsewhere(site_id: str) -> LogStopped:
     return LogStopped(f"log of {site_id}: another sequencer has grown it", code="sequenced_elsewhere")
 
 
-def _head(shard: Shard) -> Head:
-    return Head(shard.checkpoint_size, shard.checkpoint or b"", shard.published_at or shard.sequenced_at)
+def _head(shard: Shard, note: bytes | None) -> Head:
+    return Head(shard.checkpoint_size, note or b"", shard.published_at or shard.sequenced_at)
+
+
+def _same_text(one: bytes, other: bytes) -> bool:
+    """Whether two notes are one checkpoint, whoever else has signed either."""
+    return Note.parse(one).text == Note.parse(other).text
 
 
 def _latest(first: Files, second: Files) -> Files:

@@ -49,6 +49,17 @@ class ServerSettings:
     stale_after_s: int = _setting(11_700, "Seconds after which a verdict nobody repeated is unknown.", 60, 604_800)
     log_interval_ms: int = _setting(250, "Milliseconds between two rounds of the transparency log.", 1, 60_000)
     log_mldsa44: bool = _setting(False, "Make a second, post-quantum key that signs every checkpoint of the log too.")
+    witness_policy_file: Path | None = _setting(
+        None,
+        "C2SP tlog-policy lines (witness, group, quorum) of the witnesses of every log; the log's own line is added.",
+    )
+    witness_deadline_ms: int = _setting(2_000, "Milliseconds that receipts wait for witnesses, at most.", 10, 60_000)
+    tsa_url: str | None = _setting(None, "Address of a time-stamping authority (RFC 3161) for checkpoints.")
+    tsa_ca_file: Path | None = _setting(None, "PEM with the root that its time stamps must chain to.")
+    tsa_interval_s: int = _setting(3_600, "Least seconds between two time stamps of a log.", 60, 2_592_000)
+    time_entry_interval_s: int = _setting(
+        300, "Least seconds between two entries that prove time in a log; needs witnesses or a tsa_url.", 10, 86_400
+    )
     log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR.")
 
     def __post_init__(self) -> None:
@@ -71,7 +82,15 @@ class ServerSettings:
                 f"host: {self.host} can be reached by others, so it needs tls",
                 hint="add --tls, or listen on 127.0.0.1 behind a proxy that does TLS",
             )
-        _check_url(self.public_url)
+        _check_url("public_url", self.public_url, {"", "/"})
+        _check_url("tsa_url", self.tsa_url, None)
+        for name in ("witness_policy_file", "tsa_ca_file"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else Path(value))
+            if value is not None and not Path(value).is_absolute():
+                raise ConfigError(f"{name}: expected an absolute path, found {str(value)[:60]!r}")
+        if (self.tsa_url is None) != (self.tsa_ca_file is None):
+            raise ConfigError("tsa_url and tsa_ca_file: give both or neither")
 
 
 def _check_bounds(item: dataclasses.Field[Any], value: Any) -> None:
@@ -80,17 +99,17 @@ def _check_bounds(item: dataclasses.Field[Any], value: Any) -> None:
         raise ConfigError(f"{item.name}: expected a whole number from {low} to {high}, found {str(value)[:40]!r}")
 
 
-def _check_url(url: str | None) -> None:
+def _check_url(name: str, url: str | None, paths: set[str] | None) -> None:
     if url is None:
         return
     try:
         parts = urlsplit(url)
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and not parts.username and not parts.query
-        usable = usable and parts.path in {"", "/"} and (parts.port or 1) > 0
+        usable = usable and (paths is None or parts.path in paths) and (parts.port or 1) > 0
     except ValueError:
         usable = False
     if not usable:
-        raise ConfigError(f"public_url: expected http(s)://NAME[:PORT], found {url[:60]!r}")
+        raise ConfigError(f"{name}: expected http(s)://NAME[:PORT], found {url[:60]!r}")
 
 
 def parse(raw: bytes | None, environ: Mapping[str, str], **given: Any) -> ServerSettings:

@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from compliance_agent.errors import Refusal
 from compliance_agent.log.policy import Policy
+from compliance_agent.server.cosigning import Cosigning
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.log_keys import LogKeys
 from compliance_agent.server.records import Clock, SiteReader, Store, User
@@ -38,6 +39,7 @@ class Services:
         log_keys, log_files: what signs the transparency logs, and where they are served from.
         board: what of them is published, and why one stands still.
         sequencer: runs in the server; in a command beside it, it is never started.
+        cosigning: asks witnesses and the time-stamping authority, where there are any.
         ca_pem: certificate of the server's own authority, when it serves TLS.
         policy: the witnesses of its logs, when there are any.
     """
@@ -58,6 +60,7 @@ class Services:
     board: Board
     sequencer: Sequencer
     receipts: Receipts
+    cosigning: Cosigning | None = None
     ca_pem: bytes | None = None
     policy: Policy | None = None
 

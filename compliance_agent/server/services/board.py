@@ -6,7 +6,7 @@ One event loop posts and reads, so nothing here is locked. Places are kept for t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -25,6 +25,25 @@ class Head:
     at: datetime
 
 
+@dataclass(frozen=True)
+class Witnessing:
+    """What the witnesses of a log answered last.
+
+    Attributes:
+        size: of the checkpoint they were asked about.
+        cosigned: names of the policy, with the time each said (POSIX seconds).
+        failed: the other names, with a code of `witnessing.CODES`.
+        met: whether the quorum was met.
+        at: when.
+    """
+
+    size: int
+    cosigned: Mapping[str, int]
+    failed: Mapping[str, str]
+    met: bool
+    at: datetime
+
+
 class Board:
     """The newest checkpoint of every log, and why a log stands still.
 
@@ -32,6 +51,8 @@ class Board:
         sequencing: whether a sequencer runs in this process.
         stopped: code by site id; the empty id stands for all sites.
         paused: code by site id of what ends by itself.
+        witnessing: by site and year, once witnesses were asked; a log that is not met is unwitnessed.
+        stamped_at, stamp_failed: the last time stamp, and why the last try failed (empty when it did not).
     """
 
     def __init__(self) -> None:
@@ -39,6 +60,9 @@ class Board:
         self.stopped: dict[str, str] = {}
         self.paused: dict[str, str] = {}
         self.heads: dict[tuple[str, int], Head] = {}
+        self.witnessing: dict[tuple[str, int], Witnessing] = {}
+        self.stamped_at: datetime | None = None
+        self.stamp_failed = ""
         self._recent: dict[Place, Leaf] = {}
         self._turn = asyncio.Event()
 
