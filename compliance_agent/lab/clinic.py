@@ -15,6 +15,8 @@ def healthy_host(seed: int = 0, clock: Clock | None = None) -> FakeHost:
     host = FakeHost(clock or FakeClock(), seed=seed)
     host.put("/etc/hostname", f"clinic-{seed}\n")
     host.install("systemctl", "date", "tail", "cat", "readlink", "stat", "uname", "id", "mkdir", "rmdir")
+    host.service("cron.service")
+    host.service("dbus.service", enabled="static")
     for part in (accounts, chrony, clamav, disks, apt, logs, nft, oscap, restic, sessions, sshd):
         part.provide(host)
     for check in registry().values():

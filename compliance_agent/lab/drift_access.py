@@ -8,6 +8,9 @@ from compliance_agent.lab.fault import register
 from compliance_agent.lab.host import FakeHost
 from compliance_agent.lab.programs import accounts, sessions, sshd
 
+CRON = "cron.service"
+
+
 # -- ssh_access
 
 
@@ -103,3 +106,26 @@ def _shell_timeout_changeable(host: FakeHost) -> None:
 def _idle_sessions_stay(host: FakeHost) -> None:
     host.put(sessions.LOGIND_FILE, f"[Login]\nStopIdleSessionSec={host.rng.randint(8, 12)}h\n")
     sessions.read_files(host)
+
+
+# -- services
+
+
+@register("services", "service_down", "now", "the scheduler of nightly jobs is stopped")
+def _cron_stopped(host: FakeHost) -> None:
+    host.unit(CRON).active = False
+
+
+@register("services", "service_not_enabled", "now", "the scheduler of nightly jobs will not come back with the machine")
+def _cron_disabled(host: FakeHost) -> None:
+    host.unit(CRON).enabled = "disabled"
+
+
+@register("services", "forbidden_running", "window", "somebody installed telnet for an old device")
+def _telnet_running(host: FakeHost) -> None:
+    host.service(host.rng.choice(("telnet.socket", "tftp.socket")))
+
+
+@register("services", "forbidden_enabled", "now", "file transfer in the clear will start with the machine")
+def _ftp_enabled(host: FakeHost) -> None:
+    host.service("vsftpd.service", active=False)

@@ -219,6 +219,14 @@ def _nothing_ends(host: FakeHost) -> None:
     host.delete("/etc/profile.d")
 
 
+def _services_upside_down(host: FakeHost) -> None:
+    host.unit("cron.service").masked = True
+    host.unit("cron.service").active = False
+    host.service("dbus.service", enabled="disabled")
+    host.service("telnet.socket", enabled="disabled")
+    host.service("vsftpd.service", active=False)
+
+
 def _no_passwords(host: FakeHost) -> None:
     for name in ("msp", "frontdesk"):
         accounts.replace(host, "/etc/shadow", f"{name}:{accounts.HASH}:", f"{name}::")
@@ -313,5 +321,10 @@ DRIFTS = (
     Drift("auto_logoff", "session_not_ended", "idle sessions stay open", FAULTS["idle_sessions_stay"].inject),
     Drift("auto_logoff", "session_not_ended", "no drop-ins of logind at all", _no_logind_drop_ins),
     Drift("auto_logoff", "shell_not_ended", "neither shells nor sessions end", _nothing_ends),
+    *(
+        Drift("services", FAULTS[name].reason, name.replace("_", " "), FAULTS[name].inject)
+        for name in ("cron_stopped", "cron_disabled", "telnet_running", "ftp_enabled")
+    ),
+    Drift("services", "forbidden_running", "everything about services", _services_upside_down),
     *from_cases(registry().values()),
 )
