@@ -5,7 +5,20 @@ from __future__ import annotations
 from compliance_agent.checks import registry
 from compliance_agent.lab.clock import FakeClock
 from compliance_agent.lab.host import FakeHost
-from compliance_agent.lab.programs import accounts, apt, chrony, clamav, disks, logs, nft, oscap, restic, sessions, sshd
+from compliance_agent.lab.programs import (
+    accounts,
+    apt,
+    chrony,
+    clamav,
+    disks,
+    logs,
+    nft,
+    oscap,
+    restic,
+    sessions,
+    sockets,
+    sshd,
+)
 from compliance_agent.models import Result
 from compliance_agent.ports import Clock
 
@@ -17,7 +30,7 @@ def healthy_host(seed: int = 0, clock: Clock | None = None) -> FakeHost:
     host.install("systemctl", "date", "tail", "cat", "readlink", "stat", "uname", "id", "mkdir", "rmdir")
     host.service("cron.service")
     host.service("dbus.service", enabled="static")
-    for part in (accounts, chrony, clamav, disks, apt, logs, nft, oscap, restic, sessions, sshd):
+    for part in (accounts, chrony, clamav, disks, apt, logs, nft, oscap, restic, sessions, sockets, sshd):
         part.provide(host)
     for check in registry().values():
         scenes = [case.scene for case in check.cases if case.expect is Result.PASS and case.scene is not None]

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from compliance_agent.lab.fault import register
 from compliance_agent.lab.host import FakeHost
-from compliance_agent.lab.programs import accounts, sessions, sshd
+from compliance_agent.lab.programs import accounts, sessions, sockets, sshd
 
 CRON = "cron.service"
 
@@ -129,3 +129,18 @@ def _telnet_running(host: FakeHost) -> None:
 @register("services", "forbidden_enabled", "now", "file transfer in the clear will start with the machine")
 def _ftp_enabled(host: FakeHost) -> None:
     host.service("vsftpd.service", active=False)
+
+
+# -- listening_ports
+
+
+@register("listening_ports", "unexpected_ports", "person", "a service that nobody ordered waits for the network")
+def _port_opened(host: FakeHost) -> None:
+    port, unit = host.rng.choice(((111, "rpcbind.service"), (445, "smbd.service"), (5900, "x11vnc.service")))
+    host.part(sockets.Sockets).others.append(sockets.Open("tcp", "::", port, unit=unit))
+
+
+@register("listening_ports", "people_listen", "person", "a person shares files from a program of their own")
+def _person_shares_files(host: FakeHost) -> None:
+    port = host.rng.randint(8000, 8999)
+    host.part(sockets.Sockets).others.append(sockets.Open("tcp", "192.168.1.10", port, 1001))
