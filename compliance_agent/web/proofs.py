@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
+from compliance_agent.errors import BadEvidence
+from compliance_agent.log.checkpoint import Checkpoint
+from compliance_agent.log.fields import from_base64
+from compliance_agent.log.note import Note
 from compliance_agent.server.services.logbook import Entry, SiteLog
 from compliance_agent.server.services.proving import Line, Proven, State, Witness
 from compliance_agent.web import words
@@ -178,6 +183,17 @@ def still(log: SiteLog) -> str:
     return STILL.get(log.still) or words.humanise(log.still) if log.still else ""
 
 
+def _time(said: Mapping[str, Any]) -> str:
+    """What a time entry holds; it is proven elsewhere, so a damaged one says so and no more."""
+    try:
+        note = Note.parse(from_base64(str(said.get("checkpoint")), "checkpoint", "bad_checkpoint"))
+        size, tokens = Checkpoint.parse(note.text).size, said.get("tokens")
+    except BadEvidence:
+        return "holds no readable checkpoint"
+    stamps = len(tokens) if isinstance(tokens, list) else 0
+    return f"the checkpoint of {size} entries, {len(note.signatures)} signature lines, {stamps} time stamps"
+
+
 def entry(item: Entry) -> EntryRow:
     """One entry; all it holds is digests, keys and places, and none of it is trusted to be there."""
     said = item.content
@@ -190,6 +206,8 @@ def entry(item: Entry) -> EntryRow:
         detail = f"epoch {said.get('epoch')}, seq {said.get('seq')}: two records"
     elif item.kind == "shard":
         detail = "binds the last checkpoint of the year before" if said.get("previous") else "no year before it"
+    elif item.kind == "time":
+        detail = _time(said)
     else:
         detail = ""
     kind = ENTRY_KINDS.get(item.kind) or words.humanise(item.kind)

@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -266,6 +266,22 @@ async def test_what_was_never_published_is_not_proven(sound: Sound, tmp_path: Pa
     (tmp_path / "data" / LOG / "checkpoint").write_bytes(older)
     found = said(await proven(tmp_path / "data", sound.bundle_ids[SEQ - 1]))
     assert found["entry"] == found["inclusion"] == ("could not tell", "not_published")
+
+
+async def test_a_checkpoint_of_another_log_is_wrong_though_our_key_signed_it(sound: Sound, tmp_path: Path) -> None:
+    """One key pair signs for every log of the server, under its name."""
+    shutil.copytree(sound.directory, tmp_path / "data")
+    async with opened(ServerSettings(data_dir=tmp_path / "data")) as services:
+        note = services.log_files.published("clinic-1", 2026)
+        assert note is not None
+        seen = Checkpoint.parse(Note.parse(note).text)
+        key, other = services.log_keys.verifier(ORIGIN), Checkpoint("elsewhere", seen.size, seen.root)
+        line = Note.parse(services.log_keys.note(other, datetime.now(UTC))).signatures[0]
+        (tmp_path / "data" / LOG / "checkpoint").write_bytes(
+            Note(other.text, (replace(line, name=key.name, key_id=key.id),)).encode()
+        )
+    found = said(await proven(tmp_path / "data", sound.bundle_ids[SEQ - 1]))
+    assert found == {**GOOD, "checkpoint": ("wrong", "other_log")}
 
 
 # Witnesses

@@ -282,7 +282,7 @@ class Record:
     files: dict[str, bytes]
 
     @classmethod
-    def made(cls, size: int, index: int) -> Record:
+    def made(cls, size: int, index: int, origin: str = ORIGIN) -> Record:
         host, log = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
         public = host.public_key().public_bytes_raw()
         body = json.dumps({"epoch": 0, "prev": "0" * 64, "seq": 1}, separators=(",", ":")).encode()
@@ -290,7 +290,7 @@ class Record:
         leaf = bundle_leaf(crypto.key_id(public), 0, 1, "0" * 64, digest, sig)
         tree = tree_of([leaf if at == index else f"other {at}".encode() for at in range(size)])
         vkey = VerifierKey(ORIGIN, KeyType.ED25519, log.public_key().public_bytes_raw())
-        text = Checkpoint(ORIGIN, size, tree.root()).text
+        text = Checkpoint(origin, size, tree.root()).text
         note = Note(text, (vkey.sign(text, log.sign),)).encode()
         return cls(
             {
@@ -327,6 +327,15 @@ def test_files_are_checked_without_asking_anybody(visit: Visit, tmp_path: Path, 
     assert asked == []
 
 
+def test_a_checkpoint_of_another_log_is_wrong_though_the_key_signed_it(visit: Visit, tmp_path: Path) -> None:
+    """One key pair serves several logs; what it signed for one says nothing of another."""
+    page = visit.page
+    page.goto(f"{visit.address}/verify")
+    Record.made(5, 2, origin="log.example/other/2026").chosen(page, tmp_path)
+    assert pressed(page) == wrong("checkpoint")
+    expect(page.locator("[data-lines]")).to_contain_text("The checkpoint is of log.example/other/2026")
+
+
 def test_pem_serves_as_the_logs_key_too(visit: Visit, tmp_path: Path) -> None:
     page, record = visit.page, Record.made(5, 2)
     page.goto(f"{visit.address}/verify")
@@ -343,6 +352,27 @@ def test_all_files_at_once_are_told_apart_by_name(visit: Visit, tmp_path: Path) 
         (tmp_path / names.get(name, name)).write_bytes(content)
     page.get_by_label("All its files at once").set_input_files(sorted(tmp_path.iterdir()))
     assert pressed(page) == wrong()
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "nonsense",
+        "a+b+c",
+        "log.example/clinic/2026+00000000+",
+        "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----",
+    ],
+)
+def test_a_key_that_is_none_is_no_verdict_on_the_record(visit: Visit, tmp_path: Path, key: str) -> None:
+    """Mistyped is not forged."""
+    page, record = visit.page, Record.made(5, 2)
+    page.goto(f"{visit.address}/verify")
+    material = record.files["log.vkey"].decode().strip().split("+", 2)[2]
+    given = key + material if key.endswith("+") else key
+    Record(record.files | {"log.vkey": given.encode(), "public-key": b"nonsense"}).chosen(page, tmp_path)
+    untold = dict.fromkeys(("signature", "entry", "checkpoint"), "could not tell")
+    assert pressed(page) == {**untold, "inclusion": "verified"}
+    expect(page.locator("[data-verdict]")).to_have_text("Not everything could be told.")
 
 
 def test_nothing_given_is_nothing_verified(visit: Visit) -> None:

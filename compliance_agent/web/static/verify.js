@@ -22,7 +22,7 @@
   ]);
 
   class Wrong extends Error {} // the evidence contradicts itself
-  class Untold extends Error {} // something needed is not here
+  class Untold extends Error {} // something needed is not here, or is no key at all
 
   // --- bytes -----------------------------------------------------------------------------------
 
@@ -50,14 +50,14 @@
 
   const toBase64 = (bytes) => btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
 
-  const fromBase64 = (string, what) => {
+  const fromBase64 = (string, what, Fault = Wrong) => {
     try {
       const bytes = Uint8Array.from(atob(string), (letter) => letter.charCodeAt(0));
       if (bytes.length && toBase64(bytes) === string) return bytes;
     } catch {
       // said below
     }
-    throw new Wrong(`${what} is not canonical base64.`);
+    throw new Fault(`${what} is not canonical base64.`);
   };
 
   const wholeNumber = (string, what) => {
@@ -121,8 +121,8 @@
 
   const readPem = (string, what) => {
     const found = /^-----BEGIN PUBLIC KEY-----\s+([A-Za-z0-9+/=\s]+?)\s*-----END PUBLIC KEY-----\s*$/.exec(string.trim());
-    const der = found ? fromBase64(found[1].replace(/\s/g, ""), what) : [];
-    if (der.length !== 44 || hex(der.slice(0, 12)) !== SPKI) throw new Wrong(`${what} is not an Ed25519 public key in PEM.`);
+    const der = found ? fromBase64(found[1].replace(/\s/g, ""), what, Untold) : [];
+    if (der.length !== 44 || hex(der.slice(0, 12)) !== SPKI) throw new Untold(`${what} is not an Ed25519 public key in PEM.`);
     refuseWeak(der.slice(12), what);
     return der.slice(12);
   };
@@ -133,10 +133,10 @@
   const readLogKey = async (string, origin) => {
     if (string.includes("-----BEGIN")) return { name: origin, raw: readPem(string, "The log's key") };
     const parts = string.trim().split("+");
-    const material = parts.length > 2 ? fromBase64(parts.slice(2).join("+"), "The log's key") : [];
-    if (material.length !== 33 || material[0] !== 1) throw new Wrong("The log's key is neither an Ed25519 vkey nor PEM.");
+    const material = parts.length > 2 ? fromBase64(parts.slice(2).join("+"), "The log's key", Untold) : [];
+    if (material.length !== 33 || material[0] !== 1) throw new Untold("The log's key is neither an Ed25519 vkey nor PEM.");
     const [name, raw] = [parts[0], material.slice(1)];
-    if (hex(await noteKeyId(name, raw)) !== parts[1]) throw new Wrong("The log's key has another id than it names.");
+    if (hex(await noteKeyId(name, raw)) !== parts[1]) throw new Untold("The log's key has another id than it names: it was not copied whole.");
     refuseWeak(raw, "The log's key");
     return { name, raw };
   };
