@@ -4,7 +4,8 @@ The server is the real one in its own process. Each simulated clinic runs the re
 and HTTP client; only the machine under it is the fake of lab/host.py, which drifts as lab/drift.py says. This machine is looked
 at by the same agent with `mode: audit`, so that nothing on it is changed.
 
-Everything stands in one directory: `server/` and `hosts/<host_id>/{agent.yaml,baseline.yaml,state/,evidence/,keys/}`.
+A witness of its own cosigns what the server publishes. Everything stands in one directory: `server/`, `witness/`,
+`hosts/<host_id>/{agent.yaml,baseline.yaml,state/,evidence/,keys/}`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from compliance_agent.errors import Unavailable
 from compliance_agent.healing import HealingEngine
 from compliance_agent.lab import drift as synthetic
 from compliance_agent.lab.clinic import healthy_host
+from compliance_agent.lab.demo_witness import DemoWitness
 from compliance_agent.lab.host import FakeHost
 from compliance_agent.transport.http import HttpTransport
 
@@ -167,6 +169,7 @@ class Demo:
         self._port = port or _free_port()
         self._with_this_machine = observe_this_machine
         self._server: asyncio.subprocess.Process | None = None
+        self.witness = DemoWitness(directory / "witness", _command)
         self._began = datetime.now(UTC)
         self._rng = random.Random(seed)  # a repeatable scene
 
@@ -187,9 +190,11 @@ class Demo:
             Unavailable: the server did not come up.
         """
         make_directory(self.directory)
-        await self._start_server()
         names = [_clinic(number) for number in range(self._count)]
         sites = [f"{name}-clinic" for name in names] + ([THIS_MACHINE] if self._with_this_machine else [])
+        make_directory(self.directory / "server")
+        await self.witness.start(self.directory / "server" / "keys", sites)
+        await self._start_server()
         await self._make_tokens(sites)
         for number, name in enumerate(names):
             machine = healthy_host(self.seed * 1_000 + number, SystemClock())
@@ -215,6 +220,7 @@ class Demo:
             except TimeoutError:
                 self._server.kill()
                 await self._server.wait()
+        await self.witness.stop()
 
     async def operator_token(self) -> str:
         """A short-lived token for scripts, made as an operator makes one."""
@@ -262,6 +268,19 @@ class Demo:
             for vkey in (self.directory / "server" / "keys").glob(f"{host.site_id}-*.vkey"):
                 write_file(host.directory / "keys" / vkey.name, vkey.read_bytes(), 0o644)
 
+    def unwitnessed(self) -> list[str]:
+        """Sites whose published checkpoint the demo's witness has not cosigned."""
+        from compliance_agent.log.policy import Policy
+        from compliance_agent.server.log_files import LogFiles
+
+        server, lines, lacking = self.directory / "server", self.witness.policy_file.read_text("utf-8"), []
+        for site_id, year in LogFiles(server / "log").known():
+            vkey = (server / "keys" / f"{site_id}-{year}.vkey").read_text("ascii").strip()
+            note = LogFiles(server / "log").published(site_id, year) or b""
+            if not Policy.parse(f"log {vkey}\n{lines}".encode()).verify(note).quorum_met:
+                lacking.append(site_id)
+        return lacking
+
     async def build_packets(self) -> list[Path]:
         """One auditor's packet for each site, of the days the demo ran, in `packets/`.
 
@@ -289,7 +308,8 @@ class Demo:
         with (self.directory / "server.log").open("wb") as output:
             self._server = await asyncio.create_subprocess_exec(
                 *_command("server", "--data-dir", str(data_dir), "--port", str(self._port)),
-                stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, env=environment,
+                stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
+                env={**environment, "MSP_SERVER_WITNESS_POLICY_FILE": str(self.witness.policy_file)},
             )  # fmt: skip
         await self._until_ready(self._server)
 

@@ -77,6 +77,8 @@ async def run_check(demo: Demo, say: Callable[[str], None]) -> list[Healed]:
     say(
         f"every bundle is at the server and in its log, verified there and offline ({time.monotonic() - started:.1f} s)"
     )
+    await _until(lambda: not demo.unwitnessed(), DELIVER_S, lambda: f"unwitnessed: {', '.join(demo.unwitnessed())}")
+    say("a witness has cosigned the newest checkpoint of every log")
     return proven
 
 

@@ -26,9 +26,10 @@ import structlog
 from fastapi import FastAPI
 
 from compliance_agent import __version__
-from compliance_agent.adapters.durable import create_file, make_directory, read_file, write_file
+from compliance_agent.adapters.durable import create_file, make_directory, read_file, remove_file, write_file
 from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.errors import AgentError, ConfigError, StorageError
+from compliance_agent.log.policy import Policy
 from compliance_agent.server import openapi, tls
 from compliance_agent.server.api import agent, evidence, operations, problems, read
 from compliance_agent.server.api import log as log_api
@@ -58,6 +59,7 @@ ADMIN = "admin"
 WITNESSES_FILE = "witnesses.policy"
 TSA_CA_FILE = "tsa-ca.pem"
 MAX_POLICY_BYTES = 65_536
+ANY_LOG = "any/log/2026"  # where a policy is read for its witnesses alone
 log = structlog.get_logger()
 
 
@@ -149,7 +151,7 @@ async def opened(
             ),
             receipts=Receipts(store, files, board),
             cosigning=cosigning,
-            policy=cosigning.named if cosigning is not None else None,
+            policy=cosigning.named if cosigning is not None else _named(keys, settings.data_dir),
             ca_pem=authority,
         )
     finally:
@@ -159,24 +161,22 @@ async def opened(
 def _cosigning(
     settings: ServerSettings, store: SqlStore, files: LogFiles, keys: LogKeys, board: Board, clock: Clock
 ) -> Cosigning | None:
-    """What asks witnesses and the time-stamping authority, where either is configured; auditors' packets get both from `keys/`.
+    """What asks witnesses and the time-stamping authority, where either is configured.
 
     Raises:
         ConfigError: a file cannot be used.
     """
-    lines, handed_on = "", settings.data_dir / "keys"
+    lines = ""
     if settings.witness_policy_file is not None:
-        lines = _witness_lines(settings.witness_policy_file, f"{keys.verifier('a/b/2026')}")
-        write_file(handed_on / WITNESSES_FILE, lines.encode(), 0o644)
+        lines = _witness_lines(settings.witness_policy_file, f"{keys.verifier(ANY_LOG)}")
     stamps = None
     if settings.tsa_url is not None and settings.tsa_ca_file is not None:
         parts = urlsplit(settings.tsa_url)
         transport = HttpTransport(f"{parts.scheme}://{parts.netloc}")
         stamps = TimeStamps(transport, parts.path or "/", settings.tsa_ca_file)
-        write_file(handed_on / TSA_CA_FILE, stamps.ca_pem, 0o644)
     if not lines and stamps is None:
         return None
-    urls = set(policy_of(lines, f"{keys.verifier('a/b/2026')}").urls.values())
+    urls = set(policy_of(lines, f"{keys.verifier(ANY_LOG)}").urls.values())
     return Cosigning(
         lines,
         {url: HttpTransport(url) for url in urls},
@@ -191,6 +191,31 @@ def _cosigning(
             timedelta(seconds=settings.time_entry_interval_s),
             timedelta(seconds=settings.tsa_interval_s),
         ),
+    )
+
+
+def _hand_on(services: Services) -> None:
+    """Leave what an auditor's packet and the commands beside the server need of both, and nothing of what is no longer asked."""
+    keys, cosigning = services.settings.data_dir / "keys", services.cosigning
+    stamps = cosigning.stamps if cosigning is not None else None
+    lines = cosigning.witnesses if cosigning is not None else ""
+    for name, content in (
+        (WITNESSES_FILE, lines.encode()),
+        (TSA_CA_FILE, stamps.ca_pem if stamps is not None else b""),
+    ):
+        if content:
+            write_file(keys / name, content, 0o644)
+        else:
+            remove_file(keys / name)
+
+
+def _named(keys: LogKeys, data_dir: Path) -> Policy | None:
+    """The witnesses that the server beside us asks, as it has left them."""
+    path = data_dir / "keys" / WITNESSES_FILE
+    if not path.exists():
+        return None
+    return policy_of(
+        read_file(path, limit_bytes=MAX_POLICY_BYTES).decode("utf-8", "replace"), f"{keys.verifier(ANY_LOG)}"
     )
 
 
@@ -243,6 +268,7 @@ def create_app(
                 app.state.services = services = await stack.enter_async_context(
                     opened(settings, clock, verifier, log_clock)
                 )
+                _hand_on(services)
                 await ensure_admin(services)
                 if services.cosigning is not None:
                     await stack.enter_async_context(services.cosigning.running())

@@ -88,6 +88,7 @@ class Cosigning:
         intervals: how long, how often.
 
     Attributes:
+        witnesses, stamps: as given.
         named: the policy with its witnesses, None when there are none; for those who ask which of them have cosigned.
         show, contradicted, noted: the sequencer's.
     """
@@ -105,9 +106,9 @@ class Cosigning:
         clock: Clock,
         intervals: Intervals = Intervals(),
     ) -> None:
-        self._witnesses = witnesses
+        self.witnesses = witnesses
         self._transports = transports
-        self._stamps = stamps
+        self.stamps = stamps
         self._store, self._files, self._keys, self._board, self._clock = store, files, keys, board, clock
         self._every = intervals
         self._logs: dict[Place, _Log] = {}
@@ -118,7 +119,7 @@ class Cosigning:
 
     def policy(self, origin: str) -> Policy:
         """Whom to believe of one log: its own key, and the witnesses."""
-        return policy_of(self._witnesses, f"{self._keys.verifier(origin)}")
+        return policy_of(self.witnesses, f"{self._keys.verifier(origin)}")
 
     # --- from the sequencer ---------------------------------------------------------------------
 
@@ -127,14 +128,14 @@ class Cosigning:
         one = self._logs.setdefault((site_id, year), _Log(head))
         one.head = head
         one.leaves += leaves
-        if not self._witnesses or not one.met:
+        if not self.witnesses or not one.met:
             self._pass_on((site_id, year), one, head)
         if one.task is None or one.task.done():
             one.task = asyncio.create_task(self._serve((site_id, year), one))
 
     async def latest(self, shard: Shard) -> list[Checkpoint]:
         """What the witnesses that can be reached hold of a log, each signed by our own key."""
-        if not self._witnesses:
+        if not self.witnesses:
             return []
         found = await asyncio.gather(*(self._latest(url, shard.origin) for url in self._transports))
         return [checkpoint for checkpoint in found if checkpoint is not None]
@@ -204,7 +205,7 @@ class Cosigning:
         self._pass_on(place, one, one.head)
 
     async def _cosign(self, place: Place, one: _Log, head: Head) -> None:
-        if not self._witnesses:
+        if not self.witnesses:
             one.note, one.size = head.note, head.size
             return
         site_id, year = place
@@ -263,7 +264,7 @@ class Cosigning:
         return waited and one.size > one.proven + 1
 
     async def _write_time(self, place: Place, one: _Log) -> None:
-        if not self._witnesses and self._stamps is None:
+        if not self.witnesses and self.stamps is None:
             return
         if one.proven < 0:
             one.proven = await self._last_proven(place, one.size)
@@ -296,11 +297,11 @@ class Cosigning:
 
     async def _stamped(self, one: _Log) -> list[bytes]:
         now = self._clock()
-        if self._stamps is None or (one.stamp_at is not None and now - one.stamp_at < self._every.stamp):
+        if self.stamps is None or (one.stamp_at is not None and now - one.stamp_at < self._every.stamp):
             return []
         one.stamp_at = now
         try:
-            token, _ = await self._stamps.stamp(one.note, self._every.deadline_s)
+            token, _ = await self.stamps.stamp(one.note, self._every.deadline_s)
         except AgentError as error:
             one.stamp_at = now - self._every.stamp + self._every.entry  # again with the next time entry
             self._board.stamp_failed = error.code
