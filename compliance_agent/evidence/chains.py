@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 from compliance_agent.evidence.allowlist import NO_PREV
 from compliance_agent.evidence.problems import Problem
 
-OFFSET_LIMIT_US = 2_000_000
-_ROW = struct.Struct("<q16s16s16s8sqq8sqq8s8s")
+_ROW = struct.Struct("<q16s16s16s8sqq8sqq8s8sq")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _NONE = bytes(8)
+_NO_OFFSET = -(2**63)
 
 
 class Row(NamedTuple):
@@ -42,6 +42,12 @@ class Row(NamedTuple):
     head_size: int
     head_log: bytes
     head_root: bytes
+    offset: int
+
+    @property
+    def offset_us(self) -> int | None:
+        """How far off its clock was, by its own measurement."""
+        return None if self.offset == _NO_OFFSET else self.offset
 
     @property
     def bundle_id(self) -> str:
@@ -80,7 +86,7 @@ def packed(document: Mapping[str, Any], digest: str, tags: Tagger, receipt: tupl
     return _ROW.pack(
         document["seq"], tags.tag(digest), tags.tag(document["prev"]), bytes.fromhex(document["bundle_id"].replace("-", "")),
         _NONE if boot is None else tags.short(boot), clock["monotonic_ns"], microseconds(document["created_at"]),
-        log, index, size, head_log, head_root,
+        log, index, size, head_log, head_root, _NO_OFFSET if clock["offset_us"] is None else clock["offset_us"],
     )  # fmt: skip
 
 

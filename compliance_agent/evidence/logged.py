@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from compliance_agent.evidence.chains import Row, Tagger
 from compliance_agent.evidence.problems import Problem
 from compliance_agent.evidence.walk import LEAF, PROOF, Place, beside
 from compliance_agent.log.checkpoint import Checkpoint
+from compliance_agent.log.interval import SECOND_US
 from compliance_agent.log.note import VerifierKey
-from compliance_agent.log.policy import Policy
+from compliance_agent.log.policy import Policy, Verified
+from compliance_agent.log.proof import Proof
 
 SUFFIX = ".vkey"
 MAX_LEAF_BYTES = 4_096
@@ -32,9 +34,11 @@ _PAGE = 1_024
 
 @dataclass
 class Met:
-    """What receipts showed: each checkpoint with the first bundle that has it, and how many receipts no key could check."""
+    """What receipts showed: each checkpoint with the first bundle that has it and the times at which witnesses cosigned it (POSIX
+    seconds), and how many receipts no key could check.
+    """
 
-    heads: dict[tuple[str, int, str], str] = field(default_factory=dict)
+    heads: dict[tuple[str, int, str], tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     unchecked: int = 0
 
 
@@ -42,12 +46,12 @@ class Receipts:
     """Judges receipts by the logs an auditor trusts.
 
     Args:
-        keys: of the logs; none of them means that receipts are counted and not checked.
+        policy: whom to trust; without a log in it, receipts are counted and not checked.
     """
 
-    def __init__(self, keys: Collection[VerifierKey]) -> None:
-        self._policy = Policy(tuple(keys), {}, {}, "none", {})
-        self._verified: dict[bytes, Checkpoint] = {}
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._verified: dict[bytes, Verified] = {}
 
     def check(
         self, place: Place, document: Mapping[str, Any], digest: str, signature: bytes, met: Met
@@ -70,14 +74,19 @@ class Receipts:
         index, head = check_receipt(logged, leaf, proof, self._checkpoint)
         if head.origin.split("/")[1:2] != [document["site_id"]]:
             raise BadEvidence("receipt: of a log of another site", code="foreign_log")
-        met.heads.setdefault((head.origin, head.size, head.root.hex()), place.name)
+        if (shown := (head.origin, head.size, head.root.hex())) not in met.heads:
+            times = self._verified_note(Proof.parse(proof).checkpoint).witnesses.values()
+            met.heads[shown] = (place.name, tuple(time for time in times if time))
         return head.origin, index
 
     def _checkpoint(self, note: bytes) -> Checkpoint:
+        return self._verified_note(note).checkpoint
+
+    def _verified_note(self, note: bytes) -> Verified:
         found = self._verified.get(note)
         if found is None:
             read_note(note)
-            found = self._policy.verify(note).checkpoint
+            found = self._policy.verify(note)
             if len(self._verified) >= _NOTES_KEPT:
                 self._verified.pop(next(iter(self._verified)))
             self._verified[note] = found
@@ -90,17 +99,19 @@ class Roots:
     def __init__(self, tags: Tagger) -> None:
         self._tags = tags
         self._pages: dict[bytes, dict[int, array[int]]] = defaultdict(dict)
+        self.shown: dict[bytes, list[tuple[int, int]]] = defaultdict(list)  # size and time, as `Timeline` takes them
 
     def merge(self, met: Met) -> Iterator[Problem]:
         """Take up checkpoints that verified; one that contradicts an earlier one is named."""
-        for (origin, size, root), where in met.heads.items():
+        for (origin, size, root), (where, times) in met.heads.items():
             log, tag = self._tags.short(origin), self._number(self._tags.short(root))
+            self.shown[log] += [(size, time * SECOND_US) for time in times]
             if self._get(log, size) in {0, tag}:
                 self._set(log, size, tag)
             else:
                 yield Problem("log_forked", where, f"log {origin}: two roots at size {size}")
 
-    def visit(self, key_id: str, epoch: int, row: Row) -> Iterator[Problem]:
+    def visit(self, row: Row) -> Iterator[Problem]:
         """A record whose own checkpoint is another than a receipt showed for that size."""
         if row.head_size >= 0 and self._get(row.head_log, row.head_size) not in {0, self._number(row.head_root)}:
             detail = "the checkpoint it names is another than the log showed elsewhere"

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,15 @@ from compliance_agent.errors import AgentError, BadEvidence, DocumentError, NoIn
 from compliance_agent.evidence import walk
 from compliance_agent.evidence.allowlist import check_document
 from compliance_agent.evidence.canonical import is_canonical, read_canonical
-from compliance_agent.evidence.chains import Chain, Chains, Tagger, packed
+from compliance_agent.evidence.chains import Chain, Chains, Row, Tagger, packed
 from compliance_agent.evidence.logged import Met, Receipts, Roots, log_keys_beside
 from compliance_agent.evidence.problems import CODES, Problem
+from compliance_agent.evidence.served import Held, ServedLog
+from compliance_agent.evidence.times import Times
 from compliance_agent.evidence.walk import BUNDLE, SIGNATURE, Batch, Place
+from compliance_agent.log.interval import Timeline
 from compliance_agent.log.note import VerifierKey
+from compliance_agent.log.policy import Policy
 
 MAX_BUNDLE_BYTES = 65_535
 PARENTS_WITH_KEYS = 6  # from a bundle's directory over its day, month and year up to the host's
@@ -51,16 +55,18 @@ class Report:
     receipts_unchecked: int = 0
     chains: list[Chain] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    logs: list[ServedLog] = field(default_factory=list)
+    times: Times = field(default_factory=lambda: Times({}))
 
     @property
     def ok(self) -> bool:
-        """Every bundle verified and every chain is whole."""
-        return self.found > 0 and not self.problems
+        """Every bundle verified and every chain is whole, and every log that was read is."""
+        return (self.found > 0 or bool(self.logs)) and not self.problems
 
     @property
     def exit_status(self) -> int:
         """0 all verified, 65 something is wrong, 66 nothing was found."""
-        if self.found == 0:
+        if self.found == 0 and not self.logs:
             return NoInput.exit_status
         return 0 if self.ok else BadEvidence.exit_status
 
@@ -86,6 +92,8 @@ class Report:
                 }
                 for chain in self.chains
             ],
+            "logs": [log.as_document() for log in self.logs],
+            "times": self.times.as_document(),
             "problems": [{"code": item.code, "where": item.where, "detail": item.detail} for item in self.problems],
         }
 
@@ -159,6 +167,10 @@ def verify_paths(
     keys: Mapping[str, bytes] | None = None,
     *,
     log_keys: Collection[VerifierKey] | None = None,
+    policy: Policy | None = None,
+    logs: Sequence[ServedLog] = (),
+    tags: Tagger | None = None,
+    each_time: bool = False,
     spread: Spread = map,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
@@ -168,6 +180,10 @@ def verify_paths(
         paths: bundle directories, bundle.json files, evidence directories, or a host's directory with `keys/` in it.
         keys: raw public keys by key id; None takes `keys/*.pub.pem` in or beside the paths.
         log_keys: of the logs; None takes `keys/*.vkey` in or beside the paths.
+        policy: the logs and witnesses to trust, instead of `log_keys`.
+        logs: that were read under `policy`; every record is held against them.
+        tags: those that `logs` were read with.
+        each_time: keep the interval of every record.
         spread: as `map`, possibly in other processes.
         progress: told how many bundles are done.
 
@@ -177,10 +193,12 @@ def verify_paths(
     """
     report = Report(keys_beside_evidence=keys is None)
     known = dict(keys) if keys is not None else keys_beside(paths)
-    tags = Tagger()
-    receipts = Receipts(log_keys_beside(paths, PARENTS_WITH_KEYS) if log_keys is None else log_keys)
+    if policy is None:
+        found = log_keys_beside(paths, PARENTS_WITH_KEYS) if log_keys is None else log_keys
+        policy = Policy(tuple(found), {}, {}, "none", {})
+    tags = tags or Tagger()
     chains, roots = Chains(tags), Roots(tags)
-    for part in spread(Judge(known, receipts, tags), walk.batches(paths)):
+    for part in spread(Judge(known, Receipts(policy), tags), walk.batches(paths)):
         report.found += part.found
         report.verified += part.verified
         report.problems += part.problems
@@ -192,10 +210,46 @@ def verify_paths(
         if progress is not None:
             progress(report.found)
     whole = not all(_is_single(path) for path in paths)
-    for chain, problems in chains.check(roots.visit):
+    held = Held(logs, tags)
+    report.times = Times(_timelines(logs, roots, tags), each_time)
+    for chain, problems in chains.check(_Visit(roots, held if logs else None, report.times)):
         report.chains.append(chain)
         report.problems += [item for item in problems if whole or item.code not in {"missing", "missing_start"}]
+    if whole:
+        report.problems += held.missing()
     return report
+
+
+def _timelines(logs: Sequence[ServedLog], roots: Roots, tags: Tagger) -> dict[bytes, Timeline]:
+    read = {tags.short(log.origin): log.said for log in logs}
+    return {
+        log: Timeline(
+            read[log].said if log in read else (), [*(read[log].shown if log in read else ()), *roots.shown[log]]
+        )
+        for log in read.keys() | roots.shown.keys()
+    }
+
+
+@dataclass(frozen=True)
+class _Visit:
+    """Shown every record in the order of its chain, after all of them were read."""
+
+    roots: Roots
+    held: Held | None
+    times: Times
+
+    def __call__(self, key_id: str, epoch: int, row: Row) -> Iterator[Problem]:
+        yield from self.roots.visit(row)
+        entry, head_holds = ((row.log, row.at) if row.at >= 0 else None), False
+        if self.held is not None:
+            entry, wrong = self.held.find(key_id, epoch, row)
+            if wrong is not None:
+                yield wrong
+            holds = self.held.head(row)
+            if holds is False:
+                yield Problem("split_view", row.bundle_id, f"its host verified another log of size {row.head_size}")
+            head_holds = holds is True
+        yield from self.times.visit(key_id, epoch, row, entry, head_holds)
 
 
 def _is_single(path: Path) -> bool:

@@ -18,6 +18,8 @@ from typing import Any
 from compliance_agent import config, errors
 from compliance_agent.config import AgentConfig
 from compliance_agent.core.gates import REASONS
+from compliance_agent.evidence.problems import CODES as PROBLEMS
+from compliance_agent.evidence.problems import FLAGS
 from compliance_agent.healing import CODES
 from compliance_agent.remedies import actions
 from compliance_agent.server import settings as server_settings
@@ -155,6 +157,16 @@ def reasons_page() -> str:
             "## How a cure ended",
             "",
             *_words("code", {name: _sentence(text) for name, text in CODES.items()}),
+            "",
+            "## What `verify` names",
+            "",
+            "As `code` of a problem; any of them ends in exit status 65.",
+            "",
+            *_words("code", {name: _sentence(text) for name, text in PROBLEMS.items()}),
+            "",
+            "Flags are not problems: an honest host has such a clock now and then.",
+            "",
+            *_words("flag", {name: _sentence(text) for name, text in FLAGS.items()}),
             "",
             "## What a step says",
             "",

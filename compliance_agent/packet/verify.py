@@ -26,7 +26,7 @@ from compliance_agent.evidence.allowlist import check_document
 from compliance_agent.evidence.problems import Problem
 from compliance_agent.evidence.verify import check_bytes
 from compliance_agent.log.leaf import bundle_leaf
-from compliance_agent.log.merkle import hash_leaf, verify_inclusion
+from compliance_agent.log.merkle import RootHash, hash_leaf, verify_inclusion
 from compliance_agent.log.proof import Proof
 from compliance_agent.packet import archive, dsse, ocsf, oscal, table
 from compliance_agent.packet.content import Record, Scope, directory_of
@@ -225,8 +225,8 @@ class _Verification:
         """The proof leads from this entry to the checkpoint of this packet, and the entry stands there in the tiles."""
         if proof.checkpoint != log.note:
             raise BadEvidence("receipt is under another checkpoint than log/checkpoint", code="wrong_checkpoint")
-        verify_inclusion(hash_leaf(leaf), proof.index, log.size, proof.path, log.root)
-        if log.entries and log.entries[proof.index] != leaf:
+        verify_inclusion(hash_leaf(leaf), proof.index, log.size, proof.path, RootHash(log.root))
+        if log.book.whole and log.book.forest.leaf(proof.index) != hash_leaf(leaf):
             raise BadEvidence("the log holds another entry at this index", code="wrong_leaf")
 
     def _extra_files(self, log: Logbook | None) -> None:
@@ -248,7 +248,7 @@ class _Verification:
             self._wrong("bad_scope", "packet.json", "names another log or size than the checkpoint")
         if self._public("keys/log.pem") not in log.public_keys:
             self._wrong("bad_key", "keys/log.pem", "is not the log's key in the policy")
-        if log.leaves:
+        if log.book.whole:
             self.report.problems += chain_problems(scope, log)
             self.report.problems += completeness(scope, log, records)
 

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from compliance_agent.crypto import Ed25519Signer
+from compliance_agent.evidence import book
 from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.merkle import hash_leaf
 from compliance_agent.log.note import Note, VerifierKey
 from compliance_agent.log.proof import Proof
 from compliance_agent.log.tiles import ENTRIES, Tile, decode_entries, encode_entries
 from compliance_agent.log.tree import Edge, TileTree
-from compliance_agent.packet import archive, logbook, verify
+from compliance_agent.packet import archive, verify
 from compliance_agent.packet.content import Scope
 from compliance_agent.packet.manifest import MANIFEST, MANIFEST_SIGNATURE
 from compliance_agent.packet.verify import Report, verify_file, verify_files
@@ -334,7 +335,7 @@ def test_a_verifier_that_skips_a_check_is_caught(
 def test_a_verifier_that_believes_the_tiles_is_caught(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     files = made.signed_again({**made.files, (path := made.pick("tile/0/000.p/28")): flip(made.files[path], 9)})
     assert ("bad_tile", path) in {(problem.code, problem.where) for problem in verify_files(files).problems}
-    monkeypatch.setattr(logbook, "written", lambda *sizes: [Tile(ENTRIES, 0, 28)])
+    monkeypatch.setattr(book, "written", lambda *sizes: [Tile(ENTRIES, 0, 28)])
     assert "bad_tile" not in codes(verify_files(files))
 
 

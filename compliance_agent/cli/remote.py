@@ -1,0 +1,140 @@
+"""Fetching logs over HTTP for `verify`: one site's log of a year by its address, or every year that a site has."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+
+from compliance_agent.adapters.durable import read_file
+from compliance_agent.cli.progress import progress
+from compliance_agent.errors import BadEvidence, ConfigError, NotPermitted, Unavailable
+from compliance_agent.evidence.chains import Tagger
+from compliance_agent.evidence.problems import Problem
+from compliance_agent.evidence.served import ServedLog, held_to_older, read_log
+from compliance_agent.evidence.stamped import Stamps
+from compliance_agent.log.note import VerifierKey
+from compliance_agent.log.policy import Policy
+from compliance_agent.transport.http import HttpTransport
+
+YEARS_BACK = 8  # six years of retention, and the ends
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Whom to believe, and how to get there."""
+
+    policy: Policy
+    stamps: Stamps | None = None
+    ca_file: Path | None = None
+    token_file: Path | None = None
+
+
+def read_logs(url: str, trust: Trust, tags: Tagger) -> list[ServedLog]:
+    """The log at `https://server/log/<site>/<year>/`, or every one at `https://server/log/<site>/`, newest first.
+
+    Raises:
+        Unavailable: the server cannot be reached, or does not answer as one.
+        NotPermitted: it does not show this log to this caller.
+        BadEvidence: a checkpoint does not verify, or there is none.
+    """
+    base = url.rstrip("/")
+    with _Server(base, trust) as server:
+        last = base.rpartition("/")[2]
+        if len(last) == 4 and last.isdigit():
+            return [_read(server, "", trust, tags)]
+        return list(_years(server, trust, tags))
+
+
+def _years(server: _Server, trust: Trust, tags: Tagger) -> Iterator[ServedLog]:
+    """From the newest back, as each binds the one before it."""
+    this = datetime.now(UTC).year + 1  # by a server whose clock is ahead
+    year = next((year for year in range(this, this - YEARS_BACK, -1) if server.get(f"{year}/checkpoint")), None)
+    if year is None:
+        raise BadEvidence(f"{server.base}: no log of the last {YEARS_BACK} years there", code="no_checkpoint")
+    log = _read(server, f"{year}/", trust, tags)
+    yield log
+    while log.book.previous is not None:
+        year, newer = year - 1, log
+        try:
+            log = _read(server, f"{year}/", trust, tags)
+            bound = base64.b64decode(newer.book.previous or "", validate=True)
+            log.problems += held_to_older(log, bound, for_origin(trust.policy, log.origin))
+        except (BadEvidence, ValueError) as error:
+            newer.problems.append(Problem("wrong_checkpoint", f"{server.base}/{year}/", str(error)))
+            return
+        yield log
+
+
+def _read(server: _Server, prefix: str, trust: Trust, tags: Tagger) -> ServedLog:
+    policy = trust.policy
+    note = server.get(f"{prefix}checkpoint")
+    if note is not None:
+        policy = for_origin(policy, note.partition(b"\n")[0].decode("utf-8", "replace"))
+    with progress("entries", lambda: _size(note)) as update:
+        return read_log(lambda path: server.get(prefix + path), policy, tags, trust.stamps, update)
+
+
+def _size(note: bytes | None) -> int | None:
+    """As an unverified checkpoint says, for the bar alone."""
+    line = (note or b"").split(b"\n")[1:2]
+    return int(line[0]) if line and line[0].isdigit() and len(line[0]) < 10 else None
+
+
+def for_origin(policy: Policy, origin: str) -> Policy:
+    """The policy with its log keys under this origin too, where only the year differs: server and site stay pinned."""
+    named = {key.name for key in policy.logs}
+    alike = [key for key in policy.logs if key.name.rpartition("/")[0] == origin.rpartition("/")[0]]
+    if origin in named or not alike or not origin.rpartition("/")[2].isdigit():
+        return policy
+    return replace(policy, logs=(*policy.logs, *(VerifierKey(origin, key.type, key.public) for key in alike)))
+
+
+class _Server:
+    """Files below an address, each asked for once."""
+
+    def __init__(self, base: str, trust: Trust) -> None:
+        parts = urlsplit(base)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+            raise click.BadParameter(f"{base}: expected https://server/log/<site>/<year>/")
+        if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+            raise click.BadParameter(f"{base}: expected https; plain http only to this machine")
+        self.base = base
+        self._headers: dict[str, str] = {}
+        if trust.token_file is not None:
+            token = read_file(trust.token_file, limit_bytes=4_096, secret=True).decode("ascii", "replace").strip()
+            self._headers["authorization"] = f"Bearer {token}"
+        self._transport = HttpTransport(base, ca_file=trust.ca_file)
+        self._loop = asyncio.new_event_loop()
+
+    def __enter__(self) -> _Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.run_until_complete(self._transport.close())
+        self._loop.close()
+
+    def get(self, path: str) -> bytes | None:
+        """A file; None when there is none."""
+        reply = self._loop.run_until_complete(self._transport.request("GET", f"/{path}", headers=self._headers))
+        if reply.status == 200:
+            return reply.body
+        if reply.status in {404, 410}:
+            return None
+        if reply.status in {401, 403}:
+            raise NotPermitted(f"{self.base}: the server does not show it to this caller", hint="give --token-file")
+        raise Unavailable(f"{self.base}/{path}: answered {reply.status}")
+
+
+def keys_as_policy(keys: list[VerifierKey]) -> Policy:
+    """Trust in these logs, without witnesses."""
+    if not keys:
+        raise ConfigError("a log shows nothing without its key: give --log-key or --policy", code="no_log_key")
+    return Policy(tuple(keys), {}, {}, "none", {})

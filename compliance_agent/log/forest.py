@@ -1,0 +1,44 @@
+"""A whole tree in memory, made from its leaves: the hash of every complete subtree, so that any root, path or tile is at hand.
+
+64 bytes for each leaf. What is served by somebody else is held against it; nothing in it comes from a tile.
+"""
+
+from __future__ import annotations
+
+from compliance_agent.log.merkle import EMPTY_ROOT, HASH_BYTES, LeafHash, RootHash, hash_node, parents
+from compliance_agent.log.tiles import FULL, Tile
+
+
+class Forest:
+    """The tree over these leaf hashes, joined together."""
+
+    def __init__(self, leaves: bytes) -> None:
+        self.size = len(leaves) // HASH_BYTES
+        self._rows = [leaves]
+        while len(self._rows[-1]) >= 2 * HASH_BYTES:
+            row = self._rows[-1]
+            self._rows.append(parents(row[: len(row) & ~63]))
+
+    def leaf(self, index: int) -> LeafHash:
+        """The hash of one entry; empty for one that is not there."""
+        return LeafHash(self._node(0, index))
+
+    def root(self, size: int) -> RootHash:
+        """MTH of the first `size` entries (RFC 6962, 2.1): the complete subtrees side by side, joined from the right."""
+        if not 0 <= size <= self.size:
+            raise ValueError(f"size {size} is outside the tree of size {self.size}")
+        seen = b""
+        for height in range(size.bit_length()):
+            if size >> height & 1:
+                node = self._node(height, (size >> height) - 1)
+                seen = hash_node(node, seen) if seen else node
+        return RootHash(seen) if seen else EMPTY_ROOT
+
+    def tile(self, tile: Tile) -> bytes:
+        """The hashes that a tile of this tree holds."""
+        start = tile.index * FULL * HASH_BYTES
+        height = 8 * tile.level
+        return bytes(self._rows[height][start : start + tile.width * HASH_BYTES]) if height < len(self._rows) else b""
+
+    def _node(self, height: int, index: int) -> bytes:
+        return bytes(self._rows[height][index * HASH_BYTES : (index + 1) * HASH_BYTES])
