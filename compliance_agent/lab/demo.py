@@ -65,6 +65,7 @@ THIS_MACHINE = "this-machine"
 POLL_S = 1
 THIS_MACHINE_POLL_S = 15
 SERVER_START_S = 30.0
+WITH_A_RIGHT_CLOCK = {"backup_stale": "backup_timer_stopped"}
 SEEN_EVENTS = (
     "drift.found",
     "heal.finished",
@@ -247,7 +248,9 @@ class Demo:
         for name, fault in sorted(synthetic.FAULTS.items()):
             if fault.cure != "person":
                 by_check.setdefault(fault.check, []).append(name)
-        return [rng.choice(names) for names in by_check.values()]
+        chosen = [rng.choice(names) for names in by_check.values()]
+        # A backup that is taken while the clock is ahead is dated in the future, and what to do with it is a person's decision.
+        return [WITH_A_RIGHT_CLOCK.get(name, name) if "clock_skewed" in chosen else name for name in chosen]
 
     def next_drift(self) -> tuple[DemoHost, str]:
         """Which host drifts next, and how; the same seed gives the same story."""
