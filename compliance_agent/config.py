@@ -94,6 +94,14 @@ class AgentConfig:
         " mcp_server_key_file when not given.",
         None,
     )
+    witness_policy_file: Path | None = setting(
+        "C2SP tlog-policy lines (witness, group, quorum) of the witnesses whose cosignatures of the server's logs count here;"
+        " the log's own key is pinned.",
+        None,
+    )
+    witness_required: bool = setting(
+        "A receipt without the quorum of witness_policy_file is refused, not only said to be unwitnessed.", False
+    )
     mcp_ca_file: Path | None = setting("Certificate authority the server's TLS certificate must come from (PEM).", None)
     client_cert_file: Path | None = setting("Client certificate for mutual TLS (PEM).", None)
     client_key_file: Path | None = setting("Key of the client certificate (PEM).", None)
@@ -146,6 +154,8 @@ class AgentConfig:
             raise ConfigError("reseller_id: required when deployment_mode is reseller")
         if (self.client_cert_file is None) != (self.client_key_file is None):
             raise ConfigError("client_cert_file and client_key_file: give both or neither")
+        if self.witness_required and self.witness_policy_file is None:
+            raise ConfigError("witness_required: needs witness_policy_file, which says whose word is required")
         _check_url(self.mcp_url)
         zone_named(self.maintenance_window_zone)
 

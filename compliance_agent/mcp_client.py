@@ -34,6 +34,7 @@ from compliance_agent.errors import (
     ServerRefused,
     Unavailable,
 )
+from compliance_agent.log.policy import Policy
 from compliance_agent.transport import protocol
 
 if TYPE_CHECKING:
@@ -315,7 +316,29 @@ def load_pinned_log(config: AgentConfig) -> PinnedLog | None:
         crypto.check_public_key(bytes.fromhex(key))
     except BadEvidence as error:
         raise ConfigError(f"mcp_log_key_file: {path} holds a weak key", code="weak_key") from error
-    return PinnedLog(bytes.fromhex(key), *name)
+    server = name[0] if name else None
+    return PinnedLog(bytes.fromhex(key), server, load_witnesses(config), config.witness_required)
+
+
+def load_witnesses(config: AgentConfig) -> Policy | None:
+    """Whose cosignatures count here, None where the configuration names nobody.
+
+    Raises:
+        ConfigError: the file cannot be used.
+    """
+    path = config.witness_policy_file
+    if path is None:
+        return None
+    try:
+        policy = Policy.parse(read_file(path, limit_bytes=65_536, trusted=True))
+    except AgentError as error:
+        raise ConfigError(f"witness_policy_file {path}: {error}", code="bad_policy", hint=error.hint) from error
+    if policy.logs or policy.quorum == "none":
+        raise ConfigError(
+            f"witness_policy_file {path}: expected witness, group and quorum lines, no log line and a quorum of somebody",
+            code="bad_policy",
+        )
+    return policy
 
 
 def _credential(field: str, path: Path | None, form: re.Pattern[str], *, secret: bool) -> str:

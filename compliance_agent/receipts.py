@@ -14,6 +14,7 @@ import base64
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -203,11 +204,15 @@ class Receipts:
         newest = next(iter(followed), None)
         oldest = standing.oldest_unlogged
         age_s = None if oldest is None else max(0, int((self._clock.now().astimezone(UTC) - oldest).total_seconds()))
-        state = distrusted or ("no_log" if client.pinned_log() is None else "followed")
+        pinned = client.pinned_log()
+        witnessed_at = newest.head.witnessed_at if newest else None
+        unwitnessed = pinned is not None and pinned.witnesses is not None and newest is not None and not witnessed_at
+        state = distrusted or ("no_log" if pinned is None else "unwitnessed" if unwitnessed else "followed")
         return {
             "state": state,
             "origin": newest.head.origin if newest else None,
             "size": newest.head.size if newest else None,
+            "witnessed_at": _shown(witnessed_at),
             "receipted": standing.receipted,
             "unlogged": standing.unlogged,
             "oldest_unlogged_age_s": age_s,
@@ -248,6 +253,10 @@ class Receipts:
         return answer
 
 
+def _shown(at: datetime | None) -> str | None:
+    return None if at is None else at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 class Contradiction(BadEvidence):
     """Two signed checkpoints of one log that cannot both be true; `code` is `log_forked` or `log_rolled_back`."""
 
@@ -286,9 +295,11 @@ class Trial:
             raise BadEvidence("receipt: of no bundle of this host", code="wrong_leaf")
         row_id, bundle = row
         seen_before = next((head.server for head in self._heads.values()), None)
-        pinned = PinnedLog(self._pinned.key, self._pinned.server or seen_before)
+        pinned = replace(self._pinned, server=self._pinned.server or seen_before)
         key = trusted_key(offered.proof, pinned, self._site_id)
-        head = verify_receipt(bundle, offered.leaf, offered.proof, [key])
+        head = verify_receipt(bundle, offered.leaf, offered.proof, [key], pinned.witnesses)
+        if pinned.required and head.witnessed_at is None:
+            raise BadEvidence(f"log {head.origin}: {CODES['unwitnessed']}", code="unwitnessed")
         if head.origin in self._distrusted:
             raise BadEvidence(f"log {head.origin}: {CODES['log_not_believed']}", code="log_not_believed")
         try:
@@ -311,12 +322,16 @@ class Trial:
                 if newer is known:
                     await self._ask_again(known, key)
                 raise
-        if known is None or head.size > known.size:
+        if known is None or head.size > known.size or self._is_witnessed_now(known, head):
             self._heads[head.origin] = self._moved[head.origin] = head
+
+    @staticmethod
+    def _is_witnessed_now(known: LogHead, head: LogHead) -> bool:
+        return head.size == known.size and known.witnessed_at is None and head.witnessed_at is not None
 
     async def _ask_again(self, known: LogHead, key: VerifierKey) -> None:
         """The log cannot show a tree that it signed. If it now says that it is smaller, or another one, that is proof."""
-        now = verify_note(await self._client.log_file(known.origin, "checkpoint"), [key])
+        now = verify_note(await self._client.log_file(known.origin, "checkpoint"), [key], self._pinned.witnesses)
         if now.origin == known.origin and now.size < known.size:
             raise Contradiction("log_rolled_back", known, now)
         if now.origin == known.origin and now.note != known.note:

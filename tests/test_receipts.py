@@ -507,7 +507,7 @@ async def test_planted_a_verifier_without_consistency(scene: Scene, monkeypatch:
 async def test_planted_a_verifier_without_the_comparison_of_leaves(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def careless(bundle: Any, leaf: bytes, proof: bytes, logs: Any) -> core.LogHead:
+    def careless(bundle: Any, leaf: bytes, proof: bytes, logs: Any, witnesses: Any = None) -> core.LogHead:
         receipt = Proof.parse(proof)
         receipt.verify(hash_leaf(leaf), Policy(tuple(logs), {}, {}, "none", {}))
         return core.read_note(receipt.checkpoint)

@@ -119,10 +119,14 @@ class AgentView:
         """
         if not self._rows("receipts", "SELECT 1"):
             return None
+        known = "SELECT 1 FROM pragma_table_info('log_heads') WHERE name = 'witnessed_at'"  # not in an older state
+        witnessed = "witnessed_at" if self._rows("log_heads", known) else "NULL"
         heads = self._rows(
-            "log_heads", "SELECT origin, size, seen_at, code FROM log_heads ORDER BY substr(origin, -4), seen_at"
+            "log_heads",
+            f"SELECT origin, size, seen_at, {witnessed}, code FROM log_heads"  # noqa: S608  constants only
+            " ORDER BY substr(origin, -4), seen_at",
         )
-        origin, size, seen_at, _ = heads[-1] if heads else (None, None, None, None)
+        origin, size, seen_at, witnessed_at, _ = heads[-1] if heads else (None, None, None, None, None)
         try:
             counts = log_store.standing(self._connection)
         except sqlite3.Error as error:
@@ -131,10 +135,11 @@ class AgentView:
             "origin": origin,
             "size": size,
             "seen_at": seen_at,
+            "witnessed_at": witnessed_at,
             "receipted": counts.receipted,
             "unlogged": counts.unlogged,
             "oldest_unlogged": counts.oldest_unlogged.isoformat() if counts.oldest_unlogged else None,
-            "contradicted": [{"origin": name, "code": code} for name, _, _, code in heads if code is not None],
+            "contradicted": [{"origin": name, "code": code} for name, *_, code in heads if code is not None],
         }
 
     def records(self, check: str, most: int, *, kind: str | None = None) -> list[Record]:

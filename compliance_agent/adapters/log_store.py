@@ -44,6 +44,7 @@ STATEMENTS: Sequence[str] = (
         settled INTEGER NOT NULL DEFAULT 0
     ) STRICT""",
     "CREATE INDEX IF NOT EXISTS receipts_unsettled ON receipts (bundle) WHERE NOT settled",
+    "ALTER TABLE log_heads ADD COLUMN witnessed_at TEXT",
 )
 _ORIGIN = re.compile(ORIGIN)
 _NEWEST = "ORDER BY substr(origin, -4) DESC, seen_at DESC"
@@ -111,10 +112,12 @@ class LogStore:
         def write(connection: sqlite3.Connection) -> None:
             for head in heads:
                 connection.execute(
-                    "INSERT INTO log_heads (origin, size, root, note, seen_at) VALUES (?, ?, ?, ?, ?)"
+                    "INSERT INTO log_heads (origin, size, root, note, seen_at, witnessed_at) VALUES (?, ?, ?, ?, ?, ?)"
                     " ON CONFLICT (origin) DO UPDATE SET size = excluded.size, root = excluded.root, note = excluded.note,"
-                    " seen_at = excluded.seen_at WHERE excluded.size > size AND code IS NULL",
-                    (head.origin, head.size, head.root.hex(), head.note, at),
+                    " seen_at = excluded.seen_at, witnessed_at = excluded.witnessed_at WHERE code IS NULL AND"
+                    " (excluded.size > size OR (excluded.size = size AND excluded.root = root"
+                    " AND witnessed_at IS NULL AND excluded.witnessed_at IS NOT NULL))",
+                    (head.origin, head.size, head.root.hex(), head.note, at, _text(head.witnessed_at)),
                 )
             for item in receipts:
                 connection.execute(
@@ -177,10 +180,10 @@ class LogStore:
         return True
 
 
-def latest_head(connection: sqlite3.Connection) -> tuple[str, int, str] | None:
-    """Origin, size and root (hex) of the last verified checkpoint, of the newest year; None before the first."""
-    rows = connection.execute(f"SELECT origin, size, root FROM log_heads {_NEWEST}")  # noqa: S608  constants only
-    return next(((origin, size, root) for origin, size, root in rows if _is_head(origin, size, root)), None)
+def latest_head(connection: sqlite3.Connection) -> tuple[str, int, str, datetime | None] | None:
+    """Origin, size, root (hex) and witnesses' time of the last verified checkpoint, of the newest year; None before the first."""
+    rows = connection.execute(f"SELECT origin, size, root, witnessed_at FROM log_heads {_NEWEST}")  # noqa: S608  constants only
+    return next(((*head, _time(at)) for *head, at in rows if _is_head(*head)), None)
 
 
 def forget_moved(connection: sqlite3.Connection) -> None:
@@ -200,10 +203,11 @@ def standing(connection: sqlite3.Connection) -> Standing:
 
 
 def _followed(connection: sqlite3.Connection) -> list[Followed]:
-    rows = connection.execute(f"SELECT origin, size, root, note, code, theirs, incident FROM log_heads {_NEWEST}")  # noqa: S608  constants only
+    columns = "origin, size, root, note, code, theirs, incident, witnessed_at"
+    rows = connection.execute(f"SELECT {columns} FROM log_heads {_NEWEST}")  # noqa: S608  constants only
     return [
-        Followed(LogHead(origin, size, RootHash(bytes.fromhex(root)), note), code, theirs, incident)
-        for origin, size, root, note, code, theirs, incident in rows
+        Followed(LogHead(origin, size, RootHash(bytes.fromhex(root)), note, _time(at)), code, theirs, incident)
+        for origin, size, root, note, code, theirs, incident, at in rows
         if _is_head(origin, size, root)
     ]
 
@@ -221,6 +225,10 @@ def _bundle(connection: sqlite3.Connection, bundle_id: str) -> tuple[int, Logged
         return None
     found = rows[0]
     return found.id, LoggedBundle(str(key[0]), claim.epoch, claim.seq, claim.prev, found.sha256, found.signature)
+
+
+def _text(at: datetime | None) -> str | None:
+    return None if at is None else at.astimezone(UTC).isoformat()
 
 
 def _time(text: str | None) -> datetime | None:

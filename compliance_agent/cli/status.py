@@ -54,7 +54,7 @@ def as_document(config: AgentConfig, view: AgentView, now: datetime) -> dict[str
             "next_attempt_at": utc(parsed(queue["next_attempt_at"])),
         },
         "chain": view.chain(),
-        "log": _log(view.log(), now),
+        "log": _log(view.log(), config.witness_policy_file is not None, now),
         "proven": [
             {"drill": drill.id, "check": drill.check, "last_fired": utc(view.moment(f"proven.{drill.id}"))}
             for drill in DRILLS.values()
@@ -63,12 +63,15 @@ def as_document(config: AgentConfig, view: AgentView, now: datetime) -> dict[str
     }
 
 
-def _log(log: dict[str, Any] | None, now: datetime) -> dict[str, Any] | None:
+def _log(log: dict[str, Any] | None, has_witnesses: bool, now: datetime) -> dict[str, Any] | None:
     if log is None:
         return None
     oldest = parsed(log["oldest_unlogged"])
-    times = {"seen_at": utc(parsed(log["seen_at"])), "oldest_unlogged": utc(oldest)}
-    return {**log, **times, "oldest_unlogged_age_s": _age_s(oldest, now)}
+    times = {name: utc(parsed(log[name])) for name in ("seen_at", "witnessed_at")} | {"oldest_unlogged": utc(oldest)}
+    witnessing = "not_configured"
+    if has_witnesses:
+        witnessing = "none_followed" if not log["origin"] else "witnessed" if times["witnessed_at"] else "unwitnessed"
+    return {**log, **times, "witnessing": witnessing, "oldest_unlogged_age_s": _age_s(oldest, now)}
 
 
 def _age_s(at: datetime | None, now: datetime) -> int | None:
@@ -91,6 +94,10 @@ def _print_log(log: dict[str, Any]) -> None:
     followed = f"{log['origin']} at {log['size']} entries" if log["origin"] else "none followed"
     waits = f", oldest for {age(log['oldest_unlogged_age_s'])}" if log["unlogged"] else ""
     click.echo(f"log        {followed}; {log['receipted']} receipts, {log['unlogged']} without{waits}")
+    if log["witnessing"] == "witnessed":
+        click.echo(f"           witnessed at {log['witnessed_at']}")
+    elif log["witnessing"] == "unwitnessed":
+        click.echo("           UNWITNESSED: its last checkpoint lacks the quorum of witness_policy_file")
     for item in log["contradicted"]:
         click.echo(f"           {item['origin']} contradicted itself ({item['code']}) and is not believed")
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 from compliance_agent.errors import BadEvidence
 from compliance_agent.facts import LARGEST_INT
@@ -29,6 +29,7 @@ from compliance_agent.log.tree import TileReader, TileTree
 ORIGIN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}/[A-Za-z0-9][A-Za-z0-9._-]{0,62}/[0-9]{4}"  # server, site and year
 MAX_NOTE_BYTES = 6_144  # its base64 fits 8 KiB, so that any note that is believed also fits an incident
 MAX_PROOF_BYTES = MAX_NOTE_BYTES + 4_096
+NO_WITNESSES = Policy((), {}, {}, "none", {})
 _ORIGIN = re.compile(ORIGIN)
 
 CODES = {
@@ -38,6 +39,7 @@ CODES = {
     "no_known_signature": "the checkpoint is not signed with the log key that is trusted here",
     "bad_signature": "the log's signature of the checkpoint does not verify",
     "bad_inclusion_proof": "the entry is not in the tree of the checkpoint",
+    "unwitnessed": "the checkpoint has no quorum of the witnesses that are trusted here, and the configuration requires one",
     "log_forked": "two signed checkpoints of one log contradict each other",
     "log_rolled_back": "the log is smaller than one it signed before, and cannot show that one any more",
     "log_not_believed": "this log contradicted itself before",
@@ -48,10 +50,19 @@ CODES = {
 
 @dataclass(frozen=True)
 class PinnedLog:
-    """What enrolment said of the server's logs: their raw Ed25519 key, and the server's name (None where it said none)."""
+    """Whose logs are believed.
+
+    Attributes:
+        key: their raw Ed25519 key, as enrolment said.
+        server: the server's name, None where enrolment said none.
+        witnesses: whose cosignatures count, and how many make a quorum; None where no witness is trusted here.
+        required: a checkpoint without the quorum is refused, not only said to be unwitnessed.
+    """
 
     key: bytes
     server: str | None = None
+    witnesses: Policy | None = None
+    required: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,12 +84,13 @@ class LoggedBundle:
 
 @dataclass(frozen=True)
 class LogHead:
-    """A checkpoint whose signature verified, with the note it came in."""
+    """A checkpoint whose signature verified, with the note it came in, and when a quorum of witnesses had cosigned it."""
 
     origin: str
     size: int
     root: RootHash
     note: bytes
+    witnessed_at: datetime | None = None
 
     @property
     def server(self) -> str:
@@ -141,19 +153,29 @@ def trusted_key(proof: bytes, pinned: PinnedLog, site_id: str) -> VerifierKey:
     return VerifierKey(origin, KeyType.ED25519, pinned.key)
 
 
-def verify_receipt(bundle: LoggedBundle, leaf: bytes, proof: bytes, logs: Collection[VerifierKey]) -> LogHead:
+def verify_receipt(
+    bundle: LoggedBundle, leaf: bytes, proof: bytes, logs: Collection[VerifierKey], witnesses: Policy | None = None
+) -> LogHead:
     """Prove that exactly this bundle is in a log that one of `logs` signed; the checkpoint that shows it.
+
+    Args:
+        bundle: what the log should hold.
+        leaf: the entry.
+        proof: the receipt.
+        logs: keys that are believed.
+        witnesses: whose lines under the checkpoint count; a wrong line of one is refused like one of the log.
 
     Raises:
         BadEvidence: one of CODES, or `unknown_log`.
     """
-    check_receipt(bundle, leaf, proof, lambda note: _checked(note, logs).checkpoint)
-    return read_note(Proof.parse(proof).checkpoint)
+    check_receipt(bundle, leaf, proof, lambda note: _checked(note, logs, witnesses)[1].checkpoint)
+    return verify_note(Proof.parse(proof).checkpoint, logs, witnesses)
 
 
-def _checked(note: bytes, logs: Collection[VerifierKey]) -> Verified:
+def _checked(note: bytes, logs: Collection[VerifierKey], witnesses: Policy | None) -> tuple[Policy, Verified]:
     read_note(note)
-    return Policy(tuple(logs), {}, {}, "none", {}).verify(note)
+    policy = replace(witnesses or NO_WITNESSES, logs=tuple(logs))
+    return policy, policy.verify(note)
 
 
 def check_receipt(
@@ -174,14 +196,22 @@ def check_receipt(
     return receipt.index, seen
 
 
-def verify_note(raw: bytes, logs: Collection[VerifierKey]) -> LogHead:
-    """A checkpoint that one of `logs` signed.
+def verify_note(raw: bytes, logs: Collection[VerifierKey], witnesses: Policy | None = None) -> LogHead:
+    """A checkpoint that one of `logs` signed, and when a quorum of `witnesses` had cosigned it.
 
     Raises:
         BadEvidence: one of CODES, or `unknown_log`.
     """
-    _checked(raw, logs)
-    return read_note(raw)
+    policy, seen = _checked(raw, logs, witnesses)
+    at = policy.met_at(seen.witnesses)
+    return replace(read_note(raw), witnessed_at=None if at is None else _moment(at))
+
+
+def _moment(seconds: int) -> datetime:
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise BadEvidence("receipt: a cosignature says a time that is none", code="bad_receipt") from error
 
 
 def read_note(raw: bytes) -> LogHead:

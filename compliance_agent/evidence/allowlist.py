@@ -428,7 +428,7 @@ class Circumstances:
     clock: ClockState
     agent: tuple[str, str]
     baseline: tuple[str, str] | None
-    log_head: tuple[str, int, str] | None = None  # origin, size and root (hex) of the last checkpoint verified here
+    log_head: tuple[str, int, str, datetime | None] | None = None  # last checkpoint verified here, and when witnessed
 
 
 def timestamp(value: datetime) -> str:
@@ -500,8 +500,11 @@ def build(
     return document, words.undeclared
 
 
-def _log_head(head: tuple[str, int, str] | None) -> dict[str, Any] | None:
-    return None if head is None else {"origin": head[0], "size": head[1], "root": head[2], "witnessed_at": None}
+def _log_head(head: tuple[str, int, str, datetime | None] | None) -> dict[str, Any] | None:
+    if head is None:
+        return None
+    origin, size, root, at = head
+    return {"origin": origin, "size": size, "root": root, "witnessed_at": None if at is None else timestamp(at)}
 
 
 def _text(value: str | None) -> str | None:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 
 from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.merkle import HASH_BYTES, hash_leaf
-from compliance_agent.log.note import KeyType, Note, VerifierKey
+from compliance_agent.log.note import KeyType, Note, Signature, VerifierKey
 from compliance_agent.log.proof import Proof
 from compliance_agent.log.tiles import FULL, Tile
 from compliance_agent.log.tree import Edge, TileTree
@@ -58,6 +58,7 @@ class FakeLog:
 
         self.origin = f"{server}/{site_id}/{year}"
         self.lie = Lie.NOTHING
+        self.cosignatures: Callable[[str], Sequence[Signature]] = lambda text: ()  # of its witnesses
         self.entries: list[bytes] = []
         self.served: list[str] = []
         self._places: dict[str, int] = {}
@@ -136,7 +137,7 @@ class FakeLog:
         signer = self._stranger if self.lie in {Lie.WRONG_KEY, Lie.FORGED_LINE} else self._key
         key = VerifierKey(origin, KeyType.ED25519, bytes(name.verify_key))
         line = key.sign(text, lambda message: bytes(signer.sign(message).signature))
-        return Note(text, (line,)).encode()
+        return Note(text, (line, *self.cosignatures(text))).encode()
 
     def file(self, path: str) -> bytes | None:
         """A file below the log's prefix, None when there is none."""

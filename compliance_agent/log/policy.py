@@ -63,6 +63,16 @@ class Policy:
                 seen.add(name)
         return self.quorum == "none" or self.quorum in seen
 
+    def met_at(self, witnesses: Mapping[str, int]) -> int | None:
+        """When these had made a quorum, by the times they say (POSIX seconds); None when they do not, or none is asked for.
+
+        A cosignature that says no time (0) does not count.
+        """
+        said = {name: at for name, at in witnesses.items() if at > 0}
+        if self.quorum == "none" or not self.is_met_by(said):
+            return None
+        return next(at for at in sorted(said.values()) if self.is_met_by([name for name in said if said[name] <= at]))
+
     def verify(self, raw: bytes) -> Verified:
         """The checkpoint in a signed note; codes as `Note.verify`, and `unknown_log` when no log of ours signed it."""
         checkpoint = Checkpoint.parse((note := Note.parse(raw)).text)
