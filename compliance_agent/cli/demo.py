@@ -28,6 +28,8 @@ STORY = {
     "drift.found": ("found", "red"),
     "heal.finished": ("healed", "green"),
     "verdict.changed": ("verdict", "cyan"),
+    "receipts.verified": ("receipts", "blue"),
+    "log.contradicted": ("CONTRADICTED", "red"),
 }
 
 
@@ -175,6 +177,10 @@ def _story(event: Event) -> tuple[str, str, str] | None:
         return None
     word, shade = STORY[event.name]
     check = str(keys.get("check_id", ""))
+    if event.name == "receipts.verified":
+        return word, shade, f"{keys['count']} verified against the log"
+    if event.name == "log.contradicted":
+        return word, shade, f"the log shows two histories: {keys['ours']} and {keys['theirs']} entries"
     if event.name == "demo.fault":
         return word, shade, f"{check}: {keys['fault']}"
     if event.name == "heal.finished":
