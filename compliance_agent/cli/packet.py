@@ -11,6 +11,7 @@ import click
 
 from compliance_agent.adapters.durable import read_file
 from compliance_agent.cli.common import json_option, print_json, printable, table
+from compliance_agent.cli.intervals import authority, show_times
 from compliance_agent.errors import BadEvidence
 from compliance_agent.packet.verify import Report, read_packet, records_of, verify_file
 
@@ -84,23 +85,30 @@ def _built(
 @command.command("verify")
 @click.argument("file", type=_PATH)
 @click.option("--policy", type=_PATH, help="Whom to trust for the log (C2SP tlog-policy), from a source you trust.")
+@click.option("--tsa-ca", type=_PATH, help="Certificates (PEM) that RFC 3161 time stamps must lead to.")
+@click.option("--times", "each_time", is_flag=True, help="Print the time interval of every record.")
 @json_option
 @click.pass_context
-def verify(ctx: click.Context, file: Path, policy: Path | None, as_json: bool) -> None:
+def verify(
+    ctx: click.Context, file: Path, policy: Path | None, tsa_ca: Path | None, each_time: bool, as_json: bool
+) -> None:
     """Check a packet offline: every file, signature, chain, entry and proof.
 
     Exit status: 0 all verified, 65 something is wrong, and each wrong thing is named, 66 no such file.
     """
     trusted = read_file(policy, limit_bytes=65_536) if policy else None
-    report = verify_file(file, trusted)
+    report = verify_file(file, trusted, stamps=authority(tsa_ca), each_time=each_time)
     if as_json:
         print_json(report.as_document())
     else:
+        show_times(report.times, always=bool(report.said.cosignatures or report.said.tokens_unchecked))
         _name(report)
         scope = report.scope
         about = f", log {printable(scope.origin)} of {scope.size} entries" if scope else ""
         verdict = "nothing is wrong" if report.ok else f"{len(report.problems)} problem(s)"
         click.echo(f"{report.verified} of {report.found} records verified{about}; {verdict}")
+        if unchecked := report.said.tokens_unchecked:
+            click.echo(f"note: {unchecked} time stamp(s) not checked; --tsa-ca takes the authority's", err=True)
         if report.own_policy:
             click.echo("note: the keys came with the packet; --policy takes one from a source you trust", err=True)
     ctx.exit(report.exit_status)

@@ -13,6 +13,7 @@ import click
 from compliance_agent.adapters.durable import read_file, write_file
 from compliance_agent.adapters.workers import in_order
 from compliance_agent.cli.common import PATH, json_option, print_json, printable, table
+from compliance_agent.cli.intervals import authority, show_times
 from compliance_agent.cli.progress import progress
 from compliance_agent.cli.remote import Trust, for_origin, keys_as_policy, read_logs
 from compliance_agent.core.receipt import MAX_NOTE_BYTES
@@ -21,8 +22,6 @@ from compliance_agent.evidence import walk
 from compliance_agent.evidence.chains import Tagger
 from compliance_agent.evidence.logged import read_log_keys
 from compliance_agent.evidence.served import ServedLog, held_to_older
-from compliance_agent.evidence.stamped import stamps_under
-from compliance_agent.evidence.times import text_of
 from compliance_agent.evidence.verify import Report, load_keys, verify_paths
 from compliance_agent.log.policy import Policy
 
@@ -71,7 +70,8 @@ def command(ctx: click.Context, /, paths: tuple[str, ...], as_json: bool, **aske
 
         if len(paths) > 1:
             raise click.BadParameter("a packet is checked by itself: it holds its own log")
-        ctx.invoke(verify_packet, file=Path(paths[0]), policy=asked["policy_file"], as_json=as_json)
+        wanted = {name: asked[name] for name in ("tsa_ca", "each_time")}
+        ctx.invoke(verify_packet, file=Path(paths[0]), policy=asked["policy_file"], as_json=as_json, **wanted)
     report = _verified(paths, Asked(**asked))
     if report.found == 0 and not report.logs:
         raise NoInput("no evidence there: no bundle.json under " + ", ".join(paths))
@@ -120,8 +120,7 @@ def _verified(paths: tuple[str, ...], asked: Asked) -> Report:
     tags, logs = Tagger(), list[ServedLog]()
     if urls:
         policy = policy or keys_as_policy(log_keys or [])
-        stamps = stamps_under(read_file(asked.tsa_ca, limit_bytes=1_048_576)) if asked.tsa_ca else None
-        trust = Trust(policy, stamps, asked.ca_file, asked.token_file)
+        trust = Trust(policy, authority(asked.tsa_ca), asked.ca_file, asked.token_file)
         logs = [log for url in urls for log in read_logs(url, trust, tags)]
         for log in logs:
             policy = for_origin(policy, log.origin)
@@ -182,7 +181,7 @@ def show(report: Report) -> None:
             for chain in report.chains
         ]
         table(("host", "key", "bundles", "first", "last", "head", "receipts"), rows)
-    _show_times(report)
+    show_times(report.times, always=bool(report.logs))
     for problem in report.problems[:SHOWN]:
         click.echo(printable(f"{problem.code}: {problem.where}" + (f": {problem.detail}" if problem.detail else "")))
     if len(report.problems) > SHOWN:
@@ -203,26 +202,6 @@ def show(report: Report) -> None:
         click.echo(
             "note: the public keys stood beside the evidence; --key takes ones from a source you trust", err=True
         )
-
-
-def _show_times(report: Report) -> None:
-    times = report.times
-    for bundle, before, after, created in times.kept:
-        ends = (text_of(before) or "unknown", text_of(after) or "unknown", text_of(created))
-        click.echo(f"{bundle}  not before {ends[0]}  not after {ends[1]}  says {ends[2]}")
-    if times.widest is not None:
-        width, bundle = times.widest
-        click.echo(
-            f"times: {times.counts['both']} record(s) between two proven moments; the widest {width / 1e6:g} s: {bundle}"
-        )
-    partly = {"before_only": "no upper bound", "after_only": "no lower bound", "none": "neither bound"}
-    known = any(count for word, count in times.counts.items() if word != "none")
-    for word, text in partly.items():
-        if times.counts[word] and (known or report.logs):
-            click.echo(f"times: {times.counts[word]} record(s) with {text}")
-    for code, count in sorted(times.flags.items()):
-        first = next(item for item in times.flagged if item.code == code)
-        click.echo(f"flag {code}: {count} record(s), first {first.where}: {first.detail}")
 
 
 def _place(place: tuple[int, int]) -> str:

@@ -90,6 +90,11 @@ def packed(document: Mapping[str, Any], digest: str, tags: Tagger, receipt: tupl
     )  # fmt: skip
 
 
+def row_of(document: Mapping[str, Any], digest: str, tags: Tagger, receipt: tuple[str, int] | None) -> Row:
+    """The row of one record by itself."""
+    return Row._make(_ROW.unpack(packed(document, digest, tags, receipt)))
+
+
 @dataclass
 class Chain:
     """All bundles of one key.

@@ -6,7 +6,6 @@ entry is not older than they are, and the tree of that checkpoint was there when
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -106,8 +105,9 @@ def stamps_under(authority: bytes) -> Stamps | None:
         certificates = x509.load_pem_x509_certificates(authority)
     except ValueError as error:
         raise BadEvidence("authority for time stamps: not a PEM file of certificates", code="bad_key") from error
-    builder = functools.reduce(lambda made, one: made.add_root_certificate(one), certificates, VerifierBuilder())
-    verifier = builder.build()
+    roots = [one for one in certificates if one.issuer == one.subject] or certificates[:1]
+    between = [one for one in certificates if one not in roots]
+    verifier = VerifierBuilder(roots=roots, intermediates=between).build()
 
     def verify(token: bytes, message: bytes) -> int:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from compliance_agent.errors import BadEvidence
 from compliance_agent.evidence.book import Book
@@ -26,6 +27,7 @@ class Logbook:
     """A log whose checkpoint verified; `book.whole` is False when the tree could not be made again from its entries.
 
     Attributes:
+        tags: that `book` was read with.
         paths: of every file that belongs to the log.
     """
 
@@ -33,7 +35,15 @@ class Logbook:
     verified: Verified
     note: bytes
     book: Book
+    tags: Tagger
     paths: set[str]
+
+    def head_holds(self, document: Mapping[str, Any]) -> bool:
+        """Whether the head that a record names is a prefix of this log."""
+        head = document["log_head"]
+        if head is None or head["origin"] != self.origin or head["size"] > self.size:
+            return False
+        return self.book.forest.root(head["size"]).hex() == str(head["root"])
 
     @property
     def origin(self) -> str:
@@ -77,12 +87,13 @@ def open_log(files: Mapping[str, bytes], policy: bytes, problems: list[Problem])
             raise BadEvidence("is missing", code="missing_file")
         return files[path]
 
-    book = Book.read(checkpoint, tile, Tagger(), path=lambda wanted: f"log/{wanted.path}")
+    tags = Tagger()
+    book = Book.read(checkpoint, tile, tags, path=lambda wanted: f"log/{wanted.path}")
     older = _older(files, book)
     problems += [*book.problems, *older]
     paths = {f"log/{wanted.path}" for wanted in written(0, checkpoint.size)} | {CHECKPOINT}
     paths |= {path for path in files if path.startswith("log/older/")} if not older else set()
-    return Logbook(trusted, verified, files[CHECKPOINT], book, paths)
+    return Logbook(trusted, verified, files[CHECKPOINT], book, tags, paths)
 
 
 def _older(files: Mapping[str, bytes], book: Book) -> list[Problem]:
@@ -145,6 +156,5 @@ def head_problems(records: Sequence[Record], log: Logbook) -> Iterator[Problem]:
         head = record.document["log_head"]
         if head is None or head["origin"] != log.origin:
             continue
-        size = head["size"]
-        if size > log.size or log.book.forest.root(size).hex() != head["root"]:
-            yield Problem("split_view", record.directory, f"its host verified another log of size {size}")
+        if not log.head_holds(record.document):
+            yield Problem("split_view", record.directory, f"its host verified another log of size {head['size']}")

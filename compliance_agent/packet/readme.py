@@ -107,8 +107,10 @@ WHAT THIS PACKET DOES NOT PROVE
    as it was; what comes after is only as good as the host. Records name the agent's own digest; nothing here measures it.
 2. That a host could see everything. A check looks at what it declares and nothing else. "unknown" means nobody could tell, and is
    counted as such, never as a pass. Hours without a record are shown as not covered; nothing is claimed about them.
-3. The exact time of a record. Its times are its host's claim, and the log shows only the order in which records arrived. This
-   packet has no time stamps of third parties. A host that was offline is shown by the hours it does not cover.
+3. The exact time of a record. Its times are its host's claim, and the log shows the order in which records arrived. Where the log
+   holds time stamps and cosignatures of third parties (entries of kind "time"), `packet verify` with --tsa-ca and --policy shows
+   between which two moments a record came to be, and names one that is dated outside of them; the interval is as wide as the
+   host was offline. Without them there is the order alone.
 4. That the log was never split. The policy here asks for no signature of an independent witness ("quorum none"), and none counts. A
    server that shows auditors another log than its hosts is found by comparing this checkpoint with receipts kept at the clinic, or
    by a `log_head` in a record that is not a prefix of this log. `packet verify` checks the second.

@@ -23,7 +23,10 @@ from compliance_agent.adapters.durable import read_file
 from compliance_agent.documents import read_json
 from compliance_agent.errors import BadEvidence, DocumentError
 from compliance_agent.evidence.allowlist import check_document
+from compliance_agent.evidence.chains import row_of
 from compliance_agent.evidence.problems import Problem
+from compliance_agent.evidence.stamped import Said, Stamps, read_times
+from compliance_agent.evidence.times import Times
 from compliance_agent.evidence.verify import check_bytes
 from compliance_agent.log.leaf import bundle_leaf
 from compliance_agent.log.merkle import RootHash, hash_leaf, verify_inclusion
@@ -51,6 +54,8 @@ class Report:
     found: int = 0
     verified: int = 0
     own_policy: bool = True
+    times: Times = field(default_factory=lambda: Times({}))
+    said: Said = field(default_factory=Said)
     problems: list[Problem] = field(default_factory=list)
 
     @property
@@ -73,6 +78,10 @@ class Report:
             "found": self.found,
             "verified": self.verified,
             "keys_from_packet": self.own_policy,
+            "cosignatures": self.said.cosignatures,
+            "tokens": self.said.tokens,
+            "tokens_unchecked": self.said.tokens_unchecked,
+            "times": self.times.as_document(),
             "problems": [{"code": item.code, "where": item.where, "detail": item.detail} for item in self.problems],
         }
 
@@ -82,24 +91,35 @@ def read_packet(path: Path) -> bytes:
     return read_file(path, limit_bytes=archive.MAX_PACKET_BYTES)
 
 
-def verify_file(path: Path, policy: bytes | None = None) -> Report:
-    """Verify a zip file; NoInput when it is not there."""
+def verify_file(
+    path: Path, policy: bytes | None = None, *, stamps: Stamps | None = None, each_time: bool = False
+) -> Report:
+    """Verify a zip file; NoInput when it is not there.
+
+    Args:
+        path: the packet.
+        policy: whom to trust for the log, from elsewhere; None takes the packet's own.
+        stamps: verifies time stamps; None leaves them unchecked, and says so.
+        each_time: keep the interval of every record.
+    """
     raw = read_packet(path)
     try:
         files = archive.unpack(raw)
         plain = archive.pack(files) == raw
     except BadEvidence as error:
         return Report(problems=[Problem(error.code, path.name, str(error))])
-    report = verify_files(files, policy)
+    report = verify_files(files, policy, stamps=stamps, each_time=each_time)
     if not plain:
         detail = "bytes outside the files are not as a packet is written"
         report.problems.insert(0, Problem("bad_container", path.name, detail))
     return report
 
 
-def verify_files(files: Mapping[str, bytes], policy: bytes | None = None) -> Report:
-    """Verify the files of a packet, by path."""
-    work = _Verification(files, policy)
+def verify_files(
+    files: Mapping[str, bytes], policy: bytes | None = None, *, stamps: Stamps | None = None, each_time: bool = False
+) -> Report:
+    """Verify the files of a packet, by path; arguments as of `verify_file`."""
+    work = _Verification(files, policy, stamps, each_time)
     work.run()
     return work.report
 
@@ -121,8 +141,12 @@ def records_of(files: Mapping[str, bytes]) -> list[Record]:
 class _Verification:
     """One packet while it is verified."""
 
-    def __init__(self, files: Mapping[str, bytes], policy: bytes | None) -> None:
+    def __init__(
+        self, files: Mapping[str, bytes], policy: bytes | None, stamps: Stamps | None, each_time: bool
+    ) -> None:
         self.files = files
+        self._stamps = stamps
+        self._each_time = each_time
         self.report = Report(own_policy=policy is None)
         self._policy = policy if policy is not None else files.get("policy", b"")
         self._keys: dict[str, bytes] = {}
@@ -139,6 +163,7 @@ class _Verification:
             if scope is not None:
                 self._held_to(scope, log, records)
             self.report.problems += head_problems(records, log)
+            self._times(log, records)
         if scope is not None:
             self._exports(scope, records)
 
@@ -251,6 +276,20 @@ class _Verification:
         if log.book.whole:
             self.report.problems += chain_problems(scope, log)
             self.report.problems += completeness(scope, log, records)
+
+    def _times(self, log: Logbook, records: list[Record]) -> None:
+        """The interval of each record, by what the log holds of third parties' time, and by who cosigned its checkpoint."""
+        said = read_times(log.book, log.policy, self._stamps) if log.book.whole else Said()
+        said.cosigned(log.verified)
+        name = log.tags.short(log.origin)
+        self.report.said, self.report.times = said, Times({name: said.timeline}, self._each_time)
+        self.report.problems += said.problems
+        for record in sorted(records, key=lambda record: record.place):
+            key, epoch, _ = record.place
+            row = row_of(record.document, hashlib.sha256(record.body).hexdigest(), log.tags, None)
+            holds = log.book.whole and log.head_holds(record.document)
+            for problem in self.report.times.visit(key, epoch, row, (name, record.index), holds):
+                self._wrong(problem.code, record.directory, problem.detail)
 
     def _public_or_none(self, path: str) -> bytes | None:
         try:
