@@ -150,7 +150,9 @@ class RealHost:
         try:
             return await self._offload.call(f"path:{path}", self._file_timeout_s, work)
         except OSError as error:
-            raise CannotTell.from_os_error(error, f"{path}: cannot be looked at") from error
+            raise CannotTell.from_os_error(
+                error, f"{path}: cannot be looked at ({os.strerror(error.errno or 0)})"
+            ) from error
 
 
 def _read(path: str, limit_bytes: int) -> bytes:

@@ -18,6 +18,7 @@ from compliance_agent.lab.programs import (
     sessions,
     sockets,
     sshd,
+    tls,
 )
 from compliance_agent.models import Result
 from compliance_agent.ports import Clock
@@ -30,7 +31,7 @@ def healthy_host(seed: int = 0, clock: Clock | None = None) -> FakeHost:
     host.install("systemctl", "date", "tail", "cat", "readlink", "stat", "uname", "id", "mkdir", "rmdir")
     host.service("cron.service")
     host.service("dbus.service", enabled="static")
-    for part in (accounts, chrony, clamav, disks, apt, logs, nft, oscap, restic, sessions, sockets, sshd):
+    for part in (accounts, chrony, clamav, disks, apt, logs, nft, oscap, restic, sessions, sockets, sshd, tls):
         part.provide(host)
     for check in registry().values():
         scenes = [case.scene for case in check.cases if case.expect is Result.PASS and case.scene is not None]

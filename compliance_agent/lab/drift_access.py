@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from compliance_agent.lab.fault import register
 from compliance_agent.lab.host import FakeHost
-from compliance_agent.lab.programs import accounts, sessions, sockets, sshd
+from compliance_agent.lab.programs import accounts, sessions, sockets, sshd, tls
 
 CRON = "cron.service"
 
@@ -144,3 +144,28 @@ def _port_opened(host: FakeHost) -> None:
 def _person_shares_files(host: FakeHost) -> None:
     port = host.rng.randint(8000, 8999)
     host.part(sockets.Sockets).others.append(sockets.Open("tcp", "192.168.1.10", port, 1001))
+
+
+# -- transmission
+
+
+@register("transmission", "key_open", "now", "the private key of the web service can be read by everybody")
+def _tls_key_open(host: FakeHost) -> None:
+    host.files[tls.KEY].mode = 0o644
+
+
+@register("transmission", "out_of_date", "person", "the certificate of the web service is over")
+def _certificate_over(host: FakeHost) -> None:
+    tls.renew(host, days=-host.rng.randint(1, 20))
+    tls.renew(host, days=60.5, read=False)
+
+
+@register("transmission", "ends_soon", "person", "the certificate was renewed, and its service never read it")
+def _certificate_not_read(host: FakeHost) -> None:
+    tls.renew(host, days=host.rng.randint(2, 9) + 0.5)
+    tls.renew(host, days=60.5, read=False)
+
+
+@register("transmission", "old_tls", "person", "TLS 1.1 was allowed for an old device")
+def _old_tls_allowed(host: FakeHost) -> None:
+    host.part(tls.Service).oldest = "tls1_1"

@@ -326,5 +326,6 @@ DRIFTS = (
         for name in ("cron_stopped", "cron_disabled", "telnet_running", "ftp_enabled")
     ),
     Drift("services", "forbidden_running", "everything about services", _services_upside_down),
+    Drift("transmission", "key_open", "key of the web service open", FAULTS["tls_key_open"].inject),
     *from_cases(registry().values()),
 )

@@ -32,6 +32,7 @@ class Open:
 DAEMONS = (
     Open("tcp", "0.0.0.0", 22, unit="ssh.service"),  # noqa: S104 - a simulated host's
     Open("tcp", "::", 22, unit="ssh.service"),
+    Open("tcp", "0.0.0.0", 443, unit="nginx.service"),  # noqa: S104
     Open("udp", "127.0.0.1", 323, 106, "chrony.service"),
     Open("udp", "::1", 323, 106, "chrony.service"),
     Open("tcp", "127.0.0.1", 3310, 104, "clamav-daemon.service"),
