@@ -14,7 +14,7 @@ import asyncio
 import json
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.records import Host, Kept, Shard, SiteReader
 from compliance_agent.server.store import SqlStore
 
+WITNESSES, AUTHORITY = "witnesses.policy", "tsa-ca.pem"  # under keys/, where the server leaves them
 PAGE = 500  # bundles in memory at once while looking for the ones that are wanted
 
 
@@ -79,6 +80,8 @@ class _Log:
     key: VerifierKey
     entries: list[bytes]
     files: dict[Tile, bytes]
+    witnesses: bytes = b"quorum none\n"  # lines of the policy, as the server asks them
+    authority: bytes = b""  # certificates of the time-stamping authority it asks
 
     @property
     def size(self) -> int:
@@ -267,9 +270,16 @@ async def _log(reader: SiteReader, data_dir: Path, wanted: Wanted) -> _Log:
         there = ", ".join(map(str, sorted(shards))) or "none"
         raise NoInput(f"site {wanted.site_id}: no log of {wanted.year} (there is: {there})")
     vkey = read_file(data_dir / "keys" / f"{wanted.site_id}-{wanted.year}.vkey", limit_bytes=4_096)
-    return await asyncio.to_thread(
+    log = await asyncio.to_thread(
         _opened, shard, served, note, VerifierKey.parse(vkey.decode("ascii", "replace").strip())
     )
+    witnesses, authority = (_left(data_dir / "keys" / name) for name in (WITNESSES, AUTHORITY))
+    return replace(log, witnesses=witnesses or log.witnesses, authority=authority)
+
+
+def _left(path: Path) -> bytes:
+    """What the server left there, nothing where it asks nobody."""
+    return read_file(path, limit_bytes=65_536) if path.exists() else b""
 
 
 def _opened(shard: Shard, served: LogFiles, note: bytes, key: VerifierKey) -> _Log:
@@ -302,7 +312,7 @@ def _record(kept: Kept, log: _Log) -> Record:
 def _files(scope: Scope, records: Sequence[Record], log: _Log) -> dict[str, bytes]:
     files: dict[str, bytes] = {
         "packet.json": scope.encode(),
-        "policy": f"log {log.key}\nquorum none\n".encode(),
+        "policy": f"log {log.key}\n".encode() + log.witnesses,
         "keys/log.pem": crypto.public_pem(log.key.public).encode(),
         "README.txt": readme(scope, records, oscal.VERSION),
         "NOT-PROVEN.txt": NOT_PROVEN,
@@ -313,6 +323,7 @@ def _files(scope: Scope, records: Sequence[Record], log: _Log) -> dict[str, byte
     }
     files |= {f"log/{tile.path}": content for tile, content in log.files.items()}
     files |= _older(log)
+    files |= {"time/ca.pem": log.authority} if log.authority else {}
     tree = TileTree(log.size, lambda *tile: log.files[Tile(*tile)])
     for record in records:
         if f"{record.directory}/bundle.json" in files:

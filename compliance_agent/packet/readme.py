@@ -95,6 +95,7 @@ keys/         public keys: <key id>.pem of each host, log.pem, packet.pem
 evidence/     <host>/YYYY/MM/DD/<id>/ with bundle.json, bundle.sig, leaf.json and bundle.tlog-proof (C2SP tlog-proof)
 log/          the whole log of the year (C2SP tlog-tiles), of this site alone: checkpoint and tile/
 log/older/    the checkpoint of the year before, where there is one, as the first entry binds it
+time/         ca.pem, certificates of the authority that stamped times in the log, where the server asks one
 export/       assessment-results.json (OSCAL {oscal}), its signed envelope, ocsf.jsonl (OCSF 2003 and 7001), evidence.csv
 A packet that was not asked for one control has, for each host, its chain without a hole, and where there is one the record
 before the period and the one after it, so that both ends can be seen. Exports count the records of the period alone.
@@ -111,9 +112,10 @@ WHAT THIS PACKET DOES NOT PROVE
    holds time stamps and cosignatures of third parties (entries of kind "time"), `packet verify` with --tsa-ca and --policy shows
    between which two moments a record came to be, and names one that is dated outside of them; the interval is as wide as the
    host was offline. Without them there is the order alone.
-4. That the log was never split. The policy here asks for no signature of an independent witness ("quorum none"), and none counts. A
-   server that shows auditors another log than its hosts is found by comparing this checkpoint with receipts kept at the clinic, or
-   by a `log_head` in a record that is not a prefix of this log. `packet verify` checks the second.
+4. That the log was never split. Where the policy says "quorum none" no independent witness is asked, and none counts; where it
+   names witnesses, their keys came with the packet too. A server that shows auditors another log than its hosts is found by
+   comparing this checkpoint with receipts kept at the clinic, or by a `log_head` in a record that is not a prefix of this log.
+   `packet verify` checks the second, and that the checkpoint has the cosignatures that the policy asks for.
 5. Whose keys these are. They came with the packet. Compare log.pem and packet.pem with ones you were given by another way, and
    the list of hosts in packet.json with the clinic's own list of machines: a machine that was never enrolled is not here.
 6. That a section of the Security Rule is met. A record is evidence for the technical part that its check describes. Policies, risk

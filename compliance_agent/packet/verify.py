@@ -25,7 +25,7 @@ from compliance_agent.errors import BadEvidence, DocumentError
 from compliance_agent.evidence.allowlist import check_document
 from compliance_agent.evidence.chains import row_of
 from compliance_agent.evidence.problems import Problem
-from compliance_agent.evidence.stamped import Said, Stamps, read_times
+from compliance_agent.evidence.stamped import Said, Stamps, read_times, stamps_under
 from compliance_agent.evidence.times import Times
 from compliance_agent.evidence.verify import check_bytes
 from compliance_agent.log.leaf import bundle_leaf
@@ -33,11 +33,12 @@ from compliance_agent.log.merkle import RootHash, hash_leaf, verify_inclusion
 from compliance_agent.log.proof import Proof
 from compliance_agent.packet import archive, dsse, ocsf, oscal, table
 from compliance_agent.packet.content import Record, Scope, directory_of
-from compliance_agent.packet.logbook import Logbook, chain_problems, completeness, head_problems, open_log
+from compliance_agent.packet.logbook import CHECKPOINT, Logbook, chain_problems, completeness, head_problems, open_log
 from compliance_agent.packet.manifest import MANIFEST, MANIFEST_SIGNATURE, differences
 from compliance_agent.packet.readme import NOT_PROVEN, readme
 
 PARTS = ("bundle.json", "bundle.sig", "leaf.json", "bundle.tlog-proof")
+TIME_CA = "time/ca.pem"  # where the server asks a time-stamping authority
 EXPORT = "export/assessment-results.json"
 TOP = {"README.txt", "NOT-PROVEN.txt", "policy", "packet.json", "keys/log.pem", "keys/packet.pem", EXPORT,
        "export/assessment-results.dsse.json", "export/ocsf.jsonl", "export/evidence.csv", MANIFEST,
@@ -148,6 +149,9 @@ class _Verification:
         self._stamps = stamps
         self._each_time = each_time
         self.report = Report(own_policy=policy is None)
+        if stamps is None and TIME_CA in files:
+            with contextlib.suppress(BadEvidence):
+                self._stamps = stamps_under(files[TIME_CA])
         self._policy = policy if policy is not None else files.get("policy", b"")
         self._keys: dict[str, bytes] = {}
 
@@ -260,7 +264,7 @@ class _Verification:
         keys = {f"keys/{host.key_id}.pem" for host in scope.hosts} if scope else set()
         for path in sorted(keys - self.files.keys()):
             self._wrong("missing_file", path)
-        expected = TOP | keys | (log.paths if log else set())
+        expected = TOP | {TIME_CA} | keys | (log.paths if log else set())
         named = {item.where for item in self.report.problems}
         for path in sorted(self.files.keys() - expected - named):
             found = _DAY.fullmatch(path)
@@ -281,6 +285,8 @@ class _Verification:
         """The interval of each record, by what the log holds of third parties' time, and by who cosigned its checkpoint."""
         said = read_times(log.book, log.policy, self._stamps) if log.book.whole else Said()
         said.cosigned(log.verified)
+        if not log.verified.quorum_met:
+            self._wrong("no_quorum", CHECKPOINT, "it lacks the cosignatures that the policy asks for")
         name = log.tags.short(log.origin)
         self.report.said, self.report.times = said, Times({name: said.timeline}, self._each_time)
         self.report.problems += said.problems

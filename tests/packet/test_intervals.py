@@ -16,7 +16,7 @@ from compliance_agent.packet import archive
 from compliance_agent.packet.verify import verify_files
 from tests.cli.command import run
 from tests.log.builder import signer
-from tests.packet.scene import Files, Made
+from tests.packet.scene import Files, Made, built, copied
 from tests.packet.test_verify import relogged
 from tests.server.builder import START
 
@@ -74,3 +74,21 @@ def test_the_command(made: Made, tmp_path: Path) -> None:
         shown = run(*words, "--policy", trusted)
         assert "times: 12 record(s) with no lower bound" in shown.out
         assert "not after" not in shown.out
+
+
+def test_the_packet_brings_what_the_server_asks(made: Made, tmp_path: Path) -> None:
+    """Witnesses and authority of the server stand in the packet; a checkpoint without the quorum it asks for is named."""
+    changed = copied(made, tmp_path / "server")
+    (changed.data_dir / "keys" / "witnesses.policy").write_text(f"witness w1 {WITNESS.key}\nquorum w1\n")
+    (changed.data_dir / "keys" / "tsa-ca.pem").write_text("no certificate")
+    result = built(changed.data_dir, tmp_path / "packet.zip")
+    files = archive.unpack(result.path.read_bytes())
+    assert files["policy"].endswith(f"witness w1 {WITNESS.key}\nquorum w1\n".encode())
+    assert files["time/ca.pem"] == b"no certificate"
+    assert [(problem.code, problem.where) for problem in result.report.problems] == [("no_quorum", "log/checkpoint")]
+    note = files["log/checkpoint"].decode()
+    line = WITNESS.line(Note.parse(note.encode()).text, int(START.timestamp()) + 10**6)
+    witnessed = {path: content.replace(note.encode(), f"{note}{line}\n".encode()) for path, content in files.items()}
+    report = verify_files(made.signed_again(witnessed))
+    assert {problem.code for problem in report.problems} == set()
+    assert report.times.counts == {"after_only": 12}
