@@ -113,7 +113,7 @@ async def witnessed(
 
     answers = dict(zip(sites, await asyncio.gather(*(ask(*site) for site in sites.items())), strict=True))
     lines = {name: line for answer in answers.values() for name, line in answer.lines.items()}
-    signed = _merged(note, [policy.witnesses[name] for name in lines], [line for line, _ in lines.values()])
+    signed = merged(note, [policy.witnesses[name] for name in lines], [line for line, _ in lines.values()])
     return Witnessed(
         signed,
         {name: at for name, (_, at) in lines.items()},
@@ -226,7 +226,8 @@ def _lines(body: bytes) -> list[Signature]:
     return list(note.signatures)
 
 
-def _merged(note: bytes, keys: Sequence[VerifierKey], lines: Sequence[Signature]) -> bytes:
+def merged(note: bytes, keys: Sequence[VerifierKey], lines: Sequence[Signature]) -> bytes:
+    """The note with these lines of these keys, in place of older ones of theirs."""
     whole, newer = Note.parse(note), {(key.name, key.id) for key in keys}
     kept = [line for line in whole.signatures if (line.name, line.key_id) not in newer]
     return replace(whole, signatures=(*kept, *lines)).encode()

@@ -17,14 +17,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import structlog
 
 from compliance_agent.core.witness import origin_hash
-from compliance_agent.errors import AgentError, BadEvidence
+from compliance_agent.errors import AgentError, BadEvidence, Refusal
 from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.fields import from_base64
 from compliance_agent.log.leaf import time_leaf
@@ -39,7 +39,7 @@ from compliance_agent.server.log_keys import LogKeys
 from compliance_agent.server.records import Clock, Leaf, NewLeaf, Shard, Store, Transaction
 from compliance_agent.server.services.board import Board, Head, Witnessing
 from compliance_agent.server.time_stamps import TimeStamps
-from compliance_agent.witnessing import witnessed
+from compliance_agent.witnessing import LARGEST_SKEW_S, merged, witnessed
 
 TICK_S = 5.0  # between two looks at what still lacks its witnesses
 GUARD_S = 5.0
@@ -221,16 +221,64 @@ class Cosigning:
             lambda: int(self._clock().timestamp()),
             deadline_s=self._every.deadline_s,
         )
-        one.note, one.size, one.old = found.note, head.size, found.old
-        self._say(place, one.met, Witnessing(head.size, found.cosigned, found.failed, found.quorum_met, self._clock()))
-        one.met = found.quorum_met
+        one.old = found.old
+        if one.size > head.size:  # a witness has brought its word on a newer one meanwhile
+            return
+        note = _with_lines_of(one.note, found.note, policy) if one.size == head.size else found.note
+        one.note, one.size = note, head.size
+        self._judge(place, one, policy, found.failed)
         if found.cosigned and self.show is not None:
-            await self.show(site_id, year, found.note)
-        self._pass_on(place, one, Head(head.size, found.note, head.at))
+            await self.show(site_id, year, note)
+        self._pass_on(place, one, Head(head.size, note, head.at))
         if CONTRADICTS & set(found.failed.values()) and self.contradicted is not None:
             shards = await self._store.for_sites({site_id}).shards()
             for shard in (shard for shard in shards if shard.year == year):
                 await self.contradicted(site_id, await self.latest(shard))
+
+    def _judge(self, place: Place, one: _Log, policy: Policy, failed: Mapping[str, str]) -> None:
+        """Whether the note that is held now meets the quorum, whoever of its witnesses was asked or came by itself."""
+        seen = policy.verify(one.note)
+        missing = {name: code for name, code in failed.items() if name not in seen.witnesses}
+        self._say(place, one.met, Witnessing(one.size, seen.witnesses, missing, seen.quorum_met, self._clock()))
+        one.met = seen.quorum_met
+
+    async def hand_in(self, site_id: str, year: int, raw: bytes) -> None:
+        """Take what a witness brings that only calls out: the newest checkpoint of a log, with its line. Its line is its right to.
+
+        Raises:
+            Refusal: 404 when no witness of this log has signed it, so that a stranger learns nothing; 409 `stale` when it is not
+                the newest checkpoint; 422 `bad_time` when the witness's clock is not ours.
+            StorageError: it is held here, and not visible yet.
+        """
+        one = self._logs.get((site_id, year))
+        if one is None or not self.witnesses:
+            raise _nothing_here()
+        held = one.note if one.size == one.head.size else one.head.note
+        text = Note.parse(held).text
+        policy = self.policy(Checkpoint.parse(text).origin)
+        try:
+            given = policy.verify(raw)
+        except BadEvidence as error:
+            raise _nothing_here() from error
+        if not given.witnesses:
+            raise _nothing_here()
+        if Note.parse(raw).text != text:
+            raise Refusal("the log has another checkpoint by now", code="stale", status=409)
+        known, now = policy.verify(held).witnesses, int(self._clock().timestamp())
+        new = {name: at for name, at in given.witnesses.items() if at > known.get(name, -1)}
+        if any(abs(at - now) > LARGEST_SKEW_S for at in new.values()):
+            raise Refusal(
+                "the time of the cosignature is more than five minutes from ours", code="bad_time", status=422
+            )
+        if not new:
+            return
+        one.note, one.size = _with_lines_of(raw, held, policy, set(new)), one.head.size
+        standing = self._board.witnessing.get((site_id, year))
+        self._judge((site_id, year), one, policy, standing.failed if standing is not None else {})
+        head = Head(one.size, one.note, one.head.at)
+        if self.show is not None:
+            await self.show(site_id, year, head.note)
+        self._pass_on((site_id, year), one, head)
 
     def _pass_on(self, place: Place, one: _Log, head: Head) -> None:
         """To the board: the larger of two heads, and of one size the one with more lines."""
@@ -309,6 +357,22 @@ class Cosigning:
             return []
         self._board.stamp_failed, self._board.stamped_at = "", now
         return [token]
+
+
+def _with_lines_of(other: bytes, note: bytes, policy: Policy, names: Collection[str] | None = None) -> bytes:
+    """`note` with the lines that witnesses of the policy have under `other`: all that it lacks, or those of these names."""
+    lines = {(line.name, line.key_id): line for line in Note.parse(other).signatures}
+    present = {(line.name, line.key_id) for line in Note.parse(note).signatures}
+    keys = [
+        key
+        for name, key in policy.witnesses.items()
+        if (key.name, key.id) in lines and (name in names if names is not None else (key.name, key.id) not in present)
+    ]
+    return merged(note, keys, [lines[key.name, key.id] for key in keys])
+
+
+def _nothing_here() -> Refusal:
+    return Refusal("Not Found", code="not_found", status=404)
 
 
 def policy_of(witnesses: str, log_key: str) -> Policy:

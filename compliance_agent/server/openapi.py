@@ -18,7 +18,7 @@ from compliance_agent.server.api.schemas import AGENT_MODELS, EvidenceReply, Pro
 
 _REF = "#/components/schemas/{model}"
 _AGENT = ("/api/v1/enrol/challenge", "/api/v1/enrol", "/api/v1/checkin", "/api/v1/evidence", "/api/v1/receipts")
-_OPEN = (*_AGENT[:2], "/healthz", "/readyz", "/metrics", "/ca.pem")
+_OPEN = (*_AGENT[:2], "/healthz", "/readyz", "/metrics", "/ca.pem", "/log/{site_id}/{year}/cosignature")
 
 
 def install(app: FastAPI) -> None:
@@ -80,7 +80,7 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
     responses.setdefault("5XX", {"description": "Failed, or not available now", **problem})
     if path in _AGENT and path not in _OPEN:
         operation["security"] = [{"host": []}]
-    elif path.startswith("/log/"):
+    elif path.startswith("/log/") and path not in _OPEN:
         operation["security"] = [{"host": []}, {"session": []}, {"operator": []}]
     elif path not in _OPEN:
         operation["security"] = [{"session": []}, {"operator": []}]

@@ -22,6 +22,7 @@ from compliance_agent.server.services.receipts import Receipt
 from compliance_agent.server.services.secrets import API_KEY_PREFIX
 
 router = APIRouter(tags=["log"])
+MOST_NOTE_BYTES = 65_536
 _FOREVER = "private, max-age=31536000, immutable"
 _BINARY: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {}}, "description": "The file"}
@@ -52,6 +53,22 @@ async def tile(request: Request, site_id: str, year: str, path: str) -> Response
     except (BadEvidence, NoInput) as error:
         raise _not_found() from error
     return Response(content, media_type="application/octet-stream", headers={"Cache-Control": _FOREVER})
+
+
+@router.post(
+    "/log/{site_id}/{year}/cosignature",
+    status_code=204,
+    summary="A witness that only calls out brings its line",
+    openapi_extra={"requestBody": {"required": True, "content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def cosignature(request: Request, site_id: str, year: str) -> Response:
+    """The newest checkpoint with the witness's line; that line is all the credentials it needs, and all that is believed."""
+    services = services_of(request)
+    raw = await request.body()
+    if services.cosigning is None or not re.fullmatch(r"[0-9]{4}", year, re.ASCII) or len(raw) > MOST_NOTE_BYTES:
+        raise _not_found()
+    await services.cosigning.hand_in(site_id, int(year), raw)
+    return Response(status_code=204)
 
 
 @router.post("/api/v1/receipts", openapi_extra=body_of(ReceiptsRequest), summary="Receipts of a host's own bundles")
