@@ -147,7 +147,7 @@ class Ingest:
         self._count(outcome)
         if not outcome.taken and outcome.stopped is not None:
             raise outcome.stopped.refusal
-        received = self._clock()
+        received = self._clock().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         return Taken(tuple(self._ack(host, item, status, received) for item, status in outcome.taken), outcome.stopped)
 
     async def drain(self) -> None:
@@ -202,7 +202,7 @@ class Ingest:
             if not future.done():
                 future.set_result(outcome)
 
-    def _ack(self, host: Host, item: Checked, status: str, received_at: datetime) -> Ack:
+    def _ack(self, host: Host, item: Checked, status: str, received_at: str) -> Ack:
         document = orjson.dumps(  # canonical: ASCII texts and whole numbers, sorted
             {
                 "schema": ACK_SCHEMA,
@@ -211,7 +211,7 @@ class Ingest:
                 "key_id": host.key_id,
                 "epoch": item.document["epoch"],
                 "seq": item.document["seq"],
-                "received_at": received_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+                "received_at": received_at,
                 "status": status,
             },
             option=orjson.OPT_SORT_KEYS,
@@ -245,6 +245,7 @@ class _Placing:
         self._tx = tx
         self._now = now
         self._hosts: dict[str, Host] = {}
+        self._heads: dict[str, Head] = {}  # of chains that grow here; a host's record follows once, not for each bundle
         self._held: dict[tuple[str, int, int], str] = {}
         self._ids: dict[tuple[str, str], Place] = {}
         self._verdicts: dict[str, dict[str, CheckVerdict]] = {}
@@ -289,12 +290,16 @@ class _Placing:
             if refusal is not None:
                 outcome.stopped = Stopped(index, refusal)
                 break
-        self._hosts[host.key_id] = replace(self._hosts[host.key_id], last_seen_at=self._now)
+        host = self._hosts[host.key_id]
+        self._hosts[host.key_id] = replace(host, head=self._head(host), last_seen_at=self._now)
         return outcome
+
+    def _head(self, host: Host) -> Head | None:
+        return self._heads.get(host.key_id, host.head)
 
     async def _place_one(self, host: Host, item: Checked, outcome: Outcome) -> Refusal | None:
         link = item.link
-        match chain.place(link, host.head, await self._sha256_at(host, link)):
+        match chain.place(link, self._head(host), await self._sha256_at(host, link)):
             case chain.Placed.KNOWN:
                 outcome.taken.append((item, "known"))
                 return None
@@ -312,8 +317,8 @@ class _Placing:
                 return await self._gap(host, link)
 
     async def _sha256_at(self, host: Host, link: chain.Link) -> str | None:
-        at = (host.key_id, link.epoch, link.seq)
-        if at not in self._held and host.head is not None and at[1:] <= (host.head.epoch, host.head.seq):
+        at, head = (host.key_id, link.epoch, link.seq), self._head(host)
+        if at not in self._held and head is not None and at[1:] <= (head.epoch, head.seq):
             place = await self._tx.place_at(host.site_id, *at)
             if place is not None:
                 self._remember(place)
@@ -325,11 +330,10 @@ class _Placing:
         self._leaves.append(_leaf_of(new))
         self._remember(Place(host.key_id, new.bundle_id, new.epoch, new.seq, new.sha256))
         standing.apply(self._verdicts.setdefault(host.key_id, {}), host, item.document, self._now)
-        after = replace(host, head=Head(new.epoch, new.seq, new.sha256))
+        self._heads[host.key_id] = Head(new.epoch, new.seq, new.sha256)
         if new.kind == "heartbeat":
             made = min(datetime.fromisoformat(new.created_at), self._now)
-            after = replace(after, heartbeat_at=self._now, heartbeat_made_at=made)
-        self._hosts[host.key_id] = after
+            self._hosts[host.key_id] = replace(host, heartbeat_at=self._now, heartbeat_made_at=made)
         self._advanced.add(host.key_id)
 
     async def _close_gaps(self, host: Host) -> None:
@@ -350,11 +354,11 @@ class _Placing:
             f"bundle: epoch {link.epoch} seq {link.seq} contradicts the chain held here; both are kept",
             code="fork",
             status=409,
-            expected=chain.expected(host.head),
+            expected=chain.expected(self._head(host)),
         )
 
     async def _gap(self, host: Host, link: chain.Link) -> Refusal:
-        wanted = chain.expected(host.head)
+        wanted = chain.expected(self._head(host))
         epoch, seq = int(wanted["epoch"]), int(wanted["seq"])
         await self._close_gaps(host)
         await self._tx.open_gap(Gap(host.key_id, host.site_id, epoch, seq, link.epoch, link.seq, self._now))

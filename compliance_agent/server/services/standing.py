@@ -7,7 +7,6 @@ a check that the heartbeat no longer names is no longer looked at. `since` moves
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -43,12 +42,9 @@ def apply(
     for check, result, reason in said(document):
         named.add(check)
         before = standing.get(check)
-        if before is not None and before.result == result:
-            standing[check] = replace(before, reason=reason, seen_at=at)
-        else:
-            standing[check] = CheckVerdict(
-                host.key_id, host.site_id, check, result, reason, since=at, seen_at=at, bundle_id=document["bundle_id"]
-            )
+        same = before is not None and before.result == result
+        since, bundle_id = (before.since, before.bundle_id) if before and same else (at, document["bundle_id"])
+        standing[check] = CheckVerdict(host.key_id, host.site_id, check, result, reason, since, at, bundle_id)
     if document["kind"] == "heartbeat":
         for check in standing.keys() - named:
             del standing[check]

@@ -17,7 +17,6 @@ from compliance_agent.server.records import (
     Host,
     Leaf,
     NewBundle,
-    NewLeaf,
     PendingLeaf,
     Place,
     Shard,
@@ -193,11 +192,6 @@ def user(row: RowMapping) -> User:
         when(row["created_at"]),
         when_or_none(row["disabled_at"]),
     )
-
-
-def new_leaf_columns(item: NewLeaf, now: datetime) -> dict[str, Any]:
-    """A pending entry's row."""
-    return {**item.__dict__, "decided_at": text(now)}
 
 
 def pending_leaf(row: RowMapping) -> PendingLeaf:

@@ -225,7 +225,8 @@ class BoundTransaction:
 
     async def add_leaves(self, leaves: Sequence[NewLeaf], now: datetime) -> None:
         if leaves:
-            rows_ = [rows.new_leaf_columns(item, now) for item in leaves]
+            decided = rows.text(now)
+            rows_ = [{**item.__dict__, "decided_at": decided} for item in leaves]
             await self._connection.execute(insert(tables.log_entries), rows_)
 
     async def pending_leaves(self, sites: Collection[str], at_most: int) -> list[PendingLeaf]:
