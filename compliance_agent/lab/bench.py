@@ -117,13 +117,14 @@ def bench_log() -> list[Figure]:
 
     verifies = strict_verifies_per_s()
     with tempfile.TemporaryDirectory(prefix="compliance-bench-", dir=_disk()) as scratch:
-        load = receipts_under_load(Path(scratch) / "server", hosts=8, batches=20)
+        load = receipts_under_load(Path(scratch) / "server", hosts=16, batches=10)
     rate, count = load.receipts_per_s, len(load.latencies_s)
     return [
         Figure("strict Ed25519 checks of 2 KiB, one core", verifies, "1/s", "the floor of this run", None),
         Figure(f"receipts, durable and verified ({count})", rate, "1/s", "5000/s", rate >= 5_000),
         Figure("receipts / checks on one core", rate / verifies, "x", "", None),
         Figure("server CPU for each receipt", load.server_cpu_s / count * 1e6, "us", "", None),
+        Figure("load generator CPU for each receipt", load.loader_cpu_s / count * 1e6, "us", "", None),
         Figure("upload to verified receipt, p50", load.percentile(50), "s", "", None),
         Figure("upload to verified receipt, p99", load.percentile(99), "s", "1 s", load.percentile(99) < 1),
     ]

@@ -7,9 +7,7 @@ load generator's own work included, which shares the machine with the server.
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
-import json
 import os
 import random
 import statistics
@@ -24,12 +22,16 @@ from typing import Any
 from compliance_agent import crypto
 from compliance_agent.errors import Unavailable
 from compliance_agent.evidence.canonical import canonical
+from compliance_agent.log.leaf import bundle_leaf
 from compliance_agent.log.merkle import hash_leaf, verify_inclusion
 from compliance_agent.log.note import KeyType, VerifierKey
 from compliance_agent.log.policy import Policy, Verified
 from compliance_agent.log.proof import Proof
+from compliance_agent.ports import HttpReply
 from compliance_agent.server.services import enrol
 from compliance_agent.server.settings import ServerSettings
+from compliance_agent.transport import protocol
+from compliance_agent.transport.protocol import OfferedReceipt, Sent
 
 SITE = "bench"
 BATCH = 100
@@ -44,12 +46,14 @@ class Load:
         receipts_per_s: verified receipts of bundles that were durable, over the whole run.
         latencies_s: from a batch's upload to its verified receipts, one for each bundle.
         server_cpu_s: processor time of the server process.
+        loader_cpu_s: processor time of the load generator.
         seconds: of the whole run.
     """
 
     receipts_per_s: float
     latencies_s: list[float]
     server_cpu_s: float
+    loader_cpu_s: float
     seconds: float
 
     def percentile(self, part: int) -> float:
@@ -57,28 +61,41 @@ class Load:
         return statistics.quantiles(self.latencies_s, n=100, method="inclusive")[part - 1]
 
 
+@dataclass(frozen=True)
+class _Made:
+    """A bundle as it goes out, and the entry it has to have in the log."""
+
+    sent: Sent
+    leaf: bytes
+
+
 @dataclass
 class _Host:
     host_id: str
     key: Any
     api_key: str = ""
-    bodies: list[tuple[bytes, list[str]]] = field(default_factory=list)  # requests, with the bundle ids in each
+    batches: list[tuple[bytes, list[_Made]]] = field(default_factory=list)  # requests, with the bundles in each
+
+    @property
+    def key_id(self) -> str:
+        """Of the key that signs."""
+        return crypto.key_id(self.key.public_key().public_bytes_raw())
 
     def prepare(self, batches: int, rng: random.Random) -> None:
         """Build and sign the whole chain."""
-        public = self.key.public_key().public_bytes_raw()
+        key_id = self.key_id
         prev, now = ZEROS, datetime.now(UTC)
         for batch in range(batches):
-            items, ids = list[dict[str, str]](), list[str]()
+            made = list[_Made]()
             for number in range(BATCH):
                 bundle_id = str(uuid.UUID(int=rng.getrandbits(128), version=4))
                 place = {"epoch": 0, "seq": batch * BATCH + number + 1, "prev": prev, "bundle_id": bundle_id}
-                document = _document(self.host_id, crypto.key_id(public), now) | place
+                document = _document(self.host_id, key_id, now) | place
                 body = canonical(document)
-                prev = hashlib.sha256(body).hexdigest()
-                items.append({"bundle": _b64(body), "sig": _b64(self.key.sign(body))})
-                ids.append(bundle_id)
-            self.bodies.append((json.dumps({"protocol": 1, "bundles": items, "gaps": []}).encode(), ids))
+                sent = Sent(bundle_id, 0, batch * BATCH + number + 1, body, self.key.sign(body))
+                made.append(_Made(sent, bundle_leaf(key_id, 0, sent.seq, prev, sent.sha256, sent.signature)))
+                prev = sent.sha256
+            self.batches.append((protocol.evidence_request([one.sent for one in made]), made))
 
 
 def strict_verifies_per_s(seconds: float = 1.0) -> float:
@@ -105,24 +122,25 @@ async def _run(directory: Path, hosts: int, batches: int) -> Load:
 
     made = [_Host(f"ws-{number:02}", Ed25519PrivateKey.generate()) for number in range(hosts)]
     settings = ServerSettings(data_dir=directory)
-    log_key = await _enrol(settings, made)
+    server_key, log_key = await _enrol(settings, made)
     for number, host in enumerate(made):
         host.prepare(batches, random.Random(number))
     server, port = await _start(directory)
     try:
         await asyncio.gather(*(_Client(port, host.api_key).open_and_close() for host in made))
-        before, started = _cpu_s(server.pid), time.perf_counter()
-        name = settings.name
-        found = await asyncio.gather(*(_deliver(port, host, _Judge(name, log_key)) for host in made))
-        seconds, cpu_s = time.perf_counter() - started, _cpu_s(server.pid) - before
+        judges = [_Judge(settings.name, host.key_id, server_key, log_key) for host in made]
+        before, own, started = _cpu_s(server.pid), time.process_time(), time.perf_counter()
+        found = await asyncio.gather(*(_deliver(port, host, judge) for host, judge in zip(made, judges, strict=True)))
+        seconds, own_s = time.perf_counter() - started, time.process_time() - own
+        cpu_s = _cpu_s(server.pid) - before
     finally:
         server.terminate()
         await server.wait()
     latencies = [latency for one in found for latency in one]
-    return Load(len(latencies) / seconds, latencies, cpu_s, seconds)
+    return Load(len(latencies) / seconds, latencies, cpu_s, own_s, seconds)
 
 
-async def _enrol(settings: ServerSettings, hosts: list[_Host]) -> bytes:
+async def _enrol(settings: ServerSettings, hosts: list[_Host]) -> tuple[bytes, bytes]:
     from compliance_agent.server.app import opened
 
     async with opened(settings) as services:
@@ -135,7 +153,7 @@ async def _enrol(settings: ServerSettings, hosts: list[_Host]) -> bytes:
             proof = host.key.sign(enrol.CONTEXT + nonce + hashlib.sha256(token.encode()).digest())
             done = await services.enrolment.enrol(enrol.Request(token, public, host.host_id, nonce, proof))
             host.api_key = done.api_key
-        return services.log_keys.public_bytes
+        return services.ack_public_key, services.log_keys.public_bytes
 
 
 async def _start(directory: Path) -> tuple[asyncio.subprocess.Process, int]:
@@ -150,46 +168,58 @@ async def _start(directory: Path) -> tuple[asyncio.subprocess.Process, int]:
 
 
 class _Judge:
-    """Verifies receipts as a host does: each checkpoint once, each path."""
+    """Verifies as a host does: each acknowledgement by the agent's own reader, each checkpoint once, each path."""
 
-    def __init__(self, name: str, log_key: bytes) -> None:
+    def __init__(self, name: str, key_id: str, server_key: bytes, log_key: bytes) -> None:
         vkey = VerifierKey(f"{name}/{SITE}/{datetime.now(UTC).year}", KeyType.ED25519, log_key)
         self._policy = Policy.parse(f"log {vkey}\nquorum none\n".encode())
+        self._key_id = key_id
+        self._server_key = server_key
         self._seen: dict[bytes, Verified] = {}
 
-    def holds(self, receipt: dict[str, str], bundle_id: str) -> None:
+    def acknowledged(self, reply: HttpReply, made: list[_Made]) -> list[OfferedReceipt | None]:
+        """What is offered with the acknowledgements of all of them; raises AgentError."""
+        sent = [one.sent for one in made]
+        answer = protocol.read_evidence_reply(reply, sent, self._key_id, self._server_key, crypto.verify)
+        if answer.stopped is not None:
+            raise Unavailable("bench: the server did not take a bundle")
+        return [one.receipt for one in answer.acknowledged]
+
+    def holds(self, receipt: OfferedReceipt, made: _Made) -> None:
         """Raises BadEvidence."""
-        leaf, proof = base64.b64decode(receipt["leaf"]), Proof.parse(base64.b64decode(receipt["proof"]))
-        if receipt["bundle_id"] != bundle_id:
+        proof = Proof.parse(receipt.proof)
+        if receipt.leaf != made.leaf:
             raise Unavailable("bench: a receipt of another bundle")
         if proof.checkpoint not in self._seen:
             self._seen = {proof.checkpoint: self._policy.verify(proof.checkpoint)}
         tree = self._seen[proof.checkpoint].checkpoint
-        verify_inclusion(hash_leaf(leaf), proof.index, tree.size, proof.path, tree.root)
+        verify_inclusion(hash_leaf(receipt.leaf), proof.index, tree.size, proof.path, tree.root)
 
 
 async def _deliver(port: int, host: _Host, judge: _Judge) -> list[float]:
     """Send every batch; the time from each upload to its verified receipt."""
     client, latencies = _Client(port, host.api_key), list[float]()
     await client.open()
-    for body, ids in host.bodies:
+    for body, made in host.batches:
         started = time.perf_counter()
-        reply = await client.post("/api/v1/evidence", body)
-        missing = _judged(reply["receipts"], ids, judge, started, latencies)
+        offered = judge.acknowledged(await client.post("/api/v1/evidence", body), made)
+        missing = _judged(offered, made, judge, started, latencies)
         while missing:  # those that were not published within the server's patience
-            again = json.dumps({"protocol": 1, "bundles": missing}).encode()
-            found = (await client.post("/api/v1/receipts", again))["receipts"]
-            missing = _judged(found, missing, judge, started, latencies)
+            ids = [one.sent.bundle_id for one in missing]
+            reply = await client.post("/api/v1/receipts", protocol.receipts_request(ids))
+            missing = _judged(protocol.read_receipts_reply(reply, ids), missing, judge, started, latencies)
     await client.close()
     return latencies
 
 
-def _judged(receipts: list[Any], ids: list[str], judge: _Judge, started: float, latencies: list[float]) -> list[str]:
-    for receipt, bundle_id in zip(receipts, ids, strict=True):
+def _judged(
+    receipts: list[OfferedReceipt | None], made: list[_Made], judge: _Judge, started: float, latencies: list[float]
+) -> list[_Made]:
+    for receipt, one in zip(receipts, made, strict=True):
         if receipt is not None:
-            judge.holds(receipt, bundle_id)
+            judge.holds(receipt, one)
             latencies.append(time.perf_counter() - started)
-    return [bundle_id for receipt, bundle_id in zip(receipts, ids, strict=True) if receipt is None]
+    return [one for receipt, one in zip(receipts, made, strict=True) if receipt is None]
 
 
 class _Client:
@@ -209,10 +239,10 @@ class _Client:
     async def open_and_close(self) -> None:
         """So that the server knows the key before anything is timed."""
         await self.open()
-        await self.post("/api/v1/receipts", json.dumps({"protocol": 1, "bundles": [str(uuid.UUID(int=1))]}).encode())
+        await self.post("/api/v1/receipts", protocol.receipts_request([str(uuid.UUID(int=1))]))
         await self.close()
 
-    async def post(self, path: str, body: bytes) -> dict[str, Any]:
+    async def post(self, path: str, body: bytes) -> HttpReply:
         head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {self._api_key}\r\n"
         self._writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         answer = (await self._reader.readuntil(b"\r\n\r\n")).lower()
@@ -220,8 +250,7 @@ class _Client:
         raw = await self._reader.readexactly(length)
         if not answer.startswith(b"http/1.1 200"):
             raise Unavailable(f"bench: {raw[:200]!r}")
-        found: dict[str, Any] = json.loads(raw)
-        return found
+        return HttpReply(200, {}, raw)
 
 
 def _document(host_id: str, key_id: str, now: datetime) -> dict[str, Any]:
@@ -251,7 +280,3 @@ def _document(host_id: str, key_id: str, now: datetime) -> dict[str, Any]:
 def _cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _b64(raw: bytes) -> str:
-    return base64.b64encode(raw).decode("ascii")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import logging
 import signal
 import socket
@@ -61,6 +62,7 @@ def serve(settings: ServerSettings, announce: Callable[[str], None]) -> int:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"{'https' if settings.tls else 'http'}://{host}:{listener.getsockname()[1]}"
     server = _Server(_config(settings, app), lambda: announce(url))
+    gc.freeze()  # what was loaded stays: no collection walks the modules again while evidence comes in
     try:
         server.run(sockets=[listener])
     except SystemExit as error:  # how uvicorn says that the lifespan failed
