@@ -23,6 +23,7 @@ from compliance_agent.evidence.problems import Problem
 from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.forest import Forest
 from compliance_agent.log.merkle import hash_leaf
+from compliance_agent.log.rotation import read_leaf
 from compliance_agent.log.tiles import ENTRIES, Tile, decode_entries, written
 
 ReadTile = Callable[[Tile], bytes]
@@ -61,7 +62,9 @@ class KeyLine:
     """All that the log says of one key.
 
     Attributes:
-        events: (index, event, time) of its enrolment, rotation and revocation.
+        events: (index, event, time) of its enrolment, rotation and revocation; a key that took another's place is enrolled by that.
+        after: place and digest of the record that its first one follows, where it took another key's place.
+        until: place and digest of its last record, as the rotation to another key names it.
         first: index of its first record; last: of its last.
         problems: code and detail.
     """
@@ -71,6 +74,8 @@ class KeyLine:
     first: int = -1
     last: int = -1
     problems: list[tuple[str, str]] = field(default_factory=list)
+    after: tuple[tuple[int, int], str] | None = None
+    until: tuple[tuple[int, int], str] | None = None
     _place: tuple[int, int] = (0, 0)
     _digest: str = ""
 
@@ -79,7 +84,12 @@ class KeyLine:
         place = (leaf["epoch"], leaf["seq"])
         if self.first < 0:
             self.first = index
-            if begins and (place[1] != 1 or leaf["prev"] != NO_PREV):
+            if self.after is not None:
+                if place[0] <= self.after[0][0] or place[1] != 1 or leaf["prev"] != self.after[1]:
+                    self.problems.append(
+                        ("broken_link", f"{named(place)} does not follow the key that it took the place of")
+                    )
+            elif begins and (place[1] != 1 or leaf["prev"] != NO_PREV):
                 self.problems.append(("missing_start", f"the log begins with {named(place)}"))
         else:
             where = f"log entry {index}: {named(place)}"
@@ -106,11 +116,26 @@ class KeyLine:
 
     @property
     def valid(self) -> bool:
-        """Whether every record stands between the key's enrolment and its revocation."""
-        enrolled, revoked = self.event("enrol"), self.event("revoke")
+        """Whether every record stands between the key's enrolment and its revocation or rotation."""
+        enrolled, ended = self.event("enrol"), self.event("revoke") or self.event("rotate")
         if self.first < 0:
             return True
-        return not (enrolled and self.first < enrolled[0]) and not (revoked and self.last > revoked[0])
+        return not (enrolled and self.first < enrolled[0]) and not (ended and self.last > ended[0])
+
+    def rotate(self, index: int, at: str, last: tuple[tuple[int, int], str], new: KeyLine) -> None:
+        """Another key takes this one's place after its last record."""
+        if self.event("rotate") or self.event("revoke") or new.events or new.first >= 0:
+            self.problems.append(
+                ("key_not_valid", f"log entry {index}: a rotation from or to a key that had its end or its start")
+            )
+            return
+        if self.first >= 0 and (self._place, self._digest) != last:
+            self.problems.append(
+                ("missing", f"log entry {index}: the rotation names {named(last[0])} as the last record")
+            )
+        self.until, new.after = last, last
+        self.events.append((index, "rotate", at))
+        new.events.append((index, "enrol", at))
 
 
 @dataclass
@@ -198,6 +223,8 @@ class Book:
                 self.previous = leaf.get("previous") or None
             case "bundle":
                 self._bundle(index, leaf["key"], leaf, tags)
+            case "key" if leaf["event"] == "rotate":
+                self._rotation(index, leaf)
             case "key":
                 self._line(leaf["key"]).events.append((index, leaf["event"], leaf["at"]))
             case "fork":
@@ -206,6 +233,15 @@ class Book:
                 self._line(leaf["key"]).problems.append(("fork", text))
             case "time":
                 self.times.append((index, leaf))
+
+    def _rotation(self, index: int, leaf: Mapping[str, Any]) -> None:
+        try:
+            said = read_leaf(leaf)
+        except BadEvidence as error:
+            self.problems.append(Problem(error.code, f"log entry {index}", str(error)))
+            return
+        last = ((said.epoch, said.seq), said.digest)
+        self._line(said.old_key).rotate(index, leaf["at"], last, self._line(said.new_key))
 
     def _bundle(self, index: int, key: str, leaf: Mapping[str, Any], tags: Tagger) -> None:
         self._line(key).follow(index, leaf, tags.tag(leaf["bundle_sha256"]), self.previous is None)

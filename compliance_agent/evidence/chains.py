@@ -123,7 +123,7 @@ class Chains:
     """The rows of every key and epoch, as they come; `check` reads them in order."""
 
     def __init__(self, tags: Tagger) -> None:
-        self._no_prev = tags.tag(NO_PREV)
+        self._tag = tags.tag
         self._rows: dict[tuple[str, int], bytearray] = defaultdict(bytearray)
         self._heads: dict[tuple[str, int], tuple[int, str, str]] = {}
         self.receipted: Counter[str] = Counter()
@@ -135,10 +135,14 @@ class Chains:
 
     def check(self, visit: Callable[[str, int, Row], Iterator[Problem]]) -> Iterator[tuple[Chain, list[Problem]]]:
         """Each chain with what is wrong in it; `visit` is shown every record in order and may find more."""
-        for key_id in sorted({key for key, _ in self._rows}):
+        keys = {key for key, _ in self._rows}
+        ends = {key: self._tag(self._heads[key, max(e for k, e in self._rows if k == key)][1]) for key in keys}
+        for key_id in sorted(keys):
             epochs = sorted(epoch for key, epoch in self._rows if key == key_id)
             problems: list[Problem] = []
-            links = _Links(self._no_prev, problems)
+            # A chain begins with nothing before it, or where its host's key took the place of another one.
+            starts = {self._tag(NO_PREV), *(end for key, end in ends.items() if key != key_id)}
+            links = _Links(starts, problems)
             for epoch in epochs:
                 rows = self._rows[key_id, epoch]
                 for at in _in_order(rows):
@@ -160,9 +164,9 @@ def _in_order(rows: bytearray) -> list[int]:
 class _Links:
     """Walks one chain from its first record to its last; what does not fit goes to `problems`."""
 
-    def __init__(self, no_prev: bytes, problems: list[Problem]) -> None:
+    def __init__(self, starts: set[bytes], problems: list[Problem]) -> None:
         self.first = (0, 0)
-        self._no_prev = no_prev
+        self._starts = starts
         self._problems = problems
         self._place: tuple[int, int] | None = None
         self._here: dict[bytes, bytes] = {}  # records at this place: digest, bundle id
@@ -190,7 +194,7 @@ class _Links:
         before, (epoch, seq) = self._place, place
         if before is None:
             self.first = place
-            if seq != 1 or row.prev != self._no_prev:
+            if seq != 1 or row.prev not in self._starts:
                 self._name("missing_start", row, f"the first bundle here is {named(place)}")
         elif before[0] == epoch and before[1] + 1 < seq:
             self._name("missing", row, f"epoch {epoch}: seq {before[1] + 1} to {seq - 1}")

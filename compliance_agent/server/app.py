@@ -48,6 +48,7 @@ from compliance_agent.server.services.enrol import Enrolment
 from compliance_agent.server.services.fleet import Silence
 from compliance_agent.server.services.ingest import Ingest
 from compliance_agent.server.services.receipts import Receipts
+from compliance_agent.server.services.rotation import Rotations
 from compliance_agent.server.services.users import Users
 from compliance_agent.server.services.verification import Verifier
 from compliance_agent.server.settings import ServerSettings
@@ -134,6 +135,7 @@ async def opened(
             ingest=Ingest(store, signer.sign, clock, verifier),
             checkin=Checkin(store, clock),
             enrolment=Enrolment(store, clock, verify=verifier.verify),
+            rotations=Rotations(store, signer.sign, clock),
             users=Users(store, clock),
             ack_public_key=signer.public_bytes,
             log_keys=keys,

@@ -46,7 +46,7 @@ async def _host_states(services: Services) -> dict[str, int]:
     hosts = await services.store.for_sites(await services.store.all_sites()).hosts()
     now = services.clock()
     states = {"live": 0, "silent": 0, "revoked": 0, "forked": 0}
-    for host in hosts:
+    for host in (host for host in hosts if host.rotated_to is None):
         revoked = host.revoked_at is not None
         states["revoked" if revoked else "silent" if services.silence.silent(host, now) else "live"] += 1
         states["forked"] += host.forks > 0

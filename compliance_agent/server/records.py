@@ -43,6 +43,7 @@ class Host:
         heartbeat_made_at: when that heartbeat says it was made, never later than it arrived.
         pending: bundles that wait at the host, as it said at its last check-in.
         forks: bundles that contradict the chain.
+        rotated_to: the key that took this one's place; then `revoked_at` says when.
     """
 
     key_id: str
@@ -61,6 +62,7 @@ class Host:
     baseline_sha256: str = ""
     pending: int | None = None
     forks: int = 0
+    rotated_to: str | None = None
 
 
 @dataclass(frozen=True)
@@ -490,6 +492,10 @@ class Transaction(Protocol):
 
     async def revoke_host(self, site_id: str, key_id: str, now: datetime) -> None:
         """Nothing of this host is accepted from now on; what it sent stays."""
+        ...
+
+    async def rotate_host(self, old: Host, new: Host, now: datetime) -> None:
+        """Let a new key take an old one's place: its API keys and verdicts are the new one's, and the old one accepts no more."""
         ...
 
     async def replace_api_key(self, site_id: str, key_id: str, key_hash: str, now: datetime) -> None:

@@ -91,7 +91,7 @@ async def test_a_lock_that_is_never_given_back_is_an_error(tmp_path: Path, monke
     await store.close()
 
 
-@pytest.mark.parametrize("statement", ["UPDATE meta SET value = '3'", "DELETE FROM meta"])
+@pytest.mark.parametrize("statement", ["UPDATE meta SET value = '4'", "DELETE FROM meta"])
 async def test_another_schema_version_is_refused_untouched(tmp_path: Path, statement: str) -> None:
     path = tmp_path / "server.db"
     await (await SqlStore.open(path)).close()

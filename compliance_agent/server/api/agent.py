@@ -16,11 +16,13 @@ from compliance_agent.server.api.schemas import (
     EnrolReply,
     EnrolRequest,
     Head,
+    RotateReply,
+    RotateRequest,
     decoded,
     strict_body,
 )
 from compliance_agent.server.records import Head as HeadRecord
-from compliance_agent.server.services import enrol
+from compliance_agent.server.services import enrol, rotation
 from compliance_agent.server.services.checkin import Said
 
 router = APIRouter(prefix="/api/v1", tags=["agent"])
@@ -60,6 +62,21 @@ async def enrol_host(request: Request) -> EnrolReply:
         server_name=services.settings.name,
         min_interval_s=services.settings.min_interval_s,
     )
+
+
+@router.post("/keys/rotate", openapi_extra=body_of(RotateRequest), summary="Let a new key take this host's key's place")
+async def rotate_key(request: Request) -> RotateReply:
+    """The statement again after an answer was lost gets the same answer."""
+    services = services_of(request)
+    caller = await services.access.caller(request.headers.get("authorization"))
+    body = await strict_body(request, RotateRequest)
+    document, sig = await services.rotations.rotate(
+        caller,
+        rotation.Request(decoded(body.statement, None), decoded(body.old_sig, 64), decoded(body.new_sig, 64)),
+    )
+    services.access.forget(caller)
+    rotated, signature = (base64.b64encode(raw).decode("ascii") for raw in (document, sig))
+    return RotateReply(rotated=rotated, sig=signature)
 
 
 @router.post("/checkin", openapi_extra=body_of(CheckinRequest), summary="Say that this host lives")

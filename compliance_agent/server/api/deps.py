@@ -25,6 +25,7 @@ from compliance_agent.server.services.ingest import Ingest
 from compliance_agent.server.services.logbook import Logbook
 from compliance_agent.server.services.proving import Prover
 from compliance_agent.server.services.receipts import Receipts
+from compliance_agent.server.services.rotation import Rotations
 from compliance_agent.server.services.users import Users
 from compliance_agent.server.services.verification import Verifier
 from compliance_agent.server.settings import ServerSettings
@@ -53,6 +54,7 @@ class Services:
     ingest: Ingest
     checkin: Checkin
     enrolment: Enrolment
+    rotations: Rotations
     users: Users
     ack_public_key: bytes
     log_keys: LogKeys

@@ -17,18 +17,18 @@ from compliance_agent.server.api.edge import MOST_BODY_BYTES
 from compliance_agent.server.api.problems import first_error
 
 
-def decoded(text: str, length: int) -> bytes:
-    """The bytes in standard base64 with padding; raises ValueError unless there are exactly `length`."""
+def decoded(text: str, length: int | None) -> bytes:
+    """The bytes in standard base64 with padding; raises ValueError unless there are exactly `length` (None: however many)."""
     try:
         raw = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise ValueError("not base64") from error
-    if len(raw) != length:
+    if length is not None and len(raw) != length:
         raise ValueError(f"expected {length} bytes in base64")
     return raw
 
 
-def _holds(length: int) -> AfterValidator:
+def _holds(length: int | None) -> AfterValidator:
     def check(text: str) -> str:
         decoded(text, length)
         return text
@@ -69,6 +69,15 @@ class EnrolRequest(Sent):
     host_id: Label
     nonce: Key
     proof: Signature
+
+
+class RotateRequest(Sent):
+    """A statement about this host's key, and the signatures of the old and the new key over its exact bytes."""
+
+    protocol: Protocol
+    statement: Annotated[str, Field(min_length=4, max_length=4096), _holds(None)]
+    old_sig: Signature
+    new_sig: Signature
 
 
 class HeadSaid(Sent):
@@ -145,6 +154,13 @@ class EnrolReply(BaseModel):
     log_key: str
     server_name: str
     min_interval_s: int
+
+
+class RotateReply(BaseModel):
+    """The server's signed word that the new key has taken the old one's place."""
+
+    rotated: str
+    sig: str
 
 
 class Head(BaseModel):
@@ -315,6 +331,7 @@ class BundleWhole(BundleOut):
 AGENT_MODELS: tuple[type[BaseModel], ...] = (
     ChallengeRequest,
     EnrolRequest,
+    RotateRequest,
     CheckinRequest,
     EvidenceRequest,
     ReceiptsRequest,

@@ -46,3 +46,7 @@ class HostAccess:
             self._known.clear()
         self._known[key_hash] = (now, host)
         return host
+
+    def forget(self, host: Host) -> None:
+        """Look this host up again at its next call: its key has changed."""
+        self._known = {key: item for key, item in self._known.items() if item[1].key_id != host.key_id}

@@ -295,6 +295,7 @@ class Fleet:
                 unlogged=unlogged.get(host.key_id, 0),
             )
             for host in await reader.hosts()
+            if host.rotated_to is None
         ]
 
     def _standing(

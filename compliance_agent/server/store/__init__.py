@@ -118,10 +118,9 @@ def _prepare(connection: Connection) -> None:
     version = tables.meta.c.value
     if inspect(connection).has_table(tables.meta.name):
         row = connection.execute(select(version).where(tables.meta.c.key == "schema_version")).first()
-        if row and row[0] == "1":
-            migration.from_version_1(connection)
-        else:
-            _check_version(row[0] if row else None)
+        known = row[0] if row else None
+        if known is None or known == str(tables.SCHEMA_VERSION) or not migration.bring_up(connection, known):
+            _check_version(known)
         return
     tables.metadata.create_all(connection)
     connection.execute(insert(tables.meta).values(key="schema_version", value=str(tables.SCHEMA_VERSION)))

@@ -2,6 +2,7 @@
 
 1 -> 2  the transparency log. Everything the database holds becomes a pending entry, in the order in which it came: a host's
         enrolment before its bundles, then what contradicted them, then its revocation.
+2 -> 3  a host's key may give way to a new one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, inspect, select, text, update
 from sqlalchemy.engine import Connection, RowMapping
 
 from compliance_agent.log.leaf import bundle_leaf, fork_leaf, key_leaf
@@ -19,14 +20,31 @@ from compliance_agent.server.store import tables
 _CHUNK = 1_000  # rows held in memory at a time
 
 
-def from_version_1(connection: Connection) -> None:
+def bring_up(connection: Connection, version: str) -> bool:
+    """Bring a database of this version up to the present one, step by step; False when there is no way from there."""
+    for found, step in STEPS.items():
+        if version == found:
+            step(connection)
+            version = str(int(found) + 1)
+    if version != str(tables.SCHEMA_VERSION):
+        return False
+    row = update(tables.meta).where(tables.meta.c.key == "schema_version")
+    connection.execute(row.values(value=version))
+    return True
+
+
+def _from_1(connection: Connection) -> None:
     """Make the log's tables and fill them with what waits to be logged."""
+    _from_2(connection)  # rows are read by today's columns
     tables.metadata.create_all(connection, tables=[tables.log_shards, tables.log_entries])
     entries = _entries(connection)
     while chunk := list(islice(entries, _CHUNK)):
         connection.execute(insert(tables.log_entries), chunk)
-    version = update(tables.meta).where(tables.meta.c.key == "schema_version")
-    connection.execute(version.values(value=str(tables.SCHEMA_VERSION)))
+
+
+def _from_2(connection: Connection) -> None:
+    if "rotated_to" not in {column["name"] for column in inspect(connection).get_columns("hosts")}:
+        connection.execute(text("ALTER TABLE hosts ADD COLUMN rotated_to VARCHAR"))
 
 
 def _entries(connection: Connection) -> Iterator[dict[str, Any]]:
@@ -65,3 +83,6 @@ def _entry(
         "decided_at": at,
         "leaf": leaf,
     }
+
+
+STEPS = {"1": _from_1, "2": _from_2}

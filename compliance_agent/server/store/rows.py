@@ -74,6 +74,7 @@ def host(row: RowMapping) -> Host:
         baseline_sha256=row["baseline_sha256"],
         pending=row["pending"],
         forks=row["forks"],
+        rotated_to=row["rotated_to"],
     )
 
 

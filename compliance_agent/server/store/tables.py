@@ -19,7 +19,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts by itself only in a column of type INTEGER
 
 metadata = MetaData(
@@ -61,6 +61,7 @@ hosts = Table(
     Column("baseline_sha256", String, nullable=False),
     Column("pending", BigInteger),
     Column("forks", Integer, nullable=False),
+    Column("rotated_to", String),
 )
 # A label belongs to one live host of its site; a revoked host gives it free.
 Index(

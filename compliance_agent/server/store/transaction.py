@@ -210,6 +210,17 @@ class BoundTransaction:
                 .values(revoked_at=rows.text(now))
             )
 
+    async def rotate_host(self, old: Host, new: Host, now: datetime) -> None:
+        hosts = tables.hosts
+        ours = (hosts.c.site_id == old.site_id, hosts.c.key_id == old.key_id)
+        await self._connection.execute(
+            update(hosts).where(*ours).values(revoked_at=rows.text(now), rotated_to=new.key_id)
+        )
+        await self.add_host(new)
+        for table in (tables.api_keys, tables.verdicts):
+            moved = update(table).where(table.c.site_id == old.site_id, table.c.key_id == old.key_id)
+            await self._connection.execute(moved.values(key_id=new.key_id))
+
     async def replace_api_key(self, site_id: str, key_id: str, key_hash: str, now: datetime) -> None:
         table = tables.api_keys
         await self._connection.execute(
