@@ -13,11 +13,14 @@ import contextlib
 import gc
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import connection
 from typing import Any, TypeVar
+
+from compliance_agent.errors import AgentError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,17 +33,17 @@ def in_order(work: Callable[[T], R], batches: Iterable[T], *, count: int) -> Ite
     Args:
         work: called in the workers; what it raises is raised here.
         batches: pickled to the workers; never more of them at once than the workers have waiting.
-        count: workers. With one, where threads run, or for a single batch, the work is done in this process.
+        count: workers. With one, where threads run, outside Linux, or for a single batch, the work is done in this process.
 
     Raises:
-        RuntimeError: a worker died.
+        AgentError: code `worker_died`.
     """
     waiting = iter(batches)
     first = next(waiting, None)
     second = next(waiting, None)
     if first is None:
         return
-    if second is None or count < 2 or threading.active_count() > 1 or not hasattr(os, "fork"):
+    if second is None or count < 2 or threading.active_count() > 1 or not _forks():
         for batch in (first, *(() if second is None else (second, *waiting))):
             yield work(batch)
         return
@@ -49,6 +52,16 @@ def in_order(work: Callable[[T], R], batches: Iterable[T], *, count: int) -> Ite
         yield from pool.run([first, second], waiting)
     finally:
         pool.stop()
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _forks() -> bool:
+    """Elsewhere a process may have threads that Python does not know of, and a fork of it may hang."""
+    return sys.platform == "linux"
 
 
 class _Pool:
@@ -83,15 +96,12 @@ class _Pool:
                     if batch is None:
                         exhausted = True
                         break
-                    end.send(batch)
+                    _spoken(end.send, batch)
                     queue.append(sent)
                     sent += 1
             ready: list[Any] = connection.wait([end for end, queue in queues.items() if queue])
             for end in ready:
-                try:
-                    good, value = end.recv()
-                except (EOFError, OSError) as error:
-                    raise RuntimeError("verify: a worker process died; nothing is claimed of what it had") from error
+                good, value = _spoken(end.recv)
                 if not good:
                     raise value
                 results[queues[end].popleft()] = value
@@ -107,6 +117,18 @@ class _Pool:
                 os.kill(pid, signal.SIGTERM)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
+
+
+def _spoken(act: Callable[..., Any], *what: Any) -> Any:
+    """Send to a worker or hear from it."""
+    try:
+        return act(*what)
+    except (EOFError, OSError) as error:
+        raise AgentError(
+            "verify: a worker process died; nothing is claimed of what it had",
+            code="worker_died",
+            hint="try again; the kernel ends processes where memory runs out",
+        ) from error
 
 
 def _serve(work: Callable[[Any], Any], end: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from compliance_agent.adapters.durable import read_file, write_file
-from compliance_agent.adapters.workers import in_order
+from compliance_agent.adapters.workers import cores, in_order
 from compliance_agent.cli.common import PATH, json_option, print_json, printable, table
 from compliance_agent.cli.intervals import authority, show_times
 from compliance_agent.cli.progress import progress
@@ -157,7 +156,7 @@ def _held_to_what_is_kept(logs: Sequence[ServedLog], policy: Policy, asked: Aske
 
 def spread(work: Callable[[T], R], batches: Iterable[T]) -> Iterator[R]:
     """As `map`, on all cores this process may use."""
-    return in_order(work, batches, count=min(len(os.sched_getaffinity(0)), MOST_WORKERS))
+    return in_order(work, batches, count=min(cores(), MOST_WORKERS))
 
 
 def show(report: Report) -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from compliance_agent.adapters import workers
 from compliance_agent.adapters.workers import in_order
+from compliance_agent.errors import AgentError
 
 
 def children() -> set[str]:
@@ -81,7 +83,7 @@ def test_a_worker_that_dies_is_a_loud_stop() -> None:
         return number
 
     before = children()
-    with pytest.raises(RuntimeError, match="worker process died"):
+    with pytest.raises(AgentError, match="worker process died"):
         list(in_order(die, range(100), count=2))
     assert children() == before
 
@@ -100,6 +102,7 @@ def test_a_process_with_threads_is_not_forked() -> None:
 PROGRAM = """
 import os, sys, time
 from compliance_agent.adapters.workers import in_order
+from compliance_agent.errors import AgentError
 def work(n):
     if n == 0:
         return os.getpid()
@@ -140,3 +143,10 @@ def _alive(pid: int) -> bool:
         if state == "Z":
             return False
     return True
+
+
+def test_elsewhere_than_on_linux_it_is_the_same_work_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert workers.cores() >= 1
+    assert set(in_order(lambda _: os.getpid(), range(20), count=2)) == {os.getpid()}
