@@ -18,7 +18,7 @@ import functools
 import random
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import FrameType
@@ -57,6 +57,7 @@ from compliance_agent.ports import Clock
 from compliance_agent.queue import OfflineQueue
 from compliance_agent.receipts import Receipts
 from compliance_agent.utils import apply_jitter
+from compliance_agent.witness_role import WitnessRole
 
 log = structlog.get_logger()
 
@@ -205,9 +206,25 @@ class ComplianceAgent:
         log.info("agent.started", site_id=self.config.site_id, host_id=self.config.host_id)
         try:
             await self.recover()
-            await self._run_loop()
+            async with self._witnessing():
+                await self._run_loop()
         finally:
             await self._shutdown()
+
+    @contextlib.asynccontextmanager
+    async def _witnessing(self) -> AsyncIterator[None]:
+        """In the witness role, look at logs of others beside the loop. Its trouble is said, and is not the agent's."""
+        if self.config.witness_logs_file is None:
+            yield
+            return
+        role = WitnessRole(self.config, self.clock)
+        task = asyncio.create_task(role.run(self.config.mcp_poll_interval_sec))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait({task}, timeout=DRAIN_CANCEL_S)
+            await role.close()
 
     async def close(self) -> None:
         """Save the statistics and give back what the constructor opened; `start` does it by itself.

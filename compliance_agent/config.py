@@ -102,6 +102,17 @@ class AgentConfig:
     witness_required: bool = setting(
         "A receipt without the quorum of witness_policy_file is refused, not only said to be unwitnessed.", False
     )
+    witness_logs_file: Path | None = setting(
+        "Lines `log <key> <url>` (C2SP tlog-policy) of logs that this agent witnesses itself; the witness role is off without it.",
+        None,
+    )
+    witness_name: str | None = setting(
+        "Name of this agent as a witness, a URL without scheme; kept from its first start on.", None
+    )
+    witness_token_file: Path | None = setting(
+        "File with a read token for the server of witness_logs_file, whose logs are not shown to everybody.", None
+    )
+    witness_ca_file: Path | None = setting("Certificate authority of the servers of witness_logs_file (PEM).", None)
     mcp_ca_file: Path | None = setting("Certificate authority the server's TLS certificate must come from (PEM).", None)
     client_cert_file: Path | None = setting("Client certificate for mutual TLS (PEM).", None)
     client_key_file: Path | None = setting("Key of the client certificate (PEM).", None)
@@ -154,9 +165,11 @@ class AgentConfig:
             raise ConfigError("reseller_id: required when deployment_mode is reseller")
         if (self.client_cert_file is None) != (self.client_key_file is None):
             raise ConfigError("client_cert_file and client_key_file: give both or neither")
+        if self.witness_logs_file is not None and self.witness_name is None:
+            raise ConfigError("witness_logs_file: a witness needs a witness_name")
         if self.witness_required and self.witness_policy_file is None:
             raise ConfigError("witness_required: needs witness_policy_file, which says whose word is required")
-        _check_url(self.mcp_url)
+        check_url("mcp_url", self.mcp_url)
         zone_named(self.maintenance_window_zone)
 
     @property
@@ -301,14 +314,15 @@ def _bool(name: str, value: Any) -> bool:
     raise ConfigError(f"{name}: expected true or false, found {_shown(value)}")
 
 
-def _check_url(url: str | None) -> None:
+def check_url(name: str, url: str | None) -> None:
+    """Refuse an address that is not https, or http to this machine itself."""
     if url is None:
         return
     try:
         parts = urlsplit(url)
         port_is_valid = parts.port is None or 0 < parts.port < 65_536
     except ValueError as error:
-        raise ConfigError(f"mcp_url: not a URL: {_shown(url)}") from error
+        raise ConfigError(f"{name}: not a URL: {_shown(url)}") from error
     if (
         parts.scheme not in {"https", "http"}
         or not parts.hostname
@@ -317,6 +331,6 @@ def _check_url(url: str | None) -> None:
         or parts.fragment
         or parts.username
     ):
-        raise ConfigError("mcp_url: expected https://host[:port][/prefix] without user, query or fragment")
+        raise ConfigError(f"{name}: expected https://host[:port][/prefix] without user, query or fragment")
     if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
-        raise ConfigError("mcp_url: http is only allowed to this machine itself; use https")
+        raise ConfigError(f"{name}: http is only allowed to this machine itself; use https")

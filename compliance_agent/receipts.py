@@ -35,8 +35,8 @@ from compliance_agent.core.receipt import (
 )
 from compliance_agent.errors import AgentError, BadEvidence, ServerRefused, StorageError
 from compliance_agent.log.note import VerifierKey
-from compliance_agent.log.tiles import Tile
 from compliance_agent.log.tree import TileReader
+from compliance_agent.tile_fetch import FetchedTiles
 from compliance_agent.transport.protocol import MAX_RECEIPTS, OfferedReceipt
 
 if TYPE_CHECKING:
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MOST_BATCHES = 10  # asked for in one turn; the rest comes with the next
-MOST_TILES = 32  # at most four for each of seven levels
-TILES_KEPT = 64
 NEVER = (-1, 0)  # a place before every other
 
 log = structlog.get_logger()
@@ -93,7 +91,7 @@ class Receipts:
         self._site_id = site_id
         self._clock = clock
         self._after = NEVER  # the last bundle that was asked about; the next turn goes on behind it
-        self._tiles: dict[tuple[str, Tile], bytes] = {}
+        self._tiles = FetchedTiles()
         self.last_refused = ""  # code of the newest trouble, empty when the last receipts were fine
 
     # Believing
@@ -228,25 +226,7 @@ class Receipts:
             BadEvidence: `no_tile`, `bad_tile`, or what `work` raises.
             Unavailable, BadReply, ServerRefused: the server could not be asked.
         """
-
-        def read(level: int, index: int, width: int) -> bytes:
-            tile = Tile(level, index, width)
-            if (head.origin, tile) not in self._tiles:
-                raise _Missing(tile)
-            return self._tiles[head.origin, tile]
-
-        for _ in range(MOST_TILES):
-            try:
-                return work(read)
-            except _Missing as missing:
-                content = await _fetched(client, head.origin, missing.tile)
-                if len(self._tiles) >= TILES_KEPT:
-                    self._tiles.pop(next(iter(self._tiles)))
-                self._tiles[head.origin, missing.tile] = content
-            except BadEvidence:
-                self._tiles.clear()  # the next try must not be judged by the same bad tile
-                raise
-        raise BadEvidence(f"log {head.origin}: too many tiles for one proof", code="bad_tile")
+        return await self._tiles.run(client, head, work)
 
     def _call(self, fn: Callable[[], T]) -> Awaitable[T]:
         answer: Awaitable[T] = self._store.database.call(fn)
@@ -336,22 +316,3 @@ class Trial:
             raise Contradiction("log_rolled_back", known, now)
         if now.origin == known.origin and now.note != known.note:
             await self._follow(now, key)
-
-
-class _Missing(Exception):
-    """A tile that is not here yet."""
-
-    def __init__(self, tile: Tile) -> None:
-        super().__init__()
-        self.tile = tile
-
-
-async def _fetched(client: LogClient, origin: str, tile: Tile) -> bytes:
-    """One tile, or the full one that replaced it."""
-    for wanted in dict.fromkeys((tile, Tile(tile.level, tile.index))):
-        try:
-            return await client.log_file(origin, wanted.path)
-        except ServerRefused as error:
-            if error.status not in {404, 410}:
-                raise
-    raise BadEvidence(f"log {origin}: {CODES['no_tile']}", code="no_tile")
