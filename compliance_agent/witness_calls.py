@@ -65,8 +65,8 @@ class WitnessCalls:
         for origin in self._logs:
             try:
                 await self._look(origin)
-            except AgentError as error:
-                self._say(origin, error.code)
+            except Exception as error:  # a bug must neither end the role unsaid nor touch another log
+                self._say(origin, error.code if isinstance(error, AgentError) else type(error).__name__)
             else:
                 self._say(origin, "")
 

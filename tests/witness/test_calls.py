@@ -208,3 +208,15 @@ async def test_the_role_runs_beside_the_agent_and_its_trouble_is_not_the_agents(
     again = WitnessRole(scene.config, Wall())  # its state was given back
     await again.close()
     await scene.close()
+
+
+async def test_a_crash_at_one_log_is_said_and_does_not_end_the_role(
+    lying: tuple[FakeLog, Served, WitnessRole], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, served, role = lying
+    monkeypatch.setattr(log, "file", lambda path: 1 / 0)
+    await role.calls.turn()
+    assert role.calls.trouble[log.origin] == "ZeroDivisionError"
+    monkeypatch.undo()
+    await role.calls.turn()
+    assert len(served.brought) == 1 and role.calls.trouble[log.origin] == ""
