@@ -335,6 +335,33 @@ def revoke(ctx: click.Context, key_id: str) -> None:
     click.echo(f"host {_with_services(_settings(ctx), act)} revoked", err=True)
 
 
+@command.command("readopt")
+@_data_dir_option
+@click.pass_context
+def readopt(ctx: click.Context) -> None:
+    """After a restored backup: take back from the log's files what the database lacks. The server must not run."""
+    from compliance_agent.server.app import only_server
+    from compliance_agent.server.services.readopt import Readopt, Readopted
+
+    settings = _settings(ctx)
+    if not (settings.data_dir / "server.db").is_file():
+        raise NoInput(f"{settings.data_dir}: holds no server.db", hint="name the server's directory with --data-dir")
+
+    async def act(services: Services) -> list[Readopted]:
+        readopting = Readopt(
+            services.store, services.log_files, services.log_keys, services.clock, services.settings.name
+        )
+        return await readopting.run()
+
+    with only_server(settings.data_dir):
+        found = _with_services(settings, act)
+    for item in found:
+        click.echo(
+            f"{item.site_id}/{item.year}: {item.before} -> {item.after} entries; {item.records} of records, which hosts send "
+            f"again; {item.enrolled} hosts must enrol anew; {item.revoked} revoked again"
+        )
+
+
 @command.command("fsck")
 @json_option
 @_data_dir_option

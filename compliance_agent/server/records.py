@@ -518,6 +518,17 @@ class Transaction(Protocol):
         """Give pending entries, named in order of arrival, the indexes from `first` on; False when one was not pending."""
         ...
 
+    async def adopt_leaves(self, site_id: str, year: int, first: int, leaves: Sequence[NewLeaf], now: datetime) -> bool:
+        """Entries of a published log, at the indexes from `first` on; one that waits here gets its index.
+
+        False when another entry waits for the place of one of them; then the transaction must be given up.
+        """
+        ...
+
+    async def logged_ahead(self, hosts: Iterable[Host]) -> dict[tuple[str, int, int], bytes]:
+        """Entries by key, epoch and seq that stand in a log for records beyond these hosts' heads: a backup was restored."""
+        ...
+
     async def grow_shard(self, shard: Shard, *, old_size: int) -> bool:
         """Save size, root, edge and time if the size is still `old_size`; False, with nothing saved, when it is not."""
         ...

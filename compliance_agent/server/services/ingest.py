@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -248,6 +249,7 @@ class _Placing:
         self._heads: dict[str, Head] = {}  # of chains that grow here; a host's record follows once, not for each bundle
         self._held: dict[tuple[str, int, int], str] = {}
         self._ids: dict[tuple[str, str], Place] = {}
+        self._logged: dict[tuple[str, int, int], bytes] = {}  # entries whose record a restored backup lacks
         self._verdicts: dict[str, dict[str, CheckVerdict]] = {}
         self._new: list[NewBundle] = []
         self._leaves: list[NewLeaf] = []  # what the log is to say of it, in this order
@@ -259,6 +261,7 @@ class _Placing:
         keys = {submission.host.key_id for submission in submissions}
         ids = {item.document["bundle_id"] for submission in submissions for item in submission.items}
         self._hosts = await self._tx.hosts(sites, keys)
+        self._logged = await self._tx.logged_ahead(self._hosts.values())
         for place in await self._tx.places(sites, keys, ids):
             self._remember(place)
         before = await self._tx.verdicts(sites, keys)
@@ -308,6 +311,10 @@ class _Placing:
                     return Refusal(
                         "bundle: bundle_id stands in this chain already", code="bundle_id_reused", status=422
                     )
+                logged = self._logged.get((host.key_id, link.epoch, link.seq))
+                if logged is not None and logged != _leaf_of(_new_bundle(host, item, self._now)).leaf:
+                    self._held[host.key_id, link.epoch, link.seq] = json.loads(logged)["bundle_sha256"]
+                    return await self._fork(host, item)
                 await self._take(host, item)
                 outcome.taken.append((item, "stored"))
                 return None
@@ -327,7 +334,8 @@ class _Placing:
     async def _take(self, host: Host, item: Checked) -> None:
         new = _new_bundle(host, item, self._now)
         self._new.append(new)
-        self._leaves.append(_leaf_of(new))
+        if (new.key_id, new.epoch, new.seq) not in self._logged:
+            self._leaves.append(_leaf_of(new))
         self._remember(Place(host.key_id, new.bundle_id, new.epoch, new.seq, new.sha256))
         standing.apply(self._verdicts.setdefault(host.key_id, {}), host, item.document, self._now)
         self._heads[host.key_id] = Head(new.epoch, new.seq, new.sha256)

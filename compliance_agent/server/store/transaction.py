@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Executable, Update, bindparam, delete, func, insert, select, update
+from sqlalchemy import Executable, Update, and_, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.engine import RowMapping
 
 from compliance_agent.server.records import (
@@ -264,6 +264,40 @@ class BoundTransaction:
             statement = update(tables.log_entries).where(*pending)
             placed += await self._changed(statement.values(year=year, leaf_index=c.number - start + first + placed))
         return placed == len(numbers)
+
+    async def adopt_leaves(self, site_id: str, year: int, first: int, leaves: Sequence[NewLeaf], now: datetime) -> bool:
+        table = tables.log_entries
+        found = await self._all(select(table).where(table.c.site_id == site_id, table.c.leaf_index.is_(None)))
+        waiting = {row["leaf"]: row["number"] for row in found}
+        places = {(row["key_id"], row["epoch"], row["seq"]) for row in found if row["seq"] is not None}
+        new: list[dict[str, Any]] = []
+        for index, item in enumerate(leaves, first):
+            number = waiting.pop(item.leaf, None)
+            if number is not None:
+                placed = update(table).where(table.c.number == number).values(year=year, leaf_index=index)
+                await self._connection.execute(placed)
+            elif (item.key_id, item.epoch, item.seq) in places:
+                return False
+            else:
+                new.append({**rows.new_leaf_columns(item, now), "year": year, "leaf_index": index})
+        if new:
+            await self._connection.execute(insert(table), new)
+        return True
+
+    async def logged_ahead(self, hosts: Iterable[Host]) -> dict[tuple[str, int, int], bytes]:
+        c = tables.log_entries.c
+        beyond = []
+        for host in hosts:
+            mine = (c.site_id == host.site_id, c.key_id == host.key_id)
+            if host.head is None:
+                beyond.append(and_(*mine, c.seq.is_not(None)))
+            else:
+                beyond.append(and_(*mine, c.epoch == host.head.epoch, c.seq > host.head.seq))
+                beyond.append(and_(*mine, c.epoch > host.head.epoch))
+        if not beyond:
+            return {}
+        found = await self._all(select(c.key_id, c.epoch, c.seq, c.leaf).where(or_(*beyond)))
+        return {(row["key_id"], row["epoch"], row["seq"]): row["leaf"] for row in found}
 
     async def grow_shard(self, shard: Shard, *, old_size: int) -> bool:
         columns = rows.shard_columns(shard)
