@@ -15,7 +15,7 @@ from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.merkle import hash_leaf, root_of
 from compliance_agent.log.note import Note
 from compliance_agent.server.app import opened
-from compliance_agent.server.services.readopt import Readopt, Readopted
+from compliance_agent.server.services.readopt import Readopt, Readopted, _entry
 from compliance_agent.server.settings import ServerSettings
 from tests.server.builder import FakeHost, Signed, acknowledged
 from tests.server.test_fsck import problems
@@ -213,3 +213,11 @@ async def test_the_command(tmp_path: Path) -> None:
     assert "1 hosts must enrol anew; 1 revoked again" in done.stdout
     assert command("server", "readopt", "--data-dir", str(tmp_path / "none")).returncode == 66
     assert not (tmp_path / "none").exists()
+
+
+def test_a_key_that_was_changed_since_is_refused() -> None:
+    """The old key must not live again, and nothing here can give the host its new API key."""
+    with pytest.raises(LogStopped, match="changed its key"):
+        _entry("clinic-1", b'{"event":"rotate","key":"aa","kind":"key","v":1}')
+    leaf, _ = _entry("clinic-1", b'{"event":"enrol","key":"aa","kind":"key","v":1}')
+    assert (leaf.key_id, leaf.seq) == ("aa", None)

@@ -171,5 +171,11 @@ class Readopt:
 def _entry(site_id: str, leaf: bytes) -> tuple[NewLeaf, dict[str, Any]]:
     """An entry under the signed root: this log's own words."""
     document = json.loads(leaf)
+    if document.get("event") == "rotate":  # the new key's API key was only in the database, and the old one has ended
+        raise LogStopped(
+            f"site {site_id}: a host changed its key after the backup, which cannot be taken back; nothing was changed",
+            code="log_restored",
+            hint="restore a backup from after the change",
+        )
     place = (document["epoch"], document["seq"]) if document["kind"] == "bundle" else (None, None)
     return NewLeaf(site_id, leaf, document.get("key"), *place), document

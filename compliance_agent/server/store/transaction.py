@@ -279,7 +279,7 @@ class BoundTransaction:
             elif (item.key_id, item.epoch, item.seq) in places:
                 return False
             else:
-                new.append({**rows.new_leaf_columns(item, now), "year": year, "leaf_index": index})
+                new.append({**item.__dict__, "decided_at": rows.text(now), "year": year, "leaf_index": index})
         if new:
             await self._connection.execute(insert(table), new)
         return True
