@@ -10,7 +10,7 @@ from compliance_agent.ports import ChangingHost
 from compliance_agent.remedies import kept_file
 from compliance_agent.remedies.spec import Action, Args
 
-READ_ANEW = ("systemctl", "kill", "--signal=HUP", "--", "systemd-logind.service")
+READ_ANEW = ("systemctl", "kill", "--kill-whom=main", "--signal=HUP", "--", "systemd-logind.service")
 
 
 async def capture(host: ChangingHost, args: Args) -> Any:

@@ -10,7 +10,7 @@ from compliance_agent.ports import Ran
 
 def systemctl(call: Call) -> Ran:
     """`systemctl daemon-reload | is-system-running | reboot | show --property=StateChangeTimestamp -- UNIT |
-    kill --signal=HUP -- UNIT`.
+    kill --kill-whom=main --signal=HUP -- UNIT`.
     """
     if not call.host.has_service_manager:
         return said("", 1, err="System has not been booted with systemd as init system (PID 1). Can't operate.\n")
@@ -21,7 +21,7 @@ def systemctl(call: Call) -> Ran:
     if command == "daemon-reload":
         call.alters()
         return said("")
-    if command == "kill" and "--signal=HUP" in call.flags:
+    if command == "kill" and {"--kill-whom=main", "--signal=HUP"} <= call.flags:
         call.alters()
         unit = call.host.units_table.get(call.words[-1])
         if unit is None or not unit.active:
