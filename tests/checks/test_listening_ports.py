@@ -89,7 +89,7 @@ async def test_a_datagram_port_that_was_handed_out_is_counted_apart() -> None:
     [("5432", True), ("any:5432", True), ("5000-6000", True), ("loopback:5432", False), ("5433", False)],
 )
 async def test_entries_of_the_list(entry: str, fits: bool) -> None:
-    seen = await look(opened(Open("tcp", "0.0.0.0", 5432)), allow_tcp=("22", entry))
+    seen = await look(opened(Open("tcp", "0.0.0.0", 5432)), allow_tcp=("22", "443", entry))
     assert (seen.result is Result.PASS) == fits
 
 
