@@ -15,6 +15,11 @@ from compliance_agent.cli.intervals import authority, show_times
 from compliance_agent.errors import BadEvidence
 from compliance_agent.packet.verify import Report, read_packet, records_of, verify_file
 
+QUORUM = {
+    "met": "the quorum of the policy cosigned the checkpoint",
+    "unwitnessed": "unwitnessed, the checkpoint lacks the quorum of the policy",
+    "not_asked": "unwitnessed, the policy asks for none",
+}
 SHOWN = 20  # problems in the text form; all of them are in the JSON
 _PATH = click.Path(path_type=Path)
 _DAY = click.DateTime(formats=["%Y-%m-%d"])
@@ -106,9 +111,14 @@ def verify(
         scope = report.scope
         about = f", log {printable(scope.origin)} of {scope.size} entries" if scope else ""
         verdict = "nothing is wrong" if report.ok else f"{len(report.problems)} problem(s)"
+        if report.quorum is not None:
+            click.echo(f"witnesses: {QUORUM[report.quorum]}")
         click.echo(f"{report.verified} of {report.found} records verified{about}; {verdict}")
         if unchecked := report.said.tokens_unchecked:
             click.echo(f"note: {unchecked} time stamp(s) not checked; --tsa-ca takes the authority's", err=True)
+        if report.own_authority and report.said.tokens:
+            note = "note: time stamps were checked under certificates of the packet; --tsa-ca takes the authority's own"
+            click.echo(note, err=True)
         if report.own_policy:
             click.echo("note: the keys came with the packet; --policy takes one from a source you trust", err=True)
     ctx.exit(report.exit_status)

@@ -34,7 +34,7 @@ CODES = {
     "bad_note": "not a signed note",
     "no_checkpoint": "the log serves no checkpoint",
     "no_quorum": "the checkpoint lacks the cosignatures that the policy asks for",
-    "bad_token": "a time stamp does not verify over its checkpoint",
+    "bad_token": "a time stamp does not verify over its checkpoint, or is not the one of its entry",
     **receipt.CODES,
     "unknown_log": "the receipt is of a log whose key was not given",
     "bad_container": "not a zip file as a packet is written",

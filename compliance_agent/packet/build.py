@@ -33,6 +33,7 @@ from compliance_agent.log.tree import Edge, TileTree
 from compliance_agent.packet import archive, dsse, ocsf, oscal, table
 from compliance_agent.packet.content import PacketHost, Record, Scope, concerns, first_moment, section, stamp
 from compliance_agent.packet.manifest import MANIFEST, MANIFEST_SIGNATURE, manifest
+from compliance_agent.packet.outside import OLDER, YEAR, Outside, outside
 from compliance_agent.packet.readme import NOT_PROVEN, readme
 from compliance_agent.packet.verify import Report, verify_files
 from compliance_agent.server.log_files import LogFiles
@@ -86,6 +87,11 @@ class _Log:
     @property
     def size(self) -> int:
         return len(self.entries)
+
+    @property
+    def policy(self) -> bytes:
+        """Its key, and the witnesses that the server asks about it."""
+        return f"log {self.key}\n".encode() + self.witnesses
 
 
 async def build(
@@ -310,11 +316,12 @@ def _record(kept: Kept, log: _Log) -> Record:
 
 
 def _files(scope: Scope, records: Sequence[Record], log: _Log) -> dict[str, bytes]:
+    seen = _outside(log)
     files: dict[str, bytes] = {
         "packet.json": scope.encode(),
-        "policy": f"log {log.key}\n".encode() + log.witnesses,
+        "policy": log.policy,
         "keys/log.pem": crypto.public_pem(log.key.public).encode(),
-        "README.txt": readme(scope, records, oscal.VERSION),
+        "README.txt": readme(scope, records, oscal.VERSION, seen, authority=bool(log.authority)),
         "NOT-PROVEN.txt": NOT_PROVEN,
         "log/checkpoint": log.note,
         "export/assessment-results.json": oscal.assessment_results(scope, records),
@@ -322,7 +329,7 @@ def _files(scope: Scope, records: Sequence[Record], log: _Log) -> dict[str, byte
         "export/evidence.csv": table.table(scope, records),
     }
     files |= {f"log/{tile.path}": content for tile, content in log.files.items()}
-    files |= _older(log)
+    files |= {**_older(log), **seen.files}
     files |= {"time/ca.pem": log.authority} if log.authority else {}
     tree = TileTree(log.size, lambda *tile: log.files[Tile(*tile)])
     for record in records:
@@ -339,13 +346,19 @@ def _files(scope: Scope, records: Sequence[Record], log: _Log) -> dict[str, byte
     return files
 
 
+def _outside(log: _Log) -> Outside:
+    """What third parties said of it."""
+    found = ((at, json.loads(entry)) for at, entry in enumerate(log.entries) if b'"kind":"time"' in entry)
+    return outside(log.policy, log.note, found)
+
+
 def _older(log: _Log) -> dict[str, bytes]:
     """The checkpoint of the year before, which the first entry binds."""
     first: Mapping[str, Any] = json.loads(log.entries[0])
     previous = first.get("previous")
     if not previous:
         return {}
-    return {f"log/older/{log.shard.year - 1}.checkpoint": from_base64(previous, "previous", "bad_entry")}
+    return {f"{OLDER}{log.shard.year - 1}{YEAR}": from_base64(previous, "previous", "bad_entry")}
 
 
 def _signed(files: Mapping[str, bytes], signer: Ed25519Signer, scope: Scope) -> dict[str, bytes]:

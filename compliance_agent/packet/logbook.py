@@ -18,6 +18,7 @@ from compliance_agent.log.fields import to_base64
 from compliance_agent.log.policy import Policy, Verified
 from compliance_agent.log.tiles import Tile, written
 from compliance_agent.packet.content import Record, Scope, moment
+from compliance_agent.packet.outside import OLDER, YEAR
 
 CHECKPOINT = "log/checkpoint"
 
@@ -92,7 +93,7 @@ def open_log(files: Mapping[str, bytes], policy: bytes, problems: list[Problem])
     older = _older(files, book)
     problems += [*book.problems, *older]
     paths = {f"log/{wanted.path}" for wanted in written(0, checkpoint.size)} | {CHECKPOINT}
-    paths |= {path for path in files if path.startswith("log/older/")} if not older else set()
+    paths |= {path for path in files if _is_of_the_year_before(path)} if not older else set()
     return Logbook(trusted, verified, files[CHECKPOINT], book, tags, paths)
 
 
@@ -100,11 +101,15 @@ def _older(files: Mapping[str, bytes], book: Book) -> list[Problem]:
     """The checkpoint of the year before stands here exactly as the first entry binds it."""
     if not book.whole:
         return []
-    here = {path: content for path, content in files.items() if path.startswith("log/older/")}
+    here = {path: content for path, content in files.items() if _is_of_the_year_before(path)}
     wrong = [path for path, content in here.items() if to_base64(content) != book.previous]
     if book.previous and not here:
         wrong = ["log/older"]
     return [Problem("wrong_checkpoint", path, "is not what the first entry binds") for path in sorted(wrong)]
+
+
+def _is_of_the_year_before(path: str) -> bool:
+    return path.startswith(OLDER) and path.endswith(YEAR)
 
 
 # --- what the entries say -----------------------------------------------------------------------------

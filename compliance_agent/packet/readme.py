@@ -5,9 +5,11 @@ Every line that begins with four spaces is a command, and works as printed in th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 from compliance_agent.packet.content import Record, Scope, in_order
+from compliance_agent.packet.outside import Cosigned, Outside
 
 _README = """\
 AUDITOR PACKET
@@ -84,18 +86,70 @@ _EXPORTS = """
 
     trestle verify --beta -f export/assessment-results.json --signature export/assessment-results.dsse.json \\
       --public-key keys/packet.pem
+"""
 
+_WITNESSES = """
+{number}. Somebody else saw this very checkpoint, at the time that is printed, and no other history of the log before it (C2SP
+   tlog-cosignature). Take the key in keys/ from the witness itself, not from this packet.
+"""
+
+_WITNESS = """
+    sed '/^$/,$d' log/checkpoint > checkpoint.body
+    grep -m1 '^{begins}' log/checkpoint | cut -d' ' -f3 | base64 -d > cosignature
+    time=$(printf '%d' "0x$(tail -c +5 cosignature | head -c 8 | od -An -v -tx1 | tr -d ' \\n')")
+    {{ printf 'cosignature/v1\\ntime %s\\n' "$time"; cat checkpoint.body; }} > cosignature.body
+    tail -c +13 cosignature > cosignature.sig
+    openssl pkeyutl -verify -pubin -inkey {file} -rawin -in cosignature.body -sigfile cosignature.sig && date -u -d "@$time"
+"""
+
+_STAMPS = """
+{number}. A time-stamping authority signed earlier checkpoints of this log (RFC 3161), {count} time(s). The entries below that
+   size were there at the time that is printed. Take its certificate from the authority itself; once that has expired, add
+   -attime SECONDS, a moment since 1970 at which it was valid. The latest one:
+
+    openssl ts -verify -data {note} -in {token} -CAfile time/ca.pem
+    openssl ts -reply -in {token} -text | grep '^Time stamp:'
+
+   Every one:
+
+    for token in time/*.tsr; do
+      name=$(basename "$token" .tsr)
+      openssl ts -verify -data "log/older/${{name%%-*}}" -in "$token" -CAfile time/ca.pem > result.txt 2>&1 \\
+        || {{ echo "BAD: $token"; exit 1; }}
+    done
+
+   One entry of the log holds both, so the tree with that entry is not older than that time.
+
+    note=$(base64 -w0 < {note})
+    token=$(base64 -w0 < {token})
+    LC_ALL=C grep -rqa "\\"checkpoint\\":\\"$note\\",\\"kind\\":\\"time\\",\\"tokens\\":\\[[^]]*\\"$token\\"" log/tile/entries
+"""
+
+_TLOG = """
+{number}. Optional: the log again with aics-tlog 0.2, an independent program. It makes the tree from its tiles.
+
+    aics-tlog verify-checkpoint --tiles log --log-key '{log_key}'{witnesses}
+    aics-tlog verify-inclusion --tiles log --log-key '{log_key}' --leaf {path}/leaf.json --index {index}
+"""
+
+_OLDER = """
+   The tree only grew since the checkpoint that was time-stamped first:
+
+    aics-tlog verify-consistency --tiles log --log-key '{log_key}' --old-checkpoint {note}
+"""
+
+_END = """
 With our own program, which also rebuilds the whole tree, holds every chain to its order, and names what is missing:
 compliance-agent packet verify PACKET.zip, and compliance-agent packet show PACKET.zip for the counts.
 
 WHAT IS WHERE
 packet.json   what was asked for, and which hosts it concerns
 policy        whom to trust for the log (C2SP tlog-policy); compare its key with one you were given by another way
-keys/         public keys: <key id>.pem of each host, log.pem, packet.pem
+keys/         public keys: <key id>.pem of each host, log.pem, packet.pem, witness-<name>.pem of each Ed25519 witness in policy
 evidence/     <host>/YYYY/MM/DD/<id>/ with bundle.json, bundle.sig, leaf.json and bundle.tlog-proof (C2SP tlog-proof)
 log/          the whole log of the year (C2SP tlog-tiles), of this site alone: checkpoint and tile/
-log/older/    the checkpoint of the year before, where there is one, as the first entry binds it
-time/         ca.pem, certificates of the authority that stamped times in the log, where the server asks one
+log/older/    the checkpoint of the year before, where there is one, as the first entry binds it; <size>, each that was time-stamped
+time/         <size>.tsr, each time stamp in the log; ca.pem, certificates of their authority, where the server asks one
 export/       assessment-results.json (OSCAL {oscal}), its signed envelope, ocsf.jsonl (OCSF 2003 and 7001), evidence.csv
 A packet that was not asked for one control has, for each host, its chain without a hole, and where there is one the record
 before the period and the one after it, so that both ends can be seen. Exports count the records of the period alone.
@@ -108,14 +162,16 @@ WHAT THIS PACKET DOES NOT PROVE
    as it was; what comes after is only as good as the host. Records name the agent's own digest; nothing here measures it.
 2. That a host could see everything. A check looks at what it declares and nothing else. "unknown" means nobody could tell, and is
    counted as such, never as a pass. Hours without a record are shown as not covered; nothing is claimed about them.
-3. The exact time of a record. Its times are its host's claim, and the log shows the order in which records arrived. Where the log
-   holds time stamps and cosignatures of third parties (entries of kind "time"), `packet verify` with --tsa-ca and --policy shows
-   between which two moments a record came to be, and names one that is dated outside of them; the interval is as wide as the
-   host was offline. Without them there is the order alone.
-4. That the log was never split. Where the policy says "quorum none" no independent witness is asked, and none counts; where it
-   names witnesses, their keys came with the packet too. A server that shows auditors another log than its hosts is found by
-   comparing this checkpoint with receipts kept at the clinic, or by a `log_head` in a record that is not a prefix of this log.
-   `packet verify` checks the second, and that the checkpoint has the cosignatures that the policy asks for.
+3. The exact time of a record. Its times are its host's claim, and the log shows the order in which records arrived. Where third
+   parties cosigned or time-stamped the log (README.txt has a section on it then), `packet verify` shows between which two moments
+   a record came to be, and names one that is dated outside of them. The interval is as wide as the host was offline; a bound
+   that nobody gave is unknown. Without third parties there is the order alone. A time is as good as the witness's clock, or the
+   authority's, and as the key it is checked with.
+4. That the log was never split. A witness cosigns one history only: where README.txt has a section on witnesses, deceiving you
+   takes the server and as many of them as "policy" asks for. Which of them are independent of the server's operator, and whether
+   these are their keys, you must know from elsewhere. Where "policy" says "quorum none", or `packet verify` says "unwitnessed",
+   nobody vouches for it. A server that shows auditors another log than its hosts is then found by comparing this checkpoint
+   with receipts kept at the clinic, or by a `log_head` in a record that is not a prefix of this log, which `packet verify` names.
 5. Whose keys these are. They came with the packet. Compare log.pem and packet.pem with ones you were given by another way, and
    the list of hosts in packet.json with the clinic's own list of machines: a machine that was never enrolled is not here.
 6. That a section of the Security Rule is met. A record is evidence for the technical part that its check describes. Policies, risk
@@ -128,8 +184,15 @@ WHAT THIS PACKET DOES NOT PROVE
 """
 
 
-def readme(scope: Scope, records: Sequence[Record], oscal_version: str) -> bytes:
-    """The page for this very packet; its examples are a record that is in it."""
+def readme(scope: Scope, records: Sequence[Record], oscal_version: str, seen: Outside, *, authority: bool) -> bytes:
+    """The page for this very packet; its examples are a record that is in it.
+
+    Args:
+        scope, records: of the packet.
+        oscal_version: of its export.
+        seen: what third parties said of its log.
+        authority: the packet has certificates to check time stamps with.
+    """
     shown = in_order(records, scope)
     said = {
         "site": scope.site_id,
@@ -145,7 +208,30 @@ def readme(scope: Scope, records: Sequence[Record], oscal_version: str) -> bytes
     }
     example = shown[0] if shown else records[0]
     said |= {"key": example.place[0], "path": example.directory}
-    return "".join(part.format(**said) for part in (_README, _RECORDS, _EXPORTS)).encode()
+    page = "".join(part.format(**said) for part in (_README, _RECORDS, _EXPORTS))
+    page += "".join(_outside(seen, example, authority=authority))
+    return (page + _END.format(**said)).encode()
+
+
+def _outside(seen: Outside, example: Record, *, authority: bool) -> Iterator[str]:
+    """The sections on third parties, of which there may be none, and the one on another's program; from 7 on."""
+    numbers = itertools.count(7)
+    if seen.cosigned:
+        yield _WITNESSES.format(number=next(numbers))
+        yield from (_WITNESS.format(begins=line.begins, file=line.file) for line in seen.cosigned)
+    if seen.stamps and authority:
+        last = seen.stamps[-1]
+        yield _STAMPS.format(number=next(numbers), count=len(seen.stamps), note=last.note, token=last.token)
+    words = {"number": next(numbers), "log_key": seen.log, "witnesses": _counted(seen.cosigned)}
+    yield _TLOG.format(**words, path=example.directory, index=example.index)
+    if seen.stamps:
+        yield _OLDER.format(log_key=seen.log, note=seen.stamps[0].note)
+
+
+def _counted(lines: Sequence[Cosigned]) -> str:
+    """Options that have these lines checked, and each of them needed."""
+    keys = "".join(f" \\\n      --witness-key '{line.key}'" for line in lines)
+    return f"{keys} --quorum {len(lines)}" if lines else ""
 
 
 def _filters(scope: Scope) -> str:

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from compliance_agent import __version__, crypto
 from compliance_agent.adapters.durable import read_file
@@ -35,26 +35,37 @@ from compliance_agent.packet import archive, dsse, ocsf, oscal, table
 from compliance_agent.packet.content import Record, Scope, directory_of
 from compliance_agent.packet.logbook import CHECKPOINT, Logbook, chain_problems, completeness, head_problems, open_log
 from compliance_agent.packet.manifest import MANIFEST, MANIFEST_SIGNATURE, differences
+from compliance_agent.packet.outside import OLDER, TIME, WITNESS, Outside, outside
 from compliance_agent.packet.readme import NOT_PROVEN, readme
 
 PARTS = ("bundle.json", "bundle.sig", "leaf.json", "bundle.tlog-proof")
 TIME_CA = "time/ca.pem"  # where the server asks a time-stamping authority
+OTHER_FILE = {OLDER: "wrong_checkpoint", TIME: "bad_token", WITNESS: "bad_key"}  # where it is not what `outside` makes
 EXPORT = "export/assessment-results.json"
 TOP = {"README.txt", "NOT-PROVEN.txt", "policy", "packet.json", "keys/log.pem", "keys/packet.pem", EXPORT,
        "export/assessment-results.dsse.json", "export/ocsf.jsonl", "export/evidence.csv", MANIFEST,
        MANIFEST_SIGNATURE}  # fmt: skip
+Quorum = Literal["met", "unwitnessed", "not_asked"]
 _DAY = re.compile(r"(evidence/[^/]+/\d{4}/\d\d/\d\d/[^/]+)/([^/]+)")
 _KEY = re.compile(r"keys/([0-9a-f]{64})\.pem")
 
 
 @dataclass
 class Report:
-    """What was found. `ok` means: records were there, and nothing was wrong with the packet."""
+    """What was found. `ok` means: records were there, and nothing was wrong with the packet.
+
+    Attributes:
+        own_policy: whom to trust for the log came with the packet.
+        own_authority: time stamps were checked under the certificates that came with the packet.
+        quorum: of the policy's witnesses, under the checkpoint; None where that does not verify.
+    """
 
     scope: Scope | None = None
     found: int = 0
     verified: int = 0
     own_policy: bool = True
+    own_authority: bool = False
+    quorum: Quorum | None = None
     times: Times = field(default_factory=lambda: Times({}))
     said: Said = field(default_factory=Said)
     problems: list[Problem] = field(default_factory=list)
@@ -79,6 +90,8 @@ class Report:
             "found": self.found,
             "verified": self.verified,
             "keys_from_packet": self.own_policy,
+            "time_ca_from_packet": self.own_authority,
+            "quorum": self.quorum,
             "cosignatures": self.said.cosignatures,
             "tokens": self.said.tokens,
             "tokens_unchecked": self.said.tokens_unchecked,
@@ -152,6 +165,7 @@ class _Verification:
         if stamps is None and TIME_CA in files:
             with contextlib.suppress(BadEvidence):
                 self._stamps = stamps_under(files[TIME_CA])
+                self.report.own_authority = self._stamps is not None
         self._policy = policy if policy is not None else files.get("policy", b"")
         self._keys: dict[str, bytes] = {}
 
@@ -162,14 +176,15 @@ class _Verification:
         scope = self.report.scope
         log = open_log(self.files, self._policy, self.report.problems)
         records = self._records(log)
-        self._extra_files(log)
+        seen = self._outside(log)
+        self._extra_files(log, seen)
         if log is not None:
             if scope is not None:
                 self._held_to(scope, log, records)
             self.report.problems += head_problems(records, log)
             self._times(log, records)
         if scope is not None:
-            self._exports(scope, records)
+            self._exports(scope, records, seen)
 
     def _wrong(self, code: str, where: str, detail: str = "") -> None:
         self.report.problems.append(Problem(code, where, detail))
@@ -258,17 +273,35 @@ class _Verification:
         if log.book.whole and log.book.forest.leaf(proof.index) != hash_leaf(leaf):
             raise BadEvidence("the log holds another entry at this index", code="wrong_leaf")
 
-    def _extra_files(self, log: Logbook | None) -> None:
+    def _outside(self, log: Logbook | None) -> Outside | None:
+        """What third parties said, made again from policy, checkpoint and entries; None where these cannot be read."""
+        if log is None or not log.book.whole:
+            return None
+        try:
+            seen = outside(self.files.get("policy", b""), log.note, log.book.times)
+        except BadEvidence as error:
+            self._wrong(error.code, "policy", str(error))
+            return None
+        for path, content in sorted(seen.files.items()):
+            if path not in self.files:
+                self._wrong("missing_file", path)
+            elif self.files[path] != content:
+                code = next(code for start, code in OTHER_FILE.items() if path.startswith(start))
+                self._wrong(code, path, "is not what the policy names, or what the log's entry holds")
+        return seen
+
+    def _extra_files(self, log: Logbook | None, seen: Outside | None) -> None:
         """Whatever nobody asked for: unsigned by any host or log, it could say anything."""
         scope = self.report.scope
         keys = {f"keys/{host.key_id}.pem" for host in scope.hosts} if scope else set()
         for path in sorted(keys - self.files.keys()):
             self._wrong("missing_file", path)
-        expected = TOP | {TIME_CA} | keys | (log.paths if log else set())
+        expected = TOP | {TIME_CA} | keys | (log.paths if log else set()) | (seen.files.keys() if seen else set())
+        unread = () if seen else ("log/", TIME, WITNESS)  # named already is why nobody can tell what belongs there
         named = {item.where for item in self.report.problems}
         for path in sorted(self.files.keys() - expected - named):
             found = _DAY.fullmatch(path)
-            if (found is None or found[2] not in PARTS) and (log or not path.startswith("log/")):
+            if (found is None or found[2] not in PARTS) and not path.startswith(unread):
                 self._wrong("extra_file", path)
 
     def _held_to(self, scope: Scope, log: Logbook, records: list[Record]) -> None:
@@ -285,6 +318,7 @@ class _Verification:
         """The interval of each record, by what the log holds of third parties' time, and by who cosigned its checkpoint."""
         said = read_times(log.book, log.policy, self._stamps) if log.book.whole else Said()
         said.cosigned(log.verified)
+        self.report.quorum = _quorum(log)
         if not log.verified.quorum_met:
             self._wrong("no_quorum", CHECKPOINT, "it lacks the cosignatures that the policy asks for")
         name = log.tags.short(log.origin)
@@ -303,7 +337,7 @@ class _Verification:
         except BadEvidence:
             return None
 
-    def _exports(self, scope: Scope, records: list[Record]) -> None:
+    def _exports(self, scope: Scope, records: list[Record], seen: Outside | None) -> None:
         """Signed by the server, and (where this version made them) exactly what follows from the records."""
         public = self._public_or_none("keys/packet.pem")
         content = self.files.get(EXPORT, b"")
@@ -318,15 +352,20 @@ class _Verification:
         except BadEvidence as error:
             self._wrong(error.code, "export/assessment-results.dsse.json", str(error))
         if self.report.verified == self.report.found and oscal.generator(content) == __version__:
-            for path, made in _made_again(scope, records):
+            for path, made in self._made_again(scope, records, seen):
                 if self.files.get(path) != made:
                     self._wrong("wrong_export", path, "is not what follows from the records")
 
+    def _made_again(self, scope: Scope, records: list[Record], seen: Outside | None) -> Iterator[tuple[str, bytes]]:
+        yield EXPORT, oscal.assessment_results(scope, records)
+        yield "export/ocsf.jsonl", ocsf.lines(scope, records)
+        yield "export/evidence.csv", table.table(scope, records)
+        yield "NOT-PROVEN.txt", NOT_PROVEN
+        if records and seen is not None:
+            yield "README.txt", readme(scope, records, oscal.VERSION, seen, authority=bool(self.files.get(TIME_CA)))
 
-def _made_again(scope: Scope, records: list[Record]) -> Iterator[tuple[str, bytes]]:
-    yield EXPORT, oscal.assessment_results(scope, records)
-    yield "export/ocsf.jsonl", ocsf.lines(scope, records)
-    yield "export/evidence.csv", table.table(scope, records)
-    yield "NOT-PROVEN.txt", NOT_PROVEN
-    if records:
-        yield "README.txt", readme(scope, records, oscal.VERSION)
+
+def _quorum(log: Logbook) -> Quorum:
+    if log.policy.quorum == "none":
+        return "not_asked"
+    return "met" if log.verified.quorum_met else "unwitnessed"

@@ -90,5 +90,7 @@ def test_the_packet_brings_what_the_server_asks(made: Made, tmp_path: Path) -> N
     line = WITNESS.line(Note.parse(note.encode()).text, int(START.timestamp()) + 10**6)
     witnessed = {path: content.replace(note.encode(), f"{note}{line}\n".encode()) for path, content in files.items()}
     report = verify_files(made.signed_again(witnessed))
-    assert {problem.code for problem in report.problems} == set()
+    assert [(problem.code, problem.where) for problem in report.problems] == [("wrong_export", "README.txt")], (
+        "the page lacks the command for that line, and that is all"
+    )
     assert report.times.counts == {"after_only": 12}

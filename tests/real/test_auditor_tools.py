@@ -130,6 +130,7 @@ def test_openssl_verifies_the_checkpoint(packet: Path, changed: bool) -> None:
 
 def test_aics_tlog_verifies_checkpoint_and_tiles(packet: Path) -> None:
     witnesses = ed25519_witnesses(packet)
+    assert witnesses, "the demo has a witness, and its word is the quorum"
     quorum = str(len(witnesses) // 2)
     said = tlog(packet, "verify-checkpoint", *witnesses, "--quorum", quorum)
     assert said is not None
@@ -164,6 +165,15 @@ def test_aics_tlog_shows_that_the_log_only_grew_since_the_first_receipt(packet: 
     lines[2] = f"{'B' if lines[2][0] == 'A' else 'A'}{lines[2][1:]}"
     (packet / "old").write_text("\n".join(lines), "utf-8")
     assert tlog(packet, "verify-consistency", "--old-checkpoint", "old") is None
+
+
+def test_openssl_verifies_the_witness_as_the_page_of_the_packet_says(packet: Path) -> None:
+    """And refuses the key of somebody else."""
+    blocks = re.findall(r"(?:^    .*\n)+", (packet / "README.txt").read_text("utf-8"), re.MULTILINE)
+    (block,) = [block for block in blocks if "keys/witness-w1.pem" in block]
+    assert good(packet, "sh", "-eu", "-c", block)
+    shutil.copy(packet / "keys" / "log.pem", packet / "keys" / "witness-w1.pem")
+    assert not good(packet, "sh", "-eu", "-c", block)
 
 
 TRESTLE: Sequence[str] = ("trestle", "verify", "--beta", "-f", "export/assessment-results.json",
