@@ -7,6 +7,7 @@ from typing import Any
 from compliance_agent.errors import StepFailed
 from compliance_agent.ports import ChangingHost
 from compliance_agent.remedies.spec import Action, Args
+from compliance_agent.remedies.unit_codes import unit_codes
 
 
 async def capture(host: ChangingHost, args: Args) -> Any:
@@ -39,5 +40,5 @@ ACTION = Action(
     capture=capture,
     apply=apply,
     undo=undo,
-    codes={"unit_not_enabled": "The unit was enabled and is still not."},
+    codes={**unit_codes("enable", "disable"), "unit_not_enabled": "The unit was enabled and is still not."},
 )

@@ -7,6 +7,7 @@ from typing import Any
 from compliance_agent.errors import StepFailed
 from compliance_agent.ports import ChangingHost, UnitState
 from compliance_agent.remedies.spec import Action, Args
+from compliance_agent.remedies.unit_codes import unit_codes
 
 
 async def _state(host: ChangingHost, unit: str) -> UnitState:
@@ -62,6 +63,7 @@ ACTION = Action(
     apply=apply,
     undo=undo,
     codes={
+        **unit_codes("unmask", "enable", "start", "stop", "disable", "mask"),
         "unit_missing": "There is no such unit on this host.",
         "unit_not_active": "The unit was started and did not stay up.",
     },

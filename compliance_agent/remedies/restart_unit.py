@@ -7,6 +7,7 @@ from typing import Any
 from compliance_agent.errors import StepFailed
 from compliance_agent.ports import ChangingHost
 from compliance_agent.remedies.spec import Action, Args
+from compliance_agent.remedies.unit_codes import unit_codes
 
 
 async def capture(host: ChangingHost, args: Args) -> Any:
@@ -41,6 +42,7 @@ ACTION = Action(
     apply=apply,
     undo=undo,
     codes={
+        **unit_codes("restart", "stop"),
         "unit_not_loaded": "The unit cannot be restarted as the service manager has it.",
         "unit_not_active": "The unit was restarted and failed.",
     },

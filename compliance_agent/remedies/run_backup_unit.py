@@ -6,6 +6,7 @@ from typing import Any
 
 from compliance_agent.ports import ChangingHost, Host
 from compliance_agent.remedies.spec import Action, Args
+from compliance_agent.remedies.unit_codes import unit_codes
 
 
 async def capture(host: ChangingHost, args: Args) -> Any:
@@ -36,6 +37,7 @@ ACTION = Action(
     apply=apply,
     undo=undo,
     codes={
+        **unit_codes("start"),
         "backup_running": "A backup is running already.",
     },
     deadline_s=1_800.0,

@@ -13,6 +13,7 @@ from compliance_agent.errors import StepFailed
 from compliance_agent.ports import ChangingHost
 from compliance_agent.remedies import kept_file, sshd_daemon
 from compliance_agent.remedies.spec import Action, Args
+from compliance_agent.remedies.unit_codes import unit_codes
 
 
 async def capture(host: ChangingHost, args: Args) -> Any:
@@ -60,6 +61,6 @@ ACTION = Action(
     capture=capture,
     apply=apply,
     undo=undo,
-    codes={**kept_file.CODES, **sshd_daemon.CODES},
+    codes={**unit_codes("reload", "start"), **kept_file.CODES, **sshd_daemon.CODES},
     deadline_s=180.0,
 )

@@ -10,6 +10,7 @@ from typing import Any
 from compliance_agent.errors import StepFailed
 from compliance_agent.ports import ChangingHost, UnitState
 from compliance_agent.remedies.spec import Action, Args
+from compliance_agent.remedies.unit_codes import unit_codes
 
 RUNS = {"active", "reloading", "refreshing", "activating"}
 
@@ -59,6 +60,9 @@ ACTION = Action(
     capture=capture,
     apply=apply,
     undo=undo,
-    codes={"unit_not_stopped": "The unit was stopped and masked, and still runs or can be started."},
+    codes={
+        **unit_codes("stop", "mask", "unmask", "start"),
+        "unit_not_stopped": "The unit was stopped and masked, and still runs or can be started.",
+    },
     deadline_s=120.0,
 )

@@ -1,0 +1,106 @@
+"""Puts the agent on a lab host as its users do: a wheel of this tree and its locked, hash-checked requirements in a virtual
+environment, the shipped baseline, an enrolment with a one-time token, a service.
+
+Only what would make a run long is changed in the baseline and the settings: intervals, cooldown and budget.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+from compliance_agent.errors import Unavailable
+from compliance_agent.lab.real.machine import Machine
+from compliance_agent.lab.real.matrix import ROWS
+from compliance_agent.lab.real.network import SERVER, Network
+from compliance_agent.lab.real.recipe import fit_out
+
+PREFIX = "usr/lib/compliance-agent"
+INTERVALS_S = {"patching": 4, "backup": 4, "av_health": 2, "encryption": 2}
+SETTINGS = {
+    "mcp_poll_interval_sec": "1", "healing_cooldown_sec": "0", "healing_budget_per_hour": "1000", "flap_limit": "100",
+    "maintenance_window_start": '"00:00"', "maintenance_window_end": '"23:59"',
+}  # fmt: skip
+OPPONENT = {"healing_cooldown_sec": "0", "mcp_poll_interval_sec": "1"}  # budget and flap limit stay as shipped
+CHECKS = {row.check for row in ROWS}
+APT = "deb [trusted=yes] http://10.77.0.1:8000/ stable-security main\n"
+# The records of a repository check and of a restore drill, in the check's own format.
+RECORDS = """
+set -e
+mkdir -p /var/lib/compliance-agent && chmod 700 /var/lib/compliance-agent && cd /var/lib/compliance-agent
+now=$(date -u +%Y-%m-%dT%H:%M:%S.000000Z)
+for name in check drill; do printf '{"time":"%s","bytes":9,"digest_ok":true}' "$now" >backup-$name.json; done
+"""
+
+
+def layer(tree: Path, base: Path, scratch: Path) -> Path:
+    """A layer over the root file system: a clinic's host with the agent in its virtual environment, and no host's state.
+
+    Raises:
+        Unavailable: it could not be built or installed.
+    """
+    pinned = next((str(path) for path in sorted((tree / ".tools").glob("uv-*/bin/uv"))), None)
+    pinned = next((str(path) for path in sorted((tree / ".tools").glob("uv-*/bin/uv"))), None)
+    uv = os.environ.get("UV") or pinned or shutil.which("uv")
+    if uv is None:
+        raise Unavailable("make lab: no installer in .tools; start it with ./run lab")
+    _must(uv, "build", "--quiet", "--wheel", "--out-dir", str(scratch / "wheel"), str(tree))
+    wheel = next((scratch / "wheel").glob("*.whl"))
+    machine = Machine("layer", (base,), scratch)
+    machine.mount()
+    try:
+        fit_out(machine.root)
+        version = next((machine.root / PREFIX / "lib").glob("python3.*")).name.removeprefix("python")
+        target = ["--python", sys.executable, "--python-version", version, "--prefix", str(machine.root / PREFIX)]
+        _must(
+            uv, "pip", "install", "--quiet", *target, "--require-hashes", "-r", str(tree / "requirements" / "agent.txt")
+        )
+        _must(uv, "pip", "install", "--quiet", *target, "--no-deps", str(wheel))
+    finally:
+        machine.close()
+    return machine.upper
+
+
+def baseline() -> str:
+    """The shipped baseline of the checks that the matrix has faults for, looked at every second or so."""
+    text = (resources.files("compliance_agent") / "baselines" / "clinic-linux.yaml").read_text("utf-8")
+    for check, block in re.findall(r"^  (\w+):\n((?:    .*\n|\n|  #.*\n)+)", text, re.MULTILINE):
+        if check not in CHECKS:
+            text = text.replace(f"  {check}:\n{block}", "", 1)
+            continue
+        faster = re.sub(r"interval_s: \d+", f"interval_s: {INTERVALS_S.get(check, 1)}", block)
+        text = text.replace(block, faster, 1)
+    return text
+
+
+def install(machine: Machine, network: Network, settings: dict[str, str]) -> None:
+    """Configure, enrol and start the agent on a booted host that has joined the network."""
+    root = machine.root
+    (root / "etc/apt/sources.list").write_text(APT, "utf-8")
+    (root / "etc/msp/baseline.yaml").write_text(baseline(), "utf-8")
+    token = root / "root" / "token"
+    token.touch(mode=0o600)
+    token.write_text(network.token() + "\n", "utf-8")
+    machine.must(RECORDS)
+    machine.must("apt-get -q update && touch -d now /var/lib/apt/periodic/compliance-agent-update-stamp")
+    machine.must("apt-get -q -y install lab-widget", timeout_s=120)
+    machine.must("systemctl restart chrony clamav-freshclam clamav-daemon")
+    machine.must("systemctl start restic-backup.service restic-backup.timer")
+    enrolled = machine.must(
+        f"compliance-agent enrol --server https://{SERVER}:8443 --token-file /root/token --host-id {machine.name}"
+        " --state-dir /var/lib/compliance-agent"
+    )
+    said = enrolled + "".join(f"{name}: {value}\n" for name, value in settings.items())
+    (root / "etc/msp/agent.yaml").write_text(said, "utf-8")
+    machine.must("systemctl daemon-reload && systemctl start compliance-agent")
+
+
+def _must(*words: str) -> None:
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
+    if done.returncode != 0:
+        raise Unavailable(f"lab: {' '.join(words)[:120]} ended with {done.returncode}: {done.stderr[-400:]}")

@@ -1,0 +1,117 @@
+"""One booted host: an overlay over the cached root file system, systemd as its first process, ended by its process id.
+
+Nothing is asked of a service manager outside, so it works in a container too. Whatever happens, `close` kills what `boot` started
+and unmounts what it mounted.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from compliance_agent.errors import Unavailable
+
+BOOT_S = 90.0
+PATH = "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Machine:
+    """A Debian host of its own network, process table and file system; the kernel (and its clock) is this machine's."""
+
+    def __init__(self, name: str, lower: Sequence[Path], scratch: Path) -> None:
+        self.name = name
+        self.directory = scratch / name
+        self.root = self.directory / "root"
+        self.upper = self.directory / "upper"  # what differs from the layers below
+        self._lower = lower
+        self._nspawn: subprocess.Popen[bytes] | None = None
+        self._mounted = False
+        self.leader = 0
+
+    def mount(self) -> None:
+        """The copy: only what the host changes takes room."""
+        for part in ("root", "upper", "work"):
+            (self.directory / part).mkdir(parents=True)
+        lower = ":".join(str(path) for path in self._lower)
+        options = f"lowerdir={lower},upperdir={self.upper},workdir={self.directory}/work"
+        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, str(self.root)], check=True, timeout=20)
+        self._mounted = True
+
+    def boot(self) -> None:
+        """Start systemd there and wait until it is up.
+
+        Raises:
+            Unavailable: it did not come up in time.
+        """
+        command = [
+            "systemd-nspawn",
+            "--boot",
+            "--register=no",
+            "--keep-unit",
+            "--private-network",
+            "--console=pipe",
+            "--quiet",
+        ]
+        command += [f"--machine={self.name}", f"--directory={self.root}"]
+        with (self.directory / "console").open("wb") as console:
+            self._nspawn = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True
+            )
+        ends = time.monotonic() + BOOT_S
+        while time.monotonic() < ends and self._nspawn.poll() is None:
+            self.leader = self.leader or _child_of(self._nspawn.pid)
+            if self.leader and self.sh("systemctl is-system-running").strip() in {"running", "degraded"}:
+                return
+            time.sleep(0.5)
+        said = (self.directory / "console").read_text("utf-8", "replace")[-400:]
+        raise Unavailable(f"lab host {self.name} did not boot within {BOOT_S:.0f} s: {said}")
+
+    def run(self, script: str, *, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+        """A shell script inside, as root."""
+        command = ["nsenter", "-t", str(self.leader), "-m", "-u", "-i", "-n", "-p", "--", "/bin/sh", "-c", script]
+        environment = {"PATH": PATH, "LC_ALL": "C.UTF-8", "HOME": "/root"}
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=timeout_s, env=environment, stdin=subprocess.DEVNULL
+        )  # fmt: skip
+
+    def sh(self, script: str, *, timeout_s: float = 60.0) -> str:
+        """Its output, however it ended."""
+        return self.run(script, timeout_s=timeout_s).stdout
+
+    def must(self, script: str, *, timeout_s: float = 60.0) -> str:
+        """Its output; a script of the lab that fails is a fault of the lab.
+
+        Raises:
+            Unavailable: it failed.
+        """
+        done = self.run(script, timeout_s=timeout_s)
+        if done.returncode != 0:
+            raise Unavailable(
+                f"lab host {self.name}: `{script[:120]}` ended with {done.returncode}: {done.stderr[-400:]}"
+            )
+        return done.stdout
+
+    def close(self) -> None:
+        """Kill the host and unmount its copy."""
+        for pid in (self.leader, self._nspawn.pid if self._nspawn else 0):
+            if pid and Path(f"/proc/{pid}").exists():
+                os.kill(pid, signal.SIGKILL)
+        if self._nspawn is not None:
+            self._nspawn.wait(20)
+            self._nspawn = None
+        if self._mounted:
+            subprocess.run(["umount", "--recursive", str(self.root)], check=False, timeout=20)
+            self._mounted = False
+
+
+def _child_of(pid: int) -> int:
+    try:
+        words = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()
+    except OSError:
+        return 0
+    found = [int(word) for word in words if Path(f"/proc/{word}/comm").read_text("ascii").strip() == "systemd"]
+    return found[0] if found else 0

@@ -1,0 +1,125 @@
+"""The pure parts of `make lab`: the table leaves no check out, and the judge lets nothing false through."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from compliance_agent.checks import registry
+from compliance_agent.errors import CANNOT_TELL_REASONS
+from compliance_agent.healing import CODES
+from compliance_agent.lab.real import install, recipe, signatures
+from compliance_agent.lab.real.judge import Observed, judge
+from compliance_agent.lab.real.matrix import ROWS, Row, chosen
+from compliance_agent.models import Outcome
+from compliance_agent.remedies import actions
+
+SEVEN = {"patching", "av_health", "backup", "logging", "firewall", "encryption", "time_sync"}
+AT = datetime(2026, 11, 28, 12, 0, tzinfo=UTC)
+ROW = Row("firewall", "flushed", "nft flush ruleset", "fail", "no_firewall", "success")
+LOOK = Row("firewall", "unreadable", "mv nft away", "unknown", "tool_missing")
+UNDONE = replace(ROW, outcome="reverted", error="load_failed")
+
+
+def bundle(**more: Any) -> dict[str, Any]:
+    """A record as the agent makes it, as far as the judge reads it."""
+    return {
+        "bundle_id": "b-1", "result": "fail", "reason": "no_firewall", "outcome": "success", "error": None, "post_result": "pass",
+        "timestamp_start": "2026-11-28T12:00:01.500000Z", "timestamp_end": "2026-11-28T12:00:02.000000Z", **more,
+    }  # fmt: skip
+
+
+def seen(*bundles: dict[str, Any], truth: bool | None = True, former: bool | None = None) -> Observed:
+    return Observed(AT, bundles, truth, former)
+
+
+def test_every_check_has_a_fault_and_one_that_takes_its_sight() -> None:
+    assert {row.check for row in ROWS} == SEVEN
+    assert {row.check for row in ROWS if row.result == "unknown"} == SEVEN
+    assert len({row.name for row in ROWS}) == len(ROWS)
+
+
+def test_every_check_with_a_cure_has_one_that_works_and_one_that_fails() -> None:
+    curable = SEVEN - {"encryption", "time_sync"}  # the other needs a clock of its own
+    assert {row.check for row in ROWS if row.outcome == "success"} == curable
+    assert {row.check for row in ROWS if row.outcome in {"reverted", "failed"}} == curable
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_the_table_uses_the_words_of_the_product(row: Row) -> None:
+    spec = registry()[row.check].spec
+    assert row.reason in {*spec.reasons, *CANNOT_TELL_REASONS}
+    assert row.outcome in {None, *(str(word) for word in Outcome)}
+    codes = {code for action in actions().values() for code in action.codes}
+    assert row.error in {None, "no_cure", "blocked", "step_failed", *CODES, *codes}
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.outcome == "success"], ids=lambda row: row.name)
+def test_the_machine_is_asked_whether_a_cure_worked(row: Row) -> None:
+    assert row.truth != "true"
+
+
+def test_a_healed_host_is_as_it_must_be() -> None:
+    line = judge(ROW, seen(bundle()))
+    assert (line.differences, line.detect_s, line.heal_s, line.bundle_id) == ((), 1.5, 2.0, "b-1")
+
+
+@pytest.mark.parametrize(
+    ("row", "observed", "said"),
+    [
+        (ROW, seen(bundle(), truth=False), "said healed, and the machine says otherwise"),
+        (ROW, seen(bundle(), truth=None), "healed, and the machine did not confirm it"),
+        (ROW, seen(bundle(post_result="fail")), "healed without a pass of the check: fail"),
+        (ROW, seen(), "expected fail no_firewall success, found nothing"),
+        (ROW, seen(bundle(reason="policy_accepts")), "expected fail no_firewall success, found fail policy_accepts success"),
+        (UNDONE, seen(bundle(outcome="reverted", error="load_failed"), former=False),
+         "the cure failed, and the host is not in its former state"),
+        (UNDONE, seen(bundle(outcome="reverted", error="check_fail"), former=True),
+         "expected fail no_firewall reverted load_failed, found fail no_firewall reverted check_fail"),
+        (UNDONE, seen(bundle()), "said healed, and the machine says otherwise"),
+        (LOOK, seen(bundle(result="pass", reason="as_expected", outcome=None)), "passed where the probe could not look"),
+        (LOOK, seen(bundle(result="unknown", reason="tool_missing", outcome=None), bundle()),
+         "passed where the probe could not look"),
+    ],
+)  # fmt: skip
+def test_the_judge_names_what_is_false(row: Row, observed: Observed, said: str) -> None:
+    assert said in judge(row, observed).differences
+
+
+def test_false_words_are_counted() -> None:
+    assert judge(ROW, seen(bundle(), truth=False)).false_healed
+    assert judge(LOOK, seen(bundle(result="pass", outcome=None))).blind_pass
+    assert not judge(ROW, seen(bundle())).false_healed
+
+
+def test_rows_are_chosen_by_check_or_by_fault() -> None:
+    assert {row.check for row in chosen(("firewall",))} == {"firewall"}
+    assert [row.name for row in chosen(("firewall:flushed",))] == ["firewall:flushed"]
+    assert chosen(()) == ROWS
+    with pytest.raises(ValueError, match="no row 'firewal'"):
+        chosen(("firewal",))
+
+
+def test_the_lab_holds_hosts_against_the_shipped_baseline() -> None:
+    from compliance_agent.baseline import parse
+
+    baseline = parse(install.baseline().encode())
+    assert set(baseline.entries) == SEVEN
+    assert max(entry.interval_s for entry in baseline.entries.values()) <= 4
+    assert baseline.entries["firewall"].parameters.allow_tcp == ("22", "443")
+
+
+def test_a_root_file_system_is_kept_under_what_it_was_made_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = recipe.recipe_hash("bookworm")
+    assert before != recipe.recipe_hash("trixie")
+    monkeypatch.setattr(recipe, "PACKAGES", (*recipe.PACKAGES, "one-more"))
+    assert recipe.recipe_hash("bookworm") != before
+
+
+def test_signatures_carry_their_date_and_the_digest_of_what_is_in_them() -> None:
+    made = signatures.made(5, signatures.EICAR)
+    assert made.startswith(b"ClamAV-VDB:")
+    assert made[512:514] == b"\x1f\x8b"
