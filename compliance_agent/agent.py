@@ -26,7 +26,7 @@ from typing import Any, cast
 
 import structlog
 
-from compliance_agent.adapters import runner
+from compliance_agent.adapters import key_files, runner
 from compliance_agent.adapters.agent_state import AgentState, Recorded
 from compliance_agent.adapters.clock import SystemClock
 from compliance_agent.adapters.database import Database, release, shared
@@ -40,6 +40,7 @@ from compliance_agent.drift import DriftDetector
 from compliance_agent.drills import Proof, kept
 from compliance_agent.errors import AgentError, CannotTell, StateInUse
 from compliance_agent.evidence import EvidenceGenerator
+from compliance_agent.evidence.former import FormerKeys
 from compliance_agent.healing import HealingEngine
 from compliance_agent.logs import configure, where
 from compliance_agent.mcp_client import MCPClient
@@ -56,6 +57,7 @@ from compliance_agent.models import (
 from compliance_agent.ports import Clock
 from compliance_agent.queue import OfflineQueue
 from compliance_agent.receipts import Receipts
+from compliance_agent.rotation import KeyRotation, Rotated
 from compliance_agent.utils import apply_jitter
 from compliance_agent.witness_role import WitnessRole
 
@@ -135,6 +137,7 @@ class ComplianceAgent:
             self._recorded = self._state.recorded()
             self._log_store = LogStore(self._database, config.evidence_dir)
             self.receipts = Receipts(self._log_store, config.site_id, self.clock)
+            key_files.settle(config.signing_key_file, key_files.chain_key(self._database))
             self.signer: Any = signer if signer is not None else Ed25519Signer(config.signing_key_file)
             self.drift_detector: Any = (
                 drift_detector if drift_detector is not None else DriftDetector(config, clock=self.clock)
@@ -150,12 +153,20 @@ class ComplianceAgent:
                 else OfflineQueue(config.database_path, evidence_dir=config.evidence_dir, clock=self.clock)
             )
             self.mcp_client: Any = mcp_client if mcp_client is not _DEFAULT else self._mcp_client()
+            self.key_rotation = KeyRotation(self, config, self._database, FormerKeys(self._database), key_files)
         except BaseException:
             release(self._database)
             raise
 
-    def _adopt(self, baseline: Baseline | None) -> None:
-        if baseline is None:
+    def use_signer(self, signer: Ed25519Signer) -> None:
+        """From now on this key signs and is this host."""
+        self.signer = self.evidence_generator.signer = signer
+        if self.mcp_client is not None:
+            self.mcp_client.use_key(signer.key_id)
+
+    def _adopt(self, baseline: object) -> None:
+        """Keep which baseline was last in force; a detector that was handed in need not have one."""
+        if not isinstance(baseline, Baseline):
             return
         if self._state.adopt_baseline(baseline.version, baseline.sha256, self.clock.now()):
             log.info("baseline.adopted", version=baseline.version, sha256=baseline.sha256)
@@ -371,7 +382,32 @@ class ComplianceAgent:
         finally:
             self._iterating = False
         await self.delivery.turn()
+        await self._rotate_key_if_due()
         log.info("cycle.completed", drifted=len(drifted), duration_ms=int((self.clock.monotonic() - started) * 1000))
+
+    async def _rotate_key_if_due(self) -> None:
+        """Let a new key take this one's place when it is time and everything is delivered; trouble waits for the next turn."""
+        try:
+            since = await self._database.call(lambda: self._state.moment("key"))
+            if since is None:
+                now = self.clock.now()
+                await self._database.call(lambda: self._state.set_moment("key", now))
+            if self.key_rotation.due(since):
+                await self.rotate_key()
+        except AgentError as error:
+            log.error("key.rotation_failed", code=error.code, at=where(error))
+
+    async def rotate_key(self) -> Rotated:
+        """Let a new key take this one's place now, if nothing is in the way; how that ended.
+
+        Raises:
+            StorageError, ConfigError: nothing was changed, or the next start completes it.
+        """
+        ended = await self.key_rotation.rotate()
+        if ended.code == "rotated":
+            now = self.clock.now()
+            await self._database.call(lambda: self._state.set_moment("key", now))
+        return ended
 
     def _tell(self, drift: DriftResult) -> None:
         """Say a verdict that is not the one that was recorded last."""

@@ -82,6 +82,13 @@ class AgentConfig:
         "The host's Ed25519 key; `keys/signing-key.pem` in state_dir when not given.", None
     )
 
+    key_rotation_days: int = setting(
+        "Days after which this host's key gives way to a new one by itself; 0 leaves it to `keys rotate`.",
+        0,
+        low=0,
+        high=3_650,
+    )
+
     mcp_url: str | None = setting(
         "Address of the MCP server; without one the agent records and delivers nothing.", None
     )

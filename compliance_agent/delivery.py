@@ -113,13 +113,18 @@ class Delivery:
 
     async def _deliver(self) -> None:
         try:
-            if await self._check_in() and await self._deliver_fresh():
+            if await self._key_is_known() and await self._check_in() and await self._deliver_fresh():
                 await self.process_queue()
                 await self._collect_receipts()
         except Exception as error:
             log.error("delivery.failed", code=code_of(error), at=where(error))
         finally:
             self._leave_to_the_queue()
+
+    async def _key_is_known(self) -> bool:
+        """The server must know this host's key before it can take what the key has signed."""
+        rotation = getattr(self._parts, "key_rotation", None)
+        return rotation is None or self._log_client() is None or bool(await rotation.tell())
 
     def _leave_to_the_queue(self) -> None:
         self._parts.stats["evidence_queued"] += len(self._fresh)

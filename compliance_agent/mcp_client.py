@@ -192,6 +192,22 @@ class MCPClient:
         self.min_interval_s = answer.min_interval_s
         return answer
 
+    async def rotate_key(self, statement: bytes, old_sig: bytes, new_sig: bytes) -> None:
+        """Tell the server that a new key has taken this host's key's place; returns when it has signed that it knows.
+
+        Raises:
+            ServerRefused, Unavailable, BadReply: as for `upload_evidence`; telling it again is safe.
+        """
+        body, credentials = protocol.rotate_request(statement, old_sig, new_sig), self._secrets()
+        await self._guarded(
+            lambda: self._post("/api/v1/keys/rotate", body, credentials.api_key),
+            lambda reply: protocol.read_rotate_reply(reply, statement, credentials.server_key, crypto.verify),
+        )
+
+    def use_key(self, key_id: str) -> None:
+        """From now on this host is this key."""
+        self._key_id = key_id
+
     # The transparency log
 
     def pinned_log(self) -> PinnedLog | None:

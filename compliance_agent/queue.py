@@ -122,9 +122,9 @@ class OfflineQueue:
         self, connection: sqlite3.Connection, bundle_id: str, content: tuple[bytes, bytes], paths: tuple[Path, Path]
     ) -> int:
         body, signature = content
-        public, claim = table.public_key(connection), table.claim(body)
-        own = claim is not None and claim.bundle_id == bundle_id and public is not None
-        own = own and public is not None and crypto.verify(public, signature, body)
+        publics, claim = table.public_keys(connection) or {}, table.claim(body)
+        own = claim is not None and claim.bundle_id == bundle_id
+        own = own and claim is not None and crypto.verify(publics.get(claim.key_id, b""), signature, body)
         try:
             return table.insert(
                 connection,
@@ -153,16 +153,18 @@ class OfflineQueue:
 
     def _pending(self, limit: int) -> list[QueuedEvidence]:
         while True:
-            rows, public = self.database.read(lambda connection: _oldest(connection, limit))
-            unsound = [row for row in rows if not row.is_sound(public)]
+            rows, publics = self.database.read(lambda connection: _oldest(connection, limit))
+            unsound = [row for row in rows if not row.is_sound(publics)]
             if not unsound:
                 return [self._queued(row) for row in rows]
             for row in unsound:
-                self._set_aside(row, public)
+                self._set_aside(row, publics)
 
-    def _set_aside(self, row: table.Row, public: bytes | None) -> None:
+    def _set_aside(self, row: table.Row, publics: table.Publics | None) -> None:
         self.database.write(
-            lambda connection: recovery.mend_or_set_aside(connection, row.id, row.bundle_id, public, self.evidence_dir),
+            lambda connection: recovery.mend_or_set_aside(
+                connection, row.id, row.bundle_id, publics, self.evidence_dir
+            ),
             drains=True,
         )
 
@@ -308,9 +310,9 @@ def _id_of(connection: sqlite3.Connection, bundle_id: str) -> int | None:
     return int(row[0]) if row else None
 
 
-def _oldest(connection: sqlite3.Connection, limit: int) -> tuple[list[table.Row], bytes | None]:
+def _oldest(connection: sqlite3.Connection, limit: int) -> tuple[list[table.Row], table.Publics | None]:
     order = "WHERE state = 'pending' ORDER BY epoch IS NULL, epoch, seq, id LIMIT ?"
-    return table.select(connection, order, (limit,)), table.public_key(connection)
+    return table.select(connection, order, (limit,)), table.public_keys(connection)
 
 
 def _counts(connection: sqlite3.Connection, max_retries: int) -> dict[str, Any]:

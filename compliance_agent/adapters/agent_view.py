@@ -112,6 +112,15 @@ class AgentView:
         rows = self._rows("chain", "SELECT epoch, seq, digest, key_id FROM chain")
         return dict(zip(("epoch", "seq", "digest", "key_id"), rows[0], strict=True)) if rows else None
 
+    def keys(self) -> list[dict[str, Any]]:
+        """The keys that have signed this host's chain, the present one last; none before the first record."""
+        former = self._rows("former_keys", "SELECT key_id, ended_at, confirmed FROM former_keys ORDER BY rowid")
+        chain = self.chain()
+        return [
+            {"key_id": key_id, "state": "gave_way" if confirmed else "gave_way_unconfirmed", "until": until}
+            for key_id, until, confirmed in former
+        ] + ([{"key_id": chain["key_id"], "state": "signs", "until": None}] if chain else [])
+
     def log(self) -> dict[str, Any] | None:
         """How the host stands to its site's log: last verified checkpoint, receipts, logs that contradicted themselves.
 

@@ -219,12 +219,11 @@ def _is_head(origin: str, size: int, root: str) -> bool:
 
 def _bundle(connection: sqlite3.Connection, bundle_id: str) -> tuple[int, LoggedBundle] | None:
     rows = table.select(connection, "WHERE bundle_id = ? AND own", (bundle_id,))
-    key = connection.execute("SELECT key_id FROM chain").fetchone()
     claim = table.claim(rows[0].body) if rows else None
-    if claim is None or key is None or not rows[0].is_sound(table.public_key(connection)):
+    if claim is None or not rows[0].is_sound(table.public_keys(connection)):
         return None
     found = rows[0]
-    return found.id, LoggedBundle(str(key[0]), claim.epoch, claim.seq, claim.prev, found.sha256, found.signature)
+    return found.id, LoggedBundle(claim.key_id, claim.epoch, claim.seq, claim.prev, found.sha256, found.signature)
 
 
 def _text(at: datetime | None) -> str | None:

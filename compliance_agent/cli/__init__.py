@@ -27,6 +27,7 @@ COMMANDS = {
     "status": "Show statistics, queue and last heartbeat of this host's agent.",
     "why": "Say why a check was (not) fixed.",
     "enrol": "Make this host known to a server with a one-time token.",
+    "keys": "Show keys, and let a new one take this host's key's place.",
     "verify": "Check evidence offline: signatures, form, chain.",
     "packet": "Build, verify and show an auditor's packet.",
     "config": "Check or show the agent's configuration.",

@@ -50,24 +50,26 @@ def bundle_ids(connection: sqlite3.Connection) -> set[str]:
     return {str(row[0]) for row in connection.execute("SELECT bundle_id FROM evidence")}
 
 
-def only_in_directories(evidence_dir: Path, public: bytes, known: Collection[str], newest: int | None) -> list[Found]:
+def only_in_directories(
+    evidence_dir: Path, publics: table.Publics, known: Collection[str], newest: int | None
+) -> list[Found]:
     """This host's bundles in the `newest` day directories (None: all) that are not `known`, in chain order."""
     found = []
     for day in directory.days(evidence_dir, newest):
         directory.sweep(day)
         for place in directory.bundles(day):
-            item = None if place.name in known else _read(place, public)
+            item = None if place.name in known else _read(place, publics)
             if item is not None:
                 found.append(item)
     return sorted(found, key=lambda item: (item.claim.epoch, item.claim.seq))
 
 
-def _read(place: Path, public: bytes) -> Found | None:
+def _read(place: Path, publics: table.Publics) -> Found | None:
     content = directory.read(place / directory.BUNDLE)
     claim = table.claim(content[0]) if content else None
     if content is None or claim is None or claim.bundle_id != place.name:
         return None
-    if not crypto.verify(public, content[1], content[0]):
+    if not crypto.verify(publics.get(claim.key_id, b""), content[1], content[0]):
         return None
     return Found(claim, hashlib.sha256(content[0]).hexdigest(), *content)
 
@@ -107,24 +109,24 @@ def top(connection: sqlite3.Connection) -> Head | None:
     return Head(*row) if row else None
 
 
-def check_rows(connection: sqlite3.Connection, public: bytes, evidence_dir: Path) -> None:
+def check_rows(connection: sqlite3.Connection, publics: table.Publics, evidence_dir: Path) -> None:
     """Hold every row against its digest and signature, and mend or set aside those that fail."""
     for row_id, bundle_id in connection.execute(
         "SELECT id, bundle_id FROM evidence WHERE state != 'damaged'"
     ).fetchall():
         try:
-            sound = table.select(connection, "WHERE id = ?", (row_id,))[0].is_sound(public)
+            sound = table.select(connection, "WHERE id = ?", (row_id,))[0].is_sound(publics)
         except (ValueError, TypeError, IndexError):  # a value that is no time, text or number any more
             sound = False
         if not sound:
-            mend_or_set_aside(connection, row_id, str(bundle_id), public, evidence_dir)
+            mend_or_set_aside(connection, row_id, str(bundle_id), publics, evidence_dir)
 
 
 def mend_or_set_aside(
-    connection: sqlite3.Connection, row_id: int, bundle_id: str, public: bytes | None, evidence_dir: Path
+    connection: sqlite3.Connection, row_id: int, bundle_id: str, publics: table.Publics | None, evidence_dir: Path
 ) -> bool:
     """Give a damaged row its bytes back from its directory, else keep it but never deliver it; whether it was mended."""
-    item = _search(evidence_dir, bundle_id, public)
+    item = _search(evidence_dir, bundle_id, publics)
     if item is not None:
         connection.execute(
             "UPDATE evidence SET epoch = ?, seq = ?, sha256 = ?, body = ?, signature = ?, own = 1 WHERE id = ?",
@@ -137,8 +139,8 @@ def mend_or_set_aside(
     return False
 
 
-def _search(evidence_dir: Path, bundle_id: str, public: bytes | None) -> Found | None:
-    if public is None or not table.is_bundle_id(bundle_id):
+def _search(evidence_dir: Path, bundle_id: str, publics: table.Publics | None) -> Found | None:
+    if publics is None or not table.is_bundle_id(bundle_id):
         return None
-    found = (_read(day / bundle_id, public) for day in directory.days(evidence_dir))
+    found = (_read(day / bundle_id, publics) for day in directory.days(evidence_dir))
     return next((item for item in found if item is not None), None)

@@ -30,6 +30,7 @@ from compliance_agent.evidence import directory, recovery, table
 from compliance_agent.evidence.allowlist import NO_PREV, Circumstances, Names, Place, build, check_document
 from compliance_agent.evidence.canonical import canonical
 from compliance_agent.evidence.recovery import Head
+from compliance_agent.log.rotation import read as read_rotation
 from compliance_agent.models import EvidenceBundle
 
 log = structlog.get_logger()
@@ -181,6 +182,40 @@ class EvidenceStore:
         log.warning("evidence.new_epoch", epoch=epoch)
         return epoch
 
+    def rotate(self, signer: Ed25519Signer, statement: bytes, old_sig: bytes, new_sig: bytes, at: datetime) -> None:
+        """Let a new key go on where this one ended: in a new epoch, after its last record.
+
+        Args:
+            signer: the new key.
+            statement, old_sig, new_sig: what both keys have signed; its record is the last one, and all of it is delivered.
+            at: when.
+
+        Raises:
+            ConfigError: `not_delivered`: something still waits, or was recorded after the statement was made.
+            StorageError: nothing was changed.
+        """
+        former, said = self._need_signer(), read_rotation(statement)
+
+        def change(connection: sqlite3.Connection) -> None:
+            head = _head(connection) or Head(0, 0, NO_PREV)
+            waiting = connection.execute("SELECT 1 FROM evidence WHERE state = 'pending' LIMIT 1").fetchone()
+            if waiting or self._unsettled or (said.epoch, said.seq, said.digest) != (head.epoch, head.seq, head.digest):
+                raise ConfigError("key: something recorded is not delivered yet", code="not_delivered")
+            connection.execute(
+                "INSERT INTO former_keys (key_id, public, ended_at, statement, old_sig, new_sig) VALUES (?, ?, ?, ?, ?, ?)",
+                (former.key_id, former.public_bytes, at.isoformat(), statement, old_sig, new_sig),
+            )
+            connection.execute("UPDATE chain SET key_id = ?, public = ?", (signer.key_id, signer.public_bytes))
+            self._signer = signer
+            self._set_head(connection, Head(head.epoch + 1, 0, head.digest))
+
+        try:
+            self.database.write(change)
+        except BaseException:
+            self._signer = former
+            raise
+        log.warning("evidence.key_rotated", key_id=signer.key_id)
+
     # Beside a server
 
     def continue_after(self, known: Head, *, broken: bool = False) -> int | None:
@@ -275,25 +310,32 @@ class EvidenceStore:
 
     def _check_row(self, row: table.Row) -> None:
         """Before a row is written out: a damaged one is mended from its directory, or set aside."""
-        public = self._signer.public_bytes if self._signer is not None else self.database.read(table.public_key)
-        if not row.is_sound(public):
+        publics = self._publics()
+        if not row.is_sound(publics):
             self.database.write(
                 lambda connection: recovery.mend_or_set_aside(
-                    connection, row.id, row.bundle_id, public, self.evidence_dir
+                    connection, row.id, row.bundle_id, publics, self.evidence_dir
                 ),
                 drains=True,
             )
 
+    def _publics(self) -> table.Publics | None:
+        """Whose signatures count as this host's: the key it has, and those that gave way to it."""
+        held = self.database.read(table.public_keys)
+        if self._signer is None:
+            return held
+        return {**(held or {}), self._signer.key_id: self._signer.public_bytes}
+
     def _take_back(self) -> None:
         """Compare the newest directories (after a loss, all) with the rows, and repair the chain's head where needed."""
         damage = self.database.damage
-        public = self._need_signer().public_bytes
+        publics = self._publics() or {}
         if damage is not None:
-            self.database.write(lambda connection: recovery.check_rows(connection, public, self.evidence_dir))
+            self.database.write(lambda connection: recovery.check_rows(connection, publics, self.evidence_dir))
         astray = self.database.read(_is_astray)
         whole = damage is not None or self.head() is None
         known = self.database.read(recovery.bundle_ids)
-        found = recovery.only_in_directories(self.evidence_dir, public, known, None if whole else RECENT_DAYS)
+        found = recovery.only_in_directories(self.evidence_dir, publics, known, None if whole else RECENT_DAYS)
         if damage is None and not found and not astray:
             return
         write = self.database.write if damage is None else self.database.settle_damage

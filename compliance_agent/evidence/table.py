@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,6 +57,15 @@ STATEMENTS: Sequence[str] = (
         one INTEGER PRIMARY KEY CHECK (one = 1),
         until TEXT NOT NULL
     ) STRICT""",
+    """CREATE TABLE IF NOT EXISTS former_keys (
+        key_id TEXT PRIMARY KEY,
+        public BLOB NOT NULL,
+        ended_at TEXT NOT NULL,
+        statement BLOB NOT NULL,
+        old_sig BLOB NOT NULL,
+        new_sig BLOB NOT NULL,
+        confirmed INTEGER NOT NULL DEFAULT 0  -- the server has said that the new key took its place
+    ) STRICT""",
 )
 _SAFE = re.compile(r"[0-9]{4}/[0-9]{2}/[0-9]{2}")
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -64,6 +73,9 @@ _COLUMNS = (
     "id, bundle_id, epoch, seq, sha256, body, signature, own, bundle_path, signature_path, created_at, state,"
     " retry_count, last_error"
 )
+
+
+Publics = Mapping[str, bytes]  # raw public keys by key id: this host's own, and those that gave way to it
 
 
 @dataclass(frozen=True)
@@ -90,16 +102,17 @@ class Row:
     retry_count: int
     last_error: str | None
 
-    def is_sound(self, public: bytes | None) -> bool:
+    def is_sound(self, publics: Publics | None) -> bool:
         """Whether the bytes are still those that were recorded, and signed by this host if they were then."""
         try:
             if hashlib.sha256(self.body).hexdigest() != self.sha256:
                 return False
-            if not self.own or public is None:
+            if not self.own or publics is None:
                 return True
             said = claim(self.body)
-            place = (said.bundle_id, said.epoch, said.seq) if said else None
-            return place == (self.bundle_id, self.epoch, self.seq) and crypto.verify(public, self.signature, self.body)
+            if said is None or (said.bundle_id, said.epoch, said.seq) != (self.bundle_id, self.epoch, self.seq):
+                return False
+            return crypto.verify(publics.get(said.key_id, b""), self.signature, self.body)
         except TypeError:  # a damaged row may hold a value of another type
             return False
 
@@ -113,6 +126,7 @@ class Claim:
     seq: int
     prev: str
     day: str
+    key_id: str = ""
 
 
 def claim(body: bytes) -> Claim | None:
@@ -128,8 +142,9 @@ def claim(body: bytes) -> Claim | None:
             "seq": int(seq),
             "prev": str(prev),
             "timestamp_start": str(start),
+            "host": {"key_id": str(key_id)},
         } if is_canonical(body):
-            return Claim(bundle_id, epoch, seq, prev, start[:10].replace("-", "/"))
+            return Claim(bundle_id, epoch, seq, prev, start[:10].replace("-", "/"), key_id)
     return None
 
 
@@ -188,7 +203,10 @@ def insert(
     return int(cursor.lastrowid or 0)
 
 
-def public_key(connection: sqlite3.Connection) -> bytes | None:
-    """The raw public key this host's chain is signed with; None before the first record."""
-    row = connection.execute("SELECT public FROM chain").fetchone()
-    return bytes(row[0]) if row else None
+def public_keys(connection: sqlite3.Connection) -> Publics | None:
+    """The raw public keys this host's chain is and was signed with, by their ids; None before the first record."""
+    now = connection.execute("SELECT key_id, public FROM chain").fetchone()
+    if now is None:
+        return None
+    former = connection.execute("SELECT key_id, public FROM former_keys").fetchall()
+    return {str(key_id): bytes(public) for key_id, public in [*former, now]}

@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compliance_agent import crypto
 from compliance_agent.adapters.durable import make_directory, write_file
-from compliance_agent.errors import Unavailable
+from compliance_agent.errors import BadEvidence, Unavailable
 from compliance_agent.evidence.canonical import canonical
 from compliance_agent.lab.log import FakeLog, Lie
+from compliance_agent.log import rotation
 from compliance_agent.log.leaf import bundle_leaf
 from compliance_agent.ports import HttpReply
 from compliance_agent.server.records import Head
@@ -234,6 +235,8 @@ class FakeServer:
             return self._check_in(chain_, json.loads(body))
         if path == "/api/v1/evidence":
             return self._evidence(chain_, json.loads(body), fault)
+        if path == "/api/v1/keys/rotate":
+            return self._rotate(chain_, json.loads(body), fault)
         if self.log is not None and path == "/api/v1/receipts":
             return self._receipts(chain_, json.loads(body))
         if self.log is not None and path.startswith("/log/"):
@@ -300,6 +303,32 @@ class FakeServer:
         raw = raw[:-1] if fault is Fault.ACK_CUT else raw
         key = self._other_key if fault is Fault.ACK_FORGED else self._key
         return {"ack": _b64(raw), "sig": _b64(key.sign(raw).signature)}
+
+    def _rotate(self, chain_: Chain, request: dict[str, Any], fault: Fault) -> HttpReply:
+        raw, old_sig, new_sig = (base64.b64decode(request[name]) for name in ("statement", "old_sig", "new_sig"))
+        said = rotation.read(raw)
+        if chain_.public != said.new_public:  # else it was done before, and the answer was lost
+            try:
+                rotation.verified(raw, chain_.public, old_sig, new_sig)
+            except BadEvidence as error:
+                return _problem(422, error.code)
+            head = chain_.head
+            if head is None or (head.epoch, head.seq, head.digest) != (said.epoch, said.seq, said.digest):
+                return _problem(409, "wrong_head")
+            self.chains[said.new_key] = self.chains.pop(said.old_key)
+            chain_.public = said.new_public
+        word = canonical(
+            {
+                "schema": "compliance-agent/rotated/v1",
+                "old_key": said.old_key,
+                "new_key": said.new_key,
+                "epoch": said.epoch,
+                "seq": said.seq,
+                "digest": said.digest,
+            }
+        )
+        key = self._other_key if fault is Fault.ACK_FORGED else self._key
+        return _reply(200, {"rotated": _b64(word), "sig": _b64(key.sign(word).signature)})
 
     # The log
 

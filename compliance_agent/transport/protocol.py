@@ -19,6 +19,7 @@ from compliance_agent.documents import read_json
 from compliance_agent.errors import BadReply, DocumentError, ServerRefused
 from compliance_agent.evidence.canonical import canonical
 from compliance_agent.facts import LARGEST_INT, SHA256, TOKEN, is_timestamp
+from compliance_agent.log.rotation import read as read_rotation
 from compliance_agent.ports import HttpReply
 
 PROTOCOL = 1
@@ -253,6 +254,34 @@ def _expected(document: Any) -> Expected | None:
     if prev is not None and not SHA256.fullmatch(prev):
         raise BadReply("reply: expected.prev is not a digest")
     return Expected(_whole(document, "epoch", 0, LARGEST_INT), _whole(document, "seq", 1, LARGEST_INT), prev)
+
+
+def rotate_request(statement: bytes, old_sig: bytes, new_sig: bytes) -> bytes:
+    """The body of `POST /api/v1/keys/rotate`."""
+    sent = {"statement": statement, "old_sig": old_sig, "new_sig": new_sig}
+    return canonical({"protocol": PROTOCOL, **{name: _b64(raw) for name, raw in sent.items()}})
+
+
+def read_rotate_reply(reply: HttpReply, statement: bytes, server_key: bytes, verify: Verify) -> None:
+    """Hold the server's word against what it was told: signed with the pinned key, and about exactly this rotation.
+
+    Raises:
+        ServerRefused: the server said no.
+        BadReply: the reply is not as agreed; the former key must not be given up on its strength.
+    """
+    document = _document(reply, {200})
+    raw, sig = (_bytes(document, name) for name in ("rotated", "sig"))
+    said = read_rotation(statement)
+    expected = {
+        "schema": "compliance-agent/rotated/v1",
+        "old_key": said.old_key,
+        "new_key": said.new_key,
+        "epoch": said.epoch,
+        "seq": said.seq,
+        "digest": said.digest,
+    }
+    if raw != canonical(expected) or not verify(server_key, sig, raw):
+        raise BadReply("reply to key rotation: not the server's signed word about this rotation", code="bad_ack")
 
 
 def checkin_request(

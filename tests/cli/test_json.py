@@ -68,7 +68,8 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     path = configured(root)
     calls: list[tuple[str | Path, ...]] = [
         ("check",), ("plan",), ("lab", "drift", "--list"), ("lab", "drift", "chrony_stopped"),
-        ("drill", "--list", "--config", path), ("status", "--config", path), ("why", "logging", "--config", path),
+        ("drill", "--list", "--config", path), ("keys", "list", "--config", path),
+        ("status", "--config", path), ("why", "logging", "--config", path),
         ("config", "show", "--config", path),
         ("config", "check", "--config", path), ("verify", scene.config.evidence_dir),
         ("baseline", "show"), ("baseline", "lint", root / "baseline.yaml"),
