@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -27,6 +27,7 @@ from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.fields import from_base64
 from compliance_agent.log.merkle import hash_leaf
 from compliance_agent.log.note import Note, VerifierKey
+from compliance_agent.log.policy import Policy
 from compliance_agent.log.proof import Proof
 from compliance_agent.log.tiles import ENTRIES, Tile, decode_entries, written
 from compliance_agent.log.tree import Edge, TileTree
@@ -41,7 +42,9 @@ from compliance_agent.server.records import Host, Kept, Shard, SiteReader
 from compliance_agent.server.store import SqlStore
 
 WITNESSES, AUTHORITY = "witnesses.policy", "tsa-ca.pem"  # under keys/, where the server leaves them
+LOOKS, LOOK_S = 25, 0.2  # for a checkpoint that its witnesses have cosigned; a new one is visible before they have
 PAGE = 500  # bundles in memory at once while looking for the ones that are wanted
+Sleep = Callable[[float], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -81,17 +84,12 @@ class _Log:
     key: VerifierKey
     entries: list[bytes]
     files: dict[Tile, bytes]
-    witnesses: bytes = b"quorum none\n"  # lines of the policy, as the server asks them
+    policy: bytes = b""  # its key, and the witnesses that the server asks about it
     authority: bytes = b""  # certificates of the time-stamping authority it asks
 
     @property
     def size(self) -> int:
         return len(self.entries)
-
-    @property
-    def policy(self) -> bytes:
-        """Its key, and the witnesses that the server asks about it."""
-        return f"log {self.key}\n".encode() + self.witnesses
 
 
 async def build(
@@ -104,6 +102,7 @@ async def build(
     control: str | None = None,
     host: str | None = None,
     log_year: int | None = None,
+    sleep: Sleep = asyncio.sleep,
 ) -> Built:
     """Write the packet of a site and period to `out`, replacing what is there.
 
@@ -115,6 +114,7 @@ async def build(
         control: only what concerns this section of 45 CFR, such as `164.312(b)`.
         host: only the host with this label.
         log_year: of the log the records are in; the year of `until`, unless they arrived after it.
+        sleep: waits for the witnesses, a few seconds at most; without them the packet is unwitnessed, and says so.
 
     Raises:
         ConfigError: the period is empty, or the control is not one.
@@ -130,7 +130,7 @@ async def build(
         raise NoInput(f"{data_dir}: not the data directory of a server (no server.db)")
     store = await SqlStore.open(database)
     try:
-        scope, files = await _gathered(store, data_dir, wanted)
+        scope, files = await _gathered(store, data_dir, wanted, sleep)
     finally:
         await store.close()
     raw = archive.pack(_signed(files, Ed25519Signer(data_dir / "keys" / "packet.pem"), scope))
@@ -140,11 +140,11 @@ async def build(
     return Built(out, scope, count, len(raw), report)
 
 
-async def _gathered(store: SqlStore, data_dir: Path, wanted: Wanted) -> tuple[Scope, dict[str, bytes]]:
+async def _gathered(store: SqlStore, data_dir: Path, wanted: Wanted, sleep: Sleep) -> tuple[Scope, dict[str, bytes]]:
     reader = store.for_sites({wanted.site_id})
     if not await reader.site_rows():
         raise NoInput(f"site {wanted.site_id}: not known to this server")
-    log = await _log(reader, data_dir, wanted)
+    log = await _log(reader, data_dir, wanted, sleep)
     keys = {item.key_id: item for item in await reader.hosts(wanted.site_id) if wanted.host in {None, item.host_id}}
     if not keys:
         raise NoInput(f"site {wanted.site_id}: no host {wanted.host or ''}".rstrip())
@@ -267,7 +267,7 @@ def _nothing(wanted: Wanted, survey: _Survey, days: Sequence[str]) -> NoInput:
 # --- the log ----------------------------------------------------------------------------------------
 
 
-async def _log(reader: SiteReader, data_dir: Path, wanted: Wanted) -> _Log:
+async def _log(reader: SiteReader, data_dir: Path, wanted: Wanted, sleep: Sleep) -> _Log:
     shards = {shard.year: shard for shard in await reader.shards()}
     served = LogFiles(data_dir / "log")
     note = served.published(wanted.site_id, wanted.year)
@@ -276,11 +276,25 @@ async def _log(reader: SiteReader, data_dir: Path, wanted: Wanted) -> _Log:
         there = ", ".join(map(str, sorted(shards))) or "none"
         raise NoInput(f"site {wanted.site_id}: no log of {wanted.year} (there is: {there})")
     vkey = read_file(data_dir / "keys" / f"{wanted.site_id}-{wanted.year}.vkey", limit_bytes=4_096)
-    log = await asyncio.to_thread(
-        _opened, shard, served, note, VerifierKey.parse(vkey.decode("ascii", "replace").strip())
-    )
+    key = VerifierKey.parse(vkey.decode("ascii", "replace").strip())
     witnesses, authority = (_left(data_dir / "keys" / name) for name in (WITNESSES, AUTHORITY))
-    return replace(log, witnesses=witnesses or log.witnesses, authority=authority)
+    policy = f"log {key}\n".encode() + (witnesses or b"quorum none\n")
+    for _ in range(LOOKS):
+        if not _lacks_witnesses(policy, note):
+            break
+        await sleep(LOOK_S)
+        note = served.published(wanted.site_id, wanted.year) or note
+        shard = next(one for one in await reader.shards() if one.year == wanted.year)
+    log = await asyncio.to_thread(_opened, shard, served, note, key)
+    return replace(log, policy=policy, authority=authority)
+
+
+def _lacks_witnesses(policy: bytes, note: bytes) -> bool:
+    """Whether waiting may help; what is wrong with either is for the packet's verifier to name."""
+    try:
+        return not Policy.parse(policy).verify(note).quorum_met
+    except BadEvidence:
+        return False
 
 
 def _left(path: Path) -> bytes:

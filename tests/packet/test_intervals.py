@@ -76,12 +76,16 @@ def test_the_command(made: Made, tmp_path: Path) -> None:
         assert "not after" not in shown.out
 
 
+async def at_once(seconds: float) -> None:
+    """Nobody is going to answer."""
+
+
 def test_the_packet_brings_what_the_server_asks(made: Made, tmp_path: Path) -> None:
     """Witnesses and authority of the server stand in the packet; a checkpoint without the quorum it asks for is named."""
     changed = copied(made, tmp_path / "server")
     (changed.data_dir / "keys" / "witnesses.policy").write_text(f"witness w1 {WITNESS.key}\nquorum w1\n")
     (changed.data_dir / "keys" / "tsa-ca.pem").write_text("no certificate")
-    result = built(changed.data_dir, tmp_path / "packet.zip")
+    result = built(changed.data_dir, tmp_path / "packet.zip", sleep=at_once)
     files = archive.unpack(result.path.read_bytes())
     assert files["policy"].endswith(f"witness w1 {WITNESS.key}\nquorum w1\n".encode())
     assert files["time/ca.pem"] == b"no certificate"

@@ -13,11 +13,12 @@ from compliance_agent.evidence.stamped import stamps_under
 from compliance_agent.log.leaf import time_leaf
 from compliance_agent.log.note import KeyType, Note
 from compliance_agent.packet import archive, verify
+from compliance_agent.packet.build import LOOKS
 from compliance_agent.packet.outside import Stamped, outside
 from compliance_agent.packet.verify import Report, verify_files
 from tests.cli.command import run
 from tests.log.builder import LOG, MemoryLog, signer
-from tests.packet.scene import Files, Made
+from tests.packet.scene import SITE, Files, Made, copied
 from tests.packet.test_verify import flip
 from tests.packet.witnessed import DAY, HOURS, built_again
 from tests.server.authority import made as new_authority
@@ -155,6 +156,36 @@ def test_a_policy_of_the_caller_counts_and_the_packets_own_is_still_read(seen: M
     for broken in (b"quorum none", own[own.index(b"witness ") :]):
         report = verify_files(seen.signed_again({**seen.files, "policy": broken}), own)
         assert "policy" in {where for _, where in named(report)}
+
+
+class Later:
+    """A published checkpoint without its witnesses, who answer while somebody sleeps for the nth time; with 0 never."""
+
+    def __init__(self, made: Made, answered: int) -> None:
+        self.path = made.data_dir / "log" / SITE / "2024" / "checkpoint"
+        self.note, self.answered, self.slept = self.path.read_bytes(), answered, 0
+        self.path.write_bytes(b"".join(self.note.splitlines(keepends=True)[:-2]))
+
+    async def __call__(self, seconds: float) -> None:
+        self.slept += 1
+        if self.slept == self.answered:
+            self.path.write_bytes(self.note)
+
+
+def test_a_packet_waits_for_the_witnesses_of_a_checkpoint_that_is_new(seen: Made, tmp_path: Path) -> None:
+    copy = copied(seen, tmp_path / "server")
+    later = Later(copy, 3)
+    result = built_again(copy.data_dir, tmp_path / "packet.zip", later)
+    assert (result.report.ok, result.report.quorum, later.slept) == (True, "met", 3)
+    assert result.path.read_bytes() == seen.raw
+
+
+def test_it_does_not_wait_for_ever(seen: Made, tmp_path: Path) -> None:
+    copy = copied(seen, tmp_path / "server")
+    later = Later(copy, 0)
+    result = built_again(copy.data_dir, tmp_path / "packet.zip", later)
+    assert (result.report.quorum, later.slept) == ("unwitnessed", LOOKS)
+    assert named(result.report) == {("no_quorum", "log/checkpoint")}
 
 
 # --- names ----------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from compliance_agent.packet.build import Built, build
+from compliance_agent.packet.build import Built, Sleep, build
 from compliance_agent.server import app as module
 from compliance_agent.server.log_keys import LogKeys
 from compliance_agent.transport.http import HttpTransport
@@ -33,9 +33,9 @@ def witnessed(directory: Path) -> Made:
     return Made(directory / "server", result.path.read_bytes(), result)
 
 
-def built_again(data_dir: Path, out: Path) -> Built:
+def built_again(data_dir: Path, out: Path, sleep: Sleep = asyncio.sleep) -> Built:
     """The packet of its day."""
-    return asyncio.run(build(data_dir, SITE, DAY, DAY, out))
+    return asyncio.run(build(data_dir, SITE, DAY, DAY, out, sleep=sleep))
 
 
 async def _live(directory: Path, patch: pytest.MonkeyPatch, tsa_url: str, tsa_ca: Path) -> None:
