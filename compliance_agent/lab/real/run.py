@@ -129,11 +129,13 @@ def _row(host: Machine, row: Row, repository: Repository) -> Judged:
     seen: list[Bundle] = []
 
     def there() -> bool:
-        seen[:] = [bundle for bundle in _bundles(host, known) if bundle["check"] == row.check]
+        since = injected.strftime("%Y-%m-%dT%H:%M:%S.%fZ")  # what the row before left behind does not count
+        recorded = [bundle for bundle in _bundles(host, known) if bundle["check"] == row.check]
+        seen[:] = [bundle for bundle in recorded if bundle["timestamp_end"] >= since]
         return any(expected(row, bundle) for bundle in seen)
 
     if row.name == "encryption:not_encrypted":  # nothing changes there, so nothing new is recorded
-        known, injected = set(), datetime.now(UTC)
+        known, injected = set(), datetime.fromtimestamp(0, UTC)
     _until(there, row.wait_s)
     truth = host.run(row.truth).returncode == 0 if row.outcome == "success" else None
     former = host.run(row.former).returncode == 0 if row.outcome in {"reverted", "failed"} else None
@@ -205,7 +207,8 @@ def _evidence(host: Machine, network: Network) -> dict[str, Any]:
 
 
 def _paths(host: Machine) -> list[Path]:
-    return sorted((host.root / "var/lib/compliance-agent/evidence").glob("*/*/*/*/bundle.json"))
+    """Bundles on the host's disk; a directory with a hidden name is not whole yet."""
+    return sorted((host.root / "var/lib/compliance-agent/evidence").glob("*/*/*/[!.]*/bundle.json"))
 
 
 def _bundles(host: Machine, known: set[Path]) -> list[Bundle]:
