@@ -191,6 +191,20 @@ def test_a_stamp_can_be_checked_when_its_certificate_has_expired(seen: Made, tmp
     )
 
 
+def test_an_authority_with_a_new_root_keeps_the_old_one_behind_it(seen: Made, tmp_path: Path) -> None:
+    """Then tokens from before it still verify, by the page's commands and by ours."""
+    copy = copied(seen, tmp_path / "server")
+    ca = copy.data_dir / "keys" / "tsa-ca.pem"
+    old, new = ca.read_bytes(), new_authority(tmp_path / "new").ca_file.read_bytes()
+    for content, right in ((new + old, True), (new, False)):
+        ca.write_bytes(content)
+        result = built_again(copy.data_dir, tmp_path / "packet.zip")
+        assert result.report.ok is right
+        files = archive.unpack(result.path.read_bytes())
+        directory = unpacked(files, tmp_path / f"{right}")
+        assert (run(blocks(files)[EVERY_STAMP], directory).returncode == 0) is right
+
+
 def test_without_certificates_the_page_has_no_command_for_stamps(seen: Made, tmp_path: Path) -> None:
     copy = copied(seen, tmp_path / "server")
     (copy.data_dir / "keys" / "tsa-ca.pem").unlink()
