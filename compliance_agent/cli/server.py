@@ -348,10 +348,8 @@ def readopt(ctx: click.Context) -> None:
         raise NoInput(f"{settings.data_dir}: holds no server.db", hint="name the server's directory with --data-dir")
 
     async def act(services: Services) -> list[Readopted]:
-        readopting = Readopt(
-            services.store, services.log_files, services.log_keys, services.clock, services.settings.name
-        )
-        return await readopting.run()
+        files, keys, heads = services.log_files, services.log_keys, services.log_heads
+        return await Readopt(services.store, files, keys, heads, services.clock, services.settings.name).run()
 
     with only_server(settings.data_dir):
         found = _with_services(settings, act)
@@ -407,4 +405,5 @@ async def _logs(services: Services) -> list[dict[str, Any]]:
 
     from compliance_agent.server.services.fsck import Fsck
 
-    return [asdict(item) async for item in Fsck(services.store, services.log_files, services.log_keys).run()]
+    checker = Fsck(services.store, services.log_files, services.log_keys, services.log_heads)
+    return [asdict(item) async for item in checker.run()]

@@ -5,7 +5,8 @@
 
 The data directory: `server.db`, `keys/ack.pem` and `keys/ack.pub.pem` (what acknowledgements are signed with), `keys/log.pem` and
 `keys/<site>-<year>.vkey` (what checkpoints are signed with), `keys/witnesses.policy` and `keys/tsa-ca.pem` (copies, for packets),
-`log/` (the logs as they are served), `tls/` when the server does TLS itself, `admin-password` (made at the first start, 0600).
+`log/` (the logs as they are served), `heads/` (the largest checkpoint ever signed of each), `tls/` when the server does TLS
+itself, `admin-password` (made at the first start, 0600).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from compliance_agent.server.api.deps import Services
 from compliance_agent.server.api.edge import Edge
 from compliance_agent.server.cosigning import Cosigning, Intervals, policy_of
 from compliance_agent.server.log_files import LogFiles
+from compliance_agent.server.log_heads import LogHeads
 from compliance_agent.server.log_keys import MLDSA44_FILE, LogKeys, make_mldsa44
 from compliance_agent.server.metrics import Metrics
 from compliance_agent.server.records import Clock
@@ -122,6 +124,7 @@ async def opened(
     if settings.log_mldsa44:
         make_mldsa44(settings.data_dir / "keys" / MLDSA44_FILE)
     keys, files, board = LogKeys(settings.data_dir / "keys"), LogFiles(settings.data_dir / "log"), Board()
+    heads = LogHeads(settings.data_dir / "heads")
     store = await SqlStore.open(database(settings))
     cosigning = _cosigning(settings, store, files, keys, board, clock)
     try:
@@ -140,11 +143,13 @@ async def opened(
             ack_public_key=signer.public_bytes,
             log_keys=keys,
             log_files=files,
+            log_heads=heads,
             board=board,
             sequencer=Sequencer(
                 store,
                 files,
                 keys,
+                heads,
                 board,
                 log_clock or clock,
                 name=settings.name,

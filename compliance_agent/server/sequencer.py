@@ -5,10 +5,10 @@ Each round, for every site with pending entries:
 1. one transaction: indexes, size, root and edge, by compare-and-swap on the size this sequencer holds;
 2. the files of the growth, durable, never with other bytes than a path has;
 3. the signed checkpoint into the log's row, by compare-and-swap, before anybody can see it;
-4. the checkpoint file.
+4. the same beside the database (`LogHeads`), then the checkpoint file.
 
 A crash after any of them is mended at the next start from the database alone: committed entries keep their indexes for ever, and
-files are derived from them again. The database must never be rolled back: when a visible checkpoint is ahead of it, or is not a
+files are derived from them again. The database must never be rolled back: when what was visible is ahead of it, or is not a
 prefix of it, the log stands still, loudly, and evidence goes on being taken. So it does when the state of a write is unknown.
 A clock that did not advance, and a full disk, are waited out.
 """
@@ -32,6 +32,7 @@ from compliance_agent.log.tree import Edge, TileReader, TileTree
 from compliance_agent.logs import where
 from compliance_agent.server.cosigning import Cosigning
 from compliance_agent.server.log_files import LogFiles
+from compliance_agent.server.log_heads import LogHeads
 from compliance_agent.server.log_keys import LogKeys
 from compliance_agent.server.records import Clock, Leaf, PendingLeaf, Shard, Store, Transaction
 from compliance_agent.server.services.board import Board, Head
@@ -62,6 +63,7 @@ class Sequencer:
         store: holds the truth.
         files: what is served.
         keys: sign checkpoints.
+        heads: remember the largest checkpoint of each log, whatever becomes of the store and the files.
         board: where heads, new entries and reasons to stand still are posted.
         clock: gives the time, which must advance from round to round.
         name: of the server, in the origin of new logs.
@@ -75,6 +77,7 @@ class Sequencer:
         store: Store,
         files: LogFiles,
         keys: LogKeys,
+        heads: LogHeads,
         board: Board,
         clock: Clock,
         *,
@@ -86,6 +89,7 @@ class Sequencer:
         self._store = store
         self._files = files
         self._keys = keys
+        self._heads = heads
         self._board = board
         self._clock = clock
         self._name = name
@@ -140,7 +144,7 @@ class Sequencer:
         """Read every log, write out what a crash has left, and stand still where that would contradict what was published."""
         shards = await self._store.for_sites(await self._store.all_sites()).shards()
         held = {(shard.site_id, shard.year) for shard in shards}
-        for site_id, year in await asyncio.to_thread(self._files.known):
+        for site_id, year in await asyncio.to_thread(lambda: sorted({*self._files.known(), *self._heads.known()})):
             if (site_id, year) not in held:
                 self._stop(site_id, LogStopped(f"log {site_id}/{year}: not in the database", code="log_restored"))
         if self._cosigning is not None:
@@ -288,6 +292,7 @@ class Sequencer:
 
     def _show(self, growth: Growth) -> None:
         shard = growth.tree.shard
+        self._heads.keep(shard.site_id, shard.year, shard.checkpoint or b"")
         self._keys.show(shard.site_id, shard.year, shard.origin)
         self._files.publish(shard.site_id, shard.year, shard.checkpoint or b"")
         full = (tile for tile, _ in growth.files if tile.width == FULL)
@@ -317,6 +322,8 @@ class Sequencer:
             if visible is None or not _same_text(visible, signed):
                 visible = signed
                 await asyncio.to_thread(self._show, growth)
+            else:  # a directory from before heads were kept
+                await asyncio.to_thread(self._heads.keep, shard.site_id, shard.year, signed)
         except (AgentError, OSError) as error:
             self._failed(shard.site_id, error)
             return
@@ -336,12 +343,15 @@ class Sequencer:
             visible = await asyncio.to_thread(self._files.published, site_id, year)
             signed = self._verified(shard, shard.checkpoint)
             seen = self._verified(shard, visible)
+            head = self._verified(shard, await asyncio.to_thread(self._heads.get, site_id, year))
         except (BadEvidence, NoInput) as error:
             raise LogStopped(f"log {shard.origin}: {error}", code="checkpoint_unusable") from error
-        if seen is not None and seen.size > size:
-            raise LogStopped(
-                f"log {shard.origin}: published {seen.size} entries, the database holds {size}", code="log_restored"
-            )
+        for shown in (seen, head):
+            if shown is not None and shown.size > size:
+                raise LogStopped(
+                    f"log {shard.origin}: published {shown.size} entries, the database holds {size}",
+                    code="log_restored",
+                )
         begun = signed if visible is not None else None  # nothing to be seen: write all of it again
         old = await self._edge_at(shard, begun)
         leaves = await reader.leaves(site_id, year, old.size // FULL * FULL, size)
@@ -351,7 +361,7 @@ class Sequencer:
         unfinished = b"".join(map(hash_leaf, tree.tail))
         if tree.shard != shard or unfinished != (tree.edge.levels[0] if tree.edge.levels else b""):
             raise LogStopped(f"log {shard.origin}: entries do not give the root that is held", code="log_damaged")
-        for held in (signed, seen):
+        for held in (signed, seen, head):
             if held is not None:
                 await self._hold(shard, held, dict(files))
         return Growth(shard.checkpoint, Tree(shard, tree.edge, tree.tail), files if known else []), visible

@@ -27,6 +27,7 @@ from compliance_agent.log.note import Note
 from compliance_agent.log.tiles import FULL, Tile, encode_entries, written
 from compliance_agent.log.tree import Edge
 from compliance_agent.server.log_files import LogFiles
+from compliance_agent.server.log_heads import LogHeads
 from compliance_agent.server.log_keys import LogKeys
 from compliance_agent.server.records import NewLeaf, Site, Store, Transaction, Work
 from compliance_agent.server.sequencer import Sequencer
@@ -87,6 +88,19 @@ class WatchedFiles(LogFiles):
     def drop_partials(self, site_id: str, year: int, tiles: Iterable[Tile]) -> None:
         super().drop_partials(site_id, year, tiles)
         self._points.hit("after dropping partial tiles")
+
+
+class WatchedHeads(LogHeads):
+    """The real heads; each writing is two points."""
+
+    def __init__(self, directory: Path, points: Points) -> None:
+        super().__init__(directory / "heads")
+        self._points = points
+
+    def keep(self, site_id: str, year: int, note: bytes) -> None:
+        self._points.hit("before head")
+        super().keep(site_id, year, note)
+        self._points.hit("after head")
 
 
 class WatchedStore:
@@ -150,10 +164,16 @@ async def decide(store: Store, seqs: Sequence[int], now: datetime) -> None:
 
 
 def sequencer_over(
-    directory: Path, store: Any, files: LogFiles, clock: Callable[[], datetime], kind: type[Sequencer] = Sequencer
+    directory: Path,
+    store: Any,
+    files: LogFiles,
+    clock: Callable[[], datetime],
+    kind: type[Sequencer] = Sequencer,
+    heads: LogHeads | None = None,
 ) -> tuple[Sequencer, Board]:
     board = Board()
-    return kind(store, files, LogKeys(directory / "keys"), board, clock, name="msp", interval_s=0.001), board
+    heads = LogHeads(directory / "heads") if heads is None else heads
+    return kind(store, files, LogKeys(directory / "keys"), heads, board, clock, name="msp", interval_s=0.001), board
 
 
 async def scene(
@@ -169,7 +189,9 @@ async def scene(
         await ensure_site(real, clock())
         held = _seqs(directory)
         files = WatchedFiles(directory / "log", points, said.see)
-        sequencer, board = sequencer_over(directory, WatchedStore(real, points), files, clock, kind)
+        sequencer, board = sequencer_over(
+            directory, WatchedStore(real, points), files, clock, kind, WatchedHeads(directory, points)
+        )
         await sequencer.recover()
         await sequencer.round()
         first = 1
@@ -223,6 +245,10 @@ def check(directory: Path, said: Said, *, whole: bool = True) -> None:
         visible = directory / "log" / SITE / str(year) / "checkpoint"
         shown = Checkpoint.parse(Note.parse(visible.read_bytes()).text) if visible.exists() else None
         assert shown is None or shown.size <= signed_size, "a checkpoint was visible before it was in the database"
+        kept = LogHeads(directory / "heads").get(SITE, year)
+        head = Checkpoint.parse(Note.parse(kept).text) if kept is not None else None
+        assert shown is None or (head is not None and head.size >= shown.size), "a head was visible before it was kept"
+        assert head is None or head.size <= signed_size, "a head was kept before it was in the database"
         assert not whole or (note is not None and signed_size == size and visible.read_bytes() == note)
         if whole:
             _check_files(directory / "log" / SITE / str(year), [leaf for _, leaf in leaves[year]])

@@ -117,16 +117,28 @@ class ShowsFirst(Sequencer):
         await super()._publish(growths, now)
 
 
-def test_showing_a_checkpoint_too_early_is_caught(tmp_path: Path) -> None:
+class KeepsHeadLast(Sequencer):
+    """Shows a checkpoint before its head is durable."""
+
+    def _show(self, growth: Growth) -> None:
+        shard = growth.tree.shard
+        self._files.publish(shard.site_id, shard.year, shard.checkpoint or b"")
+        super()._show(growth)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [(ShowsFirst, "before it was in the database"), (KeepsHeadLast, "before it was kept")]
+)
+def test_showing_a_checkpoint_too_early_is_caught(tmp_path: Path, kind: type[Sequencer], words: str) -> None:
     def caught(at: int) -> bool:
         directory, said = tmp_path / f"early-{at}", Said()
         try:
-            asyncio.run(scene(directory, START, Points(at), said, ShowsFirst))
+            asyncio.run(scene(directory, START, Points(at), said, kind))
         except Crash:
             try:
                 check(directory, said, whole=False)
             except AssertionError as error:
-                return "before it was in the database" in str(error)
+                return words in str(error)
         return False
 
     assert any(caught(at) for at in range(1, 25))

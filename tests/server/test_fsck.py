@@ -41,7 +41,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def problems(directory: Path) -> list[str]:
     """What is wrong with the logs of a data directory."""
     async with opened(ServerSettings(data_dir=directory)) as services:
-        checker = Fsck(services.store, services.log_files, services.log_keys)
+        checker = Fsck(services.store, services.log_files, services.log_keys, services.log_heads)
         return [problem async for finding in checker.run() for problem in finding.problems]
 
 

@@ -69,7 +69,8 @@ async def scene(directory: Path) -> tuple[FakeHost, list[Signed], FakeHost, list
 async def readopted(directory: Path) -> list[Readopted]:
     settings = ServerSettings(data_dir=directory)
     async with opened(settings, later_clock(2)) as services:
-        return await Readopt(services.store, services.log_files, services.log_keys, services.clock, settings.name).run()
+        files, keys, heads = services.log_files, services.log_keys, services.log_heads
+        return await Readopt(services.store, files, keys, heads, services.clock, settings.name).run()
 
 
 async def test_the_same_log_goes_on_and_hosts_send_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

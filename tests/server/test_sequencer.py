@@ -190,6 +190,7 @@ async def test_a_log_that_went_another_way_is_refused(tmp_path: Path) -> None:
     directory = tmp_path / "data"
     host, note = await _with_backup(directory)
     shutil.move(directory / "log", tmp_path / "first")
+    shutil.rmtree(directory / "heads")  # it would not have begun
     async with restarted(directory, 2) as server:
         host.seq, host.prev = 1, (await server.checkin(host)).json()["known"]["digest"]
         for _ in range(4):
@@ -352,6 +353,7 @@ async def test_a_database_of_version_1_is_brought_up(tmp_path: Path) -> None:
         database.execute("UPDATE meta SET value = '1'")
     database.close()
     shutil.rmtree(directory / "log")
+    shutil.rmtree(directory / "heads")
     async with restarted(directory) as server:
         await settled(server)
         leaves = await leaves_of(server)

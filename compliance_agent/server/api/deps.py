@@ -13,6 +13,7 @@ from compliance_agent.errors import Refusal
 from compliance_agent.log.policy import Policy
 from compliance_agent.server.cosigning import Cosigning
 from compliance_agent.server.log_files import LogFiles
+from compliance_agent.server.log_heads import LogHeads
 from compliance_agent.server.log_keys import LogKeys
 from compliance_agent.server.records import Clock, SiteReader, Store, User
 from compliance_agent.server.sequencer import Sequencer
@@ -38,6 +39,7 @@ class Services:
     Attributes:
         ack_public_key: raw 32-byte key that acknowledgements verify under; hosts pin it at enrolment.
         log_keys, log_files: what signs the transparency logs, and where they are served from.
+        log_heads: the largest checkpoint ever signed of each.
         board: what of them is published, and why one stands still.
         sequencer: runs in the server; in a command beside it, it is never started.
         cosigning: asks witnesses and the time-stamping authority, where there are any.
@@ -59,6 +61,7 @@ class Services:
     ack_public_key: bytes
     log_keys: LogKeys
     log_files: LogFiles
+    log_heads: LogHeads
     board: Board
     sequencer: Sequencer
     receipts: Receipts

@@ -2,7 +2,7 @@
 
 rows    the entries, counted from 0 without a gap, give the root that is held, and the root that was signed
 files   the entry bundles hold the same entries, every tile of the signed tree has the bytes it must have
-heads   the signed checkpoint is the visible one, and verifies under the log's key
+heads   the signed checkpoint is the visible one, verifies under the log's key, and none larger was ever signed
 bundles every stored bundle has its entry, which names its digest, place and signature
 
 Memory is bounded by the largest tile: entries are read in bundles of 256.
@@ -21,6 +21,7 @@ from compliance_agent.log.note import Note
 from compliance_agent.log.tiles import ENTRIES, FULL, Tile, decode_entries
 from compliance_agent.log.tree import Edge
 from compliance_agent.server.log_files import LogFiles
+from compliance_agent.server.log_heads import LogHeads
 from compliance_agent.server.log_keys import LogKeys
 from compliance_agent.server.records import Shard, SiteReader, Store
 
@@ -49,22 +50,24 @@ class Finding:
 class Fsck:
     """Reads only; a server may run beside it, whose newest entries may then be missed."""
 
-    def __init__(self, store: Store, files: LogFiles, keys: LogKeys) -> None:
+    def __init__(self, store: Store, files: LogFiles, keys: LogKeys, heads: LogHeads) -> None:
         self._store = store
         self._files = files
         self._keys = keys
+        self._ever = heads
 
     async def run(self) -> AsyncIterator[Finding]:
         """One finding for each log; a site's bundles are counted with its newest."""
-        visible = await asyncio.to_thread(self._visible)  # before the rows, which are never behind what is visible
+        visible, ever = await asyncio.to_thread(self._shown)  # before the rows, which are never behind what is visible
         sites = await self._store.all_sites()
         shards = await self._store.for_sites(sites).shards()
         newest = {shard.site_id: shard.year for shard in shards}
         for shard in shards:
             finding = Finding(shard.site_id, shard.year, shard.size, shard.checkpoint_size)
-            reader = self._store.for_sites({shard.site_id})
-            seen, signed = self._heads(shard, visible.get((shard.site_id, shard.year)), finding)
-            await self._tree(reader, shard, seen, signed, finding)
+            reader, place = self._store.for_sites({shard.site_id}), (shard.site_id, shard.year)
+            seen, signed = self._heads(shard, visible.get(place), finding)
+            head = self._ever_signed(shard, ever.get(place), finding)
+            await self._tree(reader, shard, [seen, head], signed, finding)
             if newest[shard.site_id] == shard.year:
                 await self._bundles(reader, finding)
             yield finding
@@ -72,12 +75,17 @@ class Fsck:
             finding = Finding(site_id, 0, 0, 0)
             await self._bundles(self._store.for_sites({site_id}), finding)
             yield finding
-        for site_id, year in visible.keys() - {(shard.site_id, shard.year) for shard in shards}:
+        for site_id, year in (visible.keys() | ever.keys()) - {(shard.site_id, shard.year) for shard in shards}:
             yield Finding(site_id, year, 0, 0, problems=["is published, and not in the database"])
 
-    def _visible(self) -> dict[tuple[str, int], bytes]:
-        found = {place: self._files.published(*place) for place in self._files.known()}
-        return {place: note for place, note in found.items() if note is not None}
+    def _shown(self) -> tuple[dict[tuple[str, int], bytes], dict[tuple[str, int], bytes]]:
+        """What is visible, and the largest that ever was."""
+        visible = {place: self._files.published(*place) for place in self._files.known()}
+        ever = {place: self._ever.get(*place) for place in self._ever.known()}
+        return (
+            {place: note for place, note in visible.items() if note is not None},
+            {place: note for place, note in ever.items() if note is not None},
+        )
 
     def _heads(self, shard: Shard, note: bytes | None, finding: Finding) -> tuple[Checkpoint | None, Checkpoint | None]:
         """The visible checkpoint and the one in the row, verified. The first may be older, just before it is replaced."""
@@ -96,6 +104,16 @@ class Fsck:
             )
         return seen, signed
 
+    def _ever_signed(self, shard: Shard, note: bytes | None, finding: Finding) -> Checkpoint | None:
+        try:
+            head = self._verified(shard, note)
+        except (BadEvidence, NoInput) as error:
+            finding.says(f"heads: {error}")
+            return None
+        if head is not None and head.size > shard.size:
+            finding.says(f"heads: {head.size} entries were signed, the database holds {shard.size} (restored backup?)")
+        return head
+
     def _verified(self, shard: Shard, note: bytes | None) -> Checkpoint | None:
         if note is None:
             return None
@@ -107,12 +125,17 @@ class Fsck:
         return checkpoint
 
     async def _tree(
-        self, reader: SiteReader, shard: Shard, seen: Checkpoint | None, signed: Checkpoint | None, finding: Finding
+        self,
+        reader: SiteReader,
+        shard: Shard,
+        shown: list[Checkpoint | None],
+        signed: Checkpoint | None,
+        finding: Finding,
     ) -> None:
         """Grow the log once more from its rows, and hold each file of the signed tree against what it must be."""
         edge, files, limit = Edge(), Edge(), signed.size if signed is not None else 0
-        roots = [(item.size, item.root) for item in (seen, signed) if item is not None]
-        ends = {*range(FULL, shard.size, FULL), *(size for size, _ in roots), shard.size}
+        roots = [(item.size, item.root) for item in (*shown, signed) if item is not None]
+        ends = {*range(FULL, shard.size, FULL), *(size for size, _ in roots if size <= shard.size), shard.size}
         for end in sorted(ends - {0}):
             leaves = await reader.leaves(shard.site_id, shard.year, edge.size, end)
             if len(leaves) != end - edge.size:

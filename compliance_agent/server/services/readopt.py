@@ -2,7 +2,8 @@
 
 The files of a log are ahead of such a database, and the log stands still (`log_restored`), for two trees of one size must never be
 signed. Here the entries that the database lacks are read from the entry bundles, grown on top of those it holds, and adopted only
-when the tree they give has exactly the root of the published checkpoint, signed by this log's own key. Indexes and root go on.
+when the tree they give has exactly the root of the newest checkpoint that is published, or that `heads/` remembers, signed by
+this log's own key. Indexes and root go on.
 Everything else is refused, with nothing written: files that are damaged or lost, a database that is no
 prefix of what was signed, and a host that has signed another record for a place that is in the log.
 
@@ -25,6 +26,7 @@ from compliance_agent.log.note import Note
 from compliance_agent.log.tiles import ENTRIES, FULL, Tile, decode_entries
 from compliance_agent.log.tree import Edge
 from compliance_agent.server.log_files import LogFiles
+from compliance_agent.server.log_heads import LogHeads
 from compliance_agent.server.log_keys import LogKeys
 from compliance_agent.server.records import Clock, NewLeaf, Shard, Store, Transaction
 
@@ -52,10 +54,11 @@ class Readopted:
 class Readopt:
     """Works on a data directory that no server runs on."""
 
-    def __init__(self, store: Store, files: LogFiles, keys: LogKeys, clock: Clock, name: str) -> None:
+    def __init__(self, store: Store, files: LogFiles, keys: LogKeys, heads: LogHeads, clock: Clock, name: str) -> None:
         self._store = store
         self._files = files
         self._keys = keys
+        self._heads = heads
         self._clock = clock
         self._name = name
 
@@ -68,7 +71,8 @@ class Readopt:
         sites = await self._store.all_sites()
         held = {(shard.site_id, shard.year): shard for shard in await self._store.for_sites(sites).shards()}
         found = []
-        for site_id, year in sorted(await asyncio.to_thread(self._files.known)):
+        known = await asyncio.to_thread(lambda: {*self._files.known(), *self._heads.known()})
+        for site_id, year in sorted(known):
             if site_id not in sites:
                 raise LogStopped(
                     f"log {site_id}/{year}: the database does not know this clinic",
@@ -102,15 +106,23 @@ class Readopt:
         return await self._store.write(lambda tx: self._adopt(tx, shard, grown, entries))
 
     def _published(self, site_id: str, year: int, origin: str) -> tuple[bytes, Checkpoint]:
-        note = self._files.published(site_id, year)
-        if note is None:
+        """The newest checkpoint that anybody may have seen; a crash can leave `heads/` one ahead of the files."""
+        notes = (self._files.published(site_id, year), self._heads.get(site_id, year))
+        found = [(note, self._verified(note, origin)) for note in notes if note is not None]
+        if not found:
             raise NoInput("no checkpoint is published")
+        newest = max(found, key=lambda item: item[1].size)
+        if any(seen.size == newest[1].size and seen.root != newest[1].root for _, seen in found):
+            raise LogStopped(f"log {origin}: two roots of {newest[1].size} entries were signed", code="log_forked")
+        return newest
+
+    def _verified(self, note: bytes, origin: str) -> Checkpoint:
         parsed = Note.parse(note)
         parsed.verify([self._keys.verifier(origin)])
         checkpoint = Checkpoint.parse(parsed.text)
         if checkpoint.origin != origin:
             raise BadEvidence("checkpoint is of another log", code="bad_checkpoint")
-        return note, checkpoint
+        return checkpoint
 
     async def _edge(self, site_id: str, year: int, shard: Shard | None) -> Edge:
         """The tree that the database holds, from its entries."""
