@@ -228,7 +228,7 @@ ROWS: tuple[Row, ...] = (
     Row("backup", "record_corrupt", f"echo '{{' >{DRILL}", "unknown", "unparsable", restore=dated(DRILL, 0)),
     unreadable("backup", "/usr/bin/restic"),
     Row(
-        "backup", "run_fails", f"{_BACKUP_FAILS}\n{OLD_SNAPSHOT}", "fail", "snapshot_too_old", "failed", "check_fail",
+        "backup", "run_fails", f"{_BACKUP_FAILS}\n{OLD_SNAPSHOT}", "fail", "snapshot_too_old", "reverted", "unit_start_failed",
         restore=f"{_BACKUP_WORKS}; systemctl start restic-backup.service", wait_s=60,
     ),
     # encryption: there is no dm-crypt in a container; what is not encrypted has to be said, and is for people.
