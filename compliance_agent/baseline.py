@@ -161,13 +161,38 @@ def parse(raw: bytes) -> Baseline:
     checks = _mapping(document.get("checks"), "checks", set(registry()))
     if not checks:
         raise ConfigError("checks: none is listed; a baseline that looks at nothing proves nothing")
+    entries = {name: _entry(name, value) for name, value in sorted(checks.items())}
+    _refuse_contradictions(entries)
     return Baseline(
         version=version,
         sha256=hashlib.sha256(raw).hexdigest(),
         mode=_mode(document.get("mode", "enforce"), "mode"),
-        entries={name: _entry(name, value) for name, value in sorted(checks.items())},
+        entries=entries,
         exceptions=_exceptions(document.get("exceptions", [])),
     )
+
+
+def wanted_units(entries: Mapping[str, Entry], want: str) -> dict[str, list[str]]:
+    """Units that entries name as `needed` or `forbidden`, whole as systemd writes them, with the fields that do."""
+    found: dict[str, list[str]] = {}
+    for name, entry in entries.items():
+        for field in dataclasses.fields(entry.parameters):
+            if field.metadata.get("unit") == want:
+                for unit in entry.names.get(field.name, ()):
+                    whole = unit if "." in unit else f"{unit}.service"
+                    found.setdefault(whole, []).append(f"checks.{name}.parameters.{field.name}")
+    return found
+
+
+def _refuse_contradictions(entries: Mapping[str, Entry]) -> None:
+    """No host can be as two entries want that want opposite things, and their cures would undo each other for ever."""
+    needed, forbidden = wanted_units(entries, "needed"), wanted_units(entries, "forbidden")
+    for unit in sorted(needed.keys() & forbidden.keys()):
+        raise ConfigError(
+            f"{forbidden[unit][0]}: forbids {unit}, which {needed[unit][0]} needs",
+            code="baseline_contradiction",
+            hint="take the unit out of one of them",
+        )
 
 
 def _mapping(value: Any, field: str, known: set[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import time
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from compliance_agent import baseline as module
 from compliance_agent.baseline import Baseline, load, names_of, parse, timestamp, typed_parameters
+from compliance_agent.checks import registry
 from compliance_agent.errors import ConfigError, DocumentError
 from compliance_agent.models import Mode
 
@@ -121,6 +123,37 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "exception with an unknown key": (with_exception(until="x"), "exceptions[0]: unknown key 'until'"),
     "an exception's id twice": (with_exception() + with_exception().split(b"exceptions:\n")[1], "stands twice"),
 }  # fmt: skip
+
+
+CONTRADICTIONS = [
+    ("chrony.service", "time_sync:", "time_sync"),
+    ("rsyslog.service", "logging:", "logging"),
+    ("chronyd.service", "time_sync: {parameters: {unit: chronyd}}", "time_sync"),
+]
+
+
+@pytest.mark.parametrize("mode", ["audit", "enforce"])
+@pytest.mark.parametrize(("unit", "entry", "other"), CONTRADICTIONS)
+def test_entries_that_contradict_each_other_are_refused(unit: str, entry: str, other: str, mode: str) -> None:
+    """Whatever the mode: a host that can never be as it is asked to be is no baseline's business."""
+    services = f"services: {{parameters: {{active: [cron.service], forbidden: [{unit}]}}}}"
+    with pytest.raises(ConfigError) as refused:
+        parse(f'version: "1"\nmode: {mode}\nchecks:\n  {services}\n  {entry}\n'.encode())
+    assert refused.value.code == "baseline_contradiction"
+    assert f"forbids {unit}" in str(refused.value) and f"checks.{other}.parameters.unit" in str(refused.value)
+    for alone in (services, entry):
+        assert parse(f'version: "1"\nchecks:\n  {alone}\n'.encode()).entries
+
+
+def test_every_parameter_that_names_units_says_what_it_wants_of_them() -> None:
+    """Else a contradiction would pass unseen; `known_units` only gives names to what is found."""
+    for check in registry().values():
+        for item in dataclasses.fields(check.spec.parameters):
+            words = item.default if isinstance(item.default, tuple) else (item.default,)
+            units = [word for word in words if str(word).rpartition(".")[2] in {"service", "socket", "timer"}]
+            named = bool(units) or item.name in {"unit", "units"}
+            if named and (check.id, item.name) != ("listening_ports", "known_units"):
+                assert item.metadata.get("unit") in {"needed", "forbidden"}, f"{check.id}.{item.name}"
 
 
 @pytest.mark.parametrize("name", REFUSED)

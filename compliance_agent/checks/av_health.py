@@ -22,10 +22,11 @@ FUTURE_H = -26  # a database is at most this far ahead of a right clock: zones, 
 
 @dataclass(frozen=True)
 class Parameters:
-    unit: str = field(default="clamav-daemon.service", metadata={"doc": "The scanner daemon's unit."})
+    unit: str = field(default="clamav-daemon.service", metadata={"doc": "The scanner daemon's unit.", "unit": "needed"})
     socket: str = field(default="/run/clamav/clamd.ctl", metadata={"doc": "The scanner daemon's socket."})
     freshclam_unit: str = field(
-        default="clamav-freshclam.service", metadata={"doc": "The unit that keeps the signatures up to date."}
+        default="clamav-freshclam.service",
+        metadata={"doc": "The unit that keeps the signatures up to date.", "unit": "needed"},
     )
     max_signature_age_h: int = field(default=48, metadata={"doc": "Oldest signatures allowed."})
     eicar: bool = field(default=True, metadata={"doc": "Whether the daemon must find the EICAR test file."})

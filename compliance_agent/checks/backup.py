@@ -47,8 +47,8 @@ class Parameters:
     max_age_h: int = field(default=26, metadata={"doc": "Age in hours at which the last snapshot is too old."})
     check_max_age_d: int = field(default=8, metadata={"doc": "Age in days at which the repository check is too old."})
     drill_max_age_d: int = field(default=90, metadata={"doc": "Age in days at which the restore drill is too old."})
-    unit: str = field(default="restic-backup.service", metadata={"doc": "Unit that takes a backup."})
-    timer: str = field(default="restic-backup.timer", metadata={"doc": "Timer that starts it."})
+    unit: str = field(default="restic-backup.service", metadata={"doc": "Unit that takes a backup.", "unit": "needed"})
+    timer: str = field(default="restic-backup.timer", metadata={"doc": "Timer that starts it.", "unit": "needed"})
     records: str = field(
         default="/var/lib/compliance-agent", metadata={"doc": "Directory of the records of check and drill."}
     )

@@ -30,14 +30,16 @@ BLINDED = (b"not seeing messages from other users", b"insufficient permissions")
 @dataclass(frozen=True)
 class Parameters:
     units: tuple[str, ...] = field(
-        default=("systemd-journald.service", "rsyslog.service"), metadata={"doc": "Units that must be active."}
+        default=("systemd-journald.service", "rsyslog.service"),
+        metadata={"doc": "Units that must be active.", "unit": "needed"},
     )
     destination: str = field(
         default="/var/log/syslog",
         metadata={"doc": "File in which the canary must arrive; `journal` where the journal is the only destination."},
     )
     forwarder: str = field(
-        default="rsyslog.service", metadata={"doc": "Unit restarted when the canary does not arrive; one of `units`."}
+        default="rsyslog.service",
+        metadata={"doc": "Unit restarted when the canary does not arrive; one of `units`.", "unit": "needed"},
     )
 
     def __post_init__(self) -> None:

@@ -31,10 +31,12 @@ STAYS_AWAY = {"disabled", "masked", "masked-runtime", ""}
 
 @dataclass(frozen=True)
 class Parameters:
-    active: tuple[str, ...] = field(metadata={"doc": "Units that must run and come back with the machine."})
+    active: tuple[str, ...] = field(
+        metadata={"doc": "Units that must run and come back with the machine.", "unit": "needed"}
+    )
     forbidden: tuple[str, ...] = field(
         default=("telnet.socket", "rsh.socket", "rlogin.socket", "tftp.socket", "vsftpd.service", "rpcbind.socket"),
-        metadata={"doc": "Units that must not run, nor be able to start by themselves."},
+        metadata={"doc": "Units that must not run, nor be able to start by themselves.", "unit": "forbidden"},
     )
 
     def __post_init__(self) -> None:

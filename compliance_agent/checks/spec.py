@@ -107,7 +107,8 @@ class CheckSpec:
         rationale: why it matters, one sentence.
         citations: links to 45 CFR 164, at least one, exactly one primary.
         parameters: frozen dataclass of what the baseline may set; each field has a default or is required, and
-            `metadata={"doc": sentence}`; allowed types are bool, int, str and tuple[str, ...].
+            `metadata={"doc": sentence}`; allowed types are bool, int, str and tuple[str, ...]. One that names units says
+            with `"unit": "needed"` or `"forbidden"` what it wants of them: a baseline that wants both is refused.
         observation: frozen dataclass of facts (see facts.py).
         reasons: every reason `judge` may give besides the common ones, each with its sentence for docs and screens.
         example: parameter values that make every case meaningful (required parameters filled).

@@ -57,7 +57,8 @@ HOST_KEYS = tuple(f"/etc/ssh/ssh_host_{kind}_key" for kind in ("rsa", "ecdsa", "
 @dataclass(frozen=True)
 class Parameters:
     unit: str = field(
-        default="ssh.service", metadata={"doc": "The daemon's unit; ssh.socket where each login starts one."}
+        default="ssh.service",
+        metadata={"doc": "The daemon's unit; ssh.socket where each login starts one.", "unit": "needed"},
     )
     allow_passwords: bool = field(default=False, metadata={"doc": "A password alone may be enough to log in."})
     root_login: str = field(default=sshd.NEVER, metadata={"doc": "How root may log in: never or by_key."})

@@ -34,7 +34,7 @@ class Parameters:
     max_stratum: int = field(default=10, metadata={"doc": "Most hops to a reference clock, 1 to 15."})
     max_age_s: int = field(default=14_400, metadata={"doc": "Longest time since the last update from a source."})
     daemon: str = field(default="chrony", metadata={"doc": "What disciplines the clock: chrony or timesyncd."})
-    unit: str = field(default="chrony.service", metadata={"doc": "The daemon's unit."})
+    unit: str = field(default="chrony.service", metadata={"doc": "The daemon's unit.", "unit": "needed"})
 
     def __post_init__(self) -> None:
         if self.daemon not in {"chrony", "timesyncd"}:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from compliance_agent.adapters.durable import read_file, write_file
-from compliance_agent.baseline import Baseline, Entry, load, parse, signature_path
+from compliance_agent.baseline import Baseline, Entry, load, parse, signature_path, wanted_units
 from compliance_agent.checks import registry
 from compliance_agent.cli import Suggesting
 from compliance_agent.cli.common import (
@@ -36,6 +36,7 @@ REMARKS = {
     "all_audit": "mode: audit at the top holds the whole host back: nothing is put back",
     "audit": "only looked at, though there is a cure",
     "not_listed": "not looked at on this host",
+    "watched_twice": "another check starts this unit too; each would claim the other's cure",
     "exception_expired": "expired; the check fails again",
     "exception_expires_soon": "expires within 30 days",
     "exception_too_long": "runs for more than a year; review it sooner",
@@ -79,6 +80,9 @@ def remarks_on(baseline: Baseline, now: datetime) -> Iterator[tuple[str, str]]:
             yield "not_listed", f"checks.{name}"
         elif baseline.mode is Mode.ENFORCE and entry.mode is Mode.AUDIT and any(case.heals for case in check.cases):
             yield "audit", f"checks.{name}.mode"
+    for fields in wanted_units(baseline.entries, "needed").values():
+        if len({field.split(".")[1] for field in fields}) > 1:
+            yield "watched_twice", fields[-1]
     for item in baseline.exceptions:
         where = f"exceptions.{item.id}"
         if item.expires <= now:

@@ -35,6 +35,10 @@ REMARKED = {
     "all_audit": (PLAIN.replace("mode: enforce\nchecks", "mode: audit\nchecks"), "mode"),
     "audit": (PLAIN.replace("{mode: enforce}", ""), "checks.time_sync.mode"),
     "not_listed": (PLAIN, "checks.logging"),
+    "watched_twice": (
+        PLAIN + "  services: {mode: enforce, parameters: {active: [cron.service, chrony.service]}}\n",
+        "checks.time_sync.parameters.unit",
+    ),
     "exception_expired": (exception(0), "exceptions.e1"),
     "exception_expires_soon": (exception(29), "exceptions.e1"),
     "exception_too_long": (exception(367), "exceptions.e1"),
