@@ -13,8 +13,10 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import functools
 import hashlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -39,16 +41,23 @@ def key_id(public: bytes) -> KeyId:
 
 def verify(public: bytes, signature: bytes, message: bytes) -> bool:
     """Whether `signature` is the strict Ed25519 signature of exactly `message` by the raw 32-byte key `public`."""
+    if len(public) != KEY_BYTES or len(signature) != SIGNATURE_BYTES:
+        return False
+    opened, refused = _strict()
+    try:
+        opened(signature + message, public)
+    except refused:
+        return False
+    return True
+
+
+@functools.cache
+def _strict() -> tuple[Callable[[bytes, bytes], bytes], type[Exception]]:
+    """Libsodium's check, and what it raises."""
     from nacl.bindings import crypto_sign_open
     from nacl.exceptions import BadSignatureError
 
-    if len(public) != KEY_BYTES or len(signature) != SIGNATURE_BYTES:
-        return False
-    try:
-        crypto_sign_open(signature + message, public)
-    except BadSignatureError:
-        return False
-    return True
+    return crypto_sign_open, BadSignatureError
 
 
 def check_public_key(public: bytes) -> None:

@@ -40,6 +40,7 @@ LAYERS: dict[str, str] = {
     "crypto": "thinking",
     "documents": "thinking",
     "evidence.accepting": "thinking",
+    "evidence.spelled": "thinking",
     "evidence.allowlist": "thinking",
     "evidence.canonical": "thinking",
     "log": "thinking",

@@ -38,7 +38,7 @@ class Met:
     seconds), and how many receipts no key could check.
     """
 
-    heads: dict[tuple[str, int, str], tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    heads: dict[tuple[str, int, bytes], tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     unchecked: int = 0
 
 
@@ -72,11 +72,11 @@ class Receipts:
         host = document["host"]["key_id"]
         logged = LoggedBundle(host, document["epoch"], document["seq"], document["prev"], digest, signature)
         index, head = check_receipt(logged, leaf, proof, self._checkpoint)
-        if head.origin.split("/")[1:2] != [document["site_id"]]:
+        if head.origin.split("/", 2)[1:2] != [document["site_id"]]:
             raise BadEvidence("receipt: of a log of another site", code="foreign_log")
-        if (shown := (head.origin, head.size, head.root.hex())) not in met.heads:
+        if (head.origin, head.size, head.root) not in met.heads:
             times = self._verified_note(Proof.parse(proof).checkpoint).witnesses.values()
-            met.heads[shown] = (place.name, tuple(time for time in times if time))
+            met.heads[head.origin, head.size, head.root] = (place.name, tuple(time for time in times if time))
         return head.origin, index
 
     def _checkpoint(self, note: bytes) -> Checkpoint:
@@ -104,7 +104,7 @@ class Roots:
     def merge(self, met: Met) -> Iterator[Problem]:
         """Take up checkpoints that verified; one that contradicts an earlier one is named."""
         for (origin, size, root), (where, times) in met.heads.items():
-            log, tag = self._tags.short(origin), self._number(self._tags.short(root))
+            log, tag = self._tags.short(origin), self._number(self._tags.short(root.hex()))
             self.shown[log] += [(size, time * SECOND_US) for time in times]
             if self._get(log, size) in {0, tag}:
                 self._set(log, size, tag)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from compliance_agent.adapters.durable import read_file
 from compliance_agent.documents import read_json
 from compliance_agent.errors import AgentError, BadEvidence, DocumentError, NoInput
 from compliance_agent.evidence import walk
-from compliance_agent.evidence.allowlist import check_document
+from compliance_agent.evidence.allowlist import check_document, registry
 from compliance_agent.evidence.canonical import is_canonical, read_canonical
 from compliance_agent.evidence.chains import Chain, Chains, Row, Tagger, packed
 from compliance_agent.evidence.logged import Met, Receipts, Roots, log_keys_beside
@@ -285,19 +286,21 @@ def check_bytes(body: bytes, signature: bytes, keys: Mapping[str, bytes]) -> dic
     Raises:
         BadEvidence: `code` is one of CODES.
     """
-    document = read_canonical(body)
+    spelled = registry().spelled(body)
+    document = json.loads(body) if spelled else read_canonical(body)
     if isinstance(document, dict):
         with contextlib.suppress(BadEvidence):  # the slow way says what is wrong
             if crypto.verify(_named_key(document, keys), signature, body):
-                check_document(document)
+                check_document(document, spelled=spelled)
                 return document
     return _named(body, signature, keys)
 
 
 def _named_key(document: Any, keys: Mapping[str, bytes]) -> bytes:
-    match document:
-        case {"host": {"key_id": str(named)}} if named in keys:
-            return keys[named]
+    host = document.get("host") if isinstance(document, dict) else None
+    named = host.get("key_id") if isinstance(host, dict) else None
+    if isinstance(named, str) and named in keys:
+        return keys[named]
     raise BadEvidence(f"bundle: {CODES['no_key']}", code="no_key")
 
 

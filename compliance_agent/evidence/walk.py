@@ -35,11 +35,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Place:
-    """Where one bundle's files stand: the directory, and the name of its document."""
+    """Where one bundle's files stand: the directory, and the name of its document; `at` is an open directory above it.
+
+    A name below an open directory is found without walking the whole path again, four times a record.
+    """
 
     directory: str
     document: str
     there: frozenset[str]
+    below: str
+    at: int
 
     @property
     def name(self) -> str:
@@ -49,7 +54,7 @@ class Place:
     def read(self, name: str, limit_bytes: int) -> bytes | None:
         """A file of it, None when it is missing, not a regular file, too long, or cannot be read."""
         try:
-            handle = os.open(f"{self.directory}/{name}", _FLAGS)
+            handle = os.open(self.below + name, _FLAGS, dir_fd=self.at)
         except OSError:
             return None
         try:
@@ -147,21 +152,30 @@ def places(batch: Batch) -> Iterator[Place]:
     Raises:
         NoInput, NotPermitted: a directory cannot be listed.
     """
-    for name in batch.names:
-        if batch.single:
-            yield Place(batch.directory, name, frozenset(_listed(batch.directory)[0]))
-        else:
-            yield from _inside(f"{batch.directory}/{name}")
+    try:
+        handle = os.open(batch.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        _listed(batch.directory)  # says why
+        raise
+    try:
+        for name in batch.names:
+            if batch.single:
+                yield Place(batch.directory, name, frozenset(_listed(batch.directory)[0]), "", handle)
+            else:
+                yield from _inside(batch.directory, f"{name}/", handle)
+    finally:
+        os.close(handle)
 
 
-def _inside(directory: str) -> Iterator[Place]:
+def _inside(top: str, below: str, at: int) -> Iterator[Place]:
+    directory = f"{top}/{below[:-1]}"
     try:
         here = frozenset(os.listdir(directory))  # noqa: PTH208  names, not paths, a million times
     except OSError:
         here = frozenset(_listed(directory)[0])  # says why
     if BUNDLE in here or SIGNATURE in here:
-        yield Place(directory, BUNDLE, here)
+        yield Place(directory, BUNDLE, here, below, at)
     if not here <= _OURS:
         names, alike = _listed(directory)
         for name in sorted([*alike, *(name for name, is_directory in names.items() if is_directory)]):
-            yield from _inside(f"{directory}/{name}")
+            yield from _inside(top, f"{below}{name}/", at)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import re
 from dataclasses import dataclass
 
 from compliance_agent.errors import BadEvidence
@@ -11,6 +12,10 @@ from compliance_agent.log.merkle import HASH_BYTES, LeafHash, verify_inclusion
 from compliance_agent.log.policy import Policy, Verified
 
 _HEADER = "c2sp.org/tlog-proof@v1"
+# What a log writes: no extra, and 32 bytes in each line, of which base64 has one spelling. The rest is read line by line.
+_PLAIN = re.compile(
+    rb"c2sp\.org/tlog-proof@v1\nindex (0|[1-9][0-9]{0,17})\n((?:[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=\n){0,63})\n"
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Proof:
     @classmethod
     def parse(cls, raw: bytes) -> Proof:
         """The proof of exactly these bytes; code `bad_receipt`. The checkpoint in it is read by `verify`."""
+        if plain := _PLAIN.match(raw):
+            return cls(int(plain[1]), tuple(map(binascii.a2b_base64, plain[2].split())), raw[plain.end() :])
         head, blank, checkpoint = raw.partition(b"\n\n")
         header, *lines = head.decode("utf-8", "replace").split("\n")
         extra = b""
@@ -39,7 +46,7 @@ class Proof:
         if not blank or header != _HEADER or not lines or not lines[0].startswith("index "):
             raise BadEvidence("receipt does not begin as a tlog-proof with an index", code="bad_receipt")
         index = from_decimal(lines[0][6:], "index of receipt", "bad_receipt")
-        path = _hashes(lines[1:])
+        path = [from_base64(line, f"hash {at} of receipt", "bad_receipt") for at, line in enumerate(lines[1:], 1)]
         if len(path) > 63 or any(len(node) != HASH_BYTES for node in path):
             raise BadEvidence("receipt has a hash that is not of 32 bytes, or more than 63", code="bad_receipt")
         return cls(index, tuple(path), checkpoint, extra)
@@ -51,16 +58,3 @@ class Proof:
         if require_quorum and not verified.quorum_met:
             raise BadEvidence(f"checkpoint of {verified.checkpoint.origin} lacks its witnesses", code="no_quorum")
         return verified
-
-
-def _hashes(lines: list[str]) -> list[bytes]:
-    """The hashes of these lines, each in its only spelling; BadEvidence names the first that is not."""
-    try:
-        hashes = [binascii.a2b_base64(line) for line in lines]
-    except ValueError:
-        hashes = []
-    if "".join([binascii.b2a_base64(node).decode("ascii") for node in hashes]) == "".join(
-        [f"{line}\n" for line in lines]
-    ):
-        return hashes
-    return [from_base64(line, f"hash {at} of receipt", "bad_receipt") for at, line in enumerate(lines, 1)]

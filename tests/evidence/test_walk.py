@@ -70,7 +70,9 @@ def test_what_is_no_regular_file_of_its_size_is_not_read(tmp_path: Path) -> None
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "long").write_bytes(b"x" * 11)
     (tmp_path / "fits").write_bytes(b"x" * 10)
-    place = walk.Place(str(tmp_path), walk.BUNDLE, frozenset())
+    (tmp_path / walk.BUNDLE).touch()
+    places = walk.places(walk.Batch(str(tmp_path), (walk.BUNDLE,), single=True))
+    place = next(places)
     assert [place.read(name, 10) for name in ("fifo", "long", "absent", ".", "fits")] == [None] * 4 + [b"x" * 10]
 
 

@@ -67,7 +67,7 @@ def test_every_small_inclusion_proof() -> None:
     """Each place in each small tree verifies, and under no other place, size or leaf."""
     for size in range(1, SMALL):
         for index in range(size):
-            path, whole = REFERENCE.path(index, size), root(REFERENCE.root(size))
+            path, whole = REFERENCE.path(index, size), root(root(REFERENCE.root(size)))
             verify_inclusion(leaf(index), index, size, path, whole)
             for wrong in ({"leaf": leaf(index + 1)}, {"index": index + 1}, {"index": -1}, {"path": [*path, whole]}):
                 given_ = {"leaf": leaf(index), "index": index, "size": size, "path": path, "root": whole, **wrong}
@@ -91,7 +91,7 @@ def test_inclusion_against_pymerkle_and_sigstore(size: int) -> None:
 
 
 def verify_with_sigstore(index: int, size: int, path: list[bytes]) -> None:
-    proof = SimpleNamespace(log_index=index, tree_size=size, hashes=path, root_hash=REFERENCE.root(size))
+    proof = SimpleNamespace(log_index=index, tree_size=size, hashes=path, root_hash=root(REFERENCE.root(size)))
     entry = SimpleNamespace(_inner=SimpleNamespace(inclusion_proof=proof, canonicalized_body=ENTRIES[index]))
     verify_merkle_inclusion(cast(Any, entry))
 
@@ -179,6 +179,24 @@ def test_any_flipped_bit_of_a_proof_is_refused(data: st.DataObject) -> None:
     refuse_consistency(old, new, consistency[2:], consistency[0], consistency[1])
 
 
+def test_the_part_that_entries_share_is_looked_at_for_each() -> None:
+    """What was climbed once stands for the same hashes alone: another hash, place or size is climbed again, and refused."""
+    size = 1_500
+    for index in (700, 701, 702):
+        path = REFERENCE.path(index, size)
+        verify_inclusion(leaf(index), index, size, path, root(REFERENCE.root(size)))
+        for at in range(len(path)):
+            wrong = [*path[:at], bytes(32), *path[at + 1 :]]
+            with pytest.raises(BadEvidence):
+                verify_inclusion(leaf(index), index, size, wrong, root(REFERENCE.root(size)))
+        for other in (path[:-1], [*path, bytes(32)], path[:8]):
+            with pytest.raises(BadEvidence):
+                verify_inclusion(leaf(index), index, size, other, root(REFERENCE.root(size)))
+        for place, whole in ((index + 256, size), (index, 700), (index, 3_000)):
+            with pytest.raises(BadEvidence):
+                verify_inclusion(leaf(index), place, whole, path, root(REFERENCE.root(size)))
+
+
 @pytest.mark.parametrize("step", ["last hash", "left and right", "climb"])
 def test_a_verifier_that_skips_a_step_is_caught(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted faults: each breaks the comparison over small trees above."""
@@ -192,12 +210,12 @@ def test_a_verifier_that_skips_a_step_is_caught(step: str, monkeypatch: pytest.M
         "climb": lambda seen, sibling, at, last: (climb(seen, sibling, at, last)[0], at >> 1, last >> 1),
     }
 
-    def ascend(seen: bytes, path: list[bytes], at: int, last: int) -> tuple[bytes, int]:
+    def ascend(seen: bytes, path: list[bytes], at: int, last: int) -> tuple[bytes, int, int]:
         for sibling in path:
             if last == 0:
-                return b"", 0
+                return b"", 0, 0
             seen, at, last = broken[step](seen, sibling, at, last)
-        return seen, last
+        return seen, at, last
 
     monkeypatch.setattr(merkle, "_climb", broken[step])
     monkeypatch.setattr(merkle, "_ascend", ascend)
