@@ -84,6 +84,8 @@ LAYERS: dict[str, str] = {
     "cli": "wiring",
     "lab": "wiring",
     "server.app": "wiring",
+    "server.backup": "wiring",
+    "server.restore": "wiring",
     "server.runner": "wiring",
     "server.tls": "hands",
 }

@@ -5,11 +5,9 @@ The subcommands work on the data directory itself, also while the server runs: b
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import sys
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,60 +15,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from compliance_agent.adapters.durable import create_file, read_file
+from compliance_agent.cli import server_backup
 from compliance_agent.cli.common import json_option, print_json, table, utc
-from compliance_agent.documents import MAX_BYTES
-from compliance_agent.errors import AgentError, BadEvidence, ConfigError, NoInput, NotPermitted
+from compliance_agent.cli.server_common import data_dir_option as _data_dir_option
+from compliance_agent.cli.server_common import settings_of as _settings
+from compliance_agent.cli.server_common import with_services as _with_services
+from compliance_agent.errors import BadEvidence, NoInput, NotPermitted
 
 if TYPE_CHECKING:
     from compliance_agent.server.api.deps import Services
     from compliance_agent.server.settings import ServerSettings
 
 T = TypeVar("T")
-SYSTEM_CONFIG = Path("/etc/msp/server.yaml")
 _DURATION = re.compile(r"([1-9][0-9]{0,5})([smhd])", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _PATH = click.Path(path_type=Path, readable=False)
-
-
-def _settings(ctx: click.Context, **given: Any) -> ServerSettings:
-    """The settings from `--config` (or the system's file), the environment and the options."""
-    from compliance_agent.server.settings import PREFIX, parse
-
-    options = ctx.find_root().params | (ctx.obj or {})
-    path = options.get("config_path") or (SYSTEM_CONFIG if SYSTEM_CONFIG.exists() else None)
-    raw = None
-    if path is not None:
-        try:
-            raw = read_file(path, limit_bytes=MAX_BYTES, trusted=True)
-        except AgentError as error:
-            raise ConfigError(str(error), hint=error.hint) from error
-    data_dir = options.get("data_dir")
-    if data_dir is None and f"{PREFIX}DATA_DIR" not in os.environ and path is None:
-        data_dir = _default_data_dir()
-    return parse(raw, os.environ, data_dir=data_dir.absolute() if data_dir else None, **given)
-
-
-def _default_data_dir() -> Path:
-    """`$STATE_DIRECTORY` from systemd, the system's directory for root, else this user's."""
-    if os.environ.get("STATE_DIRECTORY"):
-        return Path(os.environ["STATE_DIRECTORY"].split(":")[0])
-    if os.geteuid() == 0:
-        return Path("/var/lib/compliance-agent-server")
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "compliance-agent-server"
-
-
-def _with_services(settings: ServerSettings, act: Callable[[Services], Awaitable[T]]) -> T:
-    """Run `act` with the services over the data directory."""
-    from compliance_agent.logs import configure
-    from compliance_agent.server.app import opened
-
-    configure("ERROR")
-
-    async def run() -> T:
-        async with opened(settings) as services:
-            return await act(services)
-
-    return asyncio.run(run())
 
 
 @click.group(invoke_without_command=True)
@@ -107,18 +66,6 @@ def _announce(settings: ServerSettings, url: str) -> None:
     if password.exists():
         click.echo(f"sign in as admin with the password in {password}", err=True)
     sys.stdout.flush()
-
-
-def _data_dir_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--data-dir` after the subcommand too, where people put it."""
-
-    def keep(ctx: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
-        if value is not None:
-            ctx.obj = {**(ctx.obj or {}), "data_dir": value}
-
-    return click.option(
-        "--data-dir", type=_PATH, expose_value=False, callback=keep, help="Directory of the database and the keys."
-    )(function)
 
 
 def duration(text: str) -> timedelta:
@@ -407,3 +354,7 @@ async def _logs(services: Services) -> list[dict[str, Any]]:
 
     checker = Fsck(services.store, services.log_files, services.log_keys, services.log_heads)
     return [asdict(item) async for item in checker.run()]
+
+
+command.add_command(server_backup.backup)
+command.add_command(server_backup.restore)

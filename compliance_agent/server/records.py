@@ -293,6 +293,16 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Durable:
+    """How much of a log a verified backup holds: entries below `size`, each with its record."""
+
+    site_id: str
+    year: int
+    origin: str
+    size: int
+
+
+@dataclass(frozen=True)
 class Backlog:
     """Entries that wait for an index: how many, and since when."""
 
@@ -374,6 +384,10 @@ class SiteReader(Protocol):
 
     async def shards(self) -> list[Shard]:
         """Logs by site and year."""
+        ...
+
+    async def first_without_record(self, site_id: str, year: int) -> int | None:
+        """Index of the first entry of a record that is not held (see `readopt`); None when all are."""
         ...
 
     async def any_pending(self) -> bool:
@@ -535,6 +549,14 @@ class Transaction(Protocol):
 
     async def save_checkpoint(self, shard: Shard, *, old: bytes | None) -> bool:
         """Save the checkpoint if the one held is still `old` and the tree still has its size and root."""
+        ...
+
+    async def save_durable(self, found: Sequence[Durable], now: datetime) -> None:
+        """Note what a verified backup holds."""
+        ...
+
+    async def durable(self, site_id: str) -> list[Durable]:
+        """What a verified backup holds of a site's logs, by year."""
         ...
 
     async def add_user(self, user: User) -> bool:

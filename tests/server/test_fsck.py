@@ -99,6 +99,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a lost entry": (run("DELETE FROM log_entries WHERE leaf_index = 9"), "255 are held"),
     "the root that is held": (run("UPDATE log_shards SET root = x'00'"), "is not the one that is held"),
     "a changed bundle": (run("UPDATE bundles SET sha256 = 'f' WHERE seq = 5"), "says something else"),
+    "a bundle's bytes": (run("UPDATE bundles SET body = x'7b7d' WHERE seq = 6"), "says something else"),
     "a bundle without entry": (
         run("UPDATE log_entries SET seq = 999 WHERE seq = 300"),
         "bundle number 300: has no entry",

@@ -3,7 +3,7 @@
 rows    the entries, counted from 0 without a gap, give the root that is held, and the root that was signed
 files   the entry bundles hold the same entries, every tile of the signed tree has the bytes it must have
 heads   the signed checkpoint is the visible one, verifies under the log's key, and none larger was ever signed
-bundles every stored bundle has its entry, which names its digest, place and signature
+bundles every stored bundle has its entry, which names the digest of its bytes, its place and signature
 
 Memory is bounded by the largest tile: entries are read in bundles of 256.
 """

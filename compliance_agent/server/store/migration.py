@@ -2,7 +2,7 @@
 
 1 -> 2  the transparency log. Everything the database holds becomes a pending entry, in the order in which it came: a host's
         enrolment before its bundles, then what contradicted them, then its revocation.
-2 -> 3  a host's key may give way to a new one.
+2 -> 3  a host's key may give way to a new one; how much of each log a backup holds.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def _from_1(connection: Connection) -> None:
 def _from_2(connection: Connection) -> None:
     if "rotated_to" not in {column["name"] for column in inspect(connection).get_columns("hosts")}:
         connection.execute(text("ALTER TABLE hosts ADD COLUMN rotated_to VARCHAR"))
+    tables.metadata.create_all(connection, tables=[tables.log_durable])
 
 
 def _entries(connection: Connection) -> Iterator[dict[str, Any]]:

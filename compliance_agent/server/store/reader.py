@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Any
@@ -168,6 +169,13 @@ class BoundReader:
         query = select(tables.log_shards).where(c.site_id.in_(self._sites)).order_by(c.site_id, c.year)
         return [rows.shard(row) for row in await self._all(query)]
 
+    async def first_without_record(self, site_id: str, year: int) -> int | None:
+        e, b = tables.log_entries.c, tables.bundles.c
+        record = select(b.number).where(b.key_id == e.key_id, b.epoch == e.epoch, b.seq == e.seq).exists()
+        ours = (e.site_id.in_(self._sites & {site_id}), e.year == year, e.seq.is_not(None))
+        [found] = await self._all(select(func.min(e.leaf_index).label("first")).where(*ours, ~record))
+        return None if found["first"] is None else int(found["first"])
+
     async def any_pending(self) -> bool:
         c = tables.log_entries.c
         query = select(c.number).where(c.site_id.in_(self._sites), c.leaf_index.is_(None)).limit(1)
@@ -229,7 +237,7 @@ class BoundReader:
         b, e = tables.bundles.c, tables.log_entries.c
         same_place = and_(b.key_id == e.key_id, b.epoch == e.epoch, b.seq == e.seq)
         query = (
-            select(b.number, b.key_id, b.epoch, b.seq, b.prev, b.sha256, b.sig, e.leaf, e.leaf_index)
+            select(b.number, b.key_id, b.epoch, b.seq, b.prev, b.sha256, b.body, b.sig, e.leaf, e.leaf_index)
             .select_from(tables.bundles.outerjoin(tables.log_entries, same_place))
             .where(b.site_id.in_(self._sites & {site_id}), b.number > after)
             .order_by(b.number)
@@ -238,7 +246,7 @@ class BoundReader:
         return [
             (
                 row["number"],
-                bundle_leaf(row["key_id"], row["epoch"], row["seq"], row["prev"], row["sha256"], row["sig"]),
+                bundle_leaf(row["key_id"], row["epoch"], row["seq"], row["prev"], _digest(row), row["sig"]),
                 row["leaf"],
                 row["leaf_index"] is not None,
             )
@@ -259,3 +267,8 @@ class BoundReader:
 
     async def _all(self, query: Executable) -> list[RowMapping]:
         return await self._database.all(query)
+
+
+def _digest(row: RowMapping) -> str:
+    """The digest that a row names, when its bytes have it; else none, which fits no entry."""
+    return str(row["sha256"]) if hashlib.sha256(row["body"]).hexdigest() == row["sha256"] else ""

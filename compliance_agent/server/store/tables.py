@@ -211,6 +211,16 @@ Index(
     postgresql_where=log_entries.c.leaf_index.is_(None),
 )
 
+# How much of a log a verified backup holds, records included. It is written after that backup, so a restored copy says less.
+log_durable = Table(
+    "log_durable",
+    metadata,
+    Column("site_id", String, ForeignKey("sites.site_id"), primary_key=True),
+    Column("year", Integer, primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    Column("at", String, nullable=False),
+)
+
 users = Table(
     "users",
     metadata,
@@ -259,4 +269,16 @@ audit = Table(
     Column("outcome", String, nullable=False),
 )
 
-TENANT_TABLES = (sites, hosts, api_keys, enrol_tokens, bundles, verdicts, forks, gaps, log_shards, log_entries)
+TENANT_TABLES = (
+    sites,
+    hosts,
+    api_keys,
+    enrol_tokens,
+    bundles,
+    verdicts,
+    forks,
+    gaps,
+    log_shards,
+    log_entries,
+    log_durable,
+)

@@ -11,6 +11,7 @@ from sqlalchemy.engine import RowMapping
 
 from compliance_agent.server.records import (
     CheckVerdict,
+    Durable,
     Fork,
     Gap,
     Host,
@@ -310,6 +311,26 @@ class BoundTransaction:
         held = c.checkpoint.is_(None) if old is None else c.checkpoint == old
         same_tree = (c.size == shard.size, c.root == shard.root)
         return await self._changed(_shard(shard).where(held, *same_tree).values(changed)) == 1
+
+    async def save_durable(self, found: Sequence[Durable], now: datetime) -> None:
+        table = tables.log_durable
+        for item in found:
+            same = (table.c.site_id == item.site_id, table.c.year == item.year)
+            values = {"size": item.size, "at": rows.text(now)}
+            if not await self._changed(update(table).where(*same).values(values)):
+                place = {"site_id": item.site_id, "year": item.year}
+                await self._connection.execute(insert(table).values(**place, **values))
+
+    async def durable(self, site_id: str) -> list[Durable]:
+        table, shards = tables.log_durable.c, tables.log_shards.c
+        same = and_(shards.site_id == table.site_id, shards.year == table.year)
+        query = (
+            select(table.site_id, table.year, shards.origin, table.size)
+            .select_from(tables.log_durable.join(tables.log_shards, same))
+            .where(table.site_id == site_id)
+            .order_by(table.year)
+        )
+        return [Durable(**row) for row in await self._all(query)]
 
     # --- people ---------------------------------------------------------------------------------
 

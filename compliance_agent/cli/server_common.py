@@ -1,0 +1,76 @@
+"""What the modules of `compliance-agent server` share: which directory is meant, and the services over it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from compliance_agent.adapters.durable import read_file
+from compliance_agent.documents import MAX_BYTES
+from compliance_agent.errors import AgentError, ConfigError
+
+if TYPE_CHECKING:
+    from compliance_agent.server.api.deps import Services
+    from compliance_agent.server.settings import ServerSettings
+
+T = TypeVar("T")
+SYSTEM_CONFIG = Path("/etc/msp/server.yaml")
+_PATH = click.Path(path_type=Path, readable=False)
+
+
+def settings_of(ctx: click.Context, **given: Any) -> ServerSettings:
+    """The settings from `--config` (or the system's file), the environment and the options."""
+    from compliance_agent.server.settings import PREFIX, parse
+
+    options = ctx.find_root().params | (ctx.obj or {})
+    path = options.get("config_path") or (SYSTEM_CONFIG if SYSTEM_CONFIG.exists() else None)
+    raw = None
+    if path is not None:
+        try:
+            raw = read_file(path, limit_bytes=MAX_BYTES, trusted=True)
+        except AgentError as error:
+            raise ConfigError(str(error), hint=error.hint) from error
+    data_dir = options.get("data_dir")
+    if data_dir is None and f"{PREFIX}DATA_DIR" not in os.environ and path is None:
+        data_dir = _default_data_dir()
+    return parse(raw, os.environ, data_dir=data_dir.absolute() if data_dir else None, **given)
+
+
+def _default_data_dir() -> Path:
+    """`$STATE_DIRECTORY` from systemd, the system's directory for root, else this user's."""
+    if os.environ.get("STATE_DIRECTORY"):
+        return Path(os.environ["STATE_DIRECTORY"].split(":")[0])
+    if os.geteuid() == 0:
+        return Path("/var/lib/compliance-agent-server")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "compliance-agent-server"
+
+
+def with_services(settings: ServerSettings, act: Callable[[Services], Awaitable[T]]) -> T:
+    """Run `act` with the services over the data directory."""
+    from compliance_agent.logs import configure
+    from compliance_agent.server.app import opened
+
+    configure("ERROR")
+
+    async def run() -> T:
+        async with opened(settings) as services:
+            return await act(services)
+
+    return asyncio.run(run())
+
+
+def data_dir_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--data-dir` after the subcommand too, where people put it."""
+
+    def keep(ctx: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
+        if value is not None:
+            ctx.obj = {**(ctx.obj or {}), "data_dir": value}
+
+    return click.option(
+        "--data-dir", type=_PATH, expose_value=False, callback=keep, help="Directory of the database and the keys."
+    )(function)
