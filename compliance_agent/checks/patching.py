@@ -58,6 +58,9 @@ class Observation:
     security_pending: int | None = fact(Int(0, 100_000), "Security updates that wait (apt: packages, dnf: advisories).")
     pending_sha256: str | None = fact(Digest(), "Digest of the waiting security updates, names and versions (apt).")
     other_pending: int | None = fact(Int(0, 100_000), "Other updates that wait (apt).")
+    half_installed: int | None = fact(
+        Int(0, 100_000), "Packages that were unpacked and not set up, so that an update may not be in effect (apt)."
+    )
     security_sources: int | None = fact(Int(0, 1_000), "Package sources that announce security updates.")
     lists_age_h: int | None = fact(Int(0, 1_000_000), "Age of the oldest security package list, full hours.")
     lists_expired: bool | None = fact(Bool(), "A security package list is past the date its maker signed.")
@@ -98,6 +101,7 @@ CHECK = CheckSpec(
         "lists_stale": "What the package manager knows is too old to rely on.",
         "lists_age_unknown": "The age of the package lists cannot be told.",
         "security_pending": "Security updates wait to be installed.",
+        "half_installed": "A package was unpacked and not set up, so an update may not be in effect.",
         "kernel_unknown": "The running kernel is none of those installed, so it cannot be told whether it is current.",
         "reboot_overdue": "A needed restart of the host has not been done in time.",
         "generation_behind": "The system generation is older than the baseline's.",
@@ -106,7 +110,7 @@ CHECK = CheckSpec(
         "nixpkgs_age_unknown": "The version names no date, so the age of the package collection cannot be told.",
     },
     example={"manager": "apt"},
-    needs=("apt", "dnf", "nixos-version", "nix-store", "readlink"),
+    needs=("apt", "dpkg-query", "dnf", "nixos-version", "nix-store", "readlink"),
     optional={
         f"stat:{packages.APT_STAMP} not_found": "lists that their maker dated today need no stamp of ours",
         "stat:/run/reboot-required not_found": "no update has asked for a restart",
@@ -127,6 +131,7 @@ async def _observe_apt(host: Host) -> Observation:
     listed = answered(await host.run(packages.APT_UPGRADABLE, timeout_s=45.0), "apt")
     upgrades = packages.read_apt_upgradable(listed.text)
     security = sorted(f"{upgrade.name}={upgrade.version}" for upgrade in upgrades if upgrade.security)
+    states = answered(await host.run(packages.DPKG_STATES, timeout_s=15.0), "dpkg-query")
     sources, age_h, expired = await _apt_lists(host)
     reboot_needed, waiting_h = await _reboot(host)
     return Observation(
@@ -134,6 +139,7 @@ async def _observe_apt(host: Host) -> Observation:
         security_pending=len(security),
         pending_sha256=hashlib.sha256("\n".join(security).encode()).hexdigest(),
         other_pending=len(upgrades) - len(security),
+        half_installed=packages.read_half_installed(states.text, await host.list(packages.DPKG_INFO)),
         security_sources=sources,
         lists_age_h=age_h,
         lists_expired=expired,
@@ -280,6 +286,12 @@ def _judge_lists(baseline: Parameters, seen: Observation) -> Verdict:
         return failed("no_security_source", "expected a package source with security updates, found none")
     if seen.security_pending > 0:
         return failed("security_pending", f"expected no waiting security updates, found {seen.security_pending}")
+    if seen.manager != "dnf" and seen.half_installed is None:
+        return unknown("unparsable", "could not tell whether every package is set up")
+    if seen.half_installed:
+        return failed(
+            "half_installed", f"expected every package to be set up, found {seen.half_installed} that are not"
+        )
     if seen.lists_expired:
         return failed("lists_stale", "expected current package lists, found one past its signed date")
     if seen.lists_age_h is None or seen.lists_expired is None:
@@ -322,7 +334,7 @@ def plan(baseline: Parameters, seen: Observation) -> Plan | None:
     rarely end in a pass: both are one plan. A restart, a missing source and an old collection are for a person.
     """
     reason = judge(baseline, seen).reason
-    if reason in {"lists_stale", "security_pending"}:
+    if reason in {"lists_stale", "security_pending", "half_installed"}:
         steps = [
             Step(action, {"manager": baseline.manager})
             for action in ("refresh_package_lists", "apply_security_updates")
@@ -338,6 +350,8 @@ def plan(baseline: Parameters, seen: Observation) -> Plan | None:
 
 def _target_updates(seen: Observation) -> str:
     """Which updates, from lists of which day: an attempt that failed (a mirror was down) is worth another one a day later."""
+    if seen.half_installed and not seen.security_pending:
+        return f"half_installed_{seen.half_installed}"
     return f"updates_{(seen.pending_sha256 or 'dnf')[:16]}_{(seen.lists_age_h or 0) // 24}"
 
 
@@ -353,6 +367,7 @@ _GOOD = Observation(
     manager="apt",
     security_pending=0,
     other_pending=4,
+    half_installed=0,
     security_sources=1,
     lists_age_h=9,
     lists_expired=False,
@@ -366,6 +381,8 @@ CASES = (
     Case("up to date", _GOOD, Result.PASS, "as_expected"),
     Case("restart due, within its time", _DUE, Result.PASS),
     Case("updates wait", replace(_GOOD, security_pending=3), Result.FAIL, "security_pending", heals=True),
+    Case("a package is not set up", replace(_GOOD, half_installed=1), Result.FAIL, "half_installed", heals=True),
+    Case("whether packages are set up is not told", replace(_GOOD, half_installed=None), Result.UNKNOWN, "unparsable"),
     Case("lists are old and show nothing", _OLD, Result.FAIL, "lists_stale", heals=True),
     Case("whether they expired is not told", replace(_GOOD, lists_expired=None), Result.UNKNOWN, "lists_age_unknown"),
     Case("lists have expired", replace(_GOOD, lists_expired=True), Result.FAIL, "lists_stale", heals=True),
@@ -377,7 +394,7 @@ CASES = (
     Case("cannot ask apt", UNREADABLE, Result.UNKNOWN),
     Case(
         "dnf advisories wait",
-        replace(_GOOD, manager="dnf", security_pending=2, other_pending=None),
+        replace(_GOOD, manager="dnf", security_pending=2, other_pending=None, half_installed=None),
         Result.FAIL,
         "security_pending",
         {"manager": "dnf"},

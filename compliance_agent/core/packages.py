@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -27,7 +27,11 @@ APT_LOCKS = (
 # `list --upgradable` compares installed with offered versions without solving dependencies: three times faster than a
 # simulated dist-upgrade, and packages that are held or kept back are still in it.
 APT_UPGRADABLE = ("apt", "-o", "Debug::NoLocking=1", "list", "--upgradable")
+# apt lists no update for a package that an earlier run unpacked and could not set up: only dpkg knows of it.
+DPKG_INFO = "/var/lib/dpkg/info"  # holds `<package>.list` of each one whose files are here
+DPKG_STATES = ("dpkg-query", "-W", "-f=${db:Status-Abbrev}\n")
 
+_DPKG_STATE = re.compile(r"[uihrp](?P<state>[ncHUFWti])(?P<error>[R ])")
 _APT_LINE = re.compile(
     r"(?P<name>[a-z0-9][a-z0-9+.-]*)/(?P<suites>\S+) (?P<version>[0-9][A-Za-z0-9.+~:-]*) \S+"
     r" \[upgradable from: (?P<installed>[^\]\s]+)\]"
@@ -76,6 +80,20 @@ def _apt_upgrade(line: str) -> Upgrade:
         raise unparsable("apt", "name/suite version architecture [upgradable from: version]")
     security = any(suite.endswith("-security") for suite in found["suites"].split(","))
     return Upgrade(found["name"], found["version"], security)
+
+
+def read_half_installed(text: str, info: Collection[str]) -> int:
+    """How many packages are unpacked and not set up, wait for a trigger, or must be installed again (dpkg-query(1), Status-Abbrev).
+
+    Raises:
+        CannotTell: `unparsable`; a line of another form, or fewer lines than `info` (the names in DPKG_INFO) shows packages.
+    """
+    packages = sum(name.endswith(".list") for name in info)
+    found = [_DPKG_STATE.fullmatch(line) for line in text.splitlines()]
+    states = [state for state in found if state is not None]
+    if len(states) != len(found) or not 0 < packages <= len(states):
+        raise unparsable("dpkg-query", "the state of each package in three letters")
+    return sum(state["state"] not in "nci" or state["error"] == "R" for state in states)
 
 
 def read_release(text: str) -> ReleaseFile:

@@ -42,24 +42,36 @@ async def _waiting(host: ChangingHost) -> list[str]:
     return sorted(f"{upgrade.name}={upgrade.version}" for upgrade in upgrades if upgrade.security)
 
 
+async def _half_installed(host: ChangingHost) -> int:
+    states = answered(await host.run(packages.DPKG_STATES, timeout_s=15.0), "dpkg-query")
+    return packages.read_half_installed(states.text, await host.list(packages.DPKG_INFO))
+
+
 async def capture(host: ChangingHost, args: Args) -> Any:
-    """The updates that wait, so that the undo can tell whether some were installed."""
-    return {"waiting": await _waiting(host) if manager_of(args) == "apt" else []}
+    """The updates that wait and the packages not set up, so that the undo can tell whether some were installed."""
+    if manager_of(args) != "apt":
+        return {"waiting": [], "unpacked": 0}
+    return {"waiting": await _waiting(host), "unpacked": await _half_installed(host)}
 
 
 async def apply(host: ChangingHost, args: Args) -> None:
-    """Install what waits; nothing waiting is fine."""
+    """Set up what an earlier run left unpacked, and install what waits; nothing of either is fine."""
     if manager_of(args) == "dnf":
         await must(host, DNF_UPGRADE, timeout_s=DEADLINE_S - 30, code="install_failed")
-    elif waiting := await _waiting(host):
+        return
+    waiting = await _waiting(host)
+    if waiting or await _half_installed(host):
         await must(host, DPKG_FINISH, timeout_s=DEADLINE_S / 3, code="configure_failed")
+    if waiting:
         await must(host, (*APT_INSTALL, *waiting), timeout_s=DEADLINE_S / 2, code="install_failed")
 
 
 async def undo(host: ChangingHost, args: Args, captured: Any) -> None:
     """Nothing is taken back. Raises `not_reversible` when updates that waited are now installed, or may be."""
-    if manager_of(args) == "apt" and set(captured["waiting"]) <= set(await _waiting(host)):
-        return
+    if manager_of(args) == "apt":
+        same = captured["unpacked"] == await _half_installed(host)
+        if same and set(captured["waiting"]) <= set(await _waiting(host)):
+            return
     raise StepFailed("installed security updates are not taken back", code="not_reversible")
 
 

@@ -116,6 +116,10 @@ def _updates(*names: str, reboots: bool = False) -> Callable[[FakeHost], None]:
     return happen
 
 
+def _left_unpacked(host: FakeHost) -> None:
+    host.part(apt.Packages).unpacked.add("libssl3")
+
+
 def _lists_of(days: float) -> Callable[[FakeHost], None]:
     def happen(host: FakeHost) -> None:
         apt.write_lists(host, host.now() - timedelta(days=days))
@@ -274,6 +278,7 @@ DRIFTS = (
     Drift("av_health", "probe_missed", "clamd lost its signatures", _blind_until_restarted),
     Drift("patching", "security_pending", "two security updates wait", _updates("libssl3", "bash")),
     Drift("patching", "security_pending", "a kernel update waits", _updates("base-files", reboots=True)),
+    Drift("patching", "half_installed", "an update unpacked and not set up", _left_unpacked),
     Drift("patching", "lists_stale", "package lists five days old", _lists_of(5)),
     Drift("patching", "lists_stale", "package lists expired", _lists_of(9)),
     Drift("patching", "lists_stale", "old lists hide an update", _old_lists_hide_updates),

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 
 from compliance_agent.checks import patching, registry
+from compliance_agent.core import packages
+from compliance_agent.errors import CannotTell
 from compliance_agent.lab.clinic import healthy_host
 from compliance_agent.lab.clock import FakeClock
 from compliance_agent.lab.host import Call, FakeHost, Node, said
 from compliance_agent.lab.programs import apt, nixos
 from compliance_agent.models import DriftResult, Result
+from compliance_agent.remedies.apply_security_updates import APT_INSTALL
 from tests.checks import contract
 from tests.checks.drifts import NIXOS, nixos_host
 
@@ -33,6 +36,43 @@ async def test_counts_and_never_names_what_waits() -> None:
     )
     assert "libssl3" not in repr(seen.pre_state)
     assert seen.plan is not None and [step.args for step in seen.plan.steps] == [{"manager": "apt"}] * 2
+
+
+async def test_an_update_that_was_unpacked_and_not_set_up_is_not_fine() -> None:
+    """apt offers nothing more for it, so its list alone would say that all is well; seen on a booted Debian."""
+    host = healthy_host()
+    apt.offer(host, "libssl3", "3.0.18-1~deb12u1")
+    host.part(apt.Packages).broken.add("libssl3")
+    await host.change((*APT_INSTALL, "libssl3"), timeout_s=9)
+    seen = await look(host)
+    assert (seen.reason, seen.pre_state["security_pending"], seen.pre_state["half_installed"]) == (
+        "half_installed",
+        0,
+        1,
+    )
+    assert seen.plan is not None and seen.plan.steps[-1].action == "apply_security_updates"
+
+
+@pytest.mark.parametrize(
+    ("states", "half"),
+    [
+        ("ii \n", 0), ("ii \nrc \n", 0), ("hi \n", 0), ("iF \nii \n", 1), ("iU \niHR\niW \nit \nii \n", 4), ("iiR\n", 1),
+        ("", None), ("\n", None), ("ii\n", None), ("iX \n", None), ("dpkg-query: error\n", None), ("ii \n\nii \n", None),
+    ],
+)  # fmt: skip
+def test_the_states_of_packages_are_counted_or_cannot_be_told(states: str, half: int | None) -> None:
+    info = ["a.list", "a.md5sums"]
+    if half is None:
+        with pytest.raises(CannotTell):
+            packages.read_half_installed(states, info)
+    else:
+        assert packages.read_half_installed(states, info) == half
+
+
+@pytest.mark.parametrize("info", [(), ("a.md5sums",), ("a.list", "b.list", "c.list")])
+def test_an_answer_with_fewer_packages_than_the_host_has_is_none(info: tuple[str, ...]) -> None:
+    with pytest.raises(CannotTell):
+        packages.read_half_installed("ii \nii \n", info)
 
 
 async def test_another_set_of_updates_is_another_target() -> None:

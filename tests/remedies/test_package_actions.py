@@ -93,10 +93,26 @@ async def test_asks_no_questions_and_keeps_changed_files() -> None:
 
 async def test_a_package_that_cannot_be_installed() -> None:
     host = host_with_updates()
-    host.part(apt.Packages).broken.add("libssl3")
+    host.part(apt.Packages).mirror_reachable = False
     captured = json.loads(json.dumps(await INSTALL.capture(host, APT)))
     assert await code_of(INSTALL.apply(host, APT)) == "install_failed"
     await INSTALL.undo(host, APT, captured)  # nothing was installed, so nothing is there to take back
+
+
+async def test_a_package_that_is_unpacked_and_cannot_be_set_up_is_not_the_former_state() -> None:
+    host = host_with_updates()
+    packages = host.part(apt.Packages)
+    packages.broken.add("libssl3")
+    captured = json.loads(json.dumps(await INSTALL.capture(host, APT)))
+    assert await code_of(INSTALL.apply(host, APT)) == "install_failed"
+    assert await code_of(INSTALL.undo(host, APT, captured)) == "not_reversible"
+    again = json.loads(json.dumps(await INSTALL.capture(host, APT)))
+    assert await code_of(INSTALL.apply(host, APT)) == "configure_failed"
+    await INSTALL.undo(host, APT, again)  # it was like this before
+    packages.broken.clear()
+    await INSTALL.apply(host, APT)
+    assert packages.unpacked == set(), "what an earlier run left is set up, though nothing more is offered"
+    assert await code_of(INSTALL.undo(host, APT, again)) == "not_reversible"
 
 
 async def test_what_was_installed_is_not_taken_back_and_that_is_said() -> None:

@@ -64,12 +64,15 @@ class Packages:
     known: dict[str, Offer] = field(default_factory=dict)
     mirror_reachable: bool = True
     broken: set[str] = field(default_factory=set)
+    unpacked: set[str] = field(default_factory=set)  # new on disk, not set up
     locked_by: int | None = None
 
 
 def provide(host: FakeHost) -> None:
     """Have Debian 12 with all security updates installed and lists of this morning."""
     host.install("apt", "apt-get", "dpkg", "dpkg-query")
+    for name in INSTALLED:
+        host.put(f"/var/lib/dpkg/info/{name}.list", "/.\n")
     host.put("/etc/debian_version", "12.12\n")
     host.put("/etc/os-release", 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nID=debian\nVERSION_ID="12"\n')
     host.put("/proc/sys/kernel/osrelease", f"{KERNEL}\n")
@@ -195,9 +198,13 @@ def _update(host: FakeHost) -> Ran:
 
 def _install(host: FakeHost, chosen: dict[str, Offer]) -> Ran:
     packages = host.part(Packages)
+    if chosen and not packages.mirror_reachable:
+        return said("", 100, err="E: Failed to fetch http://mirror.example/debian/pool  Temporary failure\n")
     done = ""
     for name, offered in chosen.items():
         if name in packages.broken:
+            packages.installed[name] = offered.version  # as dpkg does: apt has nothing more to offer for it
+            packages.unpacked.add(name)
             text = f"dpkg: error processing package {name} (--configure):\n subprocess returned error exit status 1\n"
             return said(done, 100, err=f"{text}E: Sub-process /usr/bin/dpkg returned an error code (1)\n")
         packages.installed[name] = offered.version
@@ -209,15 +216,23 @@ def _install(host: FakeHost, chosen: dict[str, Offer]) -> Ran:
 
 
 def dpkg(call: Call) -> Ran:
-    """`dpkg --configure -a`: nothing is left half installed here."""
+    """`dpkg --configure -a`: sets up what an earlier run left unpacked."""
     call.alters()
-    if pid := call.host.part(Packages).locked_by:
+    packages = call.host.part(Packages)
+    if packages.locked_by:
+        pid = packages.locked_by
         return said("", 2, err=f"dpkg: error: dpkg frontend lock was locked by another process with pid {pid}\n")
-    return said("")
+    packages.unpacked &= packages.broken
+    errors = "".join(
+        f"dpkg: error processing package {name} (--configure):\n subprocess returned error exit status 1\n"
+        for name in sorted(packages.unpacked)
+    )
+    return said("", 1 if errors else 0, err=errors)
 
 
 def dpkg_query(call: Call) -> Ran:
-    """`dpkg-query -W -f=FORMAT [NAME...]` with ${Package}, ${Version}, ${Architecture} and ${db:Status-Status}."""
+    """`dpkg-query -W -f=FORMAT [NAME...]` with ${Package}, ${Version}, ${Architecture}, ${db:Status-Status} and -Abbrev."""
+    unpacked = call.host.part(Packages).unpacked
     installed = call.host.part(Packages).installed
     form = "${Package}\\t${Version}\\n"
     for word in call.argv[1:]:
@@ -230,8 +245,13 @@ def dpkg_query(call: Call) -> Ran:
             err += f"dpkg-query: no packages found matching {name}\n"
             continue
         values = {"Package": name, "binary:Package": name, "Version": installed[name], "Architecture": "amd64"}
-        line = form
-        for key, value in {**values, "db:Status-Status": "installed", "Status": "install ok installed"}.items():
+        line, word = form, "half-configured" if name in unpacked else "installed"
+        states = {
+            "db:Status-Status": word,
+            "db:Status-Abbrev": "iF " if name in unpacked else "ii ",
+            "Status": f"install ok {word}",
+        }
+        for key, value in {**values, **states}.items():
             line = line.replace(f"${{{key}}}", value)
         out += line
     return said(out, 1 if err else 0, err=err)
