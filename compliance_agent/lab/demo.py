@@ -422,6 +422,7 @@ signing_key_file: keys/signing-key.pem
 mcp_url: {url}
 mcp_api_key_file: keys/api-key
 mcp_server_key_file: keys/server-key
+witness_policy_file: ../../witness/witnesses.policy
 mcp_poll_interval_sec: {THIS_MACHINE_POLL_S if this_machine else POLL_S}
 heartbeat_interval_sec: 60
 healing_cooldown_sec: 1

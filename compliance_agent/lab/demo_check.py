@@ -7,6 +7,7 @@ server answers over HTTP; not an agent's own count of its successes.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -79,6 +80,10 @@ async def run_check(demo: Demo, say: Callable[[str], None]) -> list[Healed]:
     )
     await _until(lambda: not demo.unwitnessed(), DELIVER_S, lambda: f"unwitnessed: {', '.join(demo.unwitnessed())}")
     say("a witness has cosigned the newest checkpoint of every log")
+    unseen = [host.host_id for host in clinics if not _saw_the_witness(host)]
+    if unseen:
+        raise DemoFailed(f"no bundle says that a witness stood behind the log: {', '.join(unseen)}")
+    say("each clinic host has said so itself in its signed evidence")
     return proven
 
 
@@ -120,6 +125,12 @@ async def _delivered(host: DemoHost) -> None:
     host.agent.shutdown_event.set()
     if host.task is not None:
         await host.task
+
+
+def _saw_the_witness(host: DemoHost) -> bool:
+    """Whether a bundle names a head of the log that a witness had cosigned when this host checked it."""
+    documents = (json.loads(path.read_bytes()) for path in host.agent.config.evidence_dir.rglob("bundle.json"))
+    return any((document.get("log_head") or {}).get("witnessed_at") for document in documents)
 
 
 async def _proven(host: DemoHost, operator: Operator) -> list[Healed]:
