@@ -11,10 +11,11 @@ import binascii
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from compliance_agent import __version__
+from compliance_agent.core.receipt import ORIGIN
 from compliance_agent.documents import read_json
 from compliance_agent.errors import BadReply, DocumentError, ServerRefused
 from compliance_agent.evidence.canonical import canonical
@@ -27,6 +28,7 @@ ACK_SCHEMA = "compliance-agent/ack/v1"
 ENROL_CONTEXT = b"compliance-agent/enrol/v1\n"
 MAX_RETRY_AFTER_S = 3_600.0
 _WORD = re.compile(r"[!-~]{1,256}")  # no space, no control character: it goes into headers and configurations
+MAX_LOGS = 64  # of one site: one a year
 MAX_RECEIPTS = 100  # that one request may ask for
 MAX_BATCH_BYTES = 700_000  # of bundles in one request, before base64: the server takes a body of at most 1 MiB
 
@@ -99,11 +101,13 @@ class CheckinReply:
         known: (epoch, seq, digest) of the newest bundle the server holds of this key, None when it holds none.
         min_interval_s: seconds the server asks to leave between check-ins.
         server_time: the server's clock, as a claim.
+        durable: by origin of a log, how many of its entries a backup of the server holds, as a claim; empty from an older server.
     """
 
     known: tuple[int, int, str] | None
     min_interval_s: int
     server_time: str
+    durable: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -324,7 +328,20 @@ def read_checkin_reply(reply: HttpReply) -> CheckinReply:
     server_time = _field(document, "server_time", str)
     if not is_timestamp(server_time):
         raise BadReply("reply to check-in: server_time is not a time")
-    return CheckinReply(known, _whole(document, "min_interval_s", 1, 86_400), server_time)
+    return CheckinReply(known, _whole(document, "min_interval_s", 1, 86_400), server_time, _durable(document))
+
+
+def _durable(document: Mapping[str, Any]) -> dict[str, int]:
+    logs = document.get("durable", [])
+    if not isinstance(logs, list) or len(logs) > MAX_LOGS:
+        raise BadReply(f"reply to check-in: durable is not a list of at most {MAX_LOGS} logs")
+    found: dict[str, int] = {}
+    for item in logs:
+        origin = _field(item, "origin", str)
+        if not re.fullmatch(ORIGIN, origin) or origin in found:
+            raise BadReply("reply to check-in: durable names no log, or one twice")
+        found[origin] = _whole(item, "size", 0, LARGEST_INT)
+    return found
 
 
 def challenge_request(public_key: bytes) -> bytes:

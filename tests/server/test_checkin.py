@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from compliance_agent.server.backup import back_up
 from tests.server.builder import Server, stamp
+from tests.server.test_sequencer import settled
 
 pytestmark = pytest.mark.anyio
 
@@ -12,7 +16,13 @@ pytestmark = pytest.mark.anyio
 async def test_a_host_hears_what_is_held(server: Server) -> None:
     host = await server.enrolled()
     reply = (await server.checkin(host)).json()
-    assert reply == {"server_time": stamp(server.clock()), "known": None, "min_interval_s": 1, "orders": []}
+    assert reply == {
+        "server_time": stamp(server.clock()),
+        "known": None,
+        "min_interval_s": 1,
+        "orders": [],
+        "durable": [],
+    }
     bundle = host.next()
     await server.deliver(host, bundle)
     known = (await server.checkin(host, pending=7)).json()["known"]
@@ -21,6 +31,20 @@ async def test_a_host_hears_what_is_held(server: Server) -> None:
     assert found is not None
     assert (found.pending, found.agent_version, found.baseline_version) == (7, "0.1.0", "2026.11.1")
     assert found.last_seen_at == server.clock()
+
+
+async def test_a_host_hears_what_a_backup_holds_of_its_own_sites_log(server: Server, tmp_path: Path) -> None:
+    """Only after a backup, only of its site, and not what came since."""
+    host, other = await server.enrolled(), await server.enrolled("ws-01", "clinic-2")
+    await server.deliver(host, host.next(), host.next())
+    await settled(server)
+    await back_up(server.services, tmp_path / "backup")
+    await server.deliver(host, host.next())
+    await settled(server)
+    durable = {"clinic-1": 4, "clinic-2": 2}
+    for caller in (host, other):
+        said = (await server.checkin(caller)).json()["durable"]
+        assert said == [{"origin": f"compliance-server/{caller.site_id}/2026", "size": durable[caller.site_id]}]
 
 
 async def test_a_host_speaks_for_itself_alone(server: Server) -> None:

@@ -75,6 +75,7 @@ CHECKIN = {
     "known": {"epoch": 0, "seq": 5, "digest": "a" * 64},
     "min_interval_s": 60,
     "orders": [],
+    "durable": [{"origin": "acme/clinic-1/2026", "size": 7}, {"origin": "acme/clinic-1/2025", "size": 0}],
 }
 ENROLLED = {
     "site_id": "clinic-1", "client_id": "msp-1", "host_id": "srv-1", "key_id": KEY_ID, "api_key": "cak1.abc",
@@ -98,7 +99,15 @@ READERS: dict[str, tuple[Any, Callable[[HttpReply], Any], int]] = {
     "receipts": ({"receipts": RECEIPTS}, lambda answer: protocol.read_receipts_reply(answer, IDS), 200),
     "problem": (PROBLEM, evidence, 409),
 }
-OPTIONAL = {("stopped",), ("min_interval_s",), ("known",), ("orders",), ("stopped", "expected"), ("log_key",)}
+OPTIONAL = {
+    ("stopped",),
+    ("min_interval_s",),
+    ("known",),
+    ("orders",),
+    ("durable",),
+    ("stopped", "expected"),
+    ("log_key",),
+}
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2**53, 2**63, -(2**70), "", " ", "x", "0" * 64, "\ud800", "\u202e", "a\0b",
     "2026-02-30T00:00:00Z", "9" * 5_000, [], {}, [[]], {"a": 1}, [None], "../../etc/passwd",
@@ -378,3 +387,19 @@ def test_a_full_batch_fits_into_one_request() -> None:
 def test_secrets_travel_in_one_header_only() -> None:
     assert protocol.headers("k")["authorization"] == "Bearer k"
     assert "authorization" not in protocol.headers(None)
+
+
+def test_what_a_backup_holds_is_read_whole_or_the_reply_is_refused() -> None:
+    """An older server says nothing, and that covers nothing; a log is named once, by an origin."""
+
+    def durable(value: Any) -> dict[str, int]:
+        return dict(protocol.read_checkin_reply(reply({**CHECKIN, "durable": value})).durable)
+
+    assert durable(CHECKIN["durable"]) == {"acme/clinic-1/2026": 7, "acme/clinic-1/2025": 0}
+    older = {name: value for name, value in CHECKIN.items() if name != "durable"}
+    assert protocol.read_checkin_reply(reply(older)).durable == {}
+    one = {"origin": "acme/clinic-1/2026", "size": 7}
+    bad: list[Any] = [[one, one], [{**one, "origin": "acme"}], [{**one, "size": -1}], [{**one, "size": True}], {}, [7]]
+    for value in [*bad, [{**one, "origin": f"acme/c{number}/2026"} for number in range(65)]]:
+        with pytest.raises(BadReply):
+            durable(value)

@@ -13,6 +13,7 @@ from compliance_agent.server.api.schemas import (
     ChallengeRequest,
     CheckinReply,
     CheckinRequest,
+    DurableLog,
     EnrolReply,
     EnrolRequest,
     Head,
@@ -100,4 +101,5 @@ async def checkin(request: Request) -> CheckinReply:
         known=Head(epoch=known.epoch, seq=known.seq, digest=known.digest) if known else None,
         min_interval_s=services.settings.min_interval_s,
         orders=[],
+        durable=[DurableLog(origin=item.origin, size=item.size) for item in answer.durable],
     )

@@ -171,13 +171,21 @@ class Head(BaseModel):
     digest: str
 
 
+class DurableLog(BaseModel):
+    """Entries of a log, from the first on, that a verified backup of the server holds with their records."""
+
+    origin: str
+    size: int
+
+
 class CheckinReply(BaseModel):
-    """What the server holds of the host's chain, and how often to call."""
+    """What the server holds of the host's chain, how often to call, and what of the site's logs a backup holds."""
 
     server_time: str
     known: Head | None
     min_interval_s: int
     orders: list[Any]
+    durable: list[DurableLog]
 
 
 class SignedAck(BaseModel):

@@ -6,13 +6,14 @@ host that was set back or cloned, and is logged.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 import structlog
 
 from compliance_agent.errors import Refusal
-from compliance_agent.server.records import Clock, Head, Host, Store, Transaction
+from compliance_agent.server.records import Clock, Durable, Head, Host, Store, Transaction
 
 log = structlog.get_logger()
 
@@ -31,10 +32,11 @@ class Said:
 
 @dataclass(frozen=True)
 class Answer:
-    """What it hears: our clock and the newest bundle of its chain that we hold."""
+    """What it hears: our clock, the newest bundle of its chain that we hold, and how much of its site's logs a backup holds."""
 
     server_time: datetime
     known: Head | None
+    durable: Sequence[Durable] = ()
 
 
 class Checkin:
@@ -55,18 +57,18 @@ class Checkin:
             raise Refusal("key_id: not the key of the host that calls", code="wrong_host", status=403)
         now = self._clock()
 
-        async def work(tx: Transaction) -> Host:
+        async def work(tx: Transaction) -> tuple[Host, Sequence[Durable]]:
             host = (await tx.hosts({caller.site_id}, {caller.key_id})).get(caller.key_id)
             if host is None or host.revoked_at is not None:
                 raise Refusal("this host is revoked", code="host_revoked", status=403)
             await tx.save_hosts([_alive(host, said, now)])
-            return host
+            return host, await tx.durable(caller.site_id)
 
-        host = await self._store.write(work)
+        host, durable = await self._store.write(work)
         self.total += 1
         if host.head is not None and (said.head.epoch, said.head.seq) < (host.head.epoch, host.head.seq):
             log.error("host.set_back", key_id=host.key_id, epoch=said.head.epoch, seq=said.head.seq)
-        return Answer(now, host.head)
+        return Answer(now, host.head, durable)
 
 
 def _alive(host: Host, said: Said, now: datetime) -> Host:
