@@ -17,7 +17,7 @@ from compliance_agent.cli.progress import progress
 from compliance_agent.errors import BadEvidence, ConfigError, NotPermitted, Unavailable
 from compliance_agent.evidence.chains import Tagger
 from compliance_agent.evidence.problems import Problem
-from compliance_agent.evidence.served import ServedLog, held_to_older, read_log
+from compliance_agent.evidence.served import ServedLog, ended_before, held_to_older, read_log
 from compliance_agent.evidence.stamped import Stamps
 from compliance_agent.log.note import VerifierKey
 from compliance_agent.log.policy import Policy
@@ -61,6 +61,7 @@ def _years(server: _Server, trust: Trust, tags: Tagger) -> Iterator[ServedLog]:
         raise BadEvidence(f"{server.base}: no log of the last {YEARS_BACK} years there", code="no_checkpoint")
     log = _read(server, f"{year}/", trust, tags)
     yield log
+    read = [log]
     while log.book.previous is not None:
         year, newer = year - 1, log
         try:
@@ -70,6 +71,9 @@ def _years(server: _Server, trust: Trust, tags: Tagger) -> Iterator[ServedLog]:
         except (BadEvidence, ValueError) as error:
             newer.problems.append(Problem("wrong_checkpoint", f"{server.base}/{year}/", str(error)))
             return
+        for later in read:
+            later.problems += ended_before(log, later)
+        read.append(log)
         yield log
 
 

@@ -110,6 +110,11 @@ class KeyLine:
         return next(((index, at) for index, event, at in self.events if event == name), None)
 
     @property
+    def ended(self) -> tuple[int, str] | None:
+        """Index and time of the first event that ended it; a later one opens no time in between."""
+        return min(filter(None, (self.event("rotate"), self.event("revoke"))), default=None)
+
+    @property
     def indexes(self) -> list[int]:
         """Of all its records, in the log's order."""
         return sorted(index for epoch in self.epochs.values() for index in epoch.indexes)
@@ -117,14 +122,14 @@ class KeyLine:
     @property
     def valid(self) -> bool:
         """Whether every record stands between the key's enrolment and its revocation or rotation."""
-        enrolled, ended = self.event("enrol"), self.event("revoke") or self.event("rotate")
+        enrolled, ended = self.event("enrol"), self.ended
         if self.first < 0:
             return True
         return not (enrolled and self.first < enrolled[0]) and not (ended and self.last > ended[0])
 
     def rotate(self, index: int, at: str, last: tuple[tuple[int, int], str], new: KeyLine) -> None:
         """Another key takes this one's place after its last record."""
-        if self.event("rotate") or self.event("revoke") or new.events or new.first >= 0:
+        if self.ended or new.events or new.first >= 0:
             self.problems.append(
                 ("key_not_valid", f"log entry {index}: a rotation from or to a key that had its end or its start")
             )

@@ -111,6 +111,15 @@ def held_to_older(log: ServedLog, older: bytes, policy: Policy) -> Iterator[Prob
         yield Problem("bad_tile", log.origin, "cannot be held against the older checkpoint")
 
 
+def ended_before(older: ServedLog, newer: ServedLog) -> Iterator[Problem]:
+    """Keys that had their end in the log of an earlier year, and sign in this one."""
+    for key, line in sorted(older.book.keys.items()):
+        there = newer.book.keys.get(key)
+        if older.book.whole and newer.book.whole and line.ended and there is not None and there.first >= 0:
+            detail = f"log entry {there.first} of {newer.origin}: its key ended in {older.origin}"
+            yield Problem("key_not_valid", key, detail)
+
+
 class Held:
     """Records that are at hand, held against logs that were read."""
 

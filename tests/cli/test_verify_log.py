@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from compliance_agent.cli.verify import command
 from compliance_agent.crypto import public_pem
 from compliance_agent.errors import AgentError
-from compliance_agent.log.leaf import key_leaf, shard_leaf
+from compliance_agent.log.leaf import KeyEvent, key_leaf, shard_leaf
 from compliance_agent.log.note import KeyType, VerifierKey
 from tests.evidence.world import LOG, ORIGIN, RECORDS, WITNESS, World, posix
 from tests.log.builder import Signer
@@ -153,6 +153,24 @@ def test_a_site_with_two_years(site: Site, tmp_path: Path) -> None:
     shutil.rmtree(site.root / "log" / "clinic-1" / "2025")
     done = run(f"{site.url}/", "--log-key", LOG.key)
     assert done.exit_code == 65 and "wrong_checkpoint" in done.output
+
+
+@pytest.mark.parametrize("event", ["revoke", "enrol"])
+def test_a_key_that_ended_last_year_signs_nothing_this_year(site: Site, event: KeyEvent) -> None:
+    """Each year is a log of its own: the newer one does not say that the key was revoked, and the older one does."""
+    origin, host = "evidence.example/clinic-1/2025", site.world.host
+    old = World(log=Signer(VerifierKey(origin, KeyType.ED25519, LOG.key.public), LOG.private))
+    old.entries = [
+        shard_leaf(origin, None, "2025-01-01T00:00:00Z"), key_leaf(event, host.key_id, host.public, "2025-12-01T00:00:00Z"),
+    ]  # fmt: skip
+    bound = _note_of(old)
+    site.world.entries[0] = shard_leaf(ORIGIN, bound, "2026-01-01T00:00:00Z")
+    site.world.entries = [site.world.entries[0], *map(site.world.leaf, site.world.records)]
+    site.put(site.world)
+    _serve(site, old, bound)
+    done = run(f"{site.url}/", "--log-key", LOG.key)
+    named = f"key_not_valid: {host.key_id}: log entry 1 of {ORIGIN}" in done.output
+    assert (done.exit_code, named) == ((65, True) if event == "revoke" else (0, False)), done.output
 
 
 def _note_of(old: World) -> bytes:

@@ -181,7 +181,7 @@ async def test_a_rotation_that_the_server_made_up_is_named(server: Server) -> No
 
 async def test_a_record_of_the_old_key_after_the_rotation_is_named(server: Server) -> None:
     """What a lying server could put in: the old key, stolen later, cannot sign into the past."""
-    from compliance_agent.log.leaf import bundle_leaf
+    from compliance_agent.log.leaf import bundle_leaf, key_leaf
     from compliance_agent.server.records import NewLeaf
 
     host, new = await server.enrolled(), SigningKey.generate()
@@ -192,4 +192,10 @@ async def test_a_record_of_the_old_key_after_the_rotation_is_named(server: Serve
     now = server.clock()
     await server.services.store.write(lambda tx: tx.add_leaves([NewLeaf("clinic-1", leaf, host.key_id)], now))
     book = await settled(server)
+    assert [problem.code for problem in book.key_problems()] == ["key_not_valid"]
+    # Nor does it help the server to revoke the old key now, as if it had counted until then.
+    revoked = key_leaf("revoke", host.key_id, host.public, stamp(host.now))
+    await server.services.store.write(lambda tx: tx.add_leaves([NewLeaf("clinic-1", revoked, host.key_id)], now))
+    book = await settled(server)
+    assert book.keys[host.key_id].event("revoke") is not None
     assert [problem.code for problem in book.key_problems()] == ["key_not_valid"]
