@@ -148,8 +148,8 @@ async def _gathered(store: SqlStore, data_dir: Path, wanted: Wanted, sleep: Slee
     keys = {item.key_id: item for item in await reader.hosts(wanted.site_id) if wanted.host in {None, item.host_id}}
     if not keys:
         raise NoInput(f"site {wanted.site_id}: no host {wanted.host or ''}".rstrip())
-    survey = await _surveyed(reader, wanted, log, set(keys))
-    hosts = [_host(item) for item in keys.values() if item.key_id in survey.keys or _is_of(item, wanted)]
+    survey = await _surveyed(reader, wanted, log, keys)
+    hosts = [_host(item) for item in keys.values() if item.key_id in survey.keys]
     scope = Scope(
         **_period(wanted),
         control=wanted.control,
@@ -205,7 +205,7 @@ class _Seen:
 
 @dataclass
 class _Survey:
-    """What is taken: numbers of arrival, and keys; and what of the period is not in this log."""
+    """What is taken: numbers of arrival, and keys that are of the period; and what of the period is not in this log."""
 
     numbers: set[int]
     keys: set[str]
@@ -213,9 +213,9 @@ class _Survey:
     elsewhere: Counter[int]
 
 
-async def _surveyed(reader: SiteReader, wanted: Wanted, log: _Log, keys: set[str]) -> _Survey:
+async def _surveyed(reader: SiteReader, wanted: Wanted, log: _Log, keys: Mapping[str, Host]) -> _Survey:
     chains: dict[str, list[_Seen]] = defaultdict(list)
-    survey = _Survey(set(), set(), 0, Counter())
+    survey = _Survey(set(), {key for key, host in keys.items() if _is_of(host, wanted)}, 0, Counter())
     first, last = wanted.since.isoformat(), wanted.until.isoformat()
     async for kept in _rows(reader, wanted.site_id):
         if kept.key_id not in keys:
@@ -232,11 +232,11 @@ async def _surveyed(reader: SiteReader, wanted: Wanted, log: _Log, keys: set[str
     if not any(seen.wanted for chain in chains.values() for seen in chain):
         raise _nothing(wanted, survey, [seen.day for chain in chains.values() for seen in chain])
     for key, chain in chains.items():
-        taken = _stretch(sorted(chain, key=lambda seen: seen.place), first, last)
-        if wanted.control:
-            taken = [seen for seen in chain if seen.wanted]
-        survey.numbers |= {seen.number for seen in taken}
-        survey.keys |= {key} if any(seen.wanted for seen in taken) else set()
+        inside = [seen for seen in chain if seen.wanted]
+        survey.keys |= {key} if inside else set()
+        if key in survey.keys:
+            taken = inside if wanted.control else _stretch(sorted(chain, key=lambda seen: seen.place), first, last)
+            survey.numbers |= {seen.number for seen in taken}
     return survey
 
 

@@ -124,9 +124,9 @@ def chain_problems(scope: Scope, log: Logbook) -> Iterator[Problem]:
             continue
         if not line.valid:
             yield Problem("key_not_valid", key, "signed outside the time of its key, by the log's order")
-        enrolled, revoked = line.event("enrol"), line.event("revoke")
+        enrolled, ended = line.event("enrol"), line.ended
         late = enrolled is not None and moment(enrolled[1]) >= scope.end
-        early = revoked is not None and moment(revoked[1]) < scope.start
+        early = ended is not None and moment(ended[1]) < scope.start
         if scope.host is None and not late and not early and (line.events or line.first >= 0):
             yield Problem("missing_host", key, "is in the log and not in packet.json")
 
