@@ -12,7 +12,7 @@ shard    the first entry of a year, which binds the last checkpoint of the year 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from compliance_agent.log.fields import to_base64
@@ -33,25 +33,29 @@ def bundle_leaf(key_id: str, epoch: int, seq: int, prev: str, bundle_sha256: str
 
 def key_leaf(event: KeyEvent, key_id: str, public_key: bytes, at: str) -> bytes:
     """The entry of a key's beginning or end; `at` is the server's time, a claim like every time in a log."""
-    return _leaf("key", event=event, key=key_id, public_key=to_base64(public_key), at=at)
+    return entry("key", event=event, key=key_id, public_key=to_base64(public_key), at=at)
 
 
 def fork_leaf(key_id: str, epoch: int, seq: int, held: str | None, seen: str, signature: bytes) -> bytes:
     """The entry of a contradiction: digest held (None where a later epoch had begun), digest seen, and its signature."""
-    return _leaf("fork", key=key_id, epoch=epoch, seq=seq, held=held, seen=seen, sig=to_base64(signature))
+    return entry("fork", key=key_id, epoch=epoch, seq=seq, held=held, seen=seen, sig=to_base64(signature))
 
 
 def time_leaf(checkpoint: bytes, tokens: Sequence[bytes]) -> bytes:
     """The entry that proves time: the whole signed note of an earlier size, and what time-stamping authorities answered over it."""
-    return _leaf("time", checkpoint=to_base64(checkpoint), tokens=[to_base64(token) for token in tokens])
+    return entry("time", checkpoint=to_base64(checkpoint), tokens=[to_base64(token) for token in tokens])
 
 
 def shard_leaf(origin: str, previous: bytes | None, at: str) -> bytes:
     """The first entry of a year; `previous` is the last signed checkpoint of the year before, None when there is none."""
-    return _leaf("shard", origin=origin, previous=to_base64(previous) if previous is not None else None, at=at)
+    return entry("shard", origin=origin, previous=to_base64(previous) if previous is not None else None, at=at)
 
 
-def _leaf(kind: str, **content: Any) -> bytes:
+def entry(kind: str, **content: Any) -> bytes:
+    """An entry of this kind."""
+    return canonical({"v": VERSION, "kind": kind, **content})
+
+
+def canonical(document: Mapping[str, Any]) -> bytes:
     """RFC 8785, which this is for ASCII text, whole numbers and null."""
-    whole = {"v": VERSION, "kind": kind, **content}
-    return json.dumps(whole, sort_keys=True, separators=(",", ":")).encode("ascii")
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode("ascii")

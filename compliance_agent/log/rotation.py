@@ -9,7 +9,6 @@ that one as the one before it. So neither key can sign on the other's side of th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from compliance_agent.documents import read_json
 from compliance_agent.errors import BadEvidence, DocumentError
 from compliance_agent.facts import SHA256, is_timestamp
 from compliance_agent.log.fields import from_base64, to_base64
-from compliance_agent.log.leaf import VERSION
+from compliance_agent.log.leaf import canonical, entry
 
 SCHEMA = "compliance-agent/key-rotation/v1"
 CODE = "bad_rotation"
@@ -49,7 +48,7 @@ def statement(
     old_public: bytes, new_public: bytes, *, site_id: str, host_id: str, head: tuple[int, int, str], at: str
 ) -> bytes:
     """The bytes that both keys sign: canonical JSON with a schema of its own, so that it can be taken for nothing else."""
-    return _canonical(
+    return canonical(
         {
             "schema": SCHEMA,
             "site_id": site_id,
@@ -74,7 +73,7 @@ def read(raw: bytes) -> Rotation:
         document = read_json(raw)
     except DocumentError as error:
         raise _bad("is not JSON") from error
-    if not isinstance(document, dict) or document.keys() != _KEYS or _canonical(document) != raw:
+    if not isinstance(document, dict) or document.keys() != _KEYS or canonical(document) != raw:
         raise _bad("is not a statement in canonical form")
     texts = all(isinstance(document[name], str) for name in _KEYS - {"epoch", "seq"})
     places = all(type(document[name]) is int and document[name] >= 0 for name in ("epoch", "seq"))
@@ -105,19 +104,16 @@ def verified(raw: bytes, old_public: bytes, old_sig: bytes, new_sig: bytes) -> R
 def rotation_leaf(raw: bytes, old_public: bytes, old_sig: bytes, new_sig: bytes, at: str) -> bytes:
     """The entry of a rotation; it holds all that is needed to check it. `at` is the server's time."""
     said = read(raw)
-    return _canonical(
-        {
-            "v": VERSION,
-            "kind": "key",
-            "event": "rotate",
-            "key": said.old_key,
-            "public_key": to_base64(old_public),
-            "new_key": said.new_key,
-            "statement": to_base64(raw),
-            "old_sig": to_base64(old_sig),
-            "new_sig": to_base64(new_sig),
-            "at": at,
-        }
+    return entry(
+        "key",
+        event="rotate",
+        key=said.old_key,
+        public_key=to_base64(old_public),
+        new_key=said.new_key,
+        statement=to_base64(raw),
+        old_sig=to_base64(old_sig),
+        new_sig=to_base64(new_sig),
+        at=at,
     )
 
 
@@ -136,10 +132,6 @@ def read_leaf(leaf: Mapping[str, Any]) -> Rotation:
     if (said.old_key, said.new_key) != (leaf.get("key"), leaf.get("new_key")):
         raise _bad("names other keys than its statement")
     return said
-
-
-def _canonical(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
 def _bad(what: str) -> BadEvidence:

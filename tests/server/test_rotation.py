@@ -163,13 +163,13 @@ async def test_what_is_wrong_is_refused_and_changes_nothing(server: Server, case
 
 async def test_a_rotation_that_the_server_made_up_is_named(server: Server) -> None:
     """The server knows no private key: an entry of its own making does not prove itself, nor does one that was moved."""
-    from compliance_agent.log.leaf import _leaf
+    from compliance_agent.log.leaf import entry
     from compliance_agent.server.records import NewLeaf
 
     host, thief = await server.enrolled(), SigningKey.generate()
     await server.deliver(host, host.next())
     raw = said(host, thief)
-    forged = _leaf(
+    forged = entry(
         "key", event="rotate", key=host.key_id, public_key=b64(host.public), new_key=FakeHost(key=thief).key_id,
         statement=b64(raw), old_sig=b64(thief.sign(raw).signature), new_sig=b64(thief.sign(raw).signature), at=stamp(host.now),
     )  # fmt: skip
