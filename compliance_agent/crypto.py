@@ -16,7 +16,7 @@ import contextlib
 import functools
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
+_ORDER = 2**252 + 27742317777372353535851937790883648493  # L, of the base point
 _PKCS8_PREFIX = bytes.fromhex("302e020100300506032b657004220420")
 _SPKI_PREFIX = bytes.fromhex("302a300506032b6570032100")
 _PEM = re.compile(rb"-----BEGIN ([A-Z ]+)-----\s+([A-Za-z0-9+/=\s]+?)-----END \1-----\s*")
@@ -49,6 +50,41 @@ def verify(public: bytes, signature: bytes, message: bytes) -> bool:
     except refused:
         return False
     return True
+
+
+def verify_chunks(public: bytes, signature: bytes, message: Callable[[], Iterable[bytes]]) -> bool:
+    """As `verify`, for a message that is not held in memory.
+
+    Ed25519 hashes R, the key and the message once, and then needs only the hash (RFC 8032, 5.1.7): the signature is right where
+    S*B - h*A is R. `check_public_key` and libsodium refuse what `verify` refuses: points of small order, other spellings, S >= L.
+
+    Args:
+        public: the raw key.
+        signature: 64 bytes.
+        message: gives the pieces; called once.
+    """
+    from nacl import bindings
+    from nacl.exceptions import CryptoError
+
+    if len(public) != KEY_BYTES or len(signature) != SIGNATURE_BYTES:
+        return False
+    point, scalar = signature[:KEY_BYTES], signature[KEY_BYTES:]
+    if int.from_bytes(scalar, "little") >= _ORDER:
+        return False
+    hashed = hashlib.sha512(point + public)
+    for chunk in message():
+        hashed.update(chunk)
+    try:
+        check_public_key(public)
+        product = bindings.crypto_scalarmult_ed25519_noclamp(
+            bindings.crypto_core_ed25519_scalar_reduce(hashed.digest()), public
+        )
+        left = bindings.crypto_scalarmult_ed25519_base_noclamp(scalar)
+        return bindings.crypto_core_ed25519_is_valid_point(point) and bool(
+            bindings.crypto_core_ed25519_sub(left, product) == point
+        )
+    except (BadEvidence, CryptoError):
+        return False
 
 
 @functools.cache

@@ -72,6 +72,7 @@ LAYERS: dict[str, str] = {
     "packet": "thinking",
     "packet.build": "wiring",
     "packet.logbook": "stages",
+    "packet.reading": "stages",
     "packet.verify": "stages",
     "queue": "hands",
     "receipts": "stages",

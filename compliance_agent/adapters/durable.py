@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from compliance_agent.errors import NoInput, NotPermitted, StorageError, StorageForbidden, StorageFull
@@ -139,17 +140,7 @@ def read_file(path: Path, *, limit_bytes: int, trusted: bool = False, secret: bo
         NoInput: absent, not a regular file, too large, or unreadable for another reason.
         NotPermitted: the operating system or the rules above refuse it.
     """
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except PermissionError as error:
-        raise NotPermitted(f"{path}: no permission to read") from error
-    except (OSError, ValueError) as error:
-        name = errno.errorcode.get(getattr(error, "errno", 0) or 0, "EINVAL")
-        raise NoInput(f"{path}: cannot be read ({name})") from error
-    info = os.fstat(handle)
-    if not stat.S_ISREG(info.st_mode):  # before fdopen, which has an error of its own for directories
-        os.close(handle)
-        raise NoInput(f"{path}: not a regular file")
+    handle, info = _regular(path)
     with os.fdopen(handle, "rb") as file:
         forbidden = (0o077 if secret else 0o022) if trusted or secret else 0
         if info.st_mode & forbidden:
@@ -168,3 +159,43 @@ def read_file(path: Path, *, limit_bytes: int, trusted: bool = False, secret: bo
     if len(content) > limit_bytes:
         raise NoInput(f"{path}: larger than {limit_bytes} bytes")
     return content
+
+
+def _regular(path: Path) -> tuple[int, os.stat_result]:
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except PermissionError as error:
+        raise NotPermitted(f"{path}: no permission to read") from error
+    except (OSError, ValueError) as error:
+        name = errno.errorcode.get(getattr(error, "errno", 0) or 0, "EINVAL")
+        raise NoInput(f"{path}: cannot be read ({name})") from error
+    info = os.fstat(handle)
+    if not stat.S_ISREG(info.st_mode):  # before fdopen, which has an error of its own for directories
+        os.close(handle)
+        raise NoInput(f"{path}: not a regular file")
+    return handle, info
+
+
+@contextlib.contextmanager
+def opened_file(path: Path) -> Iterator[tuple[Callable[[int, int], bytes], int]]:
+    """A regular file to be read in places, with its length: `read(offset, length)` gives fewer bytes where it ends.
+
+    Raises:
+        NoInput: absent, not a regular file, or unreadable for another reason.
+        NotPermitted: the operating system refuses it.
+    """
+    handle, info = _regular(path)
+
+    def read(offset: int, length: int) -> bytes:
+        try:
+            found = os.pread(handle, length, offset)
+            while len(found) < length and (more := os.pread(handle, length - len(found), offset + len(found))):
+                found += more
+        except OSError as error:
+            raise NoInput(f"{path}: {errno.errorcode.get(error.errno or 0, 'EIO')} while reading") from error
+        return found
+
+    try:
+        yield read, info.st_size
+    finally:
+        os.close(handle)

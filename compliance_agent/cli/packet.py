@@ -12,8 +12,9 @@ import click
 from compliance_agent.adapters.durable import read_file
 from compliance_agent.cli.common import json_option, print_json, printable, table
 from compliance_agent.cli.intervals import authority, show_times
+from compliance_agent.cli.verify import spread
 from compliance_agent.errors import BadEvidence
-from compliance_agent.packet.verify import Report, read_packet, records_of, verify_file
+from compliance_agent.packet.verify import Report, records_of, verify_file
 
 QUORUM = {
     "met": "the quorum of the policy cosigned the checkpoint",
@@ -67,8 +68,6 @@ def build(
 def _built(
     data_dir: Path, site: str, since: date, until: date, out: Path, asked: dict[str, Any]
 ) -> tuple[Report, dict[str, Any]]:
-    import hashlib
-
     from compliance_agent.logs import configure
     from compliance_agent.packet.build import build as build_packet
 
@@ -79,12 +78,19 @@ def _built(
         "file": str(built.path),
         "records": built.records,
         "bytes": built.size_bytes,
-        "sha256": hashlib.sha256(read_packet(out)).hexdigest(),
+        "sha256": _digest(out),
         "pending": built.scope.pending,
         "elsewhere": dict(built.scope.elsewhere),
         "problems": built.report.as_document()["problems"],
     }
     return built.report, facts
+
+
+def _digest(path: Path) -> str:
+    import hashlib
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @command.command("verify")
@@ -102,7 +108,7 @@ def verify(
     Exit status: 0 all verified, 65 something is wrong, and each wrong thing is named, 66 no such file.
     """
     trusted = read_file(policy, limit_bytes=65_536) if policy else None
-    report = verify_file(file, trusted, stamps=authority(tsa_ca), each_time=each_time)
+    report = verify_file(file, trusted, stamps=authority(tsa_ca), each_time=each_time, spread=spread)
     if as_json:
         print_json(report.as_document())
     else:
@@ -143,11 +149,11 @@ def show(ctx: click.Context, file: Path, as_json: bool) -> None:
     """
     from compliance_agent.packet import archive, grid
 
-    report = verify_file(file)
+    report = verify_file(file, spread=spread)
     if report.scope is None:
         _name(report)
         raise BadEvidence(f"{file}: cannot be read as a packet", code="bad_scope")
-    records = records_of(archive.unpack(read_packet(file)))
+    records = records_of(archive.unpack(read_file(file, limit_bytes=2**31)))
     document = grid.as_document(report.scope, records)
     document |= {"schema": "compliance-agent/packet-show/v1", "verified": report.ok}
     document["problems"] = report.as_document()["problems"]

@@ -90,9 +90,9 @@ def packed(document: Mapping[str, Any], digest: str, tags: Tagger, receipt: tupl
     )  # fmt: skip
 
 
-def row_of(document: Mapping[str, Any], digest: str, tags: Tagger, receipt: tuple[str, int] | None) -> Row:
-    """The row of one record by itself."""
-    return Row._make(_ROW.unpack(packed(document, digest, tags, receipt)))
+def unpacked(rows: bytes | bytearray, at: int) -> Row:
+    """The row at a position."""
+    return Row._make(_ROW.unpack_from(rows, at * _ROW.size))
 
 
 @dataclass
@@ -145,8 +145,8 @@ class Chains:
             links = _Links(starts, problems)
             for epoch in epochs:
                 rows = self._rows[key_id, epoch]
-                for at in _in_order(rows):
-                    row = Row._make(_ROW.unpack_from(rows, at * _ROW.size))
+                for at in rows_in_order(rows):
+                    row = unpacked(rows, at)
                     if links.follow(epoch, row):
                         problems.extend(visit(key_id, epoch, row))
             seq, digest, host = self._heads[key_id, epochs[-1]]
@@ -155,7 +155,7 @@ class Chains:
             yield Chain(key_id, host, count, links.first, last, len(epochs), digest, self.receipted[key_id]), problems
 
 
-def _in_order(rows: bytearray) -> list[int]:
+def rows_in_order(rows: bytearray) -> list[int]:
     """The positions of the rows by their numbers."""
     seqs = memoryview(rows).cast("q")[:: _ROW.size // 8]
     return sorted(range(len(seqs)), key=seqs.__getitem__)

@@ -36,7 +36,7 @@ from compliance_agent.packet.content import PacketHost, Record, Scope, concerns,
 from compliance_agent.packet.manifest import MANIFEST, MANIFEST_SIGNATURE, manifest
 from compliance_agent.packet.outside import OLDER, YEAR, Outside, outside
 from compliance_agent.packet.readme import NOT_PROVEN, readme
-from compliance_agent.packet.verify import Report, verify_files
+from compliance_agent.packet.verify import Report, verify_bytes
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.records import Host, Kept, Shard, SiteReader
 from compliance_agent.server.store import SqlStore
@@ -134,10 +134,9 @@ async def build(
     finally:
         await store.close()
     raw = archive.pack(_signed(files, Ed25519Signer(data_dir / "keys" / "packet.pem"), scope))
-    report = verify_files(unpacked := archive.unpack(raw))
+    report = verify_bytes(raw)
     write_file(out, raw, 0o644)
-    count = sum(path.endswith("/bundle.json") for path in unpacked)
-    return Built(out, scope, count, len(raw), report)
+    return Built(out, scope, report.found, len(raw), report)
 
 
 async def _gathered(store: SqlStore, data_dir: Path, wanted: Wanted, sleep: Sleep) -> tuple[Scope, dict[str, bytes]]:

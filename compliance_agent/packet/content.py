@@ -131,8 +131,11 @@ def directory_of(document: Mapping[str, Any]) -> str:
     return f"evidence/{document['host']['id']}/{day}/{document['bundle_id']}"
 
 
-def in_order(records: Iterable[Record], scope: Scope) -> list[Record]:
-    """The records of the period, host by host, each in the order of its chain."""
+def in_order(records: Iterable[Record], scope: Scope) -> Sequence[Record]:
+    """The records of the period, host by host, each in the order of its chain; `in_period` of what has it (`reading.Records`)."""
+    found: Sequence[Record] | None = getattr(records, "in_period", None)
+    if found is not None:
+        return found
     return sorted(
         (record for record in records if scope.holds(record.document)),
         key=lambda record: (record.document["host"]["id"], record.place),

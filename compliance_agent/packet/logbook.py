@@ -6,18 +6,18 @@ holds a part of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from compliance_agent.errors import BadEvidence
 from compliance_agent.evidence.book import Book
-from compliance_agent.evidence.chains import Tagger
+from compliance_agent.evidence.chains import Row, Tagger
 from compliance_agent.evidence.problems import Problem
 from compliance_agent.log.fields import to_base64
 from compliance_agent.log.policy import Policy, Verified
 from compliance_agent.log.tiles import Tile, written
-from compliance_agent.packet.content import Record, Scope, moment
+from compliance_agent.packet.content import Scope, moment
 from compliance_agent.packet.outside import OLDER, YEAR
 
 CHECKPOINT = "log/checkpoint"
@@ -39,12 +39,15 @@ class Logbook:
     tags: Tagger
     paths: set[str]
 
-    def head_holds(self, document: Mapping[str, Any]) -> bool:
+    def holds(self, row: Row) -> bool:
         """Whether the head that a record names is a prefix of this log."""
-        head = document["log_head"]
-        if head is None or head["origin"] != self.origin or head["size"] > self.size:
+        if row.head_log != self.tags.short(self.origin) or not 0 <= row.head_size <= self.size:
             return False
-        return self.book.forest.root(head["size"]).hex() == str(head["root"])
+        return self._root_tag(row.head_size) == row.head_root
+
+    @functools.cached_property
+    def _root_tag(self) -> Callable[[int], bytes]:
+        return functools.lru_cache(1_024)(lambda size: self.tags.short(self.book.forest.root(size).hex()))
 
     @property
     def origin(self) -> str:
@@ -67,41 +70,54 @@ class Logbook:
         return {key.public for key in self.policy.logs if key.name == self.origin}
 
 
-def open_log(files: Mapping[str, bytes], policy: bytes, problems: list[Problem]) -> Logbook | None:
-    """The log of a packet, None when its checkpoint does not verify; what is wrong goes to `problems`."""
+@dataclass(frozen=True)
+class Head:
+    """A checkpoint that verified under a policy."""
+
+    policy: Policy
+    verified: Verified
+    note: bytes
+
+
+def open_head(files: Mapping[str, bytes], policy: bytes, room: int, problems: list[Problem]) -> Head | None:
+    """The checkpoint of a packet of `room` bytes, None when it does not verify; what is wrong goes to `problems`."""
     try:
         trusted = Policy.parse(policy)
     except BadEvidence as error:
         problems.append(Problem(error.code, "policy", str(error)))
         return None
     try:
-        verified = trusted.verify(files.get(CHECKPOINT, b""))
-        checkpoint = verified.checkpoint
-        if checkpoint.size > sum(map(len, files.values())):
+        verified = trusted.verify(note := files.get(CHECKPOINT, b""))
+        if verified.checkpoint.size > room:
             raise BadEvidence("checkpoint is of more entries than the packet has bytes", code="bad_tile")
     except BadEvidence as error:
         problems.append(Problem(error.code, CHECKPOINT, str(error)))
         return None
+    return Head(trusted, verified, note)
+
+
+def open_log(files: Mapping[str, bytes], head: Head, tags: Tagger, problems: list[Problem]) -> Logbook:
+    """The log under that checkpoint; what is wrong goes to `problems`."""
 
     def tile(wanted: Tile) -> bytes:
         if (path := f"log/{wanted.path}") not in files:
             raise BadEvidence("is missing", code="missing_file")
         return files[path]
 
-    tags = Tagger()
+    checkpoint = head.verified.checkpoint
     book = Book.read(checkpoint, tile, tags, path=lambda wanted: f"log/{wanted.path}")
     older = _older(files, book)
     problems += [*book.problems, *older]
     paths = {f"log/{wanted.path}" for wanted in written(0, checkpoint.size)} | {CHECKPOINT}
     paths |= {path for path in files if _is_of_the_year_before(path)} if not older else set()
-    return Logbook(trusted, verified, files[CHECKPOINT], book, tags, paths)
+    return Logbook(head.policy, head.verified, head.note, book, tags, paths)
 
 
 def _older(files: Mapping[str, bytes], book: Book) -> list[Problem]:
     """The checkpoint of the year before stands here exactly as the first entry binds it."""
     if not book.whole:
         return []
-    here = {path: content for path, content in files.items() if _is_of_the_year_before(path)}
+    here = {path: files[path] for path in files if _is_of_the_year_before(path)}
     wrong = [path for path, content in here.items() if to_base64(content) != book.previous]
     if book.previous and not here:
         wrong = ["log/older"]
@@ -131,35 +147,48 @@ def chain_problems(scope: Scope, log: Logbook) -> Iterator[Problem]:
             yield Problem("missing_host", key, "is in the log and not in packet.json")
 
 
-def completeness(scope: Scope, log: Logbook, records: Sequence[Record]) -> Iterator[Problem]:
-    """A packet that was not asked for one control holds, of each host, a stretch of its chain around the whole period."""
+def completeness(
+    scope: Scope, log: Logbook, here: Collection[int], start_of: Callable[[int], str]
+) -> Iterator[Problem]:
+    """A packet that was not asked for one control holds, of each host, a stretch of its chain around the whole period.
+
+    Args:
+        scope: of the packet.
+        log: of the packet.
+        here: the log's index of every record.
+        start_of: `timestamp_start` of the record with this index.
+    """
     if scope.control is not None:
         return
-    here = {record.index: record for record in records}
     for host in scope.hosts:
         indexes = log.book.keys[host.key_id].indexes if host.key_id in log.book.keys else []
-        taken = [at for at in indexes if at in here]
+        taken = [at for at, index in enumerate(indexes) if index in here]
         if indexes and not taken:
             yield Problem("missing_record", host.host_id, "has records in the log and none here")
         if not taken:
             continue
-        for at in indexes[indexes.index(taken[0]) : indexes.index(taken[-1])]:
-            if at not in here:
-                yield Problem("missing_record", host.host_id, f"log entry {at} has no record here")
-        first, last = (moment(here[at].document["timestamp_start"]) for at in (taken[0], taken[-1]))
-        if taken[0] != indexes[0] and first >= scope.start:
+        for index in indexes[taken[0] : taken[-1]]:
+            if index not in here:
+                yield Problem("missing_record", host.host_id, f"log entry {index} has no record here")
+        first, last = (moment(start_of(indexes[at])) for at in (taken[0], taken[-1]))
+        if taken[0] != 0 and first >= scope.start:
             yield Problem("missing_record", host.host_id, "what precedes its first record here is of the period")
-        if taken[-1] != indexes[-1] and last < scope.end:
+        if taken[-1] != len(indexes) - 1 and last < scope.end:
             yield Problem("missing_record", host.host_id, "what follows its last record here may be of the period")
 
 
-def head_problems(records: Sequence[Record], log: Logbook) -> Iterator[Problem]:
+def entry_problem(key: str, epoch: int, row: Row, log: Logbook) -> Problem | None:
+    """The log holds this record, and no other, at the index of its proof."""
+    line = log.book.keys.get(key)
+    entries = line.epochs.get(epoch) if line is not None else None
+    if (entries.find(row.seq) if entries is not None else None) != (row.at, row.digest):
+        return Problem("wrong_leaf", row.bundle_id, "the log holds another entry at this index")
+    return None
+
+
+def head_problems(row: Row, incident: bool, log: Logbook) -> Iterator[Problem]:
     """Every head of this log that a host verified is a prefix of it; else the server showed two logs. A host may say so itself."""
-    for record in records if log.book.whole else []:
-        if record.document["incident"] is not None:
-            yield Problem("log_forked", record.directory, "its host holds two checkpoints that contradict each other")
-        head = record.document["log_head"]
-        if head is None or head["origin"] != log.origin:
-            continue
-        if not log.head_holds(record.document):
-            yield Problem("split_view", record.directory, f"its host verified another log of size {head['size']}")
+    if incident:
+        yield Problem("log_forked", row.bundle_id, "its host holds two checkpoints that contradict each other")
+    if row.head_log == log.tags.short(log.origin) and not log.holds(row):
+        yield Problem("split_view", row.bundle_id, f"its host verified another log of size {row.head_size}")

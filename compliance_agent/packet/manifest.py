@@ -1,32 +1,76 @@
-"""`MANIFEST.sha256`: the digest of every file, in the form that `sha256sum -c` reads; `MANIFEST.sig` signs it. Pure."""
+"""`MANIFEST.sha256`: the digest of every file, in the form that `sha256sum -c` reads; `MANIFEST.sig` signs it. Pure.
+
+Its lines are in the order of the files in the packet, so both are read side by side and neither is held.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from compliance_agent.errors import BadEvidence
 
 MANIFEST, MANIFEST_SIGNATURE = "MANIFEST.sha256", "MANIFEST.sig"
-_LINE = re.compile(r"([0-9a-f]{64})  (\S+)")
+_LINE = re.compile(rb"([0-9a-f]{64})  ([!-~]{1,4000})")
+_LONGEST = 4_096
+
+
+def line(digest: str, path: str) -> bytes:
+    """Of one file."""
+    return f"{digest}  {path}\n".encode()
 
 
 def manifest(files: Mapping[str, bytes]) -> bytes:
     """The manifest of these files, by path; itself and its signature are not in it."""
     listed = sorted(path for path in files if path not in {MANIFEST, MANIFEST_SIGNATURE})
-    return "".join(f"{hashlib.sha256(files[path]).hexdigest()}  {path}\n" for path in listed).encode()
+    return b"".join(line(hashlib.sha256(files[path]).hexdigest(), path) for path in listed)
 
 
-def differences(raw: bytes, files: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
-    """(code, path) for each file that is missing, changed or not listed; code `bad_manifest` for another form."""
-    lines = [_LINE.fullmatch(line) for line in raw.decode("utf-8", "replace").splitlines()]
-    listed = {line[2]: line[1] for line in lines if line}
-    if len(listed) < len(lines) or not raw.endswith(b"\n"):
-        raise BadEvidence("manifest is not lines of a digest and a path, each path once", code="bad_manifest")
-    here = {path for path in files if path not in {MANIFEST, MANIFEST_SIGNATURE}}
-    yield from (("missing_file", path) for path in sorted(listed.keys() - here))
-    yield from (("extra_file", path) for path in sorted(here - listed.keys()))
-    for path in sorted(here & listed.keys()):
-        if hashlib.sha256(files[path]).hexdigest() != listed[path]:
+def differences(chunks: Iterable[bytes], files: Iterable[tuple[str, Callable[[], str]]]) -> Iterator[tuple[str, str]]:
+    """(code, path) for each file that is missing, changed or not listed.
+
+    Args:
+        chunks: the manifest, in pieces.
+        files: path and digest of every file, in order of their paths; the manifest and its signature are left out here.
+
+    Raises:
+        BadEvidence: code `bad_manifest`; it has another form, or a path twice.
+    """
+    lines = _lines(chunks)
+    listed = next(lines, None)
+    for path, digest in files:
+        if path in {MANIFEST, MANIFEST_SIGNATURE}:
+            continue
+        while listed is not None and listed[0] < path:
+            yield "missing_file", listed[0]
+            listed = next(lines, None)
+        if listed is None or listed[0] != path:
+            yield "extra_file", path
+            continue
+        if listed[1] != digest():
             yield "changed_file", path
+        listed = next(lines, None)
+    while listed is not None:
+        yield "missing_file", listed[0]
+        listed = next(lines, None)
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[tuple[str, str]]:
+    rest, before = b"", ""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        for text in whole:
+            found = _LINE.fullmatch(text)
+            if found is None or (path := found[2].decode("ascii")) <= before:
+                raise _bad()
+            before = path
+            yield path, found[1].decode("ascii")
+        if len(rest) > _LONGEST:
+            raise _bad()
+    if rest or not before:
+        raise _bad()
+
+
+def _bad() -> BadEvidence:
+    return BadEvidence("manifest is not lines of a digest and a path, in order, each path once", code="bad_manifest")

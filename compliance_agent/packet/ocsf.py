@@ -28,7 +28,12 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 def lines(scope: Scope, records: Iterable[Record]) -> bytes:
     """The file: one canonical JSON object a line."""
-    return b"".join(canonical(line) + b"\n" for record in in_order(records, scope) for line in _of(record))
+    return b"".join(pieces(scope, records))
+
+
+def pieces(scope: Scope, records: Iterable[Record]) -> Iterator[bytes]:
+    """Its lines, one after the other."""
+    return (canonical(line) + b"\n" for record in in_order(records, scope) for line in _of(record))
 
 
 def _of(record: Record) -> Iterator[dict[str, Any]]:

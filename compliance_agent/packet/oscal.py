@@ -13,6 +13,7 @@ import hashlib
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from compliance_agent import __version__
@@ -22,6 +23,7 @@ from compliance_agent.errors import DocumentError
 from compliance_agent.evidence.allowlist import registry
 from compliance_agent.evidence.canonical import canonical
 from compliance_agent.packet.content import (
+    RESULTS,
     Record,
     Scope,
     checks_of,
@@ -46,7 +48,10 @@ _NO_PLAN = (
 def assessment_results(scope: Scope, records: Iterable[Record]) -> bytes:
     """The document, in canonical JSON, so that a digest of the file is one of its content."""
     shown = in_order(records, scope)
-    root = _Ids(hashlib.sha256(scope.encode() + b"".join(_digest(record).encode() for record in shown)).hexdigest())
+    digest = hashlib.sha256(scope.encode())
+    for record in shown:
+        digest.update(_digest(record).encode())
+    root = _Ids(digest.hexdigest())
     plan = root.of("plan")
     document = {
         "uuid": root.of("assessment-results"),
@@ -105,42 +110,57 @@ def _result(scope: Scope, shown: Sequence[Record], ids: _Ids) -> dict[str, Any]:
     return result
 
 
+@dataclass
+class _Spoken:
+    """What was said of one check on one host; of the records nothing is held but path and digest."""
+
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RESULTS, 0))
+    proof: dict[str, str] = field(default_factory=dict)
+    last: tuple[str, str, str] = ("", "", "")
+
+    def say(self, record: Record, result: str, own: bool) -> None:
+        """Another statement."""
+        path, digest = record.directory, _digest(record)
+        self.counts[result] += 1
+        if own or not self.proof:
+            self.proof.setdefault(path, digest)
+        self.last = path, digest, record.document["timestamp_end"]
+
+
 def _observations(scope: Scope, shown: Sequence[Record], ids: _Ids) -> dict[tuple[str, str], dict[str, Any]]:
     """One for each host and check that somebody spoke of."""
-    said: dict[tuple[str, str], list[tuple[Record, str]]] = defaultdict(list)
+    said: dict[tuple[str, str], _Spoken] = defaultdict(_Spoken)
+    wanted = set(checks_of(scope.control)) if scope.control else set(registry().checks)
     for record in shown:
         for check, result, _ in statements(record.document):
-            said[record.document["host"]["id"], check].append((record, result))
-    wanted = set(checks_of(scope.control)) if scope.control else set(registry().checks)
-    return {place: _observation(*place, found, ids) for place, found in said.items() if place[1] in wanted}
+            if check in wanted:
+                said[record.document["host"]["id"], check].say(record, result, record.document["check"] == check)
+    return {place: _observation(*place, found, ids) for place, found in said.items()}
 
 
-def _observation(host: str, check: str, said: Sequence[tuple[Record, str]], ids: _Ids) -> dict[str, Any]:
-    counts = counted(result for _, result in said)
-    first, last = said[0][0], said[-1][0]
-    own = [record for record, _ in said if record.document["check"] == check]
-    proof = list(dict.fromkeys(record.directory for record in (first, *own, last)))
-    by_path = {record.directory: record for record in (first, *own, last)}
+def _observation(host: str, check: str, said: _Spoken, ids: _Ids) -> dict[str, Any]:
+    path, digest, collected = said.last
+    said.proof.setdefault(path, digest)
     return {
         "uuid": ids.of("observation", host, check),
         "title": f"{check} on {host}",
         "description": registry().checks[check]["title"],
         "methods": ["TEST-AUTOMATED"],
-        "collected": last.document["timestamp_end"],
+        "collected": collected,
         "props": [
             _prop("host", host),
             _prop("check", check),
-            *(_prop(f"count-{result}", str(count)) for result, count in counts.items()),
+            *(_prop(f"count-{result}", str(count)) for result, count in said.counts.items()),
         ],
-        "relevant-evidence": [_evidence(path, by_path[path]) for path in proof],
+        "relevant-evidence": [_evidence(*proof) for proof in said.proof.items()],
     }
 
 
-def _evidence(path: str, record: Record) -> dict[str, Any]:
+def _evidence(path: str, digest: str) -> dict[str, Any]:
     return {
         "href": f"../{path}/bundle.json",
         "description": "A signed record, its signature and its receipt.",
-        "props": [_prop("sha256", _digest(record))],
+        "props": [_prop("sha256", digest)],
     }
 
 

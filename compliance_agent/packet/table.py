@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 from compliance_agent.packet.content import Record, Scope, counted, in_order, statements
 
@@ -21,11 +21,19 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 def table(scope: Scope, records: Iterable[Record]) -> bytes:
     """The file."""
-    written = io.StringIO()
-    lines = csv.writer(written, lineterminator="\r\n")
-    lines.writerow(COLUMNS)
+    return b"".join(pieces(scope, records))
+
+
+def pieces(scope: Scope, records: Iterable[Record]) -> Iterator[bytes]:
+    """Its lines, one after the other."""
+    yield _line(COLUMNS)
     for record in in_order(records, scope):
-        lines.writerow([cell(value) for value in _cells(record)])
+        yield _line([cell(value) for value in _cells(record)])
+
+
+def _line(cells: Sequence[str]) -> bytes:
+    written = io.StringIO()
+    csv.writer(written, lineterminator="\r\n").writerow(cells)
     return written.getvalue().encode()
 
 

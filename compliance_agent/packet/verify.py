@@ -10,43 +10,51 @@ so that one changed byte does not hide another. Keys come with the packet; `poli
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from compliance_agent import __version__, crypto
-from compliance_agent.adapters.durable import read_file
+from compliance_agent.adapters.durable import opened_file
 from compliance_agent.documents import read_json
 from compliance_agent.errors import BadEvidence, DocumentError
 from compliance_agent.evidence.allowlist import check_document
-from compliance_agent.evidence.chains import row_of
+from compliance_agent.evidence.chains import Tagger
 from compliance_agent.evidence.problems import Problem
 from compliance_agent.evidence.stamped import Said, Stamps, read_times, stamps_under
 from compliance_agent.evidence.times import Times
-from compliance_agent.evidence.verify import check_bytes
-from compliance_agent.log.leaf import bundle_leaf
-from compliance_agent.log.merkle import RootHash, hash_leaf, verify_inclusion
 from compliance_agent.log.proof import Proof
 from compliance_agent.packet import archive, dsse, ocsf, oscal, table
-from compliance_agent.packet.content import Record, Scope, directory_of
-from compliance_agent.packet.logbook import CHECKPOINT, Logbook, chain_problems, completeness, head_problems, open_log
+from compliance_agent.packet.archive import Container, Entry
+from compliance_agent.packet.content import Record, Scope
+from compliance_agent.packet.logbook import (
+    CHECKPOINT,
+    Head,
+    Logbook,
+    chain_problems,
+    completeness,
+    entry_problem,
+    head_problems,
+    open_head,
+    open_log,
+)
 from compliance_agent.packet.manifest import MANIFEST, MANIFEST_SIGNATURE, differences
 from compliance_agent.packet.outside import OLDER, TIME, WITNESS, Outside, outside
+from compliance_agent.packet.reading import Batch, Contents, Files, Held, Kept, Marked, Part, Reader, contents, same
 from compliance_agent.packet.readme import NOT_PROVEN, readme
 
-PARTS = ("bundle.json", "bundle.sig", "leaf.json", "bundle.tlog-proof")
 TIME_CA = "time/ca.pem"  # where the server asks a time-stamping authority
 OTHER_FILE = {OLDER: "wrong_checkpoint", TIME: "bad_token", WITNESS: "bad_key"}  # where it is not what `outside` makes
 EXPORT = "export/assessment-results.json"
 TOP = {"README.txt", "NOT-PROVEN.txt", "policy", "packet.json", "keys/log.pem", "keys/packet.pem", EXPORT,
        "export/assessment-results.dsse.json", "export/ocsf.jsonl", "export/evidence.csv", MANIFEST,
        MANIFEST_SIGNATURE}  # fmt: skip
+Spread = Callable[[Callable[[Batch], Part], Iterable[Batch]], Iterable[Part]]
 Quorum = Literal["met", "unwitnessed", "not_asked"]
-_DAY = re.compile(r"(evidence/[^/]+/\d{4}/\d\d/\d\d/[^/]+)/([^/]+)")
 _KEY = re.compile(r"keys/([0-9a-f]{64})\.pem")
 
 
@@ -100,41 +108,51 @@ class Report:
         }
 
 
-def read_packet(path: Path) -> bytes:
-    """The bytes of a packet; NoInput when it is not there."""
-    return read_file(path, limit_bytes=archive.MAX_PACKET_BYTES)
-
-
 def verify_file(
-    path: Path, policy: bytes | None = None, *, stamps: Stamps | None = None, each_time: bool = False
+    path: Path,
+    policy: bytes | None = None,
+    *,
+    stamps: Stamps | None = None,
+    each_time: bool = False,
+    spread: Spread = map,
 ) -> Report:
-    """Verify a zip file; NoInput when it is not there.
+    """Verify a zip file, read where it stands; NoInput when it is not there.
 
     Args:
         path: the packet.
         policy: whom to trust for the log, from elsewhere; None takes the packet's own.
         stamps: verifies time stamps; None leaves them unchecked, and says so.
         each_time: keep the interval of every record.
+        spread: as `map`, possibly in other processes.
     """
-    raw = read_packet(path)
-    try:
-        files = archive.unpack(raw)
-        plain = archive.pack(files) == raw
-    except BadEvidence as error:
-        return Report(problems=[Problem(error.code, path.name, str(error))])
-    report = verify_files(files, policy, stamps=stamps, each_time=each_time)
-    if not plain:
-        detail = "bytes outside the files are not as a packet is written"
-        report.problems.insert(0, Problem("bad_container", path.name, detail))
-    return report
+    with opened_file(path) as (read, size):
+        try:
+            return _verified(archive.Container(read, size), policy, stamps, each_time, spread)
+        except BadEvidence as error:
+            if error.code != "bad_container":
+                raise
+            return Report(problems=[Problem(error.code, path.name, str(error))])
 
 
 def verify_files(
     files: Mapping[str, bytes], policy: bytes | None = None, *, stamps: Stamps | None = None, each_time: bool = False
 ) -> Report:
     """Verify the files of a packet, by path; arguments as of `verify_file`."""
-    work = _Verification(files, policy, stamps, each_time)
-    work.run()
+    return verify_bytes(archive.pack(files), policy, stamps=stamps, each_time=each_time)
+
+
+def verify_bytes(
+    raw: bytes, policy: bytes | None = None, *, stamps: Stamps | None = None, each_time: bool = False
+) -> Report:
+    """Verify a packet that is in memory; arguments as of `verify_file`."""
+    return _verified(archive.opened(raw), policy, stamps, each_time, map)
+
+
+def _verified(
+    container: Container, policy: bytes | None, stamps: Stamps | None, each_time: bool, spread: Spread
+) -> Report:
+    work = _Verification(container, contents(container), policy, stamps, each_time)
+    work.run(spread)
     return work.report
 
 
@@ -156,53 +174,76 @@ class _Verification:
     """One packet while it is verified."""
 
     def __init__(
-        self, files: Mapping[str, bytes], policy: bytes | None, stamps: Stamps | None, each_time: bool
+        self, container: Container, found: Contents, policy: bytes | None, stamps: Stamps | None, each_time: bool
     ) -> None:
-        self.files = files
+        self._container, self._contents = container, found
+        self.files = Files(container, found.others)
+        self.kept = Kept(container, found.records)
         self._stamps = stamps
         self._each_time = each_time
         self.report = Report(own_policy=policy is None)
-        if stamps is None and TIME_CA in files:
+        if stamps is None and TIME_CA in self.files:
             with contextlib.suppress(BadEvidence):
-                self._stamps = stamps_under(files[TIME_CA])
+                self._stamps = stamps_under(self.files[TIME_CA])
                 self.report.own_authority = self._stamps is not None
-        self._policy = policy if policy is not None else files.get("policy", b"")
+        self._policy = policy if policy is not None else self.files.get("policy", b"")
         self._keys: dict[str, bytes] = {}
+        self._tags = Tagger()
 
-    def run(self) -> None:
-        self._manifest()
+    def run(self, spread: Spread) -> None:
+        missing = self._missing()
         self._read_scope()
         self._read_keys()
         scope = self.report.scope
-        log = open_log(self.files, self._policy, self.report.problems)
-        records = self._records(log)
+        head = open_head(self.files, self._policy, self._container.directory, self.report.problems)
+        self._manifest(missing, self._records(head, spread))  # before what takes memory, which workers would share
+        log = None if head is None else open_log(self.files, head, self._tags, self.report.problems)
         seen = self._outside(log)
         self._extra_files(log, seen)
         if log is not None:
             if scope is not None:
-                self._held_to(scope, log, records)
-            self.report.problems += head_problems(records, log)
-            self._times(log, records)
+                self._held_to(scope, log)
+            self._times(log)
         if scope is not None:
-            self._exports(scope, records, seen)
+            self._exports(scope, seen)
 
     def _wrong(self, code: str, where: str, detail: str = "") -> None:
         self.report.problems.append(Problem(code, where, detail))
 
-    def _manifest(self) -> None:
+    def _missing(self) -> list[str]:
         missing = sorted(TOP - self.files.keys())
         for path in missing:
             self._wrong("missing_file", path)
-        try:
-            for code, path in differences(self.files.get(MANIFEST, b""), self.files):
-                if path not in missing:
-                    self._wrong(code, path)
-        except BadEvidence as error:
-            self._wrong(error.code, MANIFEST, str(error))
+        return missing
+
+    def _manifest(self, missing: list[str], listed: bool) -> None:
+        """Held to the files where a batch did not find its lines (`listed`), and to its signature."""
+        entry = self.files.entries.get(MANIFEST)
+        if entry is None or not listed or entry.size != self._contents.listed:
+            try:
+                for code, path in differences(self._chunks(MANIFEST), self._digests()):
+                    if path not in missing:
+                        self._wrong(code, path)
+            except BadEvidence as error:
+                self._wrong(error.code, MANIFEST, str(error))
         public = self._public("keys/packet.pem")
         signature = self.files.get(MANIFEST_SIGNATURE, b"")
-        if public is not None and not crypto.verify(public, signature, self.files.get(MANIFEST, b"")):
+        if public is not None and not crypto.verify_chunks(public, signature, lambda: self._chunks(MANIFEST)):
             self._wrong("bad_signature", MANIFEST_SIGNATURE, "does not verify over the manifest with keys/packet.pem")
+
+    def _chunks(self, path: str) -> Iterator[bytes]:
+        entry = self.files.entries.get(path)
+        return iter(()) if entry is None else self._container.chunks(entry)
+
+    def _digests(self) -> Iterator[tuple[str, Callable[[], str]]]:
+        for entry in self._container.entries():
+            yield entry.name, functools.partial(self._digest, entry)
+
+    def _digest(self, entry: Entry) -> str:
+        digest = hashlib.sha256()
+        for chunk in self._container.chunks(entry):
+            digest.update(chunk)
+        return digest.hexdigest()
 
     def _read_scope(self) -> None:
         try:
@@ -232,46 +273,19 @@ class _Verification:
             self._wrong("bad_key", path, "holds more than a public key")
         return public
 
-    def _records(self, log: Logbook | None) -> list[Record]:
-        directories: dict[str, set[str]] = defaultdict(set)
-        for path in self.files:
-            if found := _DAY.fullmatch(path):
-                directories[found[1]].add(found[2])
-        records = []
-        for directory, parts in sorted(directories.items()):
-            self.report.found += 1
-            try:
-                for part in PARTS:
-                    if part not in parts:
-                        raise BadEvidence("is missing from a record", code="missing_file")
-                records.append(self._record(directory, log))
-                self.report.verified += log is not None
-            except BadEvidence as error:
-                self._wrong(error.code, directory, str(error))
-        return records
-
-    def _record(self, directory: str, log: Logbook | None) -> Record:
-        """One record on its own, and in the log."""
-        body, signature, leaf, receipt = (self.files[f"{directory}/{part}"] for part in PARTS)
-        document = check_bytes(body, signature, self._keys)
-        scope = self.report.scope
-        if directory_of(document) != directory or (scope and document["site_id"] != scope.site_id):
-            raise BadEvidence("stands under another name, or is of another site", code="misplaced")
-        key, digest = document["host"]["key_id"], hashlib.sha256(body).hexdigest()
-        if leaf != bundle_leaf(key, document["epoch"], document["seq"], document["prev"], digest, signature):
-            raise BadEvidence("leaf.json is not the entry of this record", code="wrong_leaf")
-        proof = Proof.parse(receipt)
-        if log is not None:
-            self._included(proof, leaf, log)
-        return Record(document, body, signature, leaf, proof.index)
-
-    def _included(self, proof: Proof, leaf: bytes, log: Logbook) -> None:
-        """The proof leads from this entry to the checkpoint of this packet, and the entry stands there in the tiles."""
-        if proof.checkpoint != log.note:
-            raise BadEvidence("receipt is under another checkpoint than log/checkpoint", code="wrong_checkpoint")
-        verify_inclusion(hash_leaf(leaf), proof.index, log.size, proof.path, RootHash(log.root))
-        if log.book.whole and log.book.forest.leaf(proof.index) != hash_leaf(leaf):
-            raise BadEvidence("the log holds another entry at this index", code="wrong_leaf")
+    def _records(self, head: Head | None, spread: Spread) -> bool:
+        """Judge every file that stands in the packet; whether the manifest lists exactly these."""
+        checkpoint = None if head is None else head.verified.checkpoint
+        held = Held(self._keys, self.report.scope, b"" if head is None else head.note, checkpoint)
+        reader = Reader(self._container, self.files.entries.get(MANIFEST), held, self._tags)
+        listed = True
+        for part in spread(reader, self._contents.batches):
+            self.report.found += part.found
+            self.report.verified += part.verified
+            self.report.problems += part.problems
+            self.kept.add(part)
+            listed = listed and part.listed
+        return listed
 
     def _outside(self, log: Logbook | None) -> Outside | None:
         """What third parties said, made again from policy, checkpoint and entries; None where these cannot be read."""
@@ -300,11 +314,10 @@ class _Verification:
         unread = () if seen else ("log/", TIME, WITNESS)  # named already is why nobody can tell what belongs there
         named = {item.where for item in self.report.problems}
         for path in sorted(self.files.keys() - expected - named):
-            found = _DAY.fullmatch(path)
-            if (found is None or found[2] not in PARTS) and not path.startswith(unread):
+            if not path.startswith(unread):
                 self._wrong("extra_file", path)
 
-    def _held_to(self, scope: Scope, log: Logbook, records: list[Record]) -> None:
+    def _held_to(self, scope: Scope, log: Logbook) -> None:
         """The log as a whole, and what should be in the packet because of it."""
         if (scope.origin, scope.size) != (log.origin, log.size):
             self._wrong("bad_scope", "packet.json", "names another log or size than the checkpoint")
@@ -312,9 +325,21 @@ class _Verification:
             self._wrong("bad_key", "keys/log.pem", "is not the log's key in the policy")
         if log.book.whole:
             self.report.problems += chain_problems(scope, log)
-            self.report.problems += completeness(scope, log, records)
+            self.report.problems += completeness(scope, log, *self._indexes(log))
 
-    def _times(self, log: Logbook, records: list[Record]) -> None:
+    def _indexes(self, log: Logbook) -> tuple[Marked, Callable[[int], str]]:
+        """Which entries of the log have a record here, and when the record of an entry starts."""
+        here = Marked(log.size)
+        for *_, row, _, _ in self.kept.rows():
+            here.mark(row.at)
+
+        def start_of(index: int) -> str:
+            number = next(number for *_, row, number, _ in self.kept.rows() if row.at == index)
+            return str(self.kept.record(number).document["timestamp_start"])
+
+        return here, start_of
+
+    def _times(self, log: Logbook) -> None:
         """The interval of each record, by what the log holds of third parties' time, and by who cosigned its checkpoint."""
         said = read_times(log.book, log.policy, self._stamps) if log.book.whole else Said()
         said.cosigned(log.verified)
@@ -324,12 +349,18 @@ class _Verification:
         name = log.tags.short(log.origin)
         self.report.said, self.report.times = said, Times({name: said.timeline}, self._each_time)
         self.report.problems += said.problems
-        for record in sorted(records, key=lambda record: record.place):
-            key, epoch, _ = record.place
-            row = row_of(record.document, hashlib.sha256(record.body).hexdigest(), log.tags, None)
-            holds = log.book.whole and log.head_holds(record.document)
-            for problem in self.report.times.visit(key, epoch, row, (name, record.index), holds):
-                self._wrong(problem.code, record.directory, problem.detail)
+        whole = log.book.whole
+        for key, epoch, row, number, incident in self.kept.rows():
+            if whole and (wrong := entry_problem(key, epoch, row, log)) is not None:
+                self._about(number, wrong)
+                self.report.verified -= 1
+            for problem in head_problems(row, incident, log) if whole else ():
+                self._about(number, problem)
+            for problem in self.report.times.visit(key, epoch, row, (name, row.at), whole and log.holds(row)):
+                self._about(number, problem)
+
+    def _about(self, number: int, problem: Problem) -> None:
+        self._wrong(problem.code, self.kept.directory(number), problem.detail)
 
     def _public_or_none(self, path: str) -> bytes | None:
         try:
@@ -337,7 +368,7 @@ class _Verification:
         except BadEvidence:
             return None
 
-    def _exports(self, scope: Scope, records: list[Record], seen: Outside | None) -> None:
+    def _exports(self, scope: Scope, seen: Outside | None) -> None:
         """Signed by the server, and (where this version made them) exactly what follows from the records."""
         public = self._public_or_none("keys/packet.pem")
         content = self.files.get(EXPORT, b"")
@@ -352,17 +383,19 @@ class _Verification:
         except BadEvidence as error:
             self._wrong(error.code, "export/assessment-results.dsse.json", str(error))
         if self.report.verified == self.report.found and oscal.generator(content) == __version__:
-            for path, made in self._made_again(scope, records, seen):
-                if self.files.get(path) != made:
+            for path, made in self._made_again(scope, self.kept.records, seen):
+                if not same(self._chunks(path), made):
                     self._wrong("wrong_export", path, "is not what follows from the records")
 
-    def _made_again(self, scope: Scope, records: list[Record], seen: Outside | None) -> Iterator[tuple[str, bytes]]:
-        yield EXPORT, oscal.assessment_results(scope, records)
-        yield "export/ocsf.jsonl", ocsf.lines(scope, records)
-        yield "export/evidence.csv", table.table(scope, records)
-        yield "NOT-PROVEN.txt", NOT_PROVEN
+    def _made_again(
+        self, scope: Scope, records: Sequence[Record], seen: Outside | None
+    ) -> Iterator[tuple[str, Iterable[bytes]]]:
+        yield EXPORT, [oscal.assessment_results(scope, records)]
+        yield "export/ocsf.jsonl", ocsf.pieces(scope, records)
+        yield "export/evidence.csv", table.pieces(scope, records)
+        yield "NOT-PROVEN.txt", [NOT_PROVEN]
         if records and seen is not None:
-            yield "README.txt", readme(scope, records, oscal.VERSION, seen, authority=bool(self.files.get(TIME_CA)))
+            yield "README.txt", [readme(scope, records, oscal.VERSION, seen, authority=bool(self.files.get(TIME_CA)))]
 
 
 def _quorum(log: Logbook) -> Quorum:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from nacl.signing import SigningKey
 
+from compliance_agent.evidence.chains import Tagger
 from compliance_agent.packet import archive
 from compliance_agent.packet.content import Scope
-from compliance_agent.packet.logbook import chain_problems, open_log
+from compliance_agent.packet.logbook import chain_problems, open_head, open_log
 from tests.packet.scene import DAY, SITE, Files, _day, built
 from tests.server.builder import START, Hands, serving
 from tests.server.test_rotation import goes_on, rotate
@@ -72,8 +73,9 @@ def test_it_verifies_and_holds_the_keys_of_its_period(
 
 def missing(scope: Scope, files: Files, left_out: str) -> bool:
     """Whether a packet that says nothing of this key is found out."""
-    log = open_log(files, files["policy"], [])
-    assert log is not None
+    head = open_head(files, files["policy"], sum(map(len, files.values())), [])
+    assert head is not None
+    log = open_log(files, head, Tagger(), [])
     poorer = replace(scope, hosts=tuple(host for host in scope.hosts if host.key_id != left_out))
     return ("missing_host", left_out) in {(found.code, found.where) for found in chain_problems(poorer, log)}
 

@@ -68,11 +68,11 @@ def test_a_bomb_and_a_second_name_are_refused() -> None:
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as bomb:
         bomb.writestr("a", b"\0" * 10_000_000)
-    with pytest.raises(BadEvidence, match="compressed"):
+    with pytest.raises(BadEvidence, match="not as a packet is written"):
         archive.unpack(held.getvalue())
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w") as twice, pytest.warns(UserWarning, match="Duplicate"):
         twice.writestr("a", b"1")
         twice.writestr("a", b"2")
-    with pytest.raises(BadEvidence, match="twice"):
+    with pytest.raises(BadEvidence, match="not as a packet is written"):
         archive.unpack(held.getvalue())

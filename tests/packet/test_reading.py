@@ -1,0 +1,250 @@
+"""A packet is read where it stands: as much is found by several processes as by one, and nothing stands beside the files."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compliance_agent.adapters.durable import opened_file
+from compliance_agent.adapters.workers import in_order
+from compliance_agent.errors import BadEvidence, NoInput
+from compliance_agent.evidence.chains import Tagger
+from compliance_agent.log.proof import Proof
+from compliance_agent.packet import archive, manifest, reading, verify
+from compliance_agent.packet.archive import Container, Entry
+from compliance_agent.packet.verify import verify_file, verify_files
+from tests.packet.scene import Files, Made, built, make
+
+
+def both(work: Callable[[Any], Any], batches: Iterable[Any]) -> Iterator[Any]:
+    return in_order(work, batches, count=2)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of several batches, with exports that no batch reads at once."""
+    directory = tmp_path_factory.mktemp("large")
+    make(directory / "server", more=90)
+    return built(directory / "server", directory / "packet.zip").path
+
+
+def test_several_processes_find_what_one_finds(large: Path, tmp_path: Path) -> None:
+    raw = large.read_bytes()
+    found = reading.contents(archive.opened(raw))
+    assert len(found.batches) > 2 and len(found.records) > 180
+    assert max(entry.size for entry in found.others.values()) > reading.MAX_PART_BYTES
+    assert verify_file(large).ok
+    path = tmp_path / "packet.zip"
+    for at in (0, *range(100, len(raw), len(raw) // 9)):
+        path.write_bytes(raw[:at] + bytes([raw[at] ^ (1 if at else 0)]) + raw[at + 1 :])
+        alone, spread = verify_file(path), verify_file(path, spread=both)
+        assert alone.as_document() == spread.as_document(), at
+        assert alone.ok == (at == 0), at
+
+
+def test_rows_of_all_batches_lead_back_to_their_records(large: Path) -> None:
+    container = archive.opened(large.read_bytes())
+    files = archive.unpack(large.read_bytes())
+    lines = reading.contents(container).records
+    kept = reading.Kept(container, lines)
+    for number in range(len(lines)):
+        record, directory = kept.record(number), kept.directory(number)
+        assert record.directory == directory
+        assert record.body == files[f"{directory}/bundle.json"]
+        assert record.index == Proof.parse(files[f"{directory}/bundle.tlog-proof"]).index
+
+
+# --- the container ----------------------------------------------------------------------------------------------
+
+
+def written(files: list[tuple[str, bytes]], between: bytes = b"", after: bytes = b"", count: int = 0) -> bytes:
+    """A zip file, every line of it right, of these files in this order."""
+    whole, lines, at = list[bytes](), list[bytes](), 0
+    for name, content in files:
+        entry = Entry(name, len(content), zlib.crc32(content), at, 0)
+        whole += [entry.before, content, between]
+        lines.append(entry.listed)
+        at = entry.end + len(between)
+    end = archive.ending(count or len(files), at, sum(map(len, lines)))
+    return b"".join([*whole, *lines, end, after])
+
+
+PLAIN = [("a", b"1"), ("b/c", b"22"), ("b/d", b"")]
+SPOILT = {
+    "a gap between": written(PLAIN, between=b"?"),
+    "not in order": written(PLAIN[::-1]),
+    "one name twice": written([PLAIN[0], *PLAIN]),
+    "more said than there are": written(PLAIN, count=4),
+    "fewer said than there are": written(PLAIN, count=2),
+    "something after it": written(PLAIN, after=b"\0"),
+    "something before it": b"\0" + written(PLAIN),
+    "a path upwards": written([("../a", b"1")]),
+    "a path from the root": written([("/a", b"1")]),
+    "a line cut short": written(PLAIN)[:-40] + written(PLAIN)[-22:],
+    "no end": written(PLAIN)[:-22],
+    "nothing": b"",
+}
+
+
+def test_what_is_written_so_is_what_pack_writes() -> None:
+    assert written(PLAIN) == archive.pack(dict(PLAIN))
+    assert archive.unpack(written(PLAIN)) == dict(PLAIN)
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_container_of_another_spelling_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(BadEvidence) as refused:
+        archive.unpack(SPOILT[name])
+    assert refused.value.code == "bad_container"
+    (tmp_path / "packet.zip").write_bytes(SPOILT[name])
+    assert [problem.code for problem in verify_file(tmp_path / "packet.zip").problems] == ["bad_container"]
+
+
+def test_every_flipped_bit_of_a_container_is_refused() -> None:
+    raw = written(PLAIN)
+    for at in range(len(raw) * 8):
+        flipped = bytearray(raw)
+        flipped[at // 8] ^= 1 << at % 8
+        with pytest.raises(BadEvidence):
+            archive.unpack(bytes(flipped))
+
+
+def test_more_files_than_sixteen_bits_count() -> None:
+    files = {f"f/{number:05}": b"" for number in range(65_600)}
+    raw = archive.pack(files)
+    assert raw.count(b"PK\6\6") == 1
+    assert archive.unpack(raw) == files
+    assert written(sorted(files.items())) == raw
+
+
+def test_offsets_of_more_than_32_bits(tmp_path: Path) -> None:
+    """A file that is mostly a hole: what stands after it is found all the same, as the standard library writes it."""
+    path = tmp_path / "packet.zip"
+    first = Entry("a", archive.MAX_FILE_BYTES, 0, 0, 0)
+    second = Entry("b", archive.MAX_FILE_BYTES, 0, first.end, 0)
+    third = Entry("c", 3, 0x352441C2, second.end, 0)
+    with path.open("wb") as file:
+        for entry in (first, second, third):
+            file.seek(entry.offset)
+            file.write(entry.before)
+        file.write(b"abc")
+        file.write(b"".join(entry.listed for entry in (first, second, third)))
+        file.write(archive.ending(3, third.end, sum(len(entry.listed) for entry in (first, second, third))))
+    with opened_file(path) as (read, size):
+        container = Container(read, size)
+        found = list(archive.in_order(container))
+        assert [entry._replace(line=0) for entry in found] == [first, second, third]
+        assert container.content(found[2]) == b"abc"
+    with zipfile.ZipFile(path) as other:
+        assert [(info.filename, info.header_offset) for info in other.infolist()] == [
+            (entry.name, entry.offset) for entry in (first, second, third)
+        ]
+        assert other.read("c") == b"abc"
+
+
+def test_a_local_header_that_differs_is_named(made: Made) -> None:
+    """The directory at the end is right; a reader that goes by the headers would see another file."""
+    entry = next(entry for entry in archive.opened(made.raw).entries() if entry.name == "packet.json")
+    at = entry.start - len(entry.name)
+    raw = made.raw[:at] + b"pocket.json" + made.raw[at + 11 :]
+    report = verify.verify_bytes(raw)
+    assert ("bad_container", "packet.json") in {(problem.code, problem.where) for problem in report.problems}
+
+
+def test_a_packet_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.zip", tmp_path):
+        with pytest.raises(NoInput):
+            verify_file(path)
+
+
+# --- the manifest, beside the files -------------------------------------------------------------------------------
+
+
+def differences(text: bytes, files: Files, size: int) -> list[tuple[str, str]]:
+    chunks = [text[at : at + size] for at in range(0, len(text), size)]
+    digests = [(path, lambda path=path: hashlib.sha256(files[path]).hexdigest()) for path in sorted(files)]
+    return list(manifest.differences(chunks, digests))
+
+
+@pytest.mark.parametrize("size", [1, 7, 1_000_000])
+def test_a_manifest_is_held_to_the_files_in_any_pieces(size: int) -> None:
+    files = {"MANIFEST.sha256": b"", "MANIFEST.sig": b"", "a": b"1", "b/c": b"2", "z": b""}
+    right = manifest.manifest(files)
+    assert differences(right, files, size) == []
+    assert differences(right, {**files, "a": b"2", "b/b": b"", "zz": b""}, size) == [
+        ("changed_file", "a"), ("extra_file", "b/b"), ("extra_file", "zz"),
+    ]  # fmt: skip
+    assert differences(right, {"b/c": b"2"}, size) == [("missing_file", "a"), ("missing_file", "z")]
+    lines = right.splitlines(keepends=True)
+    for wrong in (b"", right[:-1], right + right, b"".join(lines[::-1]), right + b"x\n", b"x" * 9_000, right + b"\n"):
+        with pytest.raises(BadEvidence) as refused:
+            differences(wrong, files, size)
+        assert refused.value.code == "bad_manifest"
+
+
+# --- planted: a check that is gone ----------------------------------------------------------------------------------
+
+
+def with_another_index(made: Made) -> Files:
+    """A proof that says another place."""
+    path = made.pick("bundle.tlog-proof", 3)
+    proof = Proof.parse(made.files[path])
+    return made.signed_again({**made.files, path: replace(proof, index=proof.index - 1).encode()})
+
+
+def test_the_entry_at_the_index_is_looked_at_too(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were the way up the tree not climbed, the log that was read would still show another entry there."""
+    files = with_another_index(made)
+    assert "bad_inclusion_proof" in {problem.code for problem in verify_files(files).problems}
+    monkeypatch.setattr(reading, "verify_inclusion", lambda *_: None)
+    assert "wrong_leaf" in {problem.code for problem in verify_files(files).problems}
+    monkeypatch.setattr(verify, "entry_problem", lambda *_: None)
+    assert "wrong_leaf" not in {problem.code for problem in verify_files(files).problems}
+
+
+@pytest.mark.parametrize("gone", ["crc", "before", "manifest"])
+def test_a_reader_that_skips_a_check_is_caught(
+    made: Made, monkeypatch: pytest.MonkeyPatch, gone: str, tmp_path: Path
+) -> None:
+    raw, text = made.raw, made.files["README.txt"]
+    planted: tuple[Any, str, Any]
+    at = raw.index(text)
+    if gone == "crc":  # the checksum in both places says another thing than the file
+        entry = next(entry for entry in archive.opened(raw).entries() if entry.name == "README.txt")
+        other = entry._replace(crc=entry.crc ^ 1)
+        damaged = raw.replace(entry.before, other.before).replace(entry.listed, other.listed)
+        planted = (reading, "check_crc", lambda *_: None)
+    elif gone == "before":
+        damaged = raw[: at - 14] + b"?" + raw[at - 13 :]
+        planted = (Entry, "before", property(lambda entry: raw_before(damaged, entry)))
+    else:
+        damaged = archive.pack({**made.files, "NOT-PROVEN.txt": b"?"})
+        planted = (verify, "differences", lambda *_: iter(()))
+    code = "changed_file" if gone == "manifest" else "bad_container"
+    assert code in {problem.code for problem in verify.verify_bytes(damaged).problems}
+    monkeypatch.setattr(*planted)
+    assert code not in {problem.code for problem in verify.verify_bytes(damaged).problems}
+
+
+def raw_before(raw: bytes, entry: Entry) -> bytes:
+    return raw[entry.offset : entry.start]
+
+
+def test_memory_does_not_grow_with_bodies(large: Path) -> None:
+    """What is kept of a record is its row; nothing of its files."""
+    container = archive.opened(large.read_bytes())
+    found = reading.contents(container)
+    held = reading.Held({}, None, b"", None)
+    kept = reading.Kept(container, found.records)
+    for batch in found.batches:
+        kept.add(reading.Reader(container, None, held, Tagger())(batch))
+    assert not list(kept.rows())  # without keys none verifies
+    assert struct.calcsize("<IB") + 120 + found.records.itemsize <= 133
