@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from compliance_agent.adapters.durable import create_file, read_file
-from compliance_agent.cli import server_backup
+from compliance_agent.cli import server_backup, server_retention
 from compliance_agent.cli.common import json_option, print_json, table, utc
 from compliance_agent.cli.server_common import data_dir_option as _data_dir_option
 from compliance_agent.cli.server_common import settings_of as _settings
@@ -358,3 +358,4 @@ async def _logs(services: Services) -> list[dict[str, Any]]:
 
 command.add_command(server_backup.backup)
 command.add_command(server_backup.restore)
+command.add_command(server_retention.retention)

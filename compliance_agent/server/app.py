@@ -50,6 +50,7 @@ from compliance_agent.server.services.enrol import Enrolment
 from compliance_agent.server.services.fleet import Silence
 from compliance_agent.server.services.ingest import Ingest
 from compliance_agent.server.services.receipts import Receipts
+from compliance_agent.server.services.retention import Holds
 from compliance_agent.server.services.rotation import Rotations
 from compliance_agent.server.services.users import Users
 from compliance_agent.server.services.verification import Verifier
@@ -140,6 +141,7 @@ async def opened(
             enrolment=Enrolment(store, clock, verify=verifier.verify),
             rotations=Rotations(store, signer.sign, clock),
             users=Users(store, clock),
+            holds=Holds(store, clock),
             ack_public_key=signer.public_bytes,
             log_keys=keys,
             log_files=files,

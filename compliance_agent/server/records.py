@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -303,6 +303,46 @@ class Durable:
 
 
 @dataclass(frozen=True)
+class Hold:
+    """Nothing of this site, or of its hosts with this label, is destroyed while it stands; `reason_id` names the matter."""
+
+    site_id: str
+    host_id: str | None
+    reason_id: str
+    added_at: datetime
+    released_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """The first entry of a log that is kept, and when everything below it was destroyed."""
+
+    index: int
+    pruned_at: datetime
+
+
+@dataclass(frozen=True)
+class LoggedRecord:
+    """An entry of a log with what must be known to decide how long it is kept.
+
+    Attributes:
+        host_id: the label of its key's host; None for an entry of no host.
+        kind: `bundle`, `fork`, or `entry` for one without a record here.
+        number: of the record's row in its table; None without one.
+        body: the record's bytes, empty when they were destroyed; None without a record.
+        created_at: as the record says; received_at: of the record, or when its entry was decided.
+    """
+
+    index: int
+    host_id: str | None
+    kind: str
+    number: int | None
+    body: bytes | None
+    created_at: str
+    received_at: datetime
+
+
+@dataclass(frozen=True)
 class Backlog:
     """Entries that wait for an index: how many, and since when."""
 
@@ -322,7 +362,31 @@ class Event:
     outcome: str | None
 
 
-class SiteReader(Protocol):
+class Keeping(Protocol):
+    """What decides how long the records of a site are kept."""
+
+    async def baseline_uses(self, site_id: str) -> dict[tuple[str, str], date]:
+        """The last day of each baseline version, by host label and version."""
+        ...
+
+    async def live_baselines(self, site_id: str) -> set[tuple[str, str]]:
+        """Label and baseline version of each host that is not revoked, as it checked in last."""
+        ...
+
+    async def holds(self, site_id: str) -> list[Hold]:
+        """Every hold of a site, released ones included, in the order in which they were made."""
+        ...
+
+    async def minimum(self, site_id: str, year: int) -> Minimum | None:
+        """The minimum index of a log; None while nothing of it was pruned."""
+        ...
+
+    async def logged_records(self, site_id: str, year: int, start: int, stop: int) -> list[LoggedRecord]:
+        """The entries of a log with index `start` to `stop`, exclusive, in order, and their records."""
+        ...
+
+
+class SiteReader(Keeping, Protocol):
     """The rows of certain sites. What belongs to another site is not there."""
 
     @property
@@ -414,12 +478,16 @@ class SiteReader(Protocol):
         """For each bundle by arrival: its number, the leaf it must have, the leaf it has, and whether that has an index."""
         ...
 
+    async def emptied_early(self, site_id: str) -> list[int]:
+        """Numbers of the bundles whose bytes are gone although no published minimum index covers them."""
+        ...
+
     async def kept(self, site_id: str, after: int, limit: int) -> list[Kept]:
         """Bundles with their bytes and places in the log, by arrival, from the number after `after` on."""
         ...
 
 
-class Transaction(Protocol):
+class Transaction(Keeping, Protocol):
     """One write transaction. Either all of it becomes durable or none. `sites` bounds what a tenant's request may touch."""
 
     async def hosts(self, sites: Collection[str], key_ids: Collection[str]) -> dict[str, Host]:
@@ -557,6 +625,27 @@ class Transaction(Protocol):
 
     async def durable(self, site_id: str) -> list[Durable]:
         """What a verified backup holds of a site's logs, by year."""
+        ...
+
+    async def note_baselines(self, uses: Mapping[tuple[str, str, str], date]) -> None:
+        """Records of these days name these baseline versions, by site, host label and version."""
+        ...
+
+    async def add_hold(self, hold: Hold) -> bool:
+        """A new hold; False when the same one stands."""
+        ...
+
+    async def release_hold(self, site_id: str, host_id: str | None, reason_id: str, now: datetime) -> bool:
+        """End a hold; False when none like it stands."""
+        ...
+
+    async def empty_records(
+        self, site_id: str, year: int, first: int, stop: int, records: Sequence[LoggedRecord], now: datetime
+    ) -> int:
+        """Destroy the bytes of records whose entries stand in this stretch of a log; how many were.
+
+        The stretch is below the log's minimum index from then on. The database refuses a record that is too young or is held.
+        """
         ...
 
     async def add_user(self, user: User) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from compliance_agent.core.retention import Keep
 from compliance_agent.server.records import NO_DIGEST, Bundle, Fork, Gap
 from compliance_agent.server.services.fleet import BundleStanding, CheckStanding, HostStanding, Moved, SiteStanding
 from compliance_agent.web import words
@@ -171,8 +172,16 @@ def bundle_page(standing: BundleStanding, host: HostRow, took_ms: int) -> Bundle
         states=state_rows(document.get("states")),
         steps=step_rows(document.get("actions")),
         controls=tuple(str(section) for section in controls) if isinstance(controls, list) else (),
-        details=details(document),
+        details=(*details(document), ("Kept until", kept(standing.keep))),
     )
+
+
+def kept(keep: Keep) -> str:
+    """How long a record is kept, in words."""
+    until = f"{keep.until}, six years after its baseline version was last in effect, or after the record"
+    if keep.in_effect:
+        until = f"{keep.until} or later: its baseline version is in effect"
+    return f"held ({', '.join(keep.holds)}); else {until}" if keep.holds else until
 
 
 def proof(name: str, holds: bool) -> Proof:

@@ -119,7 +119,13 @@ async def _base(fleet: Fleet, beats: Sequence[Bundle], start: datetime) -> timel
     if not beats:
         return None
     beat = next((beat for beat in beats if present.made_at(beat) <= start), beats[-1])
-    states = present.state_rows((await fleet.bundle(beat.bundle_id, beat.key_id)).document.get("states"))
+    try:
+        document = (await fleet.bundle(beat.bundle_id, beat.key_id)).document
+    except Refusal as error:
+        if error.code != "pruned":
+            raise
+        return None
+    states = present.state_rows(document.get("states"))
     return timeline.Base(present.made_at(beat), {state.check: state.result for state in states})
 
 

@@ -219,7 +219,10 @@ async def test_an_index_that_is_given_twice_is_caught(tmp_path: Path, monkeypatc
 def damaged(directory: Path, said: Said, statement: str) -> None:
     import sqlite3
 
+    from tests.server.builder import unwalled
+
     with sqlite3.connect(directory / "server.db") as database:
+        unwalled(database)
         database.execute(statement)
     database.close()
     with pytest.raises(AssertionError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from compliance_agent.server.api.deps import Services
 from compliance_agent.server.app import create_app
 from compliance_agent.server.services.verification import Verifier
 from compliance_agent.server.settings import ServerSettings
+from compliance_agent.server.store.wall import WALL
 
 START = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 ZEROS = "0" * 64
@@ -273,6 +275,18 @@ def acknowledged(reply: httpx2.Response, host: FakeHost, bundles: Sequence[Signe
         )
         statuses.append(ack["status"])
     return statuses
+
+
+def unwalled(database: sqlite3.Connection) -> None:
+    """Take the wall down, as whoever owns the file can."""
+    for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+        database.execute(f"DROP TRIGGER {name}")
+
+
+def walled(database: sqlite3.Connection) -> None:
+    """Put the wall up again, so that nobody sees that it was down."""
+    for statement in WALL.values():
+        database.execute(statement)
 
 
 @contextlib.asynccontextmanager

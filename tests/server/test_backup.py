@@ -25,7 +25,7 @@ from compliance_agent.server.backup import Backup, back_up
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.restore import restore
 from compliance_agent.server.settings import ServerSettings
-from tests.server.builder import FakeHost, Server, acknowledged, serving
+from tests.server.builder import FakeHost, Server, acknowledged, serving, unwalled
 from tests.server.test_fsck import problems
 from tests.server.test_process import command
 from tests.server.test_readopt import readopted
@@ -133,6 +133,7 @@ async def test_copying_all_of_the_log_would_be_refused(
 def change(statement: str) -> Callable[[Path], None]:
     def act(directory: Path) -> None:
         with sqlite3.connect(directory / "server.db") as database:
+            unwalled(database)
             assert database.execute(statement).rowcount == 1
         database.close()
 

@@ -10,7 +10,7 @@ import pytest
 from compliance_agent.errors import Refusal
 from compliance_agent.server.records import BundleQuery
 from compliance_agent.server.services.fleet import Fleet, Silence
-from tests.server.builder import START, Server
+from tests.server.builder import START, Server, unwalled
 
 pytestmark = pytest.mark.anyio
 
@@ -125,6 +125,7 @@ async def test_a_record_changed_behind_our_back_is_named(server: Server, stateme
     first, second = host.next(), host.next()
     await server.deliver(host, first, second)
     with sqlite3.connect(server.services.settings.data_dir / "server.db") as database:
+        unwalled(database)
         database.execute(
             statement.replace("replace(body", "CAST(replace(CAST(body AS TEXT)").replace("4')", "4') AS BLOB)")
         )

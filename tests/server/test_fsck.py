@@ -14,7 +14,7 @@ import pytest
 from compliance_agent.server.app import opened
 from compliance_agent.server.services.fsck import Fsck
 from compliance_agent.server.settings import ServerSettings
-from tests.server.builder import Server, serving
+from tests.server.builder import Server, serving, unwalled
 from tests.server.test_process import command
 from tests.server.test_sequencer import settled
 
@@ -73,6 +73,7 @@ def flip(path: str) -> Callable[[Path], None]:
 def run(statement: str) -> Callable[[Path], None]:
     def act(directory: Path) -> None:
         with sqlite3.connect(directory / "server.db") as database:
+            unwalled(database)
             assert database.execute(statement).rowcount == 1
         database.close()
 
@@ -98,6 +99,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "an entry's bytes": (run("UPDATE log_entries SET leaf = x'00' WHERE leaf_index = 7"), "root of 302 entries"),
     "a lost entry": (run("DELETE FROM log_entries WHERE leaf_index = 9"), "255 are held"),
     "the root that is held": (run("UPDATE log_shards SET root = x'00'"), "is not the one that is held"),
+    "emptied bytes": (run("UPDATE bundles SET body = x'' WHERE seq = 5"), "bytes are gone, and no minimum"),
     "a changed bundle": (run("UPDATE bundles SET sha256 = 'f' WHERE seq = 5"), "says something else"),
     "a bundle's bytes": (run("UPDATE bundles SET body = x'7b7d' WHERE seq = 6"), "says something else"),
     "a bundle without entry": (

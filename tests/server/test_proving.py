@@ -24,7 +24,7 @@ from compliance_agent.server.app import opened
 from compliance_agent.server.services.logbook import NEWEST, Logbook
 from compliance_agent.server.services.proving import Proven, Prover, State, Witness, witnessed
 from compliance_agent.server.settings import ServerSettings
-from tests.server.builder import Server, serving
+from tests.server.builder import Server, serving, unwalled
 from tests.server.test_sequencer import settled
 
 pytestmark = pytest.mark.anyio
@@ -106,6 +106,7 @@ def sql(statement: str) -> Damage:
 
     def act(directory: Path, bundle_id: str) -> None:
         with closing(sqlite3.connect(directory / "server.db")) as connection, connection:
+            unwalled(connection)
             assert connection.execute(statement, {"id": bundle_id}).rowcount == 1
 
     return act
@@ -370,6 +371,7 @@ async def test_records_without_a_checkpoint_are_counted_by_host(sound: Sound, tm
     """Pending and unpublished ones alike; none are counted when all is published."""
     shutil.copytree(sound.directory, tmp_path / "data")
     with closing(sqlite3.connect(tmp_path / "data" / "server.db")) as connection, connection:
+        unwalled(connection)
         connection.execute("UPDATE log_entries SET year = NULL, leaf_index = NULL WHERE leaf_index IN (299, 300, 301)")
         connection.execute("UPDATE log_shards SET checkpoint_size = 297")
     for directory, count in ((sound.directory, 0), (tmp_path / "data", 5)):

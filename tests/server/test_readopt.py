@@ -17,7 +17,7 @@ from compliance_agent.log.note import Note
 from compliance_agent.server.app import opened
 from compliance_agent.server.services.readopt import Readopt, Readopted, _entry
 from compliance_agent.server.settings import ServerSettings
-from tests.server.builder import FakeHost, Signed, acknowledged
+from tests.server.builder import FakeHost, Signed, acknowledged, unwalled, walled
 from tests.server.test_fsck import problems
 from tests.server.test_process import command
 from tests.server.test_sequencer import later as later_clock
@@ -158,7 +158,9 @@ def lost(directory: Path) -> None:
 
 def other_history(directory: Path) -> None:
     with sqlite3.connect(directory / "server.db") as database:
+        unwalled(database)
         database.execute("UPDATE log_entries SET leaf = CAST(replace(leaf, 'a', 'b') AS BLOB) WHERE leaf_index = 2")
+        walled(database)
     database.close()
 
 
@@ -192,6 +194,7 @@ async def test_a_backup_from_before_the_log(tmp_path: Path) -> None:
     directory = tmp_path / "data"
     _, _, _, heads = await scene(directory)
     with sqlite3.connect(directory / "server.db") as database:
+        unwalled(database)
         for name in ("log_shards", "log_entries"):
             database.execute(f"DELETE FROM {name}")
     database.close()

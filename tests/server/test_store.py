@@ -117,7 +117,7 @@ async def test_every_table_of_a_clinic_carries_its_site() -> None:
     from compliance_agent.server.store import tables
 
     without = {table.name for table in tables.metadata.sorted_tables if "site_id" not in table.c}
-    assert without == {"meta", "nonces", "users", "sessions", "operator_tokens", "login_attempts"}
+    assert without == {"meta", "nonces", "prune_never", "users", "sessions", "operator_tokens", "login_attempts"}
 
 
 async def test_the_schema_is_written_for_postgresql_too() -> None:

@@ -26,6 +26,7 @@ from compliance_agent.server.services.ingest import Ingest
 from compliance_agent.server.services.logbook import Logbook
 from compliance_agent.server.services.proving import Prover
 from compliance_agent.server.services.receipts import Receipts
+from compliance_agent.server.services.retention import Holds
 from compliance_agent.server.services.rotation import Rotations
 from compliance_agent.server.services.users import Users
 from compliance_agent.server.services.verification import Verifier
@@ -58,6 +59,7 @@ class Services:
     enrolment: Enrolment
     rotations: Rotations
     users: Users
+    holds: Holds
     ack_public_key: bytes
     log_keys: LogKeys
     log_files: LogFiles

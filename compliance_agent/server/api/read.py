@@ -16,6 +16,7 @@ from compliance_agent.server.api.schemas import (
     HostOut,
     PageOut,
     PointOut,
+    Retention,
     SiteOut,
 )
 from compliance_agent.server.records import Bundle, BundleQuery
@@ -126,6 +127,9 @@ async def bundle(fleet: CurrentFleet, bundle_id: str, host: Filter = None) -> Bu
         **_bundle(found.bundle).model_dump(),
         valid=found.valid,
         points=[PointOut(name=point.name, holds=point.holds, code=point.code) for point in found.points],
+        retention=Retention(
+            retain_until=found.keep.until, in_effect=found.keep.in_effect, holds=list(found.keep.holds)
+        ),
         bundle=base64.b64encode(found.body).decode("ascii"),
         sig=base64.b64encode(found.sig).decode("ascii"),
         public_key=base64.b64encode(found.host.public_key).decode("ascii"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -326,11 +326,20 @@ class PointOut(BaseModel):
     code: str
 
 
+class Retention(BaseModel):
+    """How long a record is kept: `retain_until` is the last day, the earliest it can be while `in_effect`; holds beat it."""
+
+    retain_until: date
+    in_effect: bool
+    holds: list[str]
+
+
 class BundleWhole(BundleOut):
     """A bundle with its exact bytes, its signature, the key, and its verification, done for this answer."""
 
     valid: bool
     points: list[PointOut]
+    retention: Retention
     bundle: str
     sig: str
     public_key: str

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from compliance_agent.core.retention import Keep
 from compliance_agent.errors import Refusal
 from compliance_agent.server.records import (
     NO_DIGEST,
@@ -29,6 +30,7 @@ from compliance_agent.server.records import (
     Site,
     SiteReader,
 )
+from compliance_agent.server.services.retention import keep_of, rules_of
 from compliance_agent.server.services.verification import Verifier
 
 UNMET = frozenset({"fail", "unknown"})
@@ -173,13 +175,14 @@ class Point:
 
 @dataclass(frozen=True)
 class BundleStanding:
-    """One bundle with its bytes, its neighbours in the chain, and its verification, done now."""
+    """One bundle with its bytes, its neighbours in the chain, how long it is kept, and its verification, done now."""
 
     bundle: Bundle
     host: Host
     body: bytes
     sig: bytes
     points: tuple[Point, ...]
+    keep: Keep
     previous: Bundle | None
     following: Bundle | None
 
@@ -259,9 +262,15 @@ class Fleet:
         if found is None or host is None:
             raise _not_found("bundle")
         bundle, body, sig = found
+        if not body:
+            raise Refusal(
+                "this record was destroyed when its time was over; its digest is in the log", code="pruned", status=410
+            )
         previous, following = await self._reader.neighbours(bundle)
+        rules = await rules_of(self._reader, bundle.site_id)
+        keep = keep_of(rules, host.host_id, body, bundle.created_at, bundle.received_at)
         points = tuple(_verified(self._verifier, bundle, host, body, sig, previous))
-        return BundleStanding(bundle, host, body, sig, points, previous, following)
+        return BundleStanding(bundle, host, body, sig, points, keep, previous, following)
 
     async def gaps(self, key_id: str) -> list[Gap]:
         """Gaps of a host's chain, open ones first."""

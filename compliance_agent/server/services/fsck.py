@@ -197,3 +197,5 @@ class Fsck:
                     finding.says(f"bundle number {number}: has no entry")
                 elif held != expected:
                     finding.says(f"bundle number {number}: its entry says something else")
+        for number in await reader.emptied_early(finding.site_id):
+            finding.says(f"bundle number {number}: its bytes are gone, and no minimum index covers it")

@@ -12,12 +12,13 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 import orjson
 import structlog
 
+from compliance_agent.core.retention import day_of
 from compliance_agent.errors import Refusal
 from compliance_agent.log.leaf import bundle_leaf, fork_leaf
 from compliance_agent.server.records import (
@@ -252,6 +253,7 @@ class _Placing:
         self._logged: dict[tuple[str, int, int], bytes] = {}  # entries whose record a restored backup lacks
         self._verdicts: dict[str, dict[str, CheckVerdict]] = {}
         self._new: list[NewBundle] = []
+        self._uses: dict[tuple[str, str, str], date] = {}  # the last day of each baseline version named here
         self._leaves: list[NewLeaf] = []  # what the log is to say of it, in this order
         self._advanced: set[str] = set()  # hosts whose expected bundle has come: their gaps are closed
 
@@ -271,6 +273,8 @@ class _Placing:
         for host in self._hosts.values():
             await self._close_gaps(host)
         await self._tx.add_bundles(self._new)
+        if self._uses:
+            await self._tx.note_baselines(self._uses)
         await self._tx.add_leaves(self._leaves, self._now)
         await self._tx.save_hosts(self._hosts.values())
         now_standing = {(key, check): v for key, checks in self._verdicts.items() for check, v in checks.items()}
@@ -334,6 +338,7 @@ class _Placing:
     async def _take(self, host: Host, item: Checked) -> None:
         new = _new_bundle(host, item, self._now)
         self._new.append(new)
+        self._use(host, item)
         if (new.key_id, new.epoch, new.seq) not in self._logged:
             self._leaves.append(_leaf_of(new))
         self._remember(Place(host.key_id, new.bundle_id, new.epoch, new.seq, new.sha256))
@@ -344,6 +349,12 @@ class _Placing:
             self._hosts[host.key_id] = replace(host, heartbeat_at=self._now, heartbeat_made_at=made)
         self._advanced.add(host.key_id)
 
+    def _use(self, host: Host, item: Checked) -> None:
+        if item.document["baseline"] is not None:
+            use = (host.site_id, host.host_id, item.document["baseline"]["version"])
+            day = day_of(item.document["created_at"], self._now)
+            self._uses[use] = max(day, self._uses.get(use, day))
+
     async def _close_gaps(self, host: Host) -> None:
         if host.key_id in self._advanced:
             self._advanced.remove(host.key_id)
@@ -353,6 +364,7 @@ class _Placing:
         link = item.link
         fork = Fork(host.key_id, host.site_id, link.epoch, link.seq, item.sha256, item.body, item.sig, self._now)
         if await self._tx.add_fork(fork, at_most=KEPT_FORKS):
+            self._use(host, item)
             self._hosts[host.key_id] = replace(host, forks=host.forks + 1)
             held = self._held.get((host.key_id, link.epoch, link.seq))
             leaf = fork_leaf(host.key_id, link.epoch, link.seq, held, item.sha256, item.sig)

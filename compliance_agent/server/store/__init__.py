@@ -9,7 +9,7 @@ await store.close()
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from compliance_agent.server.store import migration, rows, tables
 from compliance_agent.server.store.engine import SqliteDatabase, translated
 from compliance_agent.server.store.reader import BoundReader
 from compliance_agent.server.store.transaction import BoundTransaction
+from compliance_agent.server.store.wall import raise_wall
 
 T = TypeVar("T")
 
@@ -114,16 +115,26 @@ class SqlStore:
 
 
 def _prepare(connection: Connection) -> None:
-    """Make the schema in an empty database, bring an older one up to it; refuse any other, untouched."""
+    """Make the schema in an empty database, bring an older one up to it, and put up the wall; refuse any other, untouched."""
+    new = _made(connection)
+    mended = raise_wall(connection)
+    if not new and mended:  # somebody took it down
+        at = {"at": rows.text(datetime.now(UTC)), "actor": "server", "action": "wall.mended", "outcome": "ok"}
+        connection.execute(insert(tables.audit), [{**at, "subject": name} for name in mended])
+
+
+def _made(connection: Connection) -> bool:
+    """Whether the schema is new here."""
     version = tables.meta.c.value
     if inspect(connection).has_table(tables.meta.name):
         row = connection.execute(select(version).where(tables.meta.c.key == "schema_version")).first()
         known = row[0] if row else None
         if known is None or known == str(tables.SCHEMA_VERSION) or not migration.bring_up(connection, known):
             _check_version(known)
-        return
+        return known != str(tables.SCHEMA_VERSION)
     tables.metadata.create_all(connection)
     connection.execute(insert(tables.meta).values(key="schema_version", value=str(tables.SCHEMA_VERSION)))
+    return True
 
 
 def _check_version(found: str | None) -> None:

@@ -36,6 +36,8 @@ _WRITER_PRAGMAS = (
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",  # NORMAL loses promised records in a power cut
     "PRAGMA foreign_keys = ON",
+    "PRAGMA recursive_triggers = ON",  # else REPLACE deletes past the wall
+    "PRAGMA secure_delete = ON",  # what is emptied is overwritten
 )
 _PRAGMAS = ("PRAGMA busy_timeout = 5000", "PRAGMA trusted_schema = OFF", "PRAGMA cell_size_check = ON")
 

@@ -2,20 +2,24 @@
 
 1 -> 2  the transparency log. Everything the database holds becomes a pending entry, in the order in which it came: a host's
         enrolment before its bundles, then what contradicted them, then its revocation.
-2 -> 3  a host's key may give way to a new one; how much of each log a backup holds.
+2 -> 3  a host's key may give way to a new one; how much of each log a backup holds; how long each baseline version was in effect,
+        from all records; holds and pruning.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
+from datetime import date
 from itertools import islice
 from typing import Any
 
 from sqlalchemy import insert, inspect, select, text, update
 from sqlalchemy.engine import Connection, RowMapping
 
+from compliance_agent.core.retention import day_of
 from compliance_agent.log.leaf import bundle_leaf, fork_leaf, key_leaf
-from compliance_agent.server.store import tables
+from compliance_agent.server.store import rows, tables
 
 _CHUNK = 1_000  # rows held in memory at a time
 
@@ -46,6 +50,28 @@ def _from_2(connection: Connection) -> None:
     if "rotated_to" not in {column["name"] for column in inspect(connection).get_columns("hosts")}:
         connection.execute(text("ALTER TABLE hosts ADD COLUMN rotated_to VARCHAR"))
     tables.metadata.create_all(connection, tables=[tables.log_durable])
+    if not inspect(connection).has_table(tables.baseline_uses.name):
+        tables.metadata.create_all(connection, tables=tables.KEEPING_TABLES)
+        uses = [
+            {"site_id": site, "host_id": host, "version": version, "last_on": day.isoformat()}
+            for (site, host, version), day in _uses(connection).items()
+        ]
+        if uses:
+            connection.execute(insert(tables.baseline_uses), uses)
+
+
+def _uses(connection: Connection) -> dict[tuple[str, str, str], date]:
+    """The last day of each baseline version on each host, by every record and every contradicting one."""
+    found: dict[tuple[str, str, str], date] = {}
+    for table in (tables.bundles, tables.forks):
+        query = select(table.c.site_id, tables.hosts.c.host_id, table.c.body, table.c.received_at)
+        for row in _rows(connection, query.join(tables.hosts, tables.hosts.c.key_id == table.c.key_id)):
+            document = json.loads(row["body"])
+            if document["baseline"] is not None:
+                use = (row["site_id"], row["host_id"], document["baseline"]["version"])
+                day = day_of(document["created_at"], rows.when(row["received_at"]))
+                found[use] = max(day, found.get(use, day))
+    return found
 
 
 def _entries(connection: Connection) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Executable, Select, and_, func, or_, select
+from sqlalchemy import Executable, Select, and_, func, not_, or_, select
 from sqlalchemy.engine import RowMapping
 
 from compliance_agent.log.leaf import bundle_leaf
@@ -27,12 +27,13 @@ from compliance_agent.server.records import (
 )
 from compliance_agent.server.store import rows, tables
 from compliance_agent.server.store.engine import SqliteDatabase
+from compliance_agent.server.store.keeping import KeepingRows
 
 _bundles = tables.bundles.c
 MOST_ROWS = 200
 
 
-class BoundReader:
+class BoundReader(KeepingRows):
     """`records.SiteReader` over connections that can only read."""
 
     def __init__(self, database: SqliteDatabase, sites: Iterable[str]) -> None:
@@ -253,6 +254,15 @@ class BoundReader:
             for row in await self._all(query)
         ]
 
+    async def emptied_early(self, site_id: str) -> list[int]:
+        b, e, p = tables.bundles.c, tables.log_entries.c, tables.pruned_logs.c
+        same_place = and_(b.key_id == e.key_id, b.epoch == e.epoch, b.seq == e.seq)
+        same_log = and_(p.site_id == e.site_id, p.year == e.year)
+        entries = tables.bundles.outerjoin(tables.log_entries, same_place).outerjoin(tables.pruned_logs, same_log)
+        below = and_(e.leaf_index.is_not(None), p.minimum.is_not(None), e.leaf_index < p.minimum)
+        query = select(b.number).select_from(entries).where(b.site_id.in_(self._sites & {site_id}))
+        return [row["number"] for row in await self._all(query.where(func.length(b.body) == 0, not_(below)))]
+
     async def kept(self, site_id: str, after: int, limit: int) -> list[Kept]:
         b, e = tables.bundles.c, tables.log_entries.c
         same_place = and_(b.key_id == e.key_id, b.epoch == e.epoch, b.seq == e.seq)
@@ -268,7 +278,12 @@ class BoundReader:
     async def _all(self, query: Executable) -> list[RowMapping]:
         return await self._database.all(query)
 
+    def _mine(self, site_id: str) -> Collection[str]:
+        return self._sites & {site_id}
+
 
 def _digest(row: RowMapping) -> str:
-    """The digest that a row names, when its bytes have it; else none, which fits no entry."""
+    """The digest that a row names, when its bytes have it or were destroyed; else none, which fits no entry."""
+    if not row["body"]:
+        return str(row["sha256"])
     return str(row["sha256"]) if hashlib.sha256(row["body"]).hexdigest() == row["sha256"] else ""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,8 +15,10 @@ from compliance_agent.server.records import (
     Fork,
     Gap,
     Head,
+    Hold,
     Host,
     Leaf,
+    LoggedRecord,
     NewBundle,
     PendingLeaf,
     Place,
@@ -169,6 +172,27 @@ def gap(row: RowMapping) -> Gap:
         when(row["seen_at"]),
         when_or_none(row["closed_at"]),
     )
+
+
+def hold(row: RowMapping) -> Hold:
+    """A hold."""
+    return Hold(
+        row["site_id"], row["host_id"], row["reason_id"], when(row["added_at"]), when_or_none(row["released_at"])
+    )
+
+
+def logged_record(row: RowMapping, forks: Mapping[tuple[str, str], RowMapping]) -> LoggedRecord:
+    """An entry that joins its bundle and its host; a contradicting record is found by the digest that its entry names."""
+    index, label, decided = row["leaf_index"], row["host_id"], row["decided_at"]
+    if row["number"] is not None:
+        said = (row["body"], row["created_at"], when(row["received_at"]))
+        return LoggedRecord(index, label, "bundle", row["number"], *said)
+    leaf = json.loads(row["leaf"])
+    fork = forks.get((row["key_id"], leaf.get("seen", ""))) if leaf["kind"] == "fork" else None
+    if fork is not None:
+        received = fork["received_at"]
+        return LoggedRecord(index, label, "fork", fork["number"], fork["body"], received, when(received))
+    return LoggedRecord(index, label, "entry", None, None, decided, when(decided))
 
 
 def token(row: RowMapping) -> Token:

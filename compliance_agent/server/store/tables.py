@@ -221,6 +221,50 @@ log_durable = Table(
     Column("at", String, nullable=False),
 )
 
+# What decides how long records are kept (core.retention). `last_on` is a day: it changes once a day, not with each record.
+baseline_uses = Table(
+    "baseline_uses",
+    metadata,
+    Column("site_id", String, ForeignKey("sites.site_id"), primary_key=True),
+    Column("host_id", String, primary_key=True),
+    Column("version", String, primary_key=True),
+    Column("last_on", String, nullable=False),
+)
+
+holds = Table(
+    "holds",
+    metadata,
+    Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    _site(),
+    Column("host_id", String),  # NULL is every host of the site
+    Column("reason_id", String, nullable=False),
+    Column("added_at", String, nullable=False),
+    Column("released_at", String),
+)
+
+pruned_logs = Table(
+    "pruned_logs",
+    metadata,
+    Column("site_id", String, ForeignKey("sites.site_id"), primary_key=True),
+    Column("year", Integer, primary_key=True),
+    Column("minimum", BigInteger, nullable=False),  # the first entry that is kept
+    Column("pruned_at", String, nullable=False),
+)
+
+# Opens the wall (wall.py) within one transaction: `never` refers to a table that is always empty, so no commit succeeds with a row.
+prune_never = Table("prune_never", metadata, Column("id", Integer, primary_key=True))
+prune_guards = Table(
+    "prune_guards",
+    metadata,
+    Column("site_id", String, ForeignKey("sites.site_id"), primary_key=True),
+    Column("year", Integer, primary_key=True),
+    Column("first", BigInteger, nullable=False),
+    Column("stop", BigInteger, nullable=False),
+    Column("at", String, nullable=False),
+    Column("never", Integer, ForeignKey("prune_never.id", deferrable=True, initially="DEFERRED"), nullable=False),
+)
+KEEPING_TABLES = (baseline_uses, holds, pruned_logs, prune_never, prune_guards)
+
 users = Table(
     "users",
     metadata,
@@ -281,4 +325,8 @@ TENANT_TABLES = (
     log_shards,
     log_entries,
     log_durable,
+    baseline_uses,
+    holds,
+    pruned_logs,
+    prune_guards,
 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Executable, Update, and_, bindparam, delete, func, insert, or_, select, update
@@ -14,7 +14,9 @@ from compliance_agent.server.records import (
     Durable,
     Fork,
     Gap,
+    Hold,
     Host,
+    LoggedRecord,
     NewBundle,
     NewLeaf,
     PendingLeaf,
@@ -26,9 +28,10 @@ from compliance_agent.server.records import (
 )
 from compliance_agent.server.store import rows, tables
 from compliance_agent.server.store.engine import Statements
+from compliance_agent.server.store.keeping import KeepingRows
 
 
-class BoundTransaction:
+class BoundTransaction(KeepingRows):
     """`records.Transaction` over a connection that has begun to write."""
 
     def __init__(self, connection: Statements) -> None:
@@ -36,6 +39,9 @@ class BoundTransaction:
 
     async def _all(self, query: Executable) -> list[RowMapping]:
         return list((await self._connection.execute(query)).mappings())
+
+    def _mine(self, site_id: str) -> Collection[str]:
+        return {site_id}
 
     async def _changed(self, statement: Executable) -> int:
         return (await self._connection.execute(statement)).rowcount
@@ -332,6 +338,55 @@ class BoundTransaction:
         )
         return [Durable(**row) for row in await self._all(query)]
 
+    # --- how long records are kept --------------------------------------------------------------
+
+    async def note_baselines(self, uses: Mapping[tuple[str, str, str], date]) -> None:
+        table = tables.baseline_uses
+        known = await self._all(select(table).where(table.c.site_id.in_({site for site, _, _ in uses})))
+        held = {(row["site_id"], row["host_id"], row["version"]): row["last_on"] for row in known}
+        for use, day in uses.items():
+            if use not in held:
+                names = dict(zip(("site_id", "host_id", "version"), use, strict=True))
+                await self._connection.execute(insert(table).values(**names, last_on=day.isoformat()))
+            elif held[use] < day.isoformat():
+                same = (table.c.site_id == use[0], table.c.host_id == use[1], table.c.version == use[2])
+                await self._connection.execute(update(table).where(*same).values(last_on=day.isoformat()))
+
+    async def add_hold(self, hold: Hold) -> bool:
+        if any(_same_hold(item, hold) for item in await self.holds(hold.site_id)):
+            return False
+        columns = {**hold.__dict__, "added_at": rows.text(hold.added_at)}
+        await self._connection.execute(insert(tables.holds).values(columns))
+        return True
+
+    async def release_hold(self, site_id: str, host_id: str | None, reason_id: str, now: datetime) -> bool:
+        c = tables.holds.c
+        host = c.host_id.is_(None) if host_id is None else c.host_id == host_id
+        standing = update(tables.holds).where(
+            c.site_id == site_id, host, c.reason_id == reason_id, c.released_at.is_(None)
+        )
+        return await self._changed(standing.values(released_at=rows.text(now))) == 1
+
+    async def empty_records(
+        self, site_id: str, year: int, first: int, stop: int, records: Sequence[LoggedRecord], now: datetime
+    ) -> int:
+        at, run = rows.text(now), self._connection.execute
+        guard, pruned = tables.prune_guards, tables.pruned_logs
+        log = {"site_id": site_id, "year": year}
+        await run(insert(guard).values(**log, first=first, stop=stop, at=at, never=0))
+        emptied = 0
+        for kind, table in (("bundle", tables.bundles), ("fork", tables.forks)):
+            numbers = [{"_number": item.number} for item in records if item.kind == kind and item.body]
+            if numbers:
+                mine = update(table).where(table.c.site_id == site_id, table.c.number == bindparam("_number"))
+                emptied += (await run(mine.values(body=b""), numbers)).rowcount
+        await run(delete(guard))
+        same = (pruned.c.site_id == site_id, pruned.c.year == year)
+        moved = update(pruned).where(*same, pruned.c.minimum <= stop).values(minimum=stop, pruned_at=at)
+        if not await self._changed(moved):
+            await run(insert(pruned).values(**log, minimum=stop, pruned_at=at))
+        return emptied
+
     # --- people ---------------------------------------------------------------------------------
 
     async def add_user(self, user: User) -> bool:
@@ -425,6 +480,11 @@ def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
 def _shard(shard: Shard) -> Update:
     table = tables.log_shards
     return update(table).where(table.c.site_id == shard.site_id, table.c.year == shard.year)
+
+
+def _same_hold(standing: Hold, new: Hold) -> bool:
+    same = (standing.host_id, standing.reason_id) == (new.host_id, new.reason_id)
+    return same and standing.released_at is None
 
 
 def _named(item: CheckVerdict) -> dict[str, Any]:
