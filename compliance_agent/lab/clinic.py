@@ -8,6 +8,7 @@ from compliance_agent.lab.host import FakeHost
 from compliance_agent.lab.programs import (
     accounts,
     apt,
+    auditd,
     chrony,
     clamav,
     disks,
@@ -31,7 +32,7 @@ def healthy_host(seed: int = 0, clock: Clock | None = None) -> FakeHost:
     host.install("systemctl", "date", "tail", "cat", "readlink", "stat", "uname", "id", "mkdir", "rmdir")
     host.service("cron.service")
     host.service("dbus.service", enabled="static")
-    for part in (accounts, chrony, clamav, disks, apt, logs, nft, oscap, restic, sessions, sockets, sshd, tls):
+    for part in (accounts, auditd, chrony, clamav, disks, apt, logs, nft, oscap, restic, sessions, sockets, sshd, tls):
         part.provide(host)
     for check in registry().values():
         scenes = [case.scene for case in check.cases if case.expect is Result.PASS and case.scene is not None]

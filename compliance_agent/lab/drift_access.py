@@ -1,4 +1,4 @@
-"""Synthetic drift of who may get in: logins over SSH, accounts, sessions, services, ports, transmission (see drift.py)."""
+"""Synthetic drift of who may get in: logins over SSH, accounts, sessions, services, ports, transmission, audit (see drift.py)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from compliance_agent.lab.fault import register
 from compliance_agent.lab.host import FakeHost
-from compliance_agent.lab.programs import accounts, sessions, sockets, sshd, tls
+from compliance_agent.lab.programs import accounts, auditd, sessions, sockets, sshd, tls
 
 CRON = "cron.service"
 
@@ -169,3 +169,33 @@ def _certificate_not_read(host: FakeHost) -> None:
 @register("transmission", "old_tls", "person", "TLS 1.1 was allowed for an old device")
 def _old_tls_allowed(host: FakeHost) -> None:
     host.part(tls.Service).oldest = "tls1_1"
+
+
+# -- auditd
+
+
+@register("auditd", "daemon_down", "now", "the audit daemon is stopped")
+def _auditd_stopped(host: FakeHost) -> None:
+    host.unit(auditd.UNIT).active = False
+
+
+@register("auditd", "recording_off", "now", "somebody switched the kernel's recording off")
+def _auditing_off(host: FakeHost) -> None:
+    host.part(auditd.Kernel).enabled = 0
+
+
+@register("auditd", "rules_not_loaded", "now", "somebody deleted the audit rules to be left in peace")
+def _audit_rules_deleted(host: FakeHost) -> None:
+    host.part(auditd.Kernel).rules.clear()
+
+
+@register("auditd", "rules_absent", "person", "an audit rule was taken out of the files as well")
+def _audit_rule_removed(host: FakeHost) -> None:
+    accounts.replace(host, auditd.RULES_FILE, "-w /etc/sudoers -p wa -k scope\n", "")
+    auditd.make_file(host)
+    auditd.load(host)
+
+
+@register("auditd", "records_lost", "person", "the kernel lost records while the daemon was too slow")
+def _audit_records_lost(host: FakeHost) -> None:
+    host.part(auditd.Kernel).lost = host.rng.randint(1, 5000)

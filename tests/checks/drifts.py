@@ -16,7 +16,19 @@ from compliance_agent.lab.clinic import healthy_host
 from compliance_agent.lab.clock import FakeClock
 from compliance_agent.lab.drift import FAULTS
 from compliance_agent.lab.host import FakeHost
-from compliance_agent.lab.programs import accounts, apt, chrony, clamav, logs, nft, nixos, restic, sessions, sshd
+from compliance_agent.lab.programs import (
+    accounts,
+    apt,
+    auditd,
+    chrony,
+    clamav,
+    logs,
+    nft,
+    nixos,
+    restic,
+    sessions,
+    sshd,
+)
 
 
 @dataclass(frozen=True)
@@ -195,6 +207,18 @@ def _generation(selected: int, running: int) -> Callable[[FakeHost], None]:
     return happen
 
 
+def _nothing_recorded(host: FakeHost) -> None:
+    host.part(auditd.Kernel).rules.clear()
+    host.part(auditd.Kernel).enabled = 0
+
+
+def _audit_rules_by_hand(host: FakeHost) -> None:
+    """The file that is loaded is older than the files it is made of; the undo must bring both back."""
+    rules = host.part(auditd.Kernel).rules
+    rules[:] = [*reversed(rules[1:]), "-w /srv -p r -k looked"]
+    host.put(auditd.MADE, "-D\n", mode=0o640)
+
+
 def _sshd(old: str, new: str) -> Callable[[FakeHost], None]:
     def happen(host: FakeHost) -> None:
         host.put(sshd.DROP_IN, host.files[sshd.DROP_IN].content.decode().replace(old, new))
@@ -330,6 +354,12 @@ DRIFTS = (
         Drift("services", FAULTS[name].reason, name.replace("_", " "), FAULTS[name].inject)
         for name in ("cron_stopped", "cron_disabled", "telnet_running", "ftp_enabled")
     ),
+    *(
+        Drift("auditd", FAULTS[name].reason, name.replace("_", " "), FAULTS[name].inject)
+        for name in ("auditd_stopped", "auditing_off", "audit_rules_deleted")
+    ),
+    Drift("auditd", "recording_off", "audit rules deleted and recording off", _nothing_recorded),
+    Drift("auditd", "rules_not_loaded", "one audit rule deleted, another loaded by hand", _audit_rules_by_hand),
     Drift("services", "forbidden_running", "everything about services", _services_upside_down),
     Drift("transmission", "key_open", "key of the web service open", FAULTS["tls_key_open"].inject),
     *from_cases(registry().values()),

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-NEW = "auditd"
+NEW = "psacct"
 GENERATED = ("compliance_agent/evidence/registry.json", "docs/checks.md", "tests/golden/registry.txt")
-BODY = '''"""The audit daemon runs: without it, the kernel's audit records are kept nowhere."""
+BODY = '''"""The accounting daemon runs: without it, the kernel's records of processes are kept nowhere."""
 
 from dataclasses import dataclass, field
 
@@ -26,7 +26,7 @@ from compliance_agent.ports import Host
 
 @dataclass(frozen=True)
 class Parameters:
-    unit: str = field(default="auditd.service", metadata={"doc": "The daemon's unit."})
+    unit: str = field(default="psacct.service", metadata={"doc": "The daemon's unit."})
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Observation:
 
 
 CHECK = CheckSpec(
-    id="auditd",
-    title="The audit daemon runs",
+    id="psacct",
+    title="The accounting daemon runs",
     severity=Severity.HIGH,
-    rationale="The kernel's audit records are kept only while the daemon runs.",
+    rationale="The kernel's records of processes are kept only while the daemon runs.",
     citations=(
         Citation(
             "164.312(b)", "Activity that is not recorded cannot be examined.", "That anyone examines the records.", primary=True
@@ -46,7 +46,7 @@ CHECK = CheckSpec(
     ),
     parameters=Parameters,
     observation=Observation,
-    reasons={"daemon_down": "The audit daemon is not active.", "daemon_missing": "There is no such unit on this host."},
+    reasons={"daemon_down": "The accounting daemon is not active.", "daemon_missing": "There is no such unit on this host."},
     needs=("systemd",),
 )
 
@@ -57,7 +57,7 @@ async def observe(host: Host, baseline: Parameters) -> Observation:
 
 def judge(baseline: Parameters, seen: Observation) -> Verdict:
     if seen.unit is None:
-        return unknown("unparsable", "whether the audit daemon runs could not be told")
+        return unknown("unparsable", "whether the accounting daemon runs could not be told")
     if seen.unit == "missing":
         return failed("daemon_missing", f"expected {baseline.unit}, found no such unit")
     if seen.unit != "active":
@@ -72,14 +72,14 @@ def plan(baseline: Parameters, seen: Observation) -> Plan | None:
 
 
 CASES = (
-    Case("running", Observation("active"), Result.PASS, scene=lambda host: host.service("auditd.service")),
+    Case("running", Observation("active"), Result.PASS, scene=lambda host: host.service("psacct.service")),
     Case(
         "stopped",
         Observation("stopped"),
         Result.FAIL,
         "daemon_down",
         heals=True,
-        scene=lambda host: host.service("auditd.service", active=False),
+        scene=lambda host: host.service("psacct.service", active=False),
     ),
     Case("not installed", Observation("missing"), Result.FAIL, "daemon_missing"),
     Case("nothing was seen", Observation(), Result.UNKNOWN),
@@ -125,11 +125,11 @@ def test_a_check_is_one_file(tree: Path) -> None:
     ).stdout.replace("asyncio-", "")
     written = call(tree, "compliance_agent.lab.golden")
     assert set(GENERATED) <= set(written.stdout.split()), written
-    assert "The audit daemon is not active." in (tree / "docs" / "checks.md").read_text("utf-8")
+    assert "The accounting daemon is not active." in (tree / "docs" / "checks.md").read_text("utf-8")
 
 
 def test_without_its_scenes_the_contract_says_what_is_missing(tree: Path) -> None:
-    bare = BODY.replace(', scene=lambda host: host.service("auditd.service"))', ")")
+    bare = BODY.replace(', scene=lambda host: host.service("psacct.service"))', ")")
     (tree / "compliance_agent" / "checks" / f"{NEW}.py").write_text(bare, "utf-8")
     broken = contract_of(tree)
     assert broken.returncode == 1
