@@ -32,6 +32,7 @@ from compliance_agent.adapters.clock import SystemClock
 from compliance_agent.adapters.database import Database, release, shared
 from compliance_agent.adapters.log_store import LogStore
 from compliance_agent.adapters.offload import Offload
+from compliance_agent.adapters.shed_store import ShedStore
 from compliance_agent.baseline import Baseline
 from compliance_agent.config import AgentConfig
 from compliance_agent.crypto import Ed25519Signer
@@ -58,6 +59,7 @@ from compliance_agent.ports import Clock
 from compliance_agent.queue import OfflineQueue
 from compliance_agent.receipts import Receipts
 from compliance_agent.rotation import KeyRotation, Rotated
+from compliance_agent.shedding import Shedding
 from compliance_agent.utils import apply_jitter
 from compliance_agent.witness_role import WitnessRole
 
@@ -137,6 +139,7 @@ class ComplianceAgent:
             self._recorded = self._state.recorded()
             self._log_store = LogStore(self._database, config.evidence_dir)
             self.receipts = Receipts(self._log_store, config.site_id, self.clock)
+            self.shedding = Shedding(ShedStore(self._log_store), config.site_id, self.clock, config.keep_days)
             key_files.settle(config.signing_key_file, key_files.chain_key(self._database))
             self.signer: Any = signer if signer is not None else Ed25519Signer(config.signing_key_file)
             self.drift_detector: Any = (

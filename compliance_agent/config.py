@@ -120,6 +120,12 @@ class AgentConfig:
         "File with a read token for the server of witness_logs_file, whose logs are not shown to everybody.", None
     )
     witness_ca_file: Path | None = setting("Certificate authority of the servers of witness_logs_file (PEM).", None)
+    keep_days: int = setting(
+        "Days after which records that the server has logged, and holds in a backup, are removed here; 0 keeps all for ever.",
+        0,
+        low=0,
+        high=36_500,
+    )
     mcp_ca_file: Path | None = setting("Certificate authority the server's TLS certificate must come from (PEM).", None)
     client_cert_file: Path | None = setting("Client certificate for mutual TLS (PEM).", None)
     client_key_file: Path | None = setting("Key of the client certificate (PEM).", None)

@@ -38,6 +38,7 @@ class Parts(Protocol):
     evidence_generator: Any
     drift_detector: Any
     receipts: Any
+    shedding: Any
     clock: Clock
     stats: dict[str, int]
     shutdown_event: asyncio.Event
@@ -74,6 +75,7 @@ class Delivery:
         self._task: asyncio.Task[None] | None = None
         self._reconciled_at: float | None = None
         self._known: tuple[int, int, str] | None = None  # the newest bundle the server holds, as it said last
+        self._answer: CheckinReply | None = None  # to the check-in of this turn
         self._trouble = ""
         self._failures = 0
 
@@ -116,6 +118,7 @@ class Delivery:
             if await self._key_is_known() and await self._check_in() and await self._deliver_fresh():
                 await self.process_queue()
                 await self._collect_receipts()
+                await self._shed()
         except Exception as error:
             log.error("delivery.failed", code=code_of(error), at=where(error))
         finally:
@@ -238,6 +241,12 @@ class Delivery:
         if incidents:
             await self.process_queue()
 
+    async def _shed(self) -> None:
+        """Let go of what the server holds in a backup, if that is wanted at all."""
+        client, answer = self._log_client(), self._answer
+        if client is not None:
+            await self._parts.shedding.turn(client, answer)
+
     # Check-in
 
     async def _check_in(self) -> bool:
@@ -245,6 +254,7 @@ class Delivery:
 
         Whether it makes sense to go on: the network was there, or nothing could be said of it.
         """
+        self._answer = None
         check_in = getattr(self._parts.mcp_client, "check_in", None)
         if check_in is None or not hasattr(self._parts.evidence_generator, "head"):
             return True
@@ -257,7 +267,7 @@ class Delivery:
             log.debug("checkin.failed", code=code_of(error))
             return True
         if isinstance(answer, CheckinReply):
-            self._known = answer.known
+            self._answer, self._known = answer, answer.known
             await self._reconcile()
         return True
 

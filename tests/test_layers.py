@@ -55,6 +55,7 @@ LAYERS: dict[str, str] = {
     "healing": "stages",
     "mcp_client": "stages",
     "server": "stages",
+    "shedding": "stages",
     "web": "stages",
     "tile_fetch": "stages",
     "witness": "stages",

@@ -147,6 +147,7 @@ class AgentView:
             "witnessed_at": witnessed_at,
             "receipted": counts.receipted,
             "unlogged": counts.unlogged,
+            "shed": next(iter(self._rows("shed", "SELECT count FROM shed")), (0,))[0],
             "oldest_unlogged": counts.oldest_unlogged.isoformat() if counts.oldest_unlogged else None,
             "contradicted": [{"origin": name, "code": code} for name, *_, code in heads if code is not None],
         }

@@ -45,6 +45,14 @@ STATEMENTS: Sequence[str] = (
     ) STRICT""",
     "CREATE INDEX IF NOT EXISTS receipts_unsettled ON receipts (bundle) WHERE NOT settled",
     "ALTER TABLE log_heads ADD COLUMN witnessed_at TEXT",
+    """CREATE TABLE IF NOT EXISTS shed (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        count INTEGER NOT NULL,
+        epoch INTEGER NOT NULL,
+        seq INTEGER NOT NULL,
+        sha256 TEXT NOT NULL,
+        mark BLOB NOT NULL
+    ) STRICT""",
 )
 _ORIGIN = re.compile(ORIGIN)
 _NEWEST = "ORDER BY substr(origin, -4) DESC, seen_at DESC"

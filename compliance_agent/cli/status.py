@@ -94,6 +94,8 @@ def _print_log(log: dict[str, Any]) -> None:
     followed = f"{log['origin']} at {log['size']} entries" if log["origin"] else "none followed"
     waits = f", oldest for {age(log['oldest_unlogged_age_s'])}" if log["unlogged"] else ""
     click.echo(f"log        {followed}; {log['receipted']} receipts, {log['unlogged']} without{waits}")
+    if log["shed"]:
+        click.echo(f"           {log['shed']} older records were let go under their receipts")
     if log["witnessing"] == "witnessed":
         click.echo(f"           witnessed at {log['witnessed_at']}")
     elif log["witnessing"] == "unwitnessed":

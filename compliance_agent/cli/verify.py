@@ -180,6 +180,12 @@ def show(report: Report) -> None:
             for chain in report.chains
         ]
         table(("host", "key", "bundles", "first", "last", "head", "receipts"), rows)
+    for chain in report.chains:
+        if chain.shed is not None:
+            text = (
+                f"{chain.host}: records up to {_place(chain.shed)} may be absent: let go under a receipt that verified"
+            )
+            click.echo(printable(text))
     show_times(report.times, always=bool(report.logs))
     for problem in report.problems[:SHOWN]:
         click.echo(printable(f"{problem.code}: {problem.where}" + (f": {problem.detail}" if problem.detail else "")))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
+from compliance_agent.core.shedding import Mark, is_next
 from compliance_agent.evidence.allowlist import NO_PREV
 from compliance_agent.evidence.problems import Problem
 
@@ -107,6 +108,7 @@ class Chain:
         epochs: how many.
         head: digest of the last bundle.
         receipted: how many have a receipt that verified.
+        shed: place up to which records were let go under a receipt that verified; None when none were.
     """
 
     key_id: str
@@ -117,6 +119,7 @@ class Chain:
     epochs: int = 0
     head: str = ""
     receipted: int = 0
+    shed: tuple[int, int] | None = None
 
 
 class Chains:
@@ -133,8 +136,17 @@ class Chains:
         self._rows[key_id, epoch] += rows
         self._heads[key_id, epoch] = max(head, self._heads.get((key_id, epoch), head))
 
-    def check(self, visit: Callable[[str, int, Row], Iterator[Problem]]) -> Iterator[tuple[Chain, list[Problem]]]:
-        """Each chain with what is wrong in it; `visit` is shown every record in order and may find more."""
+    def check(
+        self, visit: Callable[[str, int, Row], Iterator[Problem]], marks: Mapping[str, Mark] | None = None
+    ) -> Iterator[tuple[Chain, list[Problem]]]:
+        """Each chain with what is wrong in it.
+
+        Args:
+            visit: is shown every record in order and may find more.
+            marks: verified, of what was let go of, by key.
+        """
+        marks = marks or {}
+        gone = {key: Gone(mark.place, self._tag(mark.sha256)) for key, mark in marks.items()}
         keys = {key for key, _ in self._rows}
         ends = {key: self._tag(self._heads[key, max(e for k, e in self._rows if k == key)][1]) for key in keys}
         for key_id in sorted(keys):
@@ -142,7 +154,8 @@ class Chains:
             problems: list[Problem] = []
             # A chain begins with nothing before it, or where its host's key took the place of another one.
             starts = {self._tag(NO_PREV), *(end for key, end in ends.items() if key != key_id)}
-            links = _Links(starts, problems)
+            starts |= {mark.digest for key, mark in gone.items() if key != key_id}
+            links = _Links(starts, problems, gone.get(key_id, NOTHING_GONE))
             for epoch in epochs:
                 rows = self._rows[key_id, epoch]
                 for at in rows_in_order(rows):
@@ -150,9 +163,19 @@ class Chains:
                     if links.follow(epoch, row):
                         problems.extend(visit(key_id, epoch, row))
             seq, digest, host = self._heads[key_id, epochs[-1]]
+            if gone and gone.get(key_id, NOTHING_GONE).digest not in self._first_links():
+                links.finish()
+            shed = marks[key_id].place if key_id in marks else None
             count = sum(len(self._rows[key_id, epoch]) for epoch in epochs) // _ROW.size
             last = (epochs[-1], seq)
-            yield Chain(key_id, host, count, links.first, last, len(epochs), digest, self.receipted[key_id]), problems
+            receipted = self.receipted[key_id]
+            yield Chain(key_id, host, count, links.first, last, len(epochs), digest, receipted, shed), problems
+
+    def _first_links(self) -> set[bytes]:
+        """What the first record of each key follows."""
+        firsts = {key: min(epoch for other, epoch in self._rows if other == key) for key, _ in self._rows}
+        rows = {key: self._rows[key, epoch] for key, epoch in firsts.items()}
+        return {unpacked(held, rows_in_order(held)[0]).prev for held in rows.values()}
 
 
 def rows_in_order(rows: bytearray) -> list[int]:
@@ -161,11 +184,23 @@ def rows_in_order(rows: bytearray) -> list[int]:
     return sorted(range(len(seqs)), key=seqs.__getitem__)
 
 
+class Gone(NamedTuple):
+    """Up to which place records may be absent, and the tag of the digest of the last of them."""
+
+    place: tuple[int, int]
+    digest: bytes
+
+
+NOTHING_GONE = Gone((-1, 0), b"")
+
+
 class _Links:
     """Walks one chain from its first record to its last; what does not fit goes to `problems`."""
 
-    def __init__(self, starts: set[bytes], problems: list[Problem]) -> None:
+    def __init__(self, starts: set[bytes], problems: list[Problem], gone: Gone) -> None:
         self.first = (0, 0)
+        self._gone = gone
+        self._last: Row | None = None
         self._starts = starts
         self._problems = problems
         self._place: tuple[int, int] | None = None
@@ -175,6 +210,9 @@ class _Links:
     def follow(self, epoch: int, row: Row) -> bool:
         """Hold a record to the one before; False when it is an exact copy."""
         place = (epoch, row.seq)
+        self._last = row
+        if place == self._gone.place and row.digest != self._gone.digest:
+            self._name("bad_shed", row, f"another record than the mark names is {named(place)}")
         if place == self._place:
             if row.digest in self._here:
                 return False
@@ -194,6 +232,9 @@ class _Links:
         before, (epoch, seq) = self._place, place
         if before is None:
             self.first = place
+        if self._was_let_go_before(before, place, row):
+            return
+        if before is None:
             if seq != 1 or row.prev not in self._starts:
                 self._name("missing_start", row, f"the first bundle here is {named(place)}")
         elif before[0] == epoch and before[1] + 1 < seq:
@@ -202,6 +243,20 @@ class _Links:
             self._name("missing", row, f"epoch {epoch}: seq 1 to {seq - 1}")
         elif row.prev not in self._here:
             self._name("broken_link", row, f"{named(place)} does not follow {named(before)}")
+
+    def _was_let_go_before(self, before: tuple[int, int] | None, place: tuple[int, int], row: Row) -> bool:
+        """Whether what should stand between the two is what the mark covers."""
+        gone = self._gone
+        if before is not None and is_next(before, place) and row.prev in self._here:
+            return True
+        if place <= gone.place:
+            return before is None or not (before[0] == place[0] and is_next(before, place))
+        return row.prev == gone.digest and is_next(gone.place, place) and (before is None or before <= gone.place)
+
+    def finish(self) -> None:
+        """After the last record: a host keeps its newest ones, so a mark at or after the end hides something."""
+        if self._last is not None and self._place is not None and self._place <= self._gone.place:
+            self._name("bad_shed", self._last, f"nothing is here of what follows {named(self._gone.place)}")
 
     def _name(self, code: str, row: Row, detail: str) -> None:
         self._problems.append(Problem(code, row.bundle_id, detail))

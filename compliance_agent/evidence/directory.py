@@ -8,6 +8,7 @@ its row is moved aside under a hidden name, never deleted, and written anew. Hid
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -68,6 +69,29 @@ def put_receipt(directory: Path, leaf: bytes, proof: bytes) -> None:
     """
     for name, content in ((LEAF, leaf), (PROOF, proof)):
         write_file(directory / name, content)
+
+
+def remove(directory: Path) -> None:
+    """Remove a bundle's directory, whole or not at all to whoever looks; one that is not there is fine.
+
+    Raises:
+        StorageError: it may still be there.
+    """
+    hidden = directory.with_name(f".{directory.name}.tmp")  # what `sweep` removes, should this be stopped
+    try:
+        if os.path.lexists(directory):
+            shutil.rmtree(hidden, ignore_errors=True)
+            directory.rename(hidden)
+            fsync_directory(directory.parent)
+        if hidden.exists():
+            shutil.rmtree(hidden)
+        for parent in list(directory.parents)[:3]:  # the day, the month and the year, once they are empty
+            parent.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise storage_error(error, "removing an evidence directory") from error
 
 
 def _write_new(path: Path, content: bytes) -> None:

@@ -18,6 +18,7 @@ CODES = {
     "duplicate": "two different bundles have the same place in the chain",
     "broken_link": "prev is not the digest of the bundle before",
     "missing_start": "the chain does not begin here: earlier bundles are elsewhere, or lost",
+    "bad_shed": "the mark of records that were let go does not verify, or does not fit the chain",
     "clock_ran_back": "the monotonic clock ran back within one boot",
     "backdated": "the record says it is older than what it holds can be",
     "postdated": "the record says it is younger than the log it stands in",

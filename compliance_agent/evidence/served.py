@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from compliance_agent.core.receipt import read_note
+from compliance_agent.core.shedding import Mark
 from compliance_agent.errors import BadEvidence
 from compliance_agent.evidence.book import Book
 from compliance_agent.evidence.chains import Row, Tagger
@@ -150,14 +151,16 @@ class Held:
             return False
         return self._tags.short(book.forest.root(row.head_size).hex()) == row.head_root
 
-    def missing(self) -> Iterator[Problem]:
-        """Records that a log has of hosts that are at hand, and that are not at hand, in stretches."""
+    def missing(self, marks: Mapping[str, Mark]) -> Iterator[Problem]:
+        """Records that a log has of hosts that are at hand, and that are neither at hand nor were let go, in stretches."""
         keys = {key_id for key_id, _ in self._seen}
         for book in self._books.values():
             for key_id in sorted(keys & book.keys.keys()):
                 for epoch, there in sorted(book.keys[key_id].epochs.items()):
                     here = set(self._seen.get((key_id, epoch), ()))
-                    for first, last in _stretches(seq for seq in there.seqs if seq not in here):
+                    gone = marks[key_id].place if key_id in marks else (-1, 0)
+                    absent = (seq for seq in there.seqs if seq not in here and (epoch, seq) > gone)
+                    for first, last in _stretches(absent):
                         yield Problem("missing_record", key_id, f"the log has epoch {epoch}: seq {first} to {last}")
 
 

@@ -374,6 +374,9 @@ def _leads_to(connection: sqlite3.Connection, known: Head) -> bool:
     held = "SELECT 1 FROM evidence WHERE own AND epoch = ? AND seq = ? AND sha256 = ?"
     if connection.execute(held, (known.epoch, known.seq, known.digest)).fetchone() is not None:
         return True
+    shed = "SELECT 1 FROM shed WHERE epoch = ? AND seq = ? AND sha256 = ?"
+    if connection.execute(shed, (known.epoch, known.seq, known.digest)).fetchone() is not None:
+        return True
     first = table.select(connection, "WHERE own AND seq = 1 AND state != 'damaged'")
     return any(claim is not None and claim.prev == known.digest for claim in map(table.claim, (r.body for r in first)))
 

@@ -31,6 +31,7 @@ from compliance_agent.evidence.chains import Chain, Chains, Row, Tagger, packed
 from compliance_agent.evidence.logged import Met, Receipts, Roots, log_keys_beside
 from compliance_agent.evidence.problems import CODES, Problem
 from compliance_agent.evidence.served import Held, ServedLog
+from compliance_agent.evidence.shed import marks_beside
 from compliance_agent.evidence.times import Times
 from compliance_agent.evidence.walk import BUNDLE, SIGNATURE, Batch, Place
 from compliance_agent.log.interval import Timeline
@@ -90,6 +91,7 @@ class Report:
                     "epochs": chain.epochs,
                     "head": chain.head,
                     "receipted": chain.receipted,
+                    "shed": None if chain.shed is None else {"epoch": chain.shed[0], "seq": chain.shed[1]},
                 }
                 for chain in self.chains
             ],
@@ -211,13 +213,15 @@ def verify_paths(
         if progress is not None:
             progress(report.found)
     whole = not all(_is_single(path) for path in paths)
+    marks, wrong = marks_beside(paths, policy) if whole else ({}, [])
+    report.problems += wrong
     held = Held(logs, tags)
     report.times = Times(_timelines(logs, roots, tags), each_time)
-    for chain, problems in chains.check(_Visit(roots, held if logs else None, report.times)):
+    for chain, problems in chains.check(_Visit(roots, held if logs else None, report.times), marks):
         report.chains.append(chain)
         report.problems += [item for item in problems if whole or item.code not in {"missing", "missing_start"}]
     if whole:
-        report.problems += held.missing()
+        report.problems += held.missing(marks)
     return report
 
 

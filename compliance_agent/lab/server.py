@@ -136,6 +136,10 @@ class FakeServer:
         self.down = False
         self.ready = True
         self.min_interval_s = 1
+        self.time = "2026-11-22T12:00:00Z"  # as it says at check-in
+        self.durable: dict[str, int] | None = (
+            None  # by origin, what a backup holds; None is an older server, which says nothing
+        )
         self.faults: deque[Fault] = deque()
         self.requests: list[str] = []
         self.check_ins: list[dict[str, Any]] = []
@@ -361,8 +365,15 @@ class FakeServer:
         self.check_ins.append(request)
         head = chain_.head
         known = {"epoch": head.epoch, "seq": head.seq, "digest": head.digest} if head else None
-        said = {"server_time": "2026-11-22T12:00:00Z", "known": known, "min_interval_s": self.min_interval_s}
-        return _reply(200, {**said, "orders": []})
+        said: dict[str, Any] = {
+            "server_time": self.time,
+            "known": known,
+            "min_interval_s": self.min_interval_s,
+            "orders": [],
+        }
+        if self.durable is not None:
+            said["durable"] = [{"origin": origin, "size": size} for origin, size in self.durable.items()]
+        return _reply(200, said)
 
     def _challenge(self, request: dict[str, Any]) -> HttpReply:
         nonce = self._rng.randbytes(32)
