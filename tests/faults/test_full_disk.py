@@ -123,7 +123,7 @@ async def drained(clinic: Clinic) -> list[str]:
     return delivered
 
 
-FROM = {"pwrite64": (30, 70, 80), "fdatasync": (9, 12, 14), "fsync": (6, 12, 20)}
+FROM = {"pwrite64": (30, 75, 100), "fdatasync": (9, 12, 14), "fsync": (6, 12, 20)}
 
 
 @pytest.mark.parametrize("call", FROM)
