@@ -75,6 +75,7 @@ LAYERS: dict[str, str] = {
     "packet.logbook": "stages",
     "packet.reading": "stages",
     "packet.verify": "stages",
+    "proposal": "stages",
     "queue": "hands",
     "receipts": "stages",
     "rotation": "stages",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from compliance_agent.checks.files import read_whole
-from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, failed, passed, unknown
+from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, Proposal, failed, passed, unknown
 from compliance_agent.core import sudoers
 from compliance_agent.core.passwd import (
     Account,
@@ -37,6 +37,9 @@ FIRST_PERSON, LAST_PERSON = 1000, 60_000
 COUNT = Int(0, MOST)
 
 
+ADMIN_GROUPS = ("sudo", "wheel", "admin")
+
+
 @dataclass(frozen=True)
 class Parameters:
     people: tuple[str, ...] = field(metadata={"doc": "Accounts that people log in with."})
@@ -45,7 +48,7 @@ class Parameters:
         default=("root",), metadata={"doc": "Accounts that must exist, such as one sealed for emergencies."}
     )
     admin_groups: tuple[str, ...] = field(
-        default=("sudo", "wheel", "admin"), metadata={"doc": "Groups whose members may become root."}
+        default=ADMIN_GROUPS, metadata={"doc": "Groups whose members may become root."}
     )
     hash_schemes: tuple[str, ...] = field(
         default=("yescrypt", "sha512"), metadata={"doc": "Ways to hash a password that are good enough."}
@@ -185,6 +188,17 @@ async def observe(host: Host, baseline: Parameters) -> Observation:
         stray_keys=await _stray_keys(host, accounts, (*baseline.people, *baseline.admins)),
     )
     return await _with_admins(host, baseline, seen, accounts, groups)
+
+
+async def propose(host: Host) -> Proposal:
+    """The people who have an account now, and those of them who may become root: to be read by somebody who knows them."""
+    accounts = read_passwd(await _text(host, "/etc/passwd"))
+    groups = read_group(await _text(host, "/etc/group"))
+    people = tuple(sorted(account.name for account in accounts if _is_person(account)))
+    able = {name for group in groups if group.name in ADMIN_GROUPS for name in _members(group, accounts)}
+    admins = tuple(name for name in people if name in able)
+    found = {"people": people, "admins": admins, "expected": ("root", *admins)}
+    return {name: names for name, names in found.items() if names}
 
 
 async def _text(host: Host, path: str) -> str:

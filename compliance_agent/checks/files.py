@@ -6,6 +6,21 @@ from compliance_agent.errors import CannotTell
 from compliance_agent.ports import FileStat, Host
 
 
+async def is_there(host: Host, path: str) -> bool:
+    """Whether there is anything at this path.
+
+    Raises:
+        CannotTell: it could not be looked at.
+    """
+    try:
+        await host.stat(path)
+    except CannotTell as error:
+        if error.reason != "not_found":
+            raise
+        return False
+    return True
+
+
 async def read_whole(host: Host, path: str) -> tuple[FileStat, bytes]:
     """A file's bytes, as many as the file system says there are, and what it says of the path itself.
 

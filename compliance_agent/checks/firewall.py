@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, failed, passed, unknown
+from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, Proposal, failed, passed, unknown
 from compliance_agent.core import nftables
 from compliance_agent.core.nft_openings import openings
 from compliance_agent.core.tools import answered
@@ -19,6 +19,9 @@ from compliance_agent.models import Plan, Result, Severity, Step, Verdict
 from compliance_agent.ports import Host
 
 LIST = ("nft", "-s", "-j", "list", "ruleset")
+
+
+MOST_PROPOSED = 64  # open ports; rules that open more are no list that a person has chosen
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,15 @@ async def observe(host: Host, baseline: Parameters) -> Observation:
         replies=found.replies,
         opaque_rules=found.opaque,
     )
+
+
+async def propose(host: Host) -> Proposal:
+    """The ports that the present rules open, where they open few: a host without rules is no example."""
+    found = openings(nftables.read(answered(await host.run(LIST), "nft").out))
+    if found.policy != "drop" or any(ports.bit_count() > MOST_PROPOSED for ports in found.reachable.values()):
+        return {}
+    ports = {proto: tuple(str(p) for p in range(65_536) if found.reachable[proto] >> p & 1) for proto in ("tcp", "udp")}
+    return {f"allow_{proto}": listed for proto, listed in ports.items() if listed}
 
 
 def judge(baseline: Parameters, seen: Observation) -> Verdict:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, failed, passed, unknown
+from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, Proposal, failed, passed, unknown
 from compliance_agent.core import sockets
 from compliance_agent.core.sockets import Listener
 from compliance_agent.errors import CannotTell
@@ -138,6 +138,14 @@ async def observe(host: Host, baseline: Parameters) -> Observation:
         of_people=sum(1000 <= each.uid < 60_000 for each in unexpected),
     )
     return replace(seen, units=await _units(host, baseline, unexpected)) if unexpected else seen
+
+
+async def propose(host: Host) -> Proposal:
+    """The ports that wait for the network now; UDP ports that the kernel hands out are nobody's choice."""
+    found = {listener for path in sockets.FILES for listener in await _listeners(host, path) if not listener.loopback}
+    handed_out = sockets.read_range((await host.read(sockets.PORT_RANGE)).decode("ascii", "replace"))
+    tcp, udp = _ports(found, "tcp"), [port for port in _ports(found, "udp") if port not in handed_out]
+    return {name: tuple(map(str, ports)) for name, ports in (("allow_tcp", tcp), ("allow_udp", udp)) if ports}
 
 
 async def _listeners(host: Host, path: str) -> tuple[Listener, ...]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, replace
 
-from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, failed, passed, unknown
+from compliance_agent.checks.files import is_there
+from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, Proposal, failed, passed, unknown
 from compliance_agent.checks.units import unit_word
 from compliance_agent.core.tools import answered
 from compliance_agent.documents import read_json
@@ -106,6 +107,16 @@ async def observe(host: Host, baseline: Parameters) -> Observation:
     if ran.exit_status != 0:
         return replace(seen, written=False)
     return await _await(host, baseline.destination, canary, replace(seen, written=True))
+
+
+async def propose(host: Host) -> Proposal:
+    """The first place where lines may arrive that is here: a syslog file of rsyslog's, else the journal."""
+    rsyslog, journald = "rsyslog.service", "systemd-journald.service"
+    if unit_word((await host.units((rsyslog,)))[rsyslog]) == "active":
+        for path in ("/var/log/syslog", "/var/log/messages"):
+            if await is_there(host, path):
+                return {"units": (journald, rsyslog), "destination": path, "forwarder": rsyslog}
+    return {"units": (journald,), "destination": "journal", "forwarder": journald}
 
 
 async def _canary(host: Host) -> str:

@@ -12,7 +12,8 @@ import hashlib
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, failed, passed, unknown
+from compliance_agent.checks.files import is_there
+from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, Proposal, failed, passed, unknown
 from compliance_agent.core import packages
 from compliance_agent.core.tools import answered, unparsable
 from compliance_agent.errors import CannotTell
@@ -125,6 +126,15 @@ CHECK = CheckSpec(
 async def observe(host: Host, baseline: Parameters) -> Observation:
     look = {"apt": _observe_apt, "dnf": _observe_dnf, "nixos": _observe_nixos}[baseline.manager]
     return await look(host)
+
+
+async def propose(host: Host) -> Proposal:
+    """The package manager that keeps its books here."""
+    books = {"nixos": PROFILE, "apt": packages.DPKG_INFO, "dnf": DNF_CACHE}
+    for manager, path in books.items():
+        if await is_there(host, path):
+            return {"manager": manager}
+    return {}
 
 
 async def _observe_apt(host: Host) -> Observation:

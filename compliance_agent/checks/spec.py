@@ -5,6 +5,7 @@
     def judge(baseline: Parameters, seen: Observation) -> Verdict           pure
     def plan(baseline: Parameters, seen: Observation) -> Plan | None        pure; only asked after a `fail`
     CASES = (Case(...), ...)                                                  the check's own examples, run by `make check`
+    async def propose(host: Host) -> Proposal      optional: parameters that this host is like, for `baseline init`; only looks
 
 `observe` raises `CannotTell` (or lets one from the host pass) when it could not look; a fact it could not read while others
 could be is left `None`, and `judge` must then not answer `pass` on its strength. `judge_seen` is the one way from a look to
@@ -137,6 +138,9 @@ class CheckSpec:
     deadline_s: float = 10.0
 
 
+Proposal = Mapping[str, "str | tuple[str, ...]"]
+
+
 @dataclass(frozen=True)
 class Check:
     """A registered check: its spec and its functions, taken from its module."""
@@ -146,6 +150,7 @@ class Check:
     judge: Callable[[Any, Any], Verdict]
     plan: Callable[[Any, Any], Plan | None]
     cases: Sequence[Case]
+    propose: Callable[[Host], Awaitable[Proposal]] | None = None
 
     @property
     def id(self) -> str:

@@ -18,6 +18,7 @@ from compliance_agent.checks.spec import (
     Case,
     CheckSpec,
     Citation,
+    Proposal,
     failed,
     not_applicable,
     passed,
@@ -168,6 +169,13 @@ CHECK = CheckSpec(
     interval_s=300,
     deadline_s=30.0,
 )
+
+
+async def propose(host: Host) -> Proposal:
+    """The unit that answers logins here."""
+    units = ("ssh.service", "sshd.service", "ssh.socket", "sshd.socket")
+    states = await host.units(units)
+    return next(({"unit": unit} for unit in units if unit_word(states[unit]) == "active"), {})
 
 
 async def observe(host: Host, baseline: Parameters) -> Observation:

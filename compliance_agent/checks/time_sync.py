@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field, replace
 
-from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, failed, passed, unknown
+from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, Proposal, failed, passed, unknown
 from compliance_agent.checks.units import UNIT, unit_word
 from compliance_agent.core.timekeeping import (
     TIMESYNC_STAMP,
@@ -26,6 +26,9 @@ from compliance_agent.ports import Host
 
 FOREVER_US = 10**15  # some 31 years: as much as the parsers let through
 SOURCES = ("chrony", "ntpd", "timesyncd", "kernel", "none", "unknown")
+
+
+DAEMONS = {"chrony.service": "chrony", "chronyd.service": "chrony", "systemd-timesyncd.service": "timesyncd"}
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,13 @@ async def observe(host: Host, baseline: Parameters) -> Observation:
         return seen
     measured = await _measure(host, baseline.daemon)
     return replace(seen, **dataclasses.asdict(measured))
+
+
+async def propose(host: Host) -> Proposal:
+    """The daemon that runs."""
+    states = await host.units(tuple(DAEMONS))
+    unit = next((unit for unit in DAEMONS if unit_word(states[unit]) == "active"), None)
+    return {} if unit is None else {"daemon": DAEMONS[unit], "unit": unit}
 
 
 async def _measure(host: Host, daemon: str) -> Measured:

@@ -1,4 +1,4 @@
-"""`compliance-agent baseline lint|show|diff|sign`: what a baseline file says, whether it can be used, and whose word it is."""
+"""`compliance-agent baseline lint|show|diff|init|sign`: what a baseline file says, whether it can be used, and whose word it is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from typing import Any
 
 import click
 
+from compliance_agent.adapters import runner
+from compliance_agent.adapters.clock import SystemClock
 from compliance_agent.adapters.durable import read_file, write_file
+from compliance_agent.adapters.subprocess_host import RealHost
 from compliance_agent.baseline import Baseline, Entry, load, parse, signature_path, wanted_units
 from compliance_agent.checks import registry
 from compliance_agent.cli import Suggesting
@@ -26,7 +29,9 @@ from compliance_agent.cli.common import (
 from compliance_agent.config import AgentConfig
 from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.documents import MAX_BYTES
-from compliance_agent.models import Mode
+from compliance_agent.logs import configure
+from compliance_agent.models import Mode, Result
+from compliance_agent.proposal import propose, text_of
 from compliance_agent.words import nearest
 
 LONGEST_EXCEPTION = timedelta(days=366)
@@ -45,7 +50,7 @@ REMARKS = {
 
 @click.group(cls=Suggesting)
 def command() -> None:
-    """Look at a baseline: lint, show, compare, sign."""
+    """Look at a baseline: lint, show, compare, propose, sign."""
 
 
 @command.command()
@@ -151,6 +156,51 @@ def differences(before: Baseline, after: Baseline) -> Iterator[tuple[str, Any, A
     for where in sorted(old.keys() | new.keys()):
         if old.get(where) != new.get(where):
             yield where, old.get(where), new.get(where)
+
+
+@command.command()
+@click.argument("out", required=False, type=PATH)
+@click.option("--version", "version", metavar="VERSION", help="Of the new baseline; today's date when not given.")
+@click.option("--force", is_flag=True, help="Write over OUT.")
+@json_option
+@click.pass_context
+def init(ctx: click.Context, out: Path | None, version: str | None, force: bool, as_json: bool) -> None:
+    """Propose a baseline from this host, which should be well, to OUT or to standard output; nothing is changed.
+
+    What passes is enforced as in the shipped baseline; what fails or could not be told is only looked at, with the reason beside
+    it. Run as root, else much cannot be told. Exit status 0 when everything passes, 1 otherwise.
+    """
+    configure("CRITICAL")
+    now = datetime.now(UTC)
+    host = RealHost()
+    base = load(shipped_baseline(), trusted=False)
+    proposed = runner.run(propose(base, host, SystemClock()))
+    text = text_of(proposed, version or f"{now:%Y.%m.%d}", f"{now:%Y-%m-%dT%H:%M:%SZ}")
+    made = parse(text.encode())
+    if out is not None:
+        if out.exists() and not force:
+            raise click.UsageError(f"{out} is there already; --force writes over it")
+        write_file(out, text.encode(), 0o644)
+    lacking = [item for item in proposed if item.entry.mode is Mode.AUDIT or item.result.result is not Result.PASS]
+    if as_json:
+        found = [
+            {
+                "check": item.entry.check.id, "mode": str(item.entry.mode), "result": str(item.result.result),
+                "reason": item.result.reason, "from_host": list(item.seen), "not_told": item.untold or None,
+            }
+            for item in proposed
+        ]  # fmt: skip
+        print_json({"schema": "compliance-agent/baseline-init/v1", "baseline": _named(made), "checks": found})
+    elif out is None:
+        click.echo(text, nl=False)
+    else:
+        rows = [
+            [item.entry.check.id, str(item.result.result), str(item.entry.mode), ", ".join(item.seen)]
+            for item in proposed
+        ]
+        table(("check", "now", "proposed", "taken from this host"), rows)
+        click.echo(f"wrote {out}: read it, then compliance-agent baseline lint {out}")
+    ctx.exit(1 if any(item.result.result is not Result.PASS or item.untold for item in lacking) else 0)
 
 
 @command.command()

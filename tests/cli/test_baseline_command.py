@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from compliance_agent.baseline import parse
+from compliance_agent.baseline import load, parse
 from compliance_agent.checks import registry
 from compliance_agent.cli.baseline import REMARKS, differences, remarks_on
 from compliance_agent.cli.common import shipped_baseline
@@ -156,3 +156,19 @@ def test_what_cannot_be_used_is_not_signed(tmp_path: Path) -> None:
     ended = run("baseline", "sign", path, "--key", tmp_path / "key.pem")
     assert ended.status == 78
     assert {item.name for item in tmp_path.iterdir()} == {"b.yaml"}
+
+
+def test_init_writes_a_baseline_that_lint_can_use_and_never_over_a_file(tmp_path: Path) -> None:
+    """Of this machine, whatever it is like: what it does not pass is only looked at."""
+    out = tmp_path / "proposed.yaml"
+    ended = run("baseline", "init", out, "--json", "--version", "7")
+    told = json.loads(ended.out)
+    assert ended.status in {0, 1} and told["baseline"]["version"] == "7"
+    made = load(out)
+    assert made.sha256 == told["baseline"]["sha256"]
+    assert {item["check"]: item["mode"] for item in told["checks"]} == {k: str(e.mode) for k, e in made.entries.items()}
+    assert all(item["mode"] == "audit" for item in told["checks"] if item["result"] != "pass")
+    assert run("baseline", "lint", out).status in {0, 1}
+    again = run("baseline", "init", out)
+    assert again.status == 2 and "--force" in again.err
+    assert run("baseline", "init", "--version", "x y").status == 78

@@ -72,7 +72,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         ("status", "--config", path), ("why", "logging", "--config", path),
         ("config", "show", "--config", path),
         ("config", "check", "--config", path), ("verify", scene.config.evidence_dir),
-        ("baseline", "show"), ("baseline", "lint", root / "baseline.yaml"),
+        ("baseline", "show"), ("baseline", "init"), ("baseline", "lint", root / "baseline.yaml"),
         ("baseline", "diff", root / "baseline.yaml", root / "baseline.yaml"),
     ]  # fmt: skip
     return [json.loads(run(*call, "--json").out) for call in calls]
