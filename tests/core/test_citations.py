@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from compliance_agent.checks import registry
 from compliance_agent.core.citations import NEVER, NEVER_PRIMARY, SECTIONS, Force, Reach, objection
+from compliance_agent.core.proposed_rule import PROPOSED
+from compliance_agent.lab.golden import proposed_rule_page
 
 
 def test_every_citable_section_has_a_form_and_a_title() -> None:
@@ -47,3 +50,15 @@ def test_titles_that_are_often_swapped(section: str, title: str, force: Force) -
 def test_refuses_what_no_host_can_show() -> None:
     for section, entry in SECTIONS.items():
         assert (objection("any_check", section, primary=True) is None) == (entry.reach is not Reach.NONE)
+
+
+def test_the_proposed_rule_is_a_view_of_its_own_that_nothing_cites() -> None:
+    known = registry()
+    for item in PROPOSED:
+        assert set(item.checks) <= set(known), item.requirement
+        assert bool(item.checks) == bool(item.shows) and item.missing, item.requirement
+    cited = {citation.section for check in known.values() for citation in check.spec.citations}
+    assert cited <= set(SECTIONS), "evidence cites the rule in force"
+    page = proposed_rule_page()
+    assert page.splitlines()[0].endswith("not the law")
+    assert all(item.requirement in page for item in PROPOSED)
