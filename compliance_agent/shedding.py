@@ -15,6 +15,7 @@ import structlog
 
 from compliance_agent.core.receipt import Followed, PinnedLog
 from compliance_agent.core.shedding import Candidate, Mark, Terms, mark_after, may_go
+from compliance_agent.errors import AgentError
 from compliance_agent.transport.protocol import CheckinReply
 
 if TYPE_CHECKING:
@@ -62,17 +63,26 @@ class Shedding:
         self._clock = clock
         self._keep_days = keep_days
         self._keep_last = keep_last
+        self._trouble = ""
 
     async def turn(self, client: LogClient, answer: CheckinReply | None) -> int:
-        """Let go of what may go, at most AT_A_TIME records; how many went.
+        """Let go of what may go, at most AT_A_TIME records; how many went. Trouble is said once, and the next turn goes on.
 
         Args:
             client: knows the pinned log.
             answer: what the server said at the check-in of this very turn.
-
-        Raises:
-            StorageError: it is as before, or partly gone; the next turn goes on.
         """
+        try:
+            count = await self._turn(client, answer)
+        except AgentError as error:
+            if error.code != self._trouble:
+                log.error("evidence.shed_failed", code=error.code)
+            self._trouble = error.code
+            return 0
+        self._trouble = ""
+        return count
+
+    async def _turn(self, client: LogClient, answer: CheckinReply | None) -> int:
         pinned = client.pinned_log()
         if not self._keep_days or answer is None or not answer.durable or pinned is None:
             return 0
