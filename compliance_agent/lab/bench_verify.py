@@ -1,6 +1,7 @@
 """How fast a million records verify, and in how much memory: real files on a real disk, the command as a person runs it.
 
 Records are of several hosts, a receipt beside each, and are made in a fraction of the time by signing in several processes.
+`bench_packet` makes a packet of them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from compliance_agent.adapters.workers import in_order
 from compliance_agent.evidence.canonical import canonical
 from compliance_agent.lab.bench_log import SITE, ZEROS, _document
 from compliance_agent.log.checkpoint import Checkpoint
-from compliance_agent.log.leaf import bundle_leaf
+from compliance_agent.log.leaf import bundle_leaf, shard_leaf
 from compliance_agent.log.merkle import hash_leaf
 from compliance_agent.log.note import KeyType, Note, VerifierKey
 from compliance_agent.log.proof import Proof
@@ -97,7 +98,8 @@ def _make_host(directory: Path, number: int, count: int) -> bytes:
 
 def _receipts(directory: Path, each: int, log_key: Any, vkey: VerifierKey) -> None:
     """One log over all of them, hosts taking turns; one checkpoint at its end."""
-    edge, tiles = Edge(), dict[Tile, bytes]()
+    edge, grown = Edge().grow([hash_leaf(shard_leaf(vkey.name, None, "2026-01-01T00:00:00Z"))])
+    tiles = dict(grown)
     files = [(directory / f"leaves-{number}").open(encoding="ascii") for number in range(HOSTS)]
     for _ in range(0, each, 1_000):
         turn = [
@@ -107,11 +109,12 @@ def _receipts(directory: Path, each: int, log_key: Any, vkey: VerifierKey) -> No
         tiles |= dict(grown)
     text = Checkpoint(vkey.name, edge.size, edge.root()).text
     note = Note(text, (vkey.sign(text, log_key.sign),)).encode()
+    (directory / "checkpoint").write_bytes(note)
     tree = TileTree(edge.size, lambda *tile: tiles[Tile(*tile)])
     for number, file in enumerate(files):
         file.seek(0)
         for at, line in enumerate(file):
-            index = at * HOSTS + number
+            index = at * HOSTS + number + 1  # after the entry that begins the log
             path = Path(line.partition("\t")[0]) / "bundle.tlog-proof"
             path.write_bytes(Proof(index, tuple(tree.inclusion(index)), note).encode())
         file.close()

@@ -13,7 +13,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from compliance_agent.errors import BadEvidence
@@ -214,6 +214,32 @@ def pack(files: Mapping[str, bytes]) -> bytes:
             entry.create_system, entry.external_attr = _UNIX, _REGULAR_0644
             archive.writestr(entry, files[name])
     return packed.getvalue()
+
+
+def write(names: Iterable[str], content: Callable[[str], bytes], out: Callable[[bytes], object]) -> int:
+    """As `pack`, with a file at a time in memory; its length.
+
+    Args:
+        names: paths, each once.
+        content: gives the bytes of a file.
+        out: takes the packet's bytes, in order.
+    """
+    at, lines = 0, list[bytes]()
+    for name in sorted(names):
+        raw = content(name)
+        if not _NAME.fullmatch(name) or len(raw) > MAX_FILE_BYTES:
+            raise _bad("a file's name is not a plain relative path, or it is too long")
+        entry = Entry(name, len(raw), zlib.crc32(raw), at, 0)
+        out(entry.before)
+        out(raw)
+        lines.append(entry.listed)
+        at = entry.end
+    for line in lines:
+        out(line)
+    length = sum(map(len, lines))
+    end = ending(len(lines), at, length)
+    out(end)
+    return at + length + len(end)
 
 
 def unpack(raw: bytes) -> dict[str, bytes]:

@@ -82,15 +82,6 @@ def _coverage(scope: Scope, host: PacketHost, times: Sequence[datetime]) -> Cove
     return Coverage(host.host_id, host.key_id, len(times), due, len(covered), tuple(silent))
 
 
-def last_verdicts(scope: Scope, records: Iterable[Record]) -> dict[tuple[str, str], str]:
-    """What stood at the end of the period, by host label and check."""
-    standing: dict[tuple[str, str], str] = {}
-    for record in in_order(records, scope):
-        for check, result, _ in statements(record.document):
-            standing[record.document["host"]["id"], check] = result
-    return standing
-
-
 def as_document(scope: Scope, records: Sequence[Record]) -> dict[str, Any]:
     """The page as JSON; whole numbers only."""
     shown = in_order(records, scope)

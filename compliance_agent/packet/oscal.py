@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +34,6 @@ from compliance_agent.packet.content import (
     stamp,
     statements,
 )
-from compliance_agent.packet.grid import last_verdicts
 
 VERSION = "1.2.1"
 NAMESPACE = uuid.UUID("b7d3a2f4-3c1e-5d0a-9a44-6c1f0f6f2b10")
@@ -48,9 +47,11 @@ _NO_PLAN = (
 def assessment_results(scope: Scope, records: Iterable[Record]) -> bytes:
     """The document, in canonical JSON, so that a digest of the file is one of its content."""
     shown = in_order(records, scope)
-    digest = hashlib.sha256(scope.encode())
-    for record in shown:
-        digest.update(_digest(record).encode())
+    digest, found = hashlib.sha256(scope.encode()), _Found()
+    wanted = set(checks_of(scope.control)) if scope.control else set(registry().checks)
+    for record in shown:  # once: they may be read from a file each time
+        digest.update((sha256 := _digest(record)).encode())
+        found.take(record, sha256, wanted)
     root = _Ids(digest.hexdigest())
     plan = root.of("plan")
     document = {
@@ -63,7 +64,7 @@ def assessment_results(scope: Scope, records: Iterable[Record]) -> bytes:
             "props": [_prop("generator", f"compliance-agent-{__version__}"), _prop("log-origin", scope.origin)],
         },
         "import-ap": {"href": f"#{plan}"},
-        "results": [_result(scope, shown, root)],
+        "results": [_result(scope, len(shown), found, root)],
         "back-matter": {
             "resources": [{"uuid": plan, "title": "Continuous evidence, without a plan", "description": _NO_PLAN}]
         },
@@ -91,19 +92,19 @@ class _Ids:
         return str(uuid.uuid5(NAMESPACE, "\n".join([self._digest, *names])))
 
 
-def _result(scope: Scope, shown: Sequence[Record], ids: _Ids) -> dict[str, Any]:
-    observations, standing = _observations(scope, shown, ids), last_verdicts(scope, shown)
+def _result(scope: Scope, count: int, found: _Found, ids: _Ids) -> dict[str, Any]:
+    observations = {place: _observation(*place, said, ids) for place, said in found.said.items()}
     controls = [section(scope.control)] if scope.control else list(registry().citations)
     result: dict[str, Any] = {
         "uuid": ids.of("result"),
         "title": f"{scope.site_id}: what its hosts recorded",
-        "description": f"{len(shown)} signed records of {len(scope.hosts)} host(s), all in the log {scope.origin}.",
+        "description": f"{count} signed records of {len(scope.hosts)} host(s), all in the log {scope.origin}.",
         "start": stamp(scope.start),
         "end": stamp(scope.end),
         "reviewed-controls": {
             "control-selections": [{"include-controls": [{"control-id": control_id(name)} for name in controls]}]
         },
-        "findings": [_finding(name, scope, standing, observations, ids) for name in controls],
+        "findings": [_finding(name, scope, found.standing, observations, ids) for name in controls],
     }
     if observations:  # OSCAL has no empty lists
         result["observations"] = [observation for _, observation in sorted(observations.items())]
@@ -118,24 +119,29 @@ class _Spoken:
     proof: dict[str, str] = field(default_factory=dict)
     last: tuple[str, str, str] = ("", "", "")
 
-    def say(self, record: Record, result: str, own: bool) -> None:
+    def say(self, record: Record, digest: str, result: str, own: bool) -> None:
         """Another statement."""
-        path, digest = record.directory, _digest(record)
+        path = record.directory
         self.counts[result] += 1
         if own or not self.proof:
             self.proof.setdefault(path, digest)
         self.last = path, digest, record.document["timestamp_end"]
 
 
-def _observations(scope: Scope, shown: Sequence[Record], ids: _Ids) -> dict[tuple[str, str], dict[str, Any]]:
-    """One for each host and check that somebody spoke of."""
-    said: dict[tuple[str, str], _Spoken] = defaultdict(_Spoken)
-    wanted = set(checks_of(scope.control)) if scope.control else set(registry().checks)
-    for record in shown:
+@dataclass
+class _Found:
+    """What the records say: of each host and check that somebody spoke of, and what stood at the end."""
+
+    said: dict[tuple[str, str], _Spoken] = field(default_factory=lambda: defaultdict(_Spoken))
+    standing: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def take(self, record: Record, digest: str, wanted: Collection[str]) -> None:
+        """The next record."""
+        host = record.document["host"]["id"]
         for check, result, _ in statements(record.document):
+            self.standing[host, check] = result
             if check in wanted:
-                said[record.document["host"]["id"], check].say(record, result, record.document["check"] == check)
-    return {place: _observation(*place, found, ids) for place, found in said.items()}
+                self.said[host, check].say(record, digest, result, record.document["check"] == check)
 
 
 def _observation(host: str, check: str, said: _Spoken, ids: _Ids) -> dict[str, Any]:

@@ -11,17 +11,17 @@ file of a batch, a record's or not, is held to what stands before it, to its che
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
 import re
 import struct
 from array import array
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import NamedTuple, overload
 
 from compliance_agent.errors import BadEvidence
-from compliance_agent.evidence.canonical import read_canonical
 from compliance_agent.evidence.chains import Row, Tagger, packed, rows_in_order, unpacked
 from compliance_agent.evidence.problems import CODES, Problem
 from compliance_agent.evidence.verify import check_bytes
@@ -156,7 +156,7 @@ class Reader:
         part, number, lines = Part(), batch.record, bytearray()
         entries = list(self._container.entries(batch.start, batch.end))
         content = _Region(self._container, entries[0].offset, entries[-1].end)
-        for directory, group in groupby(entries, lambda entry: entry.name.rpartition("/")[0]):
+        for directory, group in itertools.groupby(entries, lambda entry: entry.name.rpartition("/")[0]):
             files: dict[str, bytes] = {}
             for entry in group:
                 raw, digest = self._read(content, entry, part)
@@ -283,19 +283,22 @@ class Kept:
 
     def directory(self, number: int) -> str:
         """Where a record stands."""
-        return next(self._container.entries(self._lines[number])).name.rpartition("/")[0]
+        return self._files(number)[0].name.rpartition("/")[0]
 
     def record(self, number: int) -> Record:
         """A record that verified, read again."""
-        files = {}
-        above = self.directory(number)
-        for entry in self._container.entries(self._lines[number]):
-            directory, _, name = entry.name.rpartition("/")
-            if directory != above:
-                break
-            files[name] = self._container.content(entry)
+        entries = self._files(number)
+        content = _Region(self._container, entries[0].offset, entries[-1].end)
+        files = {entry.name.rpartition("/")[2]: content.read(entry.start, entry.size) for entry in entries}
         body, signature, leaf, receipt = (files[name] for name in PARTS)
-        return Record(read_canonical(body), body, signature, leaf, Proof.parse(receipt).index)
+        return Record(json.loads(body), body, signature, leaf, Proof.parse(receipt).index)
+
+    def _files(self, number: int) -> list[Entry]:
+        """Of a record: from its first line to that of the next record, or to where another directory begins."""
+        start = self._lines[number]
+        end = self._container.end if number + 1 == len(self._lines) else self._lines[number + 1]
+        grouped = itertools.groupby(self._container.entries(start, end), lambda entry: entry.name.rpartition("/")[0])
+        return list(next(grouped)[1])
 
     @property
     def records(self) -> Records:

@@ -62,6 +62,16 @@ def test_rows_of_all_batches_lead_back_to_their_records(large: Path) -> None:
         assert record.index == Proof.parse(files[f"{directory}/bundle.tlog-proof"]).index
 
 
+def test_a_file_beside_a_record_hides_nothing(made: Made) -> None:
+    """It is named once, and the record it stands beside is read all the same, wherever its name sorts."""
+    directory = made.pick("/bundle.json").rpartition("/")[0]
+    for name in ("a", "bundle.json.bak", "leaf.jso", "z"):
+        extra = f"{directory}/{name}"
+        report = verify_files(made.signed_again({**made.files, extra: b"?"}))
+        assert [(problem.code, problem.where) for problem in report.problems] == [("extra_file", extra)]
+        assert report.verified == report.found == 12
+
+
 # --- the container ----------------------------------------------------------------------------------------------
 
 
