@@ -67,25 +67,44 @@ def write_file(path: Path, content: bytes, mode: int = 0o600, *, owner: tuple[in
     Raises:
         StorageError: the file is as it was before, or (when only its directory could not be synced) wholly the new one.
     """
+    with replaced_file(path, mode, owner=owner) as put:
+        put(content)
+
+
+@contextlib.contextmanager
+def replaced_file(
+    path: Path, mode: int = 0o600, *, owner: tuple[int, int] | None = None
+) -> Iterator[Callable[[bytes], object]]:
+    """As `write_file`, for content that comes in pieces; where the block raises, the file is as it was before.
+
+    Raises:
+        StorageError: as `write_file`.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+
+        def put(piece: bytes) -> None:
+            view = memoryview(piece)
+            while view:
+                view = view[os.write(handle, view) :]
+
         try:
             if owner is not None and owner != (os.geteuid(), os.getegid()):
                 os.fchown(handle, *owner)
             os.fchmod(handle, mode)
-            view = memoryview(content)
-            while view:
-                view = view[os.write(handle, view) :]
+            yield put
             os.fsync(handle)
         finally:
             os.close(handle)
         temporary.rename(path)
         fsync_directory(path.parent)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise storage_error(error, f"writing {path}") from error
+        if isinstance(error, OSError):
+            raise storage_error(error, f"writing {path}") from error
+        raise
 
 
 def remove_file(path: Path) -> None:

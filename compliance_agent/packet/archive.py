@@ -24,6 +24,7 @@ _REGULAR_0644 = 0o100644 << 16
 _UNIX = 3
 _NAME = re.compile(r"(?!.*(?:^|/)\.{1,2}(?:/|$))[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*")
 _CHUNK = 1 << 20
+_TOGETHER = 4_096  # lines of the directory that are written at once
 
 # As APPNOTE.TXT has them (4.3.7, 4.3.12, 4.3.14 to 4.3.16): version 20, or 45 where an offset needs 64 bits; stored; 1980.
 _LOCAL = struct.Struct("<4s5HLLLHH")
@@ -230,14 +231,13 @@ def write(names: Iterable[str], content: Callable[[str], bytes], out: Callable[[
         if not _NAME.fullmatch(name) or len(raw) > MAX_FILE_BYTES:
             raise _bad("a file's name is not a plain relative path, or it is too long")
         entry = Entry(name, len(raw), zlib.crc32(raw), at, 0)
-        out(entry.before)
-        out(raw)
+        out(entry.before + raw)
         lines.append(entry.listed)
         at = entry.end
-    for line in lines:
-        out(line)
     length = sum(map(len, lines))
     end = ending(len(lines), at, length)
+    for first in range(0, len(lines), _TOGETHER):
+        out(b"".join(lines[first : first + _TOGETHER]))
     out(end)
     return at + length + len(end)
 

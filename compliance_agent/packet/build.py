@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from compliance_agent import crypto
-from compliance_agent.adapters.durable import read_file, write_file
+from compliance_agent.adapters.durable import read_file, replaced_file
 from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.errors import BadEvidence, ConfigError, NoInput
 from compliance_agent.log.checkpoint import Checkpoint
@@ -36,7 +36,7 @@ from compliance_agent.packet.content import PacketHost, Record, Scope, concerns,
 from compliance_agent.packet.manifest import MANIFEST, MANIFEST_SIGNATURE, manifest
 from compliance_agent.packet.outside import OLDER, YEAR, Outside, outside
 from compliance_agent.packet.readme import NOT_PROVEN, readme
-from compliance_agent.packet.verify import Report, verify_bytes
+from compliance_agent.packet.verify import Report, verify_file
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.records import Host, Kept, Shard, SiteReader
 from compliance_agent.server.store import SqlStore
@@ -133,10 +133,13 @@ async def build(
         scope, files = await _gathered(store, data_dir, wanted, sleep)
     finally:
         await store.close()
-    raw = archive.pack(_signed(files, Ed25519Signer(data_dir / "keys" / "packet.pem"), scope))
-    report = verify_bytes(raw)
-    write_file(out, raw, 0o644)
-    return Built(out, scope, report.found, len(raw), report)
+    whole = _signed(files, Ed25519Signer(data_dir / "keys" / "packet.pem"), scope)
+    del files
+    with replaced_file(out, 0o644) as put:
+        size = archive.write(whole, whole.__getitem__, put)
+    del whole
+    report = verify_file(out)
+    return Built(out, scope, report.found, size, report)
 
 
 async def _gathered(store: SqlStore, data_dir: Path, wanted: Wanted, sleep: Sleep) -> tuple[Scope, dict[str, bytes]]:

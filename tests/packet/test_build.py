@@ -40,6 +40,21 @@ def test_it_verifies_and_holds_what_was_asked_for(made: Made) -> None:
     assert "other-01" not in str(made.files["packet.json"])
 
 
+def test_a_failure_on_the_way_leaves_the_packet_that_was_there(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written a file at a time; what is there is replaced when all of it is on the disk."""
+    out = tmp_path / "packet.zip"
+    out.write_bytes(b"older")
+    with monkeypatch.context() as patched:
+        patched.setattr(archive.Entry, "listed", property(lambda _: 1 / 0))
+        with pytest.raises(ZeroDivisionError):
+            built(made.data_dir, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["packet.zip"]
+    assert out.read_bytes() == b"older"
+    assert built(made.data_dir, out).path.read_bytes() == made.raw == archive.pack(made.files)
+
+
 def test_nothing_of_it_was_compressed_or_dated(made: Made) -> None:
     assert archive.pack(archive.unpack(made.raw)) == made.raw
 
