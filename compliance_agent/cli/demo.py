@@ -238,29 +238,32 @@ def _picture(demo: Demo, height: int) -> Any:
     head.append(f"   login admin   password {demo.password}\n")
     head.append(f"drift by hand: {by_hand}", style="dim")
     room = max(5, height - len(demo.hosts) - 12)
-    return Group(Panel(head, border_style="cyan"), _matrix(demo), _timeline(demo, room))
+    return Group(Panel(head, border_style="cyan"), _hosts(demo), _timeline(demo, room))
 
 
-def _matrix(demo: Demo) -> Any:
+def _hosts(demo: Demo) -> Any:
+    """A line a host. Checks are counted, and only those that do not pass are named: there are too many for columns of their own."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     from compliance_agent.cli.common import STYLE
 
-    checks = sorted({result.check for host in demo.hosts for result in host.agent.latest})
-    matrix = Table(box=box.SIMPLE_HEAD, title="hosts", title_justify="left")
-    for column in ("host", *checks, "healed", "evidence", "delivered", "receipts"):
-        matrix.add_column(column, no_wrap=True)
+    shown = Table(box=box.SIMPLE_HEAD, title="hosts", title_justify="left", expand=True)
+    for column in ("host", "pass", "does not pass", "healed", "records", "receipts"):
+        shown.add_column(column, no_wrap=True, ratio=1 if column == "does not pass" else None)
     for host in demo.hosts:
         seen = {result.check: str(result.result) for result in host.agent.latest}
-        cells = [Text(seen.get(check, "..."), style=STYLE.get(seen.get(check, ""), "dim")) for check in checks]
+        unmet = Text()
+        for check, result in sorted(seen.items()):
+            if result != "pass":
+                unmet.append(f"{', ' if unmet else ''}{check}", style=STYLE.get(result, "dim"))
+        passing = f"{list(seen.values()).count('pass')}/{len(seen)}" if seen else "..."
+        name = host.host_id if host.machine is not None else f"{host.host_id} (observed)"
         stats = host.agent.stats
-        counts = [str(stats[name]) for name in ("remediations_successful", "evidence_generated", "evidence_uploaded")]
-        counts.append(str(host.receipted))
-        name = host.host_id if host.machine is not None else f"{host.host_id} (only observed)"
-        matrix.add_row(name, *cells, *counts)
-    return matrix
+        counts = [stats["remediations_successful"], stats["evidence_generated"], host.receipted]
+        shown.add_row(name, passing, unmet, *map(str, counts))
+    return shown
 
 
 def _timeline(demo: Demo, room: int) -> Any:
