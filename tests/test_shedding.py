@@ -294,6 +294,43 @@ async def test_stopped_at_every_write_it_tells_the_truth_and_goes_on(tmp_path: P
         await scene.close()
 
 
+def where_it_stands(path: Path) -> None:
+    """Planted: a directory goes under its own name."""
+    shutil.rmtree(path)
+
+
+async def half_removed(scene: Scene, agent: ComplianceAgent) -> None:
+    """Stopped in the middle of a directory: one of its files is gone."""
+    true_rmtree = shutil.rmtree
+
+    def half(path: Path, **options: Any) -> None:
+        if not path.exists():
+            return true_rmtree(path, **options)
+        (path / "bundle.json").unlink()
+        raise Stop
+
+    with pytest.MonkeyPatch.context() as patched, contextlib.suppress(Stop):
+        patched.setattr(shutil, "rmtree", half)
+        await shed(scene, agent, answer(scene))
+
+
+async def test_half_a_directory_is_never_seen(scene: Scene, tmp_path: Path) -> None:
+    """It has a hidden name by then; removed where it stands, it would be evidence that was tampered with."""
+    agent = await grown(scene, FEW)
+    await half_removed(scene, agent)
+    assert verified(scene).problems == []
+    agent = await scene.restart()
+    assert await shed(scene, agent, answer(scene)) == FEW - KEEP
+    assert (verified(scene).problems, list(scene.config.evidence_dir.rglob(".*.tmp"))) == ([], [])
+    planted = Scene(tmp_path / "planted", settings={"keep_days": DAYS})
+    agent = await grown(planted, FEW)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(directory, "remove", where_it_stands)
+        await half_removed(planted, agent)
+    assert "unreadable" in codes(verified(planted))
+    await planted.close()
+
+
 async def test_planted_directories_before_the_mark_are_caught(tmp_path: Path) -> None:
     caught = set()
     for at in range(0, 12, 2):
