@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from compliance_agent.cli.common import json_option, print_json, table, utc
 from compliance_agent.cli.server_common import data_dir_option, settings_of, with_services
+from compliance_agent.core.retention import RULE
 from compliance_agent.errors import NoInput
+
+if TYPE_CHECKING:
+    from compliance_agent.server.api.deps import Services
+    from compliance_agent.server.services.pruning import LogState
 
 
 def _settings(ctx: click.Context) -> Any:
@@ -21,6 +26,65 @@ def _settings(ctx: click.Context) -> Any:
 @click.group("retention")
 def retention() -> None:
     """How long records are kept: six years from creation or last in effect, and longer where a hold stands."""
+
+
+@retention.command("show")
+@click.option("--site", help="Only this clinic.")
+@json_option
+@data_dir_option
+@click.pass_context
+def show(ctx: click.Context, site: str | None, as_json: bool) -> None:
+    """Say for each log what was destroyed, what may be, and what keeps the rest. Nothing is changed."""
+    _print(with_services(_settings(ctx), lambda services: services.pruning.show(site)), as_json, done=False)
+
+
+@retention.command("prune")
+@click.option("--site", help="Only this clinic.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be destroyed.")
+@click.option(
+    "--clock-checked", is_flag=True, help="This machine's clock is right, although nothing was signed here lately."
+)
+@json_option
+@data_dir_option
+@click.pass_context
+def prune(ctx: click.Context, site: str | None, dry_run: bool, clock_checked: bool, as_json: bool) -> None:
+    """Destroy the records whose time is over, from the first entry of each log to the first that must be kept."""
+
+    async def act(services: Services) -> list[LogState]:
+        if dry_run:
+            return await services.pruning.show(site)
+        return await services.pruning.prune(site, clock_checked=clock_checked)
+
+    _print(with_services(_settings(ctx), act), as_json, done=not dry_run)
+
+
+def _print(found: list[LogState], as_json: bool, *, done: bool) -> None:
+    items = [_document(item) for item in found]
+    if as_json:
+        print_json({"schema": "compliance-agent/server-retention/v1", "rule": RULE, "pruned": done, "logs": items})
+        return
+    columns = ("log", "entries", "kept from", "after prune" if not done else "now", "records", "next is kept until")
+    rows = []
+    for item, said in zip(found, items, strict=True):
+        until = f"{said['kept_until']} ({said['why']})" if said["why"] else ""
+        numbers = (item.size, item.minimum, item.could, item.records)
+        rows.append([f"{item.site_id}/{item.year}", *map(str, numbers), until])
+    table(columns, rows)
+
+
+def _document(item: LogState) -> dict[str, Any]:
+    kept = item.first_kept
+    return {
+        "site_id": item.site_id,
+        "year": item.year,
+        "size": item.size,
+        "minimum_index": item.minimum,
+        "minimum_after": item.could,
+        "records": item.records,
+        "kept_until": kept.until.isoformat() if kept else None,
+        "why": kept.why if kept else None,
+        "holds": list(kept.holds) if kept else [],
+    }
 
 
 @retention.group("hold")

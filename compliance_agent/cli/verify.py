@@ -165,7 +165,8 @@ def show(report: Report) -> None:
         said = log.as_document()
         words = ("size", "entries"), ("keys", "key(s)"), ("cosignatures", "cosignature(s)"), ("tokens", "time stamp(s)")
         text = ", ".join(f"{said[name]} {word}" for name, word in words)
-        click.echo(printable(f"log {log.origin}: {text}"))
+        gone = f"; entries below {log.book.first} were destroyed, their hashes are there" if log.book.first else ""
+        click.echo(printable(f"log {log.origin}: {text}{gone}"))
     if report.chains:
         rows = [
             [

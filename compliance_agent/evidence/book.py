@@ -23,8 +23,9 @@ from compliance_agent.evidence.problems import Problem
 from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.forest import Forest
 from compliance_agent.log.merkle import hash_leaf
+from compliance_agent.log.minimum import Pruned
 from compliance_agent.log.rotation import read_leaf
-from compliance_agent.log.tiles import ENTRIES, Tile, decode_entries, written
+from compliance_agent.log.tiles import ENTRIES, TILE_BYTES, Tile, decode_entries, written
 
 ReadTile = Callable[[Tile], bytes]
 _PLACE = {"key": str, "epoch": int, "seq": int}
@@ -148,6 +149,7 @@ class Book:
     """A log that was read; `whole` means that the entries make the tree which the checkpoint signs.
 
     Attributes:
+        first: the first entry that was read; those before it were destroyed, and their hashes alone are known.
         previous: the last checkpoint of the year before as the first entry binds it (base64), None when there is none.
         times: (index, entry) of each entry of kind `time`.
         problems: what is wrong with files and entries; what is wrong with one key is with the key.
@@ -156,6 +158,7 @@ class Book:
     checkpoint: Checkpoint
     forest: Forest
     whole: bool
+    first: int = 0
     keys: dict[str, KeyLine] = field(default_factory=dict)
     previous: str | None = None
     times: list[tuple[int, Mapping[str, Any]]] = field(default_factory=list)
@@ -170,6 +173,7 @@ class Book:
         *,
         path: Callable[[Tile], str] = lambda tile: tile.path,
         progress: Callable[[int], None] | None = None,
+        pruned: Pruned | None = None,
     ) -> Book:
         """Read every entry and tile of the tree of this checkpoint, whose signature is for the caller.
 
@@ -179,11 +183,18 @@ class Book:
             tags: of this run.
             path: how a file is called in problems.
             progress: told how many entries are done.
+            pruned: what the log says of entries that it serves no more; their hashes come from the tiles, which must
+                give the signed root all the same.
         """
-        book = cls(checkpoint, Forest(b""), whole=False)
+        book = cls(checkpoint, Forest(b""), whole=False, first=pruned.first_served if pruned else 0)
         hashes, unread = bytearray(), False
         for wanted in written(0, checkpoint.size):
-            if wanted.level == ENTRIES:
+            if pruned is not None and pruned.covers(wanted):
+                if len(level_0 := _or_none(tile, Tile(0, wanted.index)) or b"") != TILE_BYTES:
+                    book.problems.append(Problem("bad_tile", path(Tile(0, wanted.index)), "is missing or damaged"))
+                    unread = True
+                hashes += level_0
+            elif wanted.level == ENTRIES:
                 try:
                     entries = decode_entries(tile(wanted), wanted.width)
                 except BadEvidence as error:
@@ -249,7 +260,7 @@ class Book:
         self._line(said.old_key).rotate(index, leaf["at"], last, self._line(said.new_key))
 
     def _bundle(self, index: int, key: str, leaf: Mapping[str, Any], tags: Tagger) -> None:
-        self._line(key).follow(index, leaf, tags.tag(leaf["bundle_sha256"]), self.previous is None)
+        self._line(key).follow(index, leaf, tags.tag(leaf["bundle_sha256"]), self.previous is None and not self.first)
 
     def _line(self, key: str) -> KeyLine:
         return self.keys.setdefault(key, KeyLine())

@@ -33,6 +33,7 @@ CODES = {
     "bad_entry_bundle": "a file of entries does not hold what its name says",
     "bad_checkpoint": "not the text of a checkpoint",
     "bad_note": "not a signed note",
+    "bad_retention": "what the log says of entries that it destroyed cannot be believed",
     "no_checkpoint": "the log serves no checkpoint",
     "no_quorum": "the checkpoint lacks the cosignatures that the policy asks for",
     "bad_token": "a time stamp does not verify over its checkpoint, or is not the one of its entry",

@@ -21,6 +21,7 @@ from compliance_agent.evidence.book import Book
 from compliance_agent.evidence.chains import Row, Tagger
 from compliance_agent.evidence.problems import Problem
 from compliance_agent.evidence.stamped import Said, Stamps, read_times
+from compliance_agent.log.minimum import NAME, Pruned
 from compliance_agent.log.policy import Policy, Verified
 from compliance_agent.log.tiles import Tile
 
@@ -54,6 +55,7 @@ class ServedLog:
             "size": self.verified.checkpoint.size,
             "root": self.verified.checkpoint.root.hex(),
             "keys": len(self.book.keys),
+            "destroyed_below": self.book.first,
             "cosignatures": self.said.cosignatures,
             "tokens": self.said.tokens,
             "tokens_unchecked": self.said.tokens_unchecked,
@@ -80,9 +82,10 @@ def read_log(
             raise BadEvidence("the log does not serve it", code="no_tile")
         return content
 
-    book = Book.read(verified.checkpoint, tile, tags, progress=progress)
+    pruned, problems = _pruned(get(NAME), verified)
+    book = Book.read(verified.checkpoint, tile, tags, progress=progress, pruned=pruned)
     said = Said()
-    problems = list(book.problems)
+    problems += book.problems
     if book.whole:
         said = read_times(book, policy, stamps)
         problems += [*book.key_problems(), *said.problems]
@@ -90,6 +93,16 @@ def read_log(
     if not verified.quorum_met:
         problems.append(Problem("no_quorum", "checkpoint", "it lacks the cosignatures that the policy asks for"))
     return ServedLog(note, verified, book, said, problems)
+
+
+def _pruned(raw: bytes | None, verified: Verified) -> tuple[Pruned | None, list[Problem]]:
+    """What the log says of entries that it serves no more; one that cannot be believed excuses nothing."""
+    if raw is None:
+        return None, []
+    try:
+        return Pruned.parse(raw).of(verified.checkpoint.origin, verified.checkpoint.size), []
+    except BadEvidence as error:
+        return None, [Problem(error.code, NAME, str(error))]
 
 
 def held_to_older(log: ServedLog, older: bytes, policy: Policy) -> Iterator[Problem]:
@@ -140,6 +153,19 @@ class Held:
                 return (log, found[0]), None
             if found is not None:
                 wrong = Problem("wrong_leaf", row.bundle_id, f"log entry {found[0]} is of another record at its place")
+        if wrong.code == "not_logged":
+            return self._destroyed(row, wrong)
+        return None, wrong
+
+    def _destroyed(self, row: Row, wrong: Problem) -> tuple[tuple[bytes, int] | None, Problem | None]:
+        """Where a log serves its first entries no more, a receipt that verified says that this record had one of them."""
+        book = self._books.get(row.log) if row.at >= 0 else None
+        if book is not None and row.at < book.first:
+            return (row.log, row.at), None
+        first = max((book.first for book in self._books.values()), default=0)
+        if first:
+            detail = f"{wrong.detail}; those below {first} were destroyed, and no receipt says that it had one of them"
+            return None, Problem("not_logged", row.bundle_id, detail)
         return None, wrong
 
     def head(self, row: Row) -> bool | None:

@@ -222,6 +222,8 @@ async def _surveyed(reader: SiteReader, wanted: Wanted, log: _Log, keys: Mapping
     async for kept in _rows(reader, wanted.site_id):
         if kept.key_id not in keys:
             continue
+        if not kept.body:  # destroyed when its time was over; a log with such records makes no packet
+            continue
         document = json.loads(kept.body)
         day = document["timestamp_start"][:10]
         matches = first <= day <= last and concerns(document, wanted.control)
@@ -308,6 +310,13 @@ def _opened(shard: Shard, served: LogFiles, note: bytes, key: VerifierKey) -> _L
     signed = Note.parse(note)
     signed.verify([key])
     checkpoint = Checkpoint.parse(signed.text)
+    gone = served.pruned(shard.site_id, shard.year)
+    if gone is not None:
+        raise NoInput(
+            f"log {shard.origin}: entries below {gone.minimum} were destroyed when their time was over;"
+            " a packet needs all entries of its log", code="pruned",
+            hint="use a packet that was built before; verify the log itself by its address",
+        )  # fmt: skip
     tiles = [tile for tile in written(0, checkpoint.size) if tile.level == ENTRIES]
     entries = [
         entry for tile in tiles for entry in decode_entries(served.read(shard.site_id, shard.year, tile), tile.width)

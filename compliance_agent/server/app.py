@@ -49,6 +49,7 @@ from compliance_agent.server.services.checkin import Checkin
 from compliance_agent.server.services.enrol import Enrolment
 from compliance_agent.server.services.fleet import Silence
 from compliance_agent.server.services.ingest import Ingest
+from compliance_agent.server.services.pruning import Pruning
 from compliance_agent.server.services.receipts import Receipts
 from compliance_agent.server.services.retention import Holds
 from compliance_agent.server.services.rotation import Rotations
@@ -142,6 +143,7 @@ async def opened(
             rotations=Rotations(store, signer.sign, clock),
             users=Users(store, clock),
             holds=Holds(store, clock),
+            pruning=Pruning(store, files, clock),
             ack_public_key=signer.public_bytes,
             log_keys=keys,
             log_files=files,

@@ -166,7 +166,12 @@ async def _counted(store: SqlStore, shard: Shard) -> CopiedLog:
 def _copy_log(live: LogFiles, copy: LogFiles, shard: Shard) -> None:
     """The files of the tree that the copied database has signed, cut to that size where they have grown since."""
     site_id, year = shard.site_id, shard.year
+    gone = live.pruned(site_id, year)
+    if gone is not None:
+        copy.prune(site_id, year, gone)
     for tile in written(0, shard.checkpoint_size):
+        if gone is not None and gone.covers(tile):
+            continue
         path = copy.directory(site_id, year) / tile.path
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
         path.write_bytes(_cut(live.read(site_id, year, tile), tile))

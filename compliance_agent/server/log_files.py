@@ -18,10 +18,12 @@ from compliance_agent.adapters.durable import (
     fsync_directory,
     make_directory,
     read_file,
+    remove_file,
     storage_error,
     write_file,
 )
 from compliance_agent.errors import LogStopped, NoInput
+from compliance_agent.log.minimum import MAX_BYTES, NAME, Pruned
 from compliance_agent.log.note import MAX_NOTE_BYTES
 from compliance_agent.log.tiles import ENTRIES, FULL, MAX_ENTRY_BYTES, TILE_BYTES, Tile
 
@@ -69,6 +71,21 @@ class LogFiles:
         """The checkpoint that is visible, None when there is none; NoInput when there is one that cannot be read."""
         path = self.directory(site_id, year) / "checkpoint"
         return read_file(path, limit_bytes=MAX_NOTE_BYTES) if path.exists() else None
+
+    def pruned(self, site_id: str, year: int) -> Pruned | None:
+        """What the log says of entries that it serves no more; None while all are there, BadEvidence when it cannot be read."""
+        path = self.directory(site_id, year) / NAME
+        return Pruned.parse(read_file(path, limit_bytes=MAX_BYTES)) if path.exists() else None
+
+    def prune(self, site_id: str, year: int, said: Pruned) -> None:
+        """Say the minimum index durably; then remove the entry bundles that are wholly below it."""
+        directory = self.directory(site_id, year)
+        write_file(directory / NAME, said.encode(), MODE)
+        for index in range(said.minimum // FULL):
+            path = directory / Tile(ENTRIES, index).path
+            remove_file(path)
+            if (partial := path.with_name(f"{path.name}.p")).is_dir():
+                shutil.rmtree(partial)
 
     def read(self, site_id: str, year: int, tile: Tile) -> bytes:
         """A tile, or the full tile that has replaced a partial one; NoInput when neither is there."""

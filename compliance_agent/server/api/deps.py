@@ -25,6 +25,7 @@ from compliance_agent.server.services.fleet import Fleet, Silence
 from compliance_agent.server.services.ingest import Ingest
 from compliance_agent.server.services.logbook import Logbook
 from compliance_agent.server.services.proving import Prover
+from compliance_agent.server.services.pruning import Pruning
 from compliance_agent.server.services.receipts import Receipts
 from compliance_agent.server.services.retention import Holds
 from compliance_agent.server.services.rotation import Rotations
@@ -60,6 +61,7 @@ class Services:
     rotations: Rotations
     users: Users
     holds: Holds
+    pruning: Pruning
     ack_public_key: bytes
     log_keys: LogKeys
     log_files: LogFiles

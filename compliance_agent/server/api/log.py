@@ -15,7 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from compliance_agent.errors import BadEvidence, NoInput, Refusal
-from compliance_agent.log.tiles import Tile
+from compliance_agent.log.minimum import Pruned
+from compliance_agent.log.tiles import ENTRIES, Tile
 from compliance_agent.server.api.deps import body_of, services_of, user_or_none
 from compliance_agent.server.api.schemas import LogReceipt, ReceiptsReply, ReceiptsRequest, strict_body
 from compliance_agent.server.services.receipts import Receipt
@@ -28,6 +29,8 @@ _BINARY: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {}}, "description": "The file"}
 }
 _TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}, "description": "The signed note"}}
+
+_JSON: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}}, "description": "The statement"}}
 
 
 @router.get("/log/{site_id}/{year}/checkpoint", summary="The newest signed checkpoint", responses=_TEXT)
@@ -43,12 +46,25 @@ async def checkpoint(request: Request, site_id: str, year: str) -> Response:
     return Response(note, media_type="text/plain; charset=utf-8", headers={"Cache-Control": "no-cache"})
 
 
+@router.get("/log/{site_id}/{year}/retention.json", summary="Which entries were destroyed, and why", responses=_JSON)
+async def retention(request: Request, site_id: str, year: str) -> Response:
+    """As it is on disk; there is none while every entry is served."""
+    number = await _visible(request, site_id, year)
+    said = await _pruned(request, site_id, number)
+    if said is None:
+        raise _not_found()
+    return Response(said.encode(), media_type="application/json", headers={"Cache-Control": "no-cache"})
+
+
 @router.get("/log/{site_id}/{year}/tile/{path:path}", summary="A tile or an entry bundle", responses=_BINARY)
 async def tile(request: Request, site_id: str, year: str, path: str) -> Response:
     """`<L>/<N>[.p/<W>]` or `entries/<N>[.p/<W>]`, exactly; a partial one may be gone once the full one is there."""
     number = await _visible(request, site_id, year)
     try:
         wanted = Tile.parse(f"tile/{path}")
+        said = await _pruned(request, site_id, number) if wanted.level == ENTRIES else None
+        if said is not None and said.covers(wanted):
+            raise Refusal("Gone: destroyed when its time was over, see retention.json", code="pruned", status=410)
         content = await asyncio.to_thread(services_of(request).log_files.exactly, site_id, number, wanted)
     except (BadEvidence, NoInput) as error:
         raise _not_found() from error
@@ -85,6 +101,10 @@ def shown(receipt: Receipt) -> dict[str, str]:
     """A receipt as it stands in a reply."""
     leaf, proof = (base64.b64encode(raw).decode("ascii") for raw in (receipt.leaf, receipt.proof))
     return {"bundle_id": receipt.bundle_id, "leaf": leaf, "proof": proof}
+
+
+async def _pruned(request: Request, site_id: str, year: int) -> Pruned | None:
+    return await asyncio.to_thread(services_of(request).log_files.pruned, site_id, year)
 
 
 async def _visible(request: Request, site_id: str, year: str) -> int:

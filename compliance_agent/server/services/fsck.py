@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 
 from compliance_agent.errors import BadEvidence, NoInput
 from compliance_agent.log.checkpoint import Checkpoint
-from compliance_agent.log.merkle import HASH_BYTES, hash_leaf
+from compliance_agent.log.merkle import HASH_BYTES, LeafHash, hash_leaf
+from compliance_agent.log.minimum import NAME
 from compliance_agent.log.note import Note
-from compliance_agent.log.tiles import ENTRIES, FULL, Tile, decode_entries
+from compliance_agent.log.tiles import ENTRIES, FULL, TILE_BYTES, Tile, decode_entries
 from compliance_agent.log.tree import Edge
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.log_heads import LogHeads
@@ -31,7 +32,7 @@ MOST_PROBLEMS = 20  # per log; the first ones say enough
 
 @dataclass
 class Finding:
-    """One log and what is wrong with it."""
+    """One log and what is wrong with it; `pruned` entries from the first on were destroyed, and their files removed."""
 
     site_id: str
     year: int
@@ -39,6 +40,7 @@ class Finding:
     signed: int
     bundles: int = 0
     pending: int = 0
+    pruned: int = 0
     problems: list[str] = field(default_factory=list)
 
     def says(self, problem: str) -> None:
@@ -67,6 +69,7 @@ class Fsck:
             reader, place = self._store.for_sites({shard.site_id}), (shard.site_id, shard.year)
             seen, signed = self._heads(shard, visible.get(place), finding)
             head = self._ever_signed(shard, ever.get(place), finding)
+            await self._minimum(reader, shard, finding)
             await self._tree(reader, shard, [seen, head], signed, finding)
             if newest[shard.site_id] == shard.year:
                 await self._bundles(reader, finding)
@@ -77,6 +80,21 @@ class Fsck:
             yield finding
         for site_id, year in (visible.keys() | ever.keys()) - {(shard.site_id, shard.year) for shard in shards}:
             yield Finding(site_id, year, 0, 0, problems=["is published, and not in the database"])
+
+    async def _minimum(self, reader: SiteReader, shard: Shard, finding: Finding) -> None:
+        """Entries that were destroyed are no damage, when the log says so and the database agrees."""
+        held = await reader.minimum(shard.site_id, shard.year)
+        index = held.index if held is not None else 0
+        try:
+            said = await asyncio.to_thread(self._files.pruned, shard.site_id, shard.year)
+            published = said.of(shard.origin, shard.size) if said is not None else None
+        except (BadEvidence, NoInput) as error:
+            finding.says(str(error))
+            return
+        finding.pruned = published.first_served if published is not None else 0
+        if (published.minimum if published is not None else 0) != index:
+            at = published.minimum if published is not None else 0
+            finding.says(f"{NAME}: says minimum index {at}, the database {index}: run server retention prune again")
 
     def _shown(self) -> tuple[dict[tuple[str, int], bytes], dict[tuple[str, int], bytes]]:
         """What is visible, and the largest that ever was."""
@@ -153,6 +171,8 @@ class Fsck:
         """The tree as its entry bundles show it, grown to `end`; every tile that this finishes is compared."""
         index = before.size // FULL
         width = end - index * FULL
+        if finding.pruned > index * FULL:
+            return self._pruned_tile(shard, before, rows, finding)
         try:
             entries = self._entries(shard, Tile(ENTRIES, index, width))
         except (BadEvidence, NoInput):
@@ -168,6 +188,25 @@ class Fsck:
             if row:
                 tile = Tile(level, (end >> 8 * level) // FULL, len(row) // HASH_BYTES)
                 self._compare(shard, tile, row, finding)
+        return after
+
+    def _pruned_tile(self, shard: Shard, before: Edge, rows: Edge, finding: Finding) -> Edge:
+        """In place of entries that were destroyed: their hashes from the tile, which must be those of the database."""
+        index = before.size // FULL
+        try:
+            content = self._files.exactly(shard.site_id, shard.year, Tile(0, index))
+        except NoInput:
+            content = b""
+        if len(content) != TILE_BYTES:
+            finding.says(f"{Tile(0, index).path}: missing or damaged")
+            return rows
+        after, tiles = before.grow(LeafHash(content[at : at + HASH_BYTES]) for at in range(0, TILE_BYTES, HASH_BYTES))
+        if after != rows:
+            finding.says(f"{Tile(0, index).path}: other bytes than the tree has")
+            return rows
+        for tile, expected in tiles:
+            if tile.width == FULL:
+                self._compare(shard, tile, expected, finding)
         return after
 
     def _entries(self, shard: Shard, tile: Tile) -> list[bytes]:

@@ -141,6 +141,10 @@ class Prover:
         if found is None or host is None:
             raise Refusal("no such bundle", code="not_found", status=404)
         bundle, body, sig = found
+        if not body:
+            raise Refusal(
+                "this record was destroyed when its time was over; its digest is in the log", code="pruned", status=410
+            )
         right = verify(host.public_key, sig, body)
         lines = [
             Line("signature", State.VERIFIED, "host_signed", {"key": host.key_id})
@@ -160,11 +164,15 @@ class Prover:
         if before is None:
             first = Line("before", State.VERIFIED, "first", {"prev": NO_DIGEST})
             lines = [first if named == NO_DIGEST else Line("before", State.WRONG, "not_held", {"prev": _short(named)})]
+        elif not before:
+            lines = [Line("before", State.UNTOLD, "pruned", {"prev": _short(named)})]
         else:
             right, figures = named == _digest(before), {"prev": _short(named), "record before": _digest(before)}
             lines = [_line("before", right, "linked", "broken_link", figures)]
         if after is None:
             lines.append(Line("after", State.UNTOLD, "newest", {"these bytes": own}))
+        elif not after:
+            lines.append(Line("after", State.UNTOLD, "pruned", {"these bytes": own}))
         else:
             names = _document(after).get("prev")
             figures = {"these bytes": own, "record after names": _short(names)}

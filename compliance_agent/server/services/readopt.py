@@ -90,6 +90,12 @@ class Readopt:
             if seen.size <= before:
                 return Readopted(site_id, year, before, before)
             edge = await self._edge(site_id, year, shard)
+            gone = await asyncio.to_thread(self._files.pruned, site_id, year)
+            if gone is not None and gone.first_served > before:
+                raise BadEvidence(
+                    f"entries {before} to {gone.first_served - 1} were destroyed when their time was over, and are in no file;"
+                    " restore a backup that holds them", code="pruned",
+                )  # fmt: skip
             leaves = await asyncio.to_thread(self._entries, site_id, year, before, seen.size)
         except (BadEvidence, NoInput) as error:
             raise LogStopped(f"log {origin}: {error}; nothing was changed", code="log_restored") from error
