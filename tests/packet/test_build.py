@@ -17,7 +17,7 @@ from compliance_agent.packet.content import Scope
 from compliance_agent.packet.verify import records_of, verify_file
 from compliance_agent.server.log_files import LogFiles
 from tests.packet.scene import DAY, Made, built, copied, make
-from tests.server.builder import START, Hands, serving
+from tests.server.builder import START, Hands, serving, unwalled
 
 
 def test_built_twice_it_is_the_same_bytes(made: Made, tmp_path: Path) -> None:
@@ -161,6 +161,7 @@ def test_what_is_not_in_this_log_is_counted(made: Made, tmp_path: Path) -> None:
 
     changed = copied(made, tmp_path / "server")
     with sqlite3.connect(changed.data_dir / "server.db") as database:
+        unwalled(database)
         find = "select max(number) from log_entries where key_id = (select key_id from hosts where host_id = ?)"
         for host, year in (("ws-01", None), ("ws-02", 2027)):
             (number,) = database.execute(find, (host,)).fetchone()
