@@ -135,8 +135,9 @@ def scene_of(made: Made, **changes: str) -> tuple[Scope, list[Record]]:
         ({"encryption": "unknown"}, "164.312(a)(2)(iv)", "not-satisfied"),
         ({"encryption": "exception"}, "164.312(a)(2)(iv)", "not-satisfied"),
         ({"encryption": "not_applicable"}, "164.312(a)(2)(iv)", "not-satisfied"),
-        ({"time_sync": "pass"}, "164.312(b)", "not-satisfied"),  # logging cites it too, and nobody spoke of it
-        ({"time_sync": "pass", "logging": "pass"}, "164.312(b)", "satisfied"),
+        ({"time_sync": "pass"}, "164.312(b)", "not-satisfied"),  # others cite it too, and nobody spoke of them
+        ({"time_sync": "pass", "logging": "pass"}, "164.312(b)", "not-satisfied"),
+        ({"time_sync": "pass", "logging": "pass", "auditd": "pass"}, "164.312(b)", "satisfied"),
         ({"firewall": "pass"}, "164.312(e)(1)", "not-satisfied"),  # a human record is needed as well
     ],
 )
