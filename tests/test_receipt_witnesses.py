@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from compliance_agent.adapters.log_store import STATEMENTS
 from compliance_agent.agent import ComplianceAgent
 from compliance_agent.errors import ConfigError
 from compliance_agent.log.note import Note, Signature
@@ -198,8 +199,10 @@ async def test_a_state_of_before_gets_the_column(scene: Scene) -> None:
     await record(scene, agent)
 
     def take_back(connection: Any) -> None:
+        before = next(number for number, statement in enumerate(STATEMENTS) if "witnessed_at" in statement)
         connection.execute("ALTER TABLE log_heads DROP COLUMN witnessed_at")
-        connection.execute("UPDATE migrations SET applied = applied - 1 WHERE name = 'log'")
+        connection.execute("DROP TABLE shed")  # it came later
+        connection.execute("UPDATE migrations SET applied = ? WHERE name = 'log'", (before,))
 
     agent._database.write(take_back)
     again = scene.agent()

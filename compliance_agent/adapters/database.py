@@ -394,7 +394,10 @@ class Database:
                 code="newer_schema",
                 hint="install the version that wrote it, or a later one",
             )
-        if [row[0] for row in connection.execute("PRAGMA quick_check(1)")] != ["ok"]:
+        try:
+            if [row[0] for row in connection.execute("PRAGMA quick_check(1)")] != ["ok"]:
+                return False
+        except UnicodeDecodeError:  # what it found names things by damaged bytes
             return False
         return sqlite_file.schema_is_as_made(connection)
 

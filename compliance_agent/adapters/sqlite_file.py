@@ -126,9 +126,9 @@ def salvage(damaged: Path, into: sqlite3.Connection, tables: Sequence[str]) -> i
     try:
         with contextlib.closing(connect_to_read(damaged)) as source:
             for table in tables:
-                with contextlib.suppress(sqlite3.Error):
+                with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):
                     saved += _salvage_table(source, into, table)
-    except sqlite3.Error:
+    except (sqlite3.Error, UnicodeDecodeError):
         pass
     return saved
 
@@ -155,7 +155,7 @@ def _readable_rows(source: sqlite3.Connection, quoted: str) -> Iterator[tuple[An
     except (sqlite3.Error, UnicodeDecodeError):
         pass
     highest = last + 1_000
-    with contextlib.suppress(sqlite3.Error):
+    with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):  # sqlite's own words may hold damaged bytes
         found = source.execute(f"SELECT max(rowid) FROM {quoted}").fetchone()[0]  # noqa: S608  quoted name
         highest = max(last, int(found or 0))
     for rowid in range(last + 1, min(highest, last + SALVAGE_LOOKUPS) + 1):

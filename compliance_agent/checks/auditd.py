@@ -32,7 +32,7 @@ class Parameters:
             " whomever; or `key:KEY` for at least one rule of that key."
         }
     )
-    unit: str = field(default="auditd.service", metadata={"doc": "The audit daemon's unit."})
+    unit: str = field(default="auditd.service", metadata={"doc": "The audit daemon's unit.", "unit": "needed"})
     rules_in_files: bool = field(
         default=True,
         metadata={

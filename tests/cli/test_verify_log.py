@@ -91,8 +91,8 @@ def test_a_log_alone(site: Site, tmp_path: Path) -> None:
     assert f"log {ORIGIN}: 11 entries, 1 key(s)" in done.output
     document = json.loads(run(f"{site.url}/2026", "--policy", policy(tmp_path), "--json").stdout)
     assert document["logs"][0]["cosignatures"] == 2 and document["ok"] and document["found"] == 0
-    assert site.handler.asked[-3:] == [f"/log/clinic-1/2026/{name}" for name in (
-        "checkpoint", "tile/entries/000.p/11", "tile/0/000.p/11")]  # fmt: skip
+    assert site.handler.asked[-4:] == [f"/log/clinic-1/2026/{name}" for name in (
+        "checkpoint", "retention.json", "tile/entries/000.p/11", "tile/0/000.p/11")]  # fmt: skip
 
 
 def test_records_against_their_log_with_intervals(site: Site, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def tlog(packet: Path, command: str, *argv: str | Path, vkey: str | None = None)
 
 def ed25519_witnesses(packet: Path) -> list[str]:
     """Options for the witnesses whose lines aics-tlog can check: type 0x04; it knows nothing of ML-DSA."""
-    keys = [key for key in policy(packet, "witness", 2) if key.rpartition("+")[2].startswith("B")]
+    keys = [key for key in policy(packet, "witness", 2) if key.split("+", 2)[2].startswith("B")]  # base64 has a + too
     return [option for key in keys for option in ("--witness-key", key)]
 
 
