@@ -21,8 +21,8 @@ import structlog
 
 from compliance_agent.config import AgentConfig
 from compliance_agent.crypto import Ed25519Signer
+from compliance_agent.entries.rotation import statement
 from compliance_agent.errors import AgentError, ConfigError, ServerRefused
-from compliance_agent.log.rotation import statement
 from compliance_agent.ports import Clock
 
 log = structlog.get_logger()

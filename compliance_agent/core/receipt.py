@@ -15,10 +15,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from compliance_agent.entries.leaf import bundle_leaf
 from compliance_agent.errors import BadEvidence
 from compliance_agent.facts import LARGEST_INT
 from compliance_agent.log.checkpoint import Checkpoint
-from compliance_agent.log.leaf import bundle_leaf
 from compliance_agent.log.merkle import HASH_BYTES, RootHash, hash_leaf, verify_consistency, verify_inclusion
 from compliance_agent.log.note import KeyType, Note, VerifierKey
 from compliance_agent.log.policy import Policy, Verified

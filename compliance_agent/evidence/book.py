@@ -16,15 +16,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compliance_agent.documents import read_json
+from compliance_agent.entries.minimum import Pruned
+from compliance_agent.entries.rotation import read_leaf
 from compliance_agent.errors import BadEvidence, DocumentError
 from compliance_agent.evidence.allowlist import NO_PREV, instant
 from compliance_agent.evidence.chains import Tagger, named
+from compliance_agent.evidence.forest import Forest
 from compliance_agent.evidence.problems import Problem
 from compliance_agent.log.checkpoint import Checkpoint
-from compliance_agent.log.forest import Forest
 from compliance_agent.log.merkle import hash_leaf
-from compliance_agent.log.minimum import Pruned
-from compliance_agent.log.rotation import read_leaf
 from compliance_agent.log.tiles import ENTRIES, TILE_BYTES, Tile, decode_entries, written
 
 ReadTile = Callable[[Tile], bytes]

@@ -16,12 +16,12 @@ from typing import Any
 
 from compliance_agent.adapters.durable import read_file
 from compliance_agent.core.receipt import MAX_PROOF_BYTES, LoggedBundle, check_receipt, read_note
+from compliance_agent.entries.interval import SECOND_US
 from compliance_agent.errors import BadEvidence
 from compliance_agent.evidence.chains import Row, Tagger
 from compliance_agent.evidence.problems import Problem
 from compliance_agent.evidence.walk import LEAF, PROOF, Place, beside
 from compliance_agent.log.checkpoint import Checkpoint
-from compliance_agent.log.interval import SECOND_US
 from compliance_agent.log.note import VerifierKey
 from compliance_agent.log.policy import Policy, Verified
 from compliance_agent.log.proof import Proof

@@ -16,12 +16,12 @@ from typing import Any
 
 from compliance_agent.core.receipt import read_note
 from compliance_agent.core.shedding import Mark
+from compliance_agent.entries.minimum import NAME, Pruned
 from compliance_agent.errors import BadEvidence
 from compliance_agent.evidence.book import Book
 from compliance_agent.evidence.chains import Row, Tagger
 from compliance_agent.evidence.problems import Problem
 from compliance_agent.evidence.stamped import Said, Stamps, read_times
-from compliance_agent.log.minimum import NAME, Pruned
 from compliance_agent.log.policy import Policy, Verified
 from compliance_agent.log.tiles import Tile
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from compliance_agent.entries.interval import SECOND_US, Timeline
 from compliance_agent.errors import BadEvidence
 from compliance_agent.evidence.book import Book
 from compliance_agent.evidence.problems import Problem
 from compliance_agent.log.fields import from_base64
-from compliance_agent.log.interval import SECOND_US, Timeline
 from compliance_agent.log.policy import Policy, Verified
 
 Stamps = Callable[[bytes, bytes], int]  # (token, what it is over) -> microseconds since 1970, or BadEvidence

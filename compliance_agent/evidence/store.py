@@ -25,12 +25,12 @@ from compliance_agent.adapters import log_store
 from compliance_agent.adapters.database import Damage, Database
 from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.documents import read_json
+from compliance_agent.entries.rotation import read as read_rotation
 from compliance_agent.errors import BadEvidence, ConfigError, StorageError
 from compliance_agent.evidence import directory, recovery, table
 from compliance_agent.evidence.allowlist import NO_PREV, Circumstances, Names, Place, build, check_document
 from compliance_agent.evidence.canonical import canonical
 from compliance_agent.evidence.recovery import Head
-from compliance_agent.log.rotation import read as read_rotation
 from compliance_agent.models import EvidenceBundle
 
 log = structlog.get_logger()

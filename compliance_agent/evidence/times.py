@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from compliance_agent.entries.interval import SECOND_US, Timeline
 from compliance_agent.evidence.chains import Row, named
 from compliance_agent.evidence.problems import FLAGS, Problem
-from compliance_agent.log.interval import SECOND_US, Timeline
 
 TOLERANCE_US = 2 * SECOND_US  # what a clock may be off before it is flagged (EVIDENCE: |offset| > 2 s)
 OFFSET_LIMIT_US = 2 * SECOND_US

@@ -23,6 +23,7 @@ from typing import Any
 from compliance_agent import crypto
 from compliance_agent.adapters.durable import read_file
 from compliance_agent.documents import read_json
+from compliance_agent.entries.interval import Timeline
 from compliance_agent.errors import AgentError, BadEvidence, DocumentError, NoInput
 from compliance_agent.evidence import walk
 from compliance_agent.evidence.allowlist import check_document, registry
@@ -34,7 +35,6 @@ from compliance_agent.evidence.served import Held, ServedLog
 from compliance_agent.evidence.shed import marks_beside
 from compliance_agent.evidence.times import Times
 from compliance_agent.evidence.walk import BUNDLE, SIGNATURE, Batch, Place
-from compliance_agent.log.interval import Timeline
 from compliance_agent.log.note import VerifierKey
 from compliance_agent.log.policy import Policy
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from compliance_agent import crypto
+from compliance_agent.entries.leaf import bundle_leaf
 from compliance_agent.errors import Unavailable
 from compliance_agent.evidence.canonical import canonical
-from compliance_agent.log.leaf import bundle_leaf
 from compliance_agent.log.merkle import hash_leaf, verify_inclusion
 from compliance_agent.log.note import KeyType, VerifierKey
 from compliance_agent.log.policy import Policy, Verified

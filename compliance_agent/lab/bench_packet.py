@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import overload
 
 from compliance_agent import crypto
+from compliance_agent.entries.leaf import shard_leaf
 from compliance_agent.lab.bench_log import SITE
 from compliance_agent.lab.bench_verify import HOSTS, _key
 from compliance_agent.log.checkpoint import Checkpoint
-from compliance_agent.log.leaf import shard_leaf
 from compliance_agent.log.merkle import hash_leaf
 from compliance_agent.log.note import Note, VerifierKey
 from compliance_agent.log.proof import Proof

@@ -21,10 +21,10 @@ from typing import Any
 
 from compliance_agent import crypto
 from compliance_agent.adapters.workers import in_order
+from compliance_agent.entries.leaf import bundle_leaf, shard_leaf
 from compliance_agent.evidence.canonical import canonical
 from compliance_agent.lab.bench_log import SITE, ZEROS, _document
 from compliance_agent.log.checkpoint import Checkpoint
-from compliance_agent.log.leaf import bundle_leaf, shard_leaf
 from compliance_agent.log.merkle import hash_leaf
 from compliance_agent.log.note import KeyType, Note, VerifierKey
 from compliance_agent.log.proof import Proof

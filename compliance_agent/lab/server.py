@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compliance_agent import crypto
 from compliance_agent.adapters.durable import make_directory, write_file
+from compliance_agent.entries import rotation
+from compliance_agent.entries.leaf import bundle_leaf
 from compliance_agent.errors import BadEvidence, Unavailable
 from compliance_agent.evidence.canonical import canonical
 from compliance_agent.lab.log import FakeLog, Lie
-from compliance_agent.log import rotation
-from compliance_agent.log.leaf import bundle_leaf
 from compliance_agent.ports import HttpReply
 from compliance_agent.server.records import Head
 from compliance_agent.server.services import chain

@@ -21,12 +21,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, overload
 
+from compliance_agent.entries.leaf import bundle_leaf
 from compliance_agent.errors import BadEvidence
 from compliance_agent.evidence.chains import Row, Tagger, packed, rows_in_order, unpacked
 from compliance_agent.evidence.problems import CODES, Problem
 from compliance_agent.evidence.verify import check_bytes
 from compliance_agent.log.checkpoint import Checkpoint
-from compliance_agent.log.leaf import bundle_leaf
 from compliance_agent.log.merkle import hash_leaf, verify_inclusion
 from compliance_agent.log.proof import Proof
 from compliance_agent.packet.archive import Container, Entry, check_crc, in_order

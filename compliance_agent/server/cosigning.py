@@ -24,10 +24,10 @@ from datetime import datetime, timedelta
 import structlog
 
 from compliance_agent.core.witness import origin_hash
+from compliance_agent.entries.leaf import time_leaf
 from compliance_agent.errors import AgentError, BadEvidence, Refusal
 from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.fields import from_base64
-from compliance_agent.log.leaf import time_leaf
 from compliance_agent.log.note import Note
 from compliance_agent.log.policy import Policy
 from compliance_agent.log.tiles import Tile

@@ -22,8 +22,8 @@ from compliance_agent.adapters.durable import (
     storage_error,
     write_file,
 )
+from compliance_agent.entries.minimum import MAX_BYTES, NAME, Pruned
 from compliance_agent.errors import LogStopped, NoInput
-from compliance_agent.log.minimum import MAX_BYTES, NAME, Pruned
 from compliance_agent.log.note import MAX_NOTE_BYTES
 from compliance_agent.log.tiles import ENTRIES, FULL, MAX_ENTRY_BYTES, TILE_BYTES, Tile
 

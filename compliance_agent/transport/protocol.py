@@ -17,10 +17,10 @@ from typing import Any
 from compliance_agent import __version__
 from compliance_agent.core.receipt import ORIGIN
 from compliance_agent.documents import read_json
+from compliance_agent.entries.rotation import read as read_rotation
 from compliance_agent.errors import BadReply, DocumentError, ServerRefused
 from compliance_agent.evidence.canonical import canonical
 from compliance_agent.facts import LARGEST_INT, SHA256, TOKEN, is_timestamp
-from compliance_agent.log.rotation import read as read_rotation
 from compliance_agent.ports import HttpReply
 
 PROTOCOL = 1

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from compliance_agent.crypto import Ed25519Signer
-from compliance_agent.log.leaf import key_leaf
+from compliance_agent.entries.leaf import key_leaf
 from tests.agent_scene import Scene
 from tests.cli.command import configured, run
 from tests.evidence.world import LOG, ORIGIN, RECORDS, World

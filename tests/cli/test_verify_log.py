@@ -18,8 +18,8 @@ from click.testing import CliRunner, Result
 
 from compliance_agent.cli.verify import command
 from compliance_agent.crypto import public_pem
+from compliance_agent.entries.leaf import KeyEvent, key_leaf, shard_leaf
 from compliance_agent.errors import AgentError
-from compliance_agent.log.leaf import KeyEvent, key_leaf, shard_leaf
 from compliance_agent.log.note import KeyType, VerifierKey
 from tests.evidence.world import LOG, ORIGIN, RECORDS, WITNESS, World, posix
 from tests.log.builder import Signer

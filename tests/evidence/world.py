@@ -12,12 +12,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from compliance_agent.entries.leaf import bundle_leaf, key_leaf, shard_leaf
 from compliance_agent.evidence.chains import Tagger
 from compliance_agent.evidence.problems import Problem
 from compliance_agent.evidence.served import ServedLog, held_to_older, read_log
 from compliance_agent.evidence.verify import Report, verify_paths
 from compliance_agent.log.checkpoint import Checkpoint
-from compliance_agent.log.leaf import bundle_leaf, key_leaf, shard_leaf
 from compliance_agent.log.merkle import hash_leaf
 from compliance_agent.log.note import KeyType, Note, VerifierKey
 from compliance_agent.log.policy import Policy

@@ -20,8 +20,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from compliance_agent.entries.leaf import bundle_leaf
 from compliance_agent.log.checkpoint import Checkpoint
-from compliance_agent.log.leaf import bundle_leaf
 from compliance_agent.log.merkle import hash_leaf, root_of
 from compliance_agent.log.note import Note
 from compliance_agent.log.tiles import FULL, Tile, encode_entries, written

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from compliance_agent import crypto
+from compliance_agent.entries.leaf import fork_leaf, key_leaf
 from compliance_agent.errors import BadEvidence
 from compliance_agent.evidence import book, chains, logged, served, stamped, times, verify
+from compliance_agent.evidence.forest import Forest
 from compliance_agent.evidence.verify import load_keys, verify_paths
-from compliance_agent.log.forest import Forest
-from compliance_agent.log.leaf import fork_leaf, key_leaf
 from compliance_agent.log.note import Note, VerifierKey
 from compliance_agent.log.policy import Policy
 from compliance_agent.log.tiles import ENTRIES, Tile, encode_entries, written

@@ -7,8 +7,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from compliance_agent.crypto import Ed25519Signer
+from compliance_agent.entries.leaf import time_leaf
 from compliance_agent.log.checkpoint import Checkpoint
-from compliance_agent.log.leaf import time_leaf
 from compliance_agent.log.merkle import hash_leaf
 from compliance_agent.log.note import KeyType, Note, VerifierKey
 from compliance_agent.log.tree import Edge

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from compliance_agent.entries.leaf import time_leaf
 from compliance_agent.errors import BadEvidence
 from compliance_agent.evidence.stamped import stamps_under
-from compliance_agent.log.leaf import time_leaf
 from compliance_agent.log.note import KeyType, Note
 from compliance_agent.packet import archive, verify
 from compliance_agent.packet.build import LOOKS

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from compliance_agent.core import retention
+from compliance_agent.entries.minimum import NAME, Pruned
 from compliance_agent.errors import AgentError, BadEvidence, LogStopped, StorageError
 from compliance_agent.evidence.chains import Row, Tagger
 from compliance_agent.evidence.served import Held, ServedLog, held_to_older, read_log
 from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.merkle import RootHash, hash_leaf, verify_inclusion
-from compliance_agent.log.minimum import NAME, Pruned
 from compliance_agent.log.note import Note, VerifierKey
 from compliance_agent.log.policy import Policy
 from compliance_agent.log.tiles import Tile

@@ -11,8 +11,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from compliance_agent.entries.leaf import bundle_leaf
 from compliance_agent.errors import BadEvidence
-from compliance_agent.log.leaf import bundle_leaf
 from compliance_agent.log.merkle import LeafHash, hash_leaf
 from compliance_agent.log.note import KeyType, VerifierKey
 from compliance_agent.log.policy import Policy, Verified

@@ -10,11 +10,11 @@ import httpx2
 import pytest
 from nacl.signing import SigningKey, VerifyKey
 
+from compliance_agent.entries.rotation import statement
 from compliance_agent.evidence.book import Book
 from compliance_agent.evidence.chains import Tagger
 from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.note import Note
-from compliance_agent.log.rotation import statement
 from compliance_agent.log.tiles import Tile
 from tests.server.builder import FakeHost, Server, acknowledged, b64, stamp
 
@@ -163,7 +163,7 @@ async def test_what_is_wrong_is_refused_and_changes_nothing(server: Server, case
 
 async def test_a_rotation_that_the_server_made_up_is_named(server: Server) -> None:
     """The server knows no private key: an entry of its own making does not prove itself, nor does one that was moved."""
-    from compliance_agent.log.leaf import entry
+    from compliance_agent.entries.leaf import entry
     from compliance_agent.server.records import NewLeaf
 
     host, thief = await server.enrolled(), SigningKey.generate()
@@ -181,7 +181,7 @@ async def test_a_rotation_that_the_server_made_up_is_named(server: Server) -> No
 
 async def test_a_record_of_the_old_key_after_the_rotation_is_named(server: Server) -> None:
     """What a lying server could put in: the old key, stolen later, cannot sign into the past."""
-    from compliance_agent.log.leaf import bundle_leaf, key_leaf
+    from compliance_agent.entries.leaf import bundle_leaf, key_leaf
     from compliance_agent.server.records import NewLeaf
 
     host, new = await server.enrolled(), SigningKey.generate()

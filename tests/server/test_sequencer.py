@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from compliance_agent.adapters import durable
+from compliance_agent.entries.leaf import bundle_leaf
 from compliance_agent.errors import StorageError, StorageFull
 from compliance_agent.log.checkpoint import Checkpoint
-from compliance_agent.log.leaf import bundle_leaf
 from compliance_agent.log.merkle import EMPTY_ROOT, hash_leaf, root_of
 from compliance_agent.log.note import KeyType, Note, VerifierKey
 from compliance_agent.log.tiles import Tile

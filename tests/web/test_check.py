@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from playwright.sync_api import Browser, Page, Route, expect
 
 from compliance_agent import crypto
+from compliance_agent.entries.leaf import bundle_leaf
 from compliance_agent.errors import BadEvidence
 from compliance_agent.log.checkpoint import Checkpoint
-from compliance_agent.log.leaf import bundle_leaf
 from compliance_agent.log.merkle import hash_leaf
 from compliance_agent.log.note import KeyType, Note, VerifierKey
 from compliance_agent.log.proof import Proof

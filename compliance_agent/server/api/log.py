@@ -14,8 +14,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from compliance_agent.entries.minimum import Pruned
 from compliance_agent.errors import BadEvidence, NoInput, Refusal
-from compliance_agent.log.minimum import Pruned
 from compliance_agent.log.tiles import ENTRIES, Tile
 from compliance_agent.server.api.deps import body_of, services_of, user_or_none
 from compliance_agent.server.api.schemas import LogReceipt, ReceiptsReply, ReceiptsRequest, strict_body

@@ -16,9 +16,9 @@ from datetime import datetime, timedelta
 import structlog
 
 from compliance_agent import crypto
+from compliance_agent.entries.leaf import KeyEvent, key_leaf
 from compliance_agent.errors import BadEvidence, Refusal
 from compliance_agent.evidence.canonical import canonical
-from compliance_agent.log.leaf import KeyEvent, key_leaf
 from compliance_agent.server.records import Clock, Host, NewLeaf, Site, Store, Token, Transaction
 from compliance_agent.server.services.secrets import API_KEY_PREFIX, Rng, hashed, new_secret
 from compliance_agent.server.services.verification import Verify

@@ -14,10 +14,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+from compliance_agent.entries.minimum import NAME
 from compliance_agent.errors import BadEvidence, NoInput
 from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.merkle import HASH_BYTES, LeafHash, hash_leaf
-from compliance_agent.log.minimum import NAME
 from compliance_agent.log.note import Note
 from compliance_agent.log.tiles import ENTRIES, FULL, TILE_BYTES, Tile, decode_entries
 from compliance_agent.log.tree import Edge

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from compliance_agent.entries.leaf import shard_leaf
 from compliance_agent.errors import BadEvidence
 from compliance_agent.log.checkpoint import Checkpoint
-from compliance_agent.log.leaf import shard_leaf
 from compliance_agent.log.merkle import HASH_BYTES, hash_leaf
 from compliance_agent.log.tiles import ENTRIES, FULL, Tile, encode_entries
 from compliance_agent.log.tree import Edge, TileReader

@@ -19,8 +19,8 @@ import orjson
 import structlog
 
 from compliance_agent.core.retention import day_of
+from compliance_agent.entries.leaf import bundle_leaf, fork_leaf
 from compliance_agent.errors import Refusal
-from compliance_agent.log.leaf import bundle_leaf, fork_leaf
 from compliance_agent.server.records import (
     CheckVerdict,
     Clock,

@@ -23,9 +23,9 @@ from enum import StrEnum
 from typing import Any
 
 from compliance_agent.crypto import key_id, verify
+from compliance_agent.entries.leaf import bundle_leaf
 from compliance_agent.errors import AgentError, BadEvidence, NoInput, Refusal
 from compliance_agent.log.checkpoint import Checkpoint
-from compliance_agent.log.leaf import bundle_leaf
 from compliance_agent.log.merkle import hash_leaf, verify_inclusion
 from compliance_agent.log.note import Note, VerifierKey
 from compliance_agent.log.policy import Policy

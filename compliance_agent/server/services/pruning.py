@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from compliance_agent.core.retention import Keep, SiteRules, day_of
+from compliance_agent.entries.minimum import Pruned
 from compliance_agent.errors import LogStopped, NoInput
-from compliance_agent.log.minimum import Pruned
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.records import Clock, Keeping, LoggedRecord, Shard, Store, Transaction
 from compliance_agent.server.services.retention import keep_of, rules_of

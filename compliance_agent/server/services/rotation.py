@@ -14,8 +14,8 @@ from datetime import datetime
 import orjson
 import structlog
 
+from compliance_agent.entries.rotation import Rotation, read, rotation_leaf, verified
 from compliance_agent.errors import BadEvidence, Refusal
-from compliance_agent.log.rotation import Rotation, read, rotation_leaf, verified
 from compliance_agent.server.records import Clock, Head, Host, NewLeaf, Store, Transaction
 from compliance_agent.server.services import chain
 

@@ -18,7 +18,7 @@ from sqlalchemy import insert, inspect, select, text, update
 from sqlalchemy.engine import Connection, RowMapping
 
 from compliance_agent.core.retention import day_of
-from compliance_agent.log.leaf import bundle_leaf, fork_leaf, key_leaf
+from compliance_agent.entries.leaf import bundle_leaf, fork_leaf, key_leaf
 from compliance_agent.server.store import rows, tables
 
 _CHUNK = 1_000  # rows held in memory at a time

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Executable, Select, and_, func, not_, or_, select
 from sqlalchemy.engine import RowMapping
 
-from compliance_agent.log.leaf import bundle_leaf
+from compliance_agent.entries.leaf import bundle_leaf
 from compliance_agent.server.records import (
     Backlog,
     Bundle,

@@ -11,9 +11,9 @@ import pytest
 from nacl.signing import SigningKey
 
 from compliance_agent import crypto
+from compliance_agent.entries.rotation import read, read_leaf, rotation_leaf, statement, verified
 from compliance_agent.errors import BadEvidence
 from compliance_agent.log.fields import to_base64
-from compliance_agent.log.rotation import read, read_leaf, rotation_leaf, statement, verified
 
 HEAD = (0, 7, "d" * 64)
 AT = "2026-11-28T06:00:00Z"

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sigstore._internal.merkle import verify_merkle_inclusion
 
-from compliance_agent.log.forest import Forest
+from compliance_agent.evidence.forest import Forest
 from compliance_agent.log.merkle import EMPTY_ROOT, hash_leaf, verify_inclusion
 from compliance_agent.log.tiles import written
 from compliance_agent.log.tree import TileTree

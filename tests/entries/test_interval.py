@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compliance_agent.log import interval
-from compliance_agent.log.interval import SECOND_US, Timeline
+from compliance_agent.entries import interval
+from compliance_agent.entries.interval import SECOND_US, Timeline
 
 TIMES = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 10**9)), max_size=12)
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from compliance_agent import crypto
 from compliance_agent.documents import read_json
+from compliance_agent.entries.leaf import canonical, entry
 from compliance_agent.errors import BadEvidence, DocumentError
 from compliance_agent.facts import SHA256, is_timestamp
 from compliance_agent.log.fields import from_base64, to_base64
-from compliance_agent.log.leaf import canonical, entry
 
 SCHEMA = "compliance-agent/key-rotation/v1"
 CODE = "bad_rotation"
