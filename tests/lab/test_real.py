@@ -13,7 +13,8 @@ from compliance_agent.errors import CANNOT_TELL_REASONS
 from compliance_agent.healing import CODES
 from compliance_agent.lab.real import install, recipe, signatures
 from compliance_agent.lab.real.judge import Observed, judge
-from compliance_agent.lab.real.matrix import ROWS, Row, chosen
+from compliance_agent.lab.real.matrix import ROWS, TABLES, chosen
+from compliance_agent.lab.real.row import Row
 from compliance_agent.models import Outcome
 from compliance_agent.remedies import actions
 
@@ -37,15 +38,17 @@ def seen(*bundles: dict[str, Any], truth: bool | None = True, former: bool | Non
 
 
 def test_every_check_has_a_fault_and_one_that_takes_its_sight() -> None:
-    assert {row.check for row in ROWS} == SEVEN
-    assert {row.check for row in ROWS if row.result == "unknown"} == SEVEN
+    assert set(SEVEN) <= {table.check for table in TABLES}
+    assert [table.check for table in TABLES if not any(row.result == "unknown" for row in table.rows)] == []
     assert len({row.name for row in ROWS}) == len(ROWS)
 
 
 def test_every_check_with_a_cure_has_one_that_works_and_one_that_fails() -> None:
-    curable = SEVEN - {"encryption", "time_sync"}  # the other needs a clock of its own
-    assert {row.check for row in ROWS if row.outcome == "success"} == curable
-    assert {row.check for row in ROWS if row.outcome in {"reverted", "failed"}} == curable
+    healing = {check for check, found in registry().items() if any(case.heals for case in found.cases)}
+    for table in TABLES:
+        outcomes = {row.outcome for row in table.rows}
+        seen = "success" in outcomes and bool(outcomes & {"reverted", "failed"})
+        assert seen == (table.check in healing and not table.no_cure), table.check
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -106,9 +109,9 @@ def test_rows_are_chosen_by_check_or_by_fault() -> None:
 def test_the_lab_holds_hosts_against_the_shipped_baseline() -> None:
     from compliance_agent.baseline import parse
 
-    baseline = parse(install.baseline().encode())
-    assert set(baseline.entries) == SEVEN
-    assert max(entry.interval_s for entry in baseline.entries.values()) <= 4
+    baseline = parse(install.baseline(TABLES).encode())
+    assert set(baseline.entries) == {table.check for table in TABLES}
+    assert [entry.interval_s for entry in baseline.entries.values()] == [table.interval_s for table in TABLES]
     assert baseline.entries["firewall"].parameters.allow_tcp == ("22", "443")
 
 

@@ -7,35 +7,29 @@ Only what would make a run long is changed in the baseline and the settings: int
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+import yaml
+
 from compliance_agent.errors import Unavailable
 from compliance_agent.lab.real.machine import Machine
-from compliance_agent.lab.real.matrix import ROWS
+from compliance_agent.lab.real.matrix import TABLES
 from compliance_agent.lab.real.network import SERVER, Network
 from compliance_agent.lab.real.recipe import fit_out
+from compliance_agent.lab.real.row import Table
 
 PREFIX = "usr/lib/compliance-agent"
-INTERVALS_S = {"patching": 4, "backup": 4, "av_health": 2, "encryption": 2}
 SETTINGS = {
     "mcp_poll_interval_sec": "1", "healing_cooldown_sec": "0", "healing_budget_per_hour": "1000", "flap_limit": "100",
     "maintenance_window_start": '"00:00"', "maintenance_window_end": '"23:59"',
 }  # fmt: skip
 OPPONENT = {"healing_cooldown_sec": "0", "mcp_poll_interval_sec": "1"}  # budget and flap limit stay as shipped
-CHECKS = {row.check for row in ROWS}
 APT = "deb [trusted=yes] http://10.77.0.1:8000/ stable-security main\n"
-# The records of a repository check and of a restore drill, in the check's own format.
-RECORDS = """
-set -e
-mkdir -p /var/lib/compliance-agent && chmod 700 /var/lib/compliance-agent && cd /var/lib/compliance-agent
-now=$(date -u +%Y-%m-%dT%H:%M:%S.000000Z)
-for name in check drill; do printf '{"time":"%s","bytes":9,"digest_ok":true}' "$now" >backup-$name.json; done
-"""
 
 
 def layer(tree: Path, base: Path, scratch: Path) -> Path:
@@ -44,7 +38,6 @@ def layer(tree: Path, base: Path, scratch: Path) -> Path:
     Raises:
         Unavailable: it could not be built or installed.
     """
-    pinned = next((str(path) for path in sorted((tree / ".tools").glob("uv-*/bin/uv"))), None)
     pinned = next((str(path) for path in sorted((tree / ".tools").glob("uv-*/bin/uv"))), None)
     uv = os.environ.get("UV") or pinned or shutil.which("uv")
     if uv is None:
@@ -66,31 +59,31 @@ def layer(tree: Path, base: Path, scratch: Path) -> Path:
     return machine.upper
 
 
-def baseline() -> str:
-    """The shipped baseline of the checks that the matrix has faults for, looked at every second or so."""
-    text = (resources.files("compliance_agent") / "baselines" / "clinic-linux.yaml").read_text("utf-8")
-    for check, block in re.findall(r"^  (\w+):\n((?:    .*\n|\n|  #.*\n)+)", text, re.MULTILINE):
-        if check not in CHECKS:
-            text = text.replace(f"  {check}:\n{block}", "", 1)
-            continue
-        faster = re.sub(r"interval_s: \d+", f"interval_s: {INTERVALS_S.get(check, 1)}", block)
-        text = text.replace(block, faster, 1)
-    return text
+def baseline(tables: Sequence[Table]) -> str:
+    """The shipped baseline of the checks that these tables have faults for, looked at every second or so."""
+    shipped = yaml.safe_load(
+        (resources.files("compliance_agent") / "baselines" / "clinic-linux.yaml").read_text("utf-8")
+    )
+    shipped["checks"] = {
+        table.check: {**(table.entry or shipped["checks"][table.check]), "interval_s": table.interval_s}
+        for table in tables
+    }
+    return yaml.safe_dump(shipped)
 
 
 def install(machine: Machine, network: Network, settings: dict[str, str]) -> None:
     """Configure, enrol and start the agent on a booted host that has joined the network."""
     root = machine.root
     (root / "etc/apt/sources.list").write_text(APT, "utf-8")
-    (root / "etc/msp/baseline.yaml").write_text(baseline(), "utf-8")
+    (root / "etc/msp/baseline.yaml").write_text(baseline(TABLES), "utf-8")
     token = root / "root" / "token"
     token.touch(mode=0o600)
     token.write_text(network.token() + "\n", "utf-8")
-    machine.must(RECORDS)
     machine.must("apt-get -q update && touch -d now /var/lib/apt/periodic/compliance-agent-update-stamp")
     machine.must("apt-get -q -y install lab-widget", timeout_s=120)
     machine.must("systemctl restart chrony clamav-freshclam clamav-daemon")
-    machine.must("systemctl start restic-backup.service restic-backup.timer")
+    for table in TABLES:
+        machine.must(f"set -e\n{table.setup}", timeout_s=120)
     enrolled = machine.must(
         f"compliance-agent enrol --server https://{SERVER}:8443 --token-file /root/token --host-id {machine.name}"
         " --state-dir /var/lib/compliance-agent"

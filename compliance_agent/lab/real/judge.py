@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from compliance_agent.lab.real.matrix import Row
+from compliance_agent.lab.real.row import Row
 
 Bundle = Mapping[str, Any]
 

@@ -18,7 +18,8 @@ from compliance_agent.errors import Unavailable
 
 PACKAGES = (
     "systemd-sysv", "dbus", "nftables", "rsyslog", "chrony", "clamav-daemon", "clamav-freshclam", "restic", "openssh-server",
-    "auditd", "cryptsetup-bin", "unattended-upgrades", "python3", "python3-venv", "iproute2", "procps",
+    "auditd", "cryptsetup-bin", "unattended-upgrades", "python3", "python3-venv", "iproute2", "procps", "cron", "sudo", "openssl",
+    "openscap-scanner", "ssg-debian",
 )  # fmt: skip
 NEEDED = {
     "debootstrap": "debootstrap",

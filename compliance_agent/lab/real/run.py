@@ -26,8 +26,8 @@ from compliance_agent.evidence.verify import load_keys, verify_paths
 from compliance_agent.lab.real import install, matrix, recipe
 from compliance_agent.lab.real.judge import Bundle, Judged, Observed, expected, judge
 from compliance_agent.lab.real.machine import Machine
-from compliance_agent.lab.real.matrix import PUBLISH, Row
 from compliance_agent.lab.real.network import Network, Repository
+from compliance_agent.lab.real.row import PUBLISH, Row
 from compliance_agent.logs import configure
 
 SCHEMA = "compliance-agent/lab/v1"
@@ -35,6 +35,7 @@ TREE = Path(__file__).resolve().parents[3]
 SETTLE_S = 30.0
 OPPONENT_S = 60.0
 HEALS_ALLOWED = 5
+PASSING = {table.check for table in matrix.TABLES if table.passes}
 
 
 @click.command()
@@ -115,9 +116,9 @@ def _host(
     booted = time.monotonic() - started
     install.install(machine, network, settings)
     _say(f"{name} booted in {booted:.1f} s, agent running after {time.monotonic() - started:.1f} s")
-    wanted = {row.check for row in matrix.ROWS}
+    wanted = {table.check for table in matrix.TABLES}
     _until(lambda: wanted <= set(_verdicts(machine)), SETTLE_S)
-    _settled(machine, wanted - {"time_sync", "encryption"})
+    _settled(machine, PASSING)
     _say(f"{name}: {', '.join(f'{check} {word}' for check, word in sorted(_verdicts(machine).items()))}")
     return machine
 
@@ -134,14 +135,14 @@ def _row(host: Machine, row: Row, repository: Repository) -> Judged:
         seen[:] = [bundle for bundle in recorded if bundle["timestamp_end"] >= since]
         return any(expected(row, bundle) for bundle in seen)
 
-    if row.name == "encryption:not_encrypted":  # nothing changes there, so nothing new is recorded
+    if row.standing:
         known, injected = set(), datetime.fromtimestamp(0, UTC)
     _until(there, row.wait_s)
     truth = host.run(row.truth).returncode == 0 if row.outcome == "success" else None
     former = host.run(row.former).returncode == 0 if row.outcome in {"reverted", "failed"} else None
     line = judge(row, Observed(injected, tuple(seen), truth, former))
     _script(host, row.restore, repository)
-    if row.check not in {"time_sync", "encryption"}:
+    if row.check in PASSING:
         _settled(host, {row.check})
     late = [bundle for bundle in _bundles(host, known) if bundle["check"] == row.check]
     if line.differences:

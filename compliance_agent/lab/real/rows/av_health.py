@@ -1,0 +1,39 @@
+"""av_health: scanner or updater down, signatures old, a scanner that runs and finds nothing, one that does not answer."""
+
+from compliance_agent.lab.real.row import Row, Table, failing, stopped
+
+_ASK = (
+    "python3 -c 'import socket,struct; s=socket.socket(socket.AF_UNIX);"
+    ' s.connect("/run/clamav/clamd.ctl"); {}; print(s.recv(200))\''
+)
+_SAYS = _ASK.format('s.send(b"zVERSION\\0")')
+# The test file is put together on the host, so that no file of ours is it.
+_TEST_FILE = 'b"X5O!P%@AP[4" + bytes([92]) + b"PZX54(P^)7CC)7}" + b"$EIC" + b"AR-STANDARD-ANTIVIRUS-TEST-FILE!$H+H*"'
+_SCANS = _ASK.format(f's.send(b"zINSTREAM\\0" + struct.pack(">I", 68) + {_TEST_FILE} + bytes(4))')
+_SCANNER = "$(systemctl show -p MainPID --value clamav-daemon)"
+_FAILS, _WORKS = failing("clamav-daemon.service")
+
+TABLE = Table(
+    interval_s=2,
+    rows=(
+        *stopped("av_health", "clamav-daemon.service", "daemon_down"),
+        Row(
+            "av_health", "updater_stopped", "systemctl stop clamav-freshclam", "fail", "updater_down", "success",
+            truth="systemctl is-active clamav-freshclam",
+        ),
+        Row(
+            "av_health", "signatures_old", "lab-signatures 5", "fail", "signatures_old", "success",
+            truth=f"{_SAYS} | grep -q \"$(date -u '+%b %e')\"",
+        ),
+        Row(
+            "av_health", "blind", "lab-signatures 0 other; lab-signatures 0 eicar keep", "fail", "probe_missed", "success",
+            truth=f"{_SCANS} | grep -q FOUND",
+        ),
+        Row("av_health", "unreadable", f"kill -STOP {_SCANNER}", "unknown", "timed_out", restore=f"kill -CONT {_SCANNER}"),
+        Row(
+            "av_health", "start_fails", f"{_FAILS}; systemctl stop clamav-daemon", "fail", "daemon_down",
+            "reverted", "unit_not_active", restore=f"{_WORKS}; systemctl start clamav-daemon",
+            former="! systemctl is-active clamav-daemon",
+        ),
+    ),
+)  # fmt: skip
