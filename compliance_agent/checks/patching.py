@@ -9,6 +9,7 @@ age of the finding, which the server knows from the bundles; the host keeps no s
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -24,7 +25,6 @@ from compliance_agent.ports import Host
 MANAGERS = ("apt", "dnf", "nixos")
 CLOCK_TOLERANCE = timedelta(hours=1)
 PROFILE = "/nix/var/nix/profiles/system"
-DNF_CACHE = "/var/cache/dnf"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ class Parameters:
 class Observation:
     manager: str | None = fact(Choice(MANAGERS), "Package manager that was asked.")
     security_pending: int | None = fact(Int(0, 100_000), "Security updates that wait (apt: packages, dnf: advisories).")
-    pending_sha256: str | None = fact(Digest(), "Digest of the waiting security updates, names and versions (apt).")
+    pending_sha256: str | None = fact(
+        Digest(), "Digest of the waiting security updates, names and versions (apt, dnf)."
+    )
     other_pending: int | None = fact(Int(0, 100_000), "Other updates that wait (apt).")
     half_installed: int | None = fact(
         Int(0, 100_000), "Packages that were unpacked and not set up, so that an update may not be in effect (apt)."
@@ -130,7 +132,7 @@ async def observe(host: Host, baseline: Parameters) -> Observation:
 
 async def propose(host: Host) -> Proposal:
     """The package manager that keeps its books here."""
-    books = {"nixos": PROFILE, "apt": packages.DPKG_INFO, "dnf": DNF_CACHE}
+    books = {"nixos": PROFILE, "apt": packages.DPKG_INFO, "dnf": packages.DNF_CACHE}
     for manager, path in books.items():
         if await is_there(host, path):
             return {"manager": manager}
@@ -147,7 +149,7 @@ async def _observe_apt(host: Host) -> Observation:
     return Observation(
         manager="apt",
         security_pending=len(security),
-        pending_sha256=hashlib.sha256("\n".join(security).encode()).hexdigest(),
+        pending_sha256=_digest(security),
         other_pending=len(upgrades) - len(security),
         half_installed=packages.read_half_installed(states.text, await host.list(packages.DPKG_INFO)),
         security_sources=sources,
@@ -156,6 +158,10 @@ async def _observe_apt(host: Host) -> Observation:
         reboot_needed=reboot_needed,
         reboot_waiting_h=waiting_h,
     )
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 async def _apt_lists(host: Host) -> tuple[int, int | None, bool]:
@@ -220,13 +226,14 @@ async def _reboot(host: Host) -> tuple[bool | None, int | None]:
 
 
 async def _observe_dnf(host: Host) -> Observation:
-    command = ("dnf", "-q", "-C", f"--setopt=cachedir={DNF_CACHE}", "updateinfo", "list", "--security")
-    listed = answered(await host.run(command, timeout_s=45.0), "dnf")
+    listed = answered(await host.run(packages.DNF_ADVISORIES, timeout_s=45.0), "dnf")
+    advisories = packages.read_dnf_advisories(listed.text)
     sources, age_h = await _dnf_metadata(host)
     reboot_needed, waiting_h = await _reboot(host)
     return Observation(
         manager="dnf",
-        security_pending=packages.read_dnf_advisories(listed.text),
+        security_pending=len(advisories),
+        pending_sha256=_digest(f"{name}={' '.join(fixed)}" for name, fixed in advisories.items()),
         security_sources=sources,
         lists_age_h=age_h,
         lists_expired=False,
@@ -239,14 +246,15 @@ async def _dnf_metadata(host: Host) -> tuple[int, int | None]:
     """How many cached repositories announce advisories, and the age of the newest look at one of them.
 
     The newest, because caches of repositories that were switched off stay behind; dnf itself fails when one that is
-    switched on cannot be read.
+    switched on cannot be read. Where a look finds nothing new, dnf dates one of the files anew and leaves the others.
     """
     looked: list[datetime] = []
-    for repository in await host.list(DNF_CACHE):
-        path = f"{DNF_CACHE}/{repository}/repodata/repomd.xml"
-        modified_at = await _modified_at(host, path)
-        if modified_at is not None and b'type="updateinfo"' in await host.read(path):
-            looked.append(modified_at)
+    for repository in await host.list(packages.DNF_CACHE):
+        place = f"{packages.DNF_CACHE}/{repository}/repodata"
+        index = f"{place}/repomd.xml"
+        if await is_there(host, index) and b'type="updateinfo"' in await host.read(index):
+            dated = [await _modified_at(host, f"{place}/{name}") for name in await host.list(place)]
+            looked += sorted(moment for moment in dated if moment is not None)[-1:]
     return len(looked), _age_h(host.now(), *looked)
 
 
@@ -362,7 +370,7 @@ def _target_updates(seen: Observation) -> str:
     """Which updates, from lists of which day: an attempt that failed (a mirror was down) is worth another one a day later."""
     if seen.half_installed and not seen.security_pending:
         return f"half_installed_{seen.half_installed}"
-    return f"updates_{(seen.pending_sha256 or 'dnf')[:16]}_{(seen.lists_age_h or 0) // 24}"
+    return f"updates_{(seen.pending_sha256 or '')[:16]}_{(seen.lists_age_h or 0) // 24}"
 
 
 def _target_generation(baseline: Parameters, selected: int, newest: int | None) -> int | None:

@@ -31,12 +31,22 @@ APT_UPGRADABLE = ("apt", "-o", "Debug::NoLocking=1", "list", "--upgradable")
 DPKG_INFO = "/var/lib/dpkg/info"  # holds `<package>.list` of each one whose files are here
 DPKG_STATES = ("dpkg-query", "-W", "-f=${db:Status-Abbrev}\n")
 
+DNF_CACHE = "/var/cache/dnf"
+DNF_LOCKS = (f"{DNF_CACHE}/metadata_lock.pid", f"{DNF_CACHE}/download_lock.pid", "/var/lib/dnf/rpmdb_lock.pid")
+# `-C` looks at what is here already; the directory is root's also for another user, who has one of his own. A lock ends the
+# look at once: dnf would wait for it without an end.
+DNF_ADVISORIES = (
+    *("dnf", "-q", "-C", f"--setopt=cachedir={DNF_CACHE}", "--setopt=exit_on_lock=True"),
+    *("updateinfo", "list", "--security"),
+)
+
 _DPKG_STATE = re.compile(r"[uihrp](?P<state>[ncHUFWti])(?P<error>[R ])")
 _APT_LINE = re.compile(
     r"(?P<name>[a-z0-9][a-z0-9+.-]*)/(?P<suites>\S+) (?P<version>[0-9][A-Za-z0-9.+~:-]*) \S+"
     r" \[upgradable from: (?P<installed>[^\]\s]+)\]"
 )
-_DNF4_LINE = re.compile(r"(\S+)\s+(?:(?:[A-Za-z]+/)?Sec\.|security)\s+\S+(?:\s+.*)?")
+# dnf 4: ADVISORY SEVERITY/Sec. PACKAGE; dnf 5: ADVISORY security SEVERITY PACKAGE ISSUED
+_DNF_LINE = re.compile(r"(\S+)\s+(?:(?:[A-Za-z]+/)?Sec\.|security\s+\S+)\s+(\S+)(?:\s+.*)?")
 _KERNEL = re.compile(r"(?P<numbers>[0-9]{1,9}(?:[.-][0-9]{1,9})*)(?P<flavour>.*)")
 _GENERATION = re.compile(r"system-([0-9]{1,9})-link")
 _NIXPKGS_DATE = re.compile(r"[0-9]{2}\.[0-9]{2}\.(20[0-9]{6})\.[0-9a-f]{6,}")
@@ -123,21 +133,21 @@ def _rfc2822(value: str | None) -> datetime | None:
     return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
 
 
-def read_dnf_advisories(text: str) -> int:
-    """How many security advisories `dnf updateinfo list --security` names (dnf 4 and 5), each counted once.
+def read_dnf_advisories(text: str) -> dict[str, tuple[str, ...]]:
+    """The security advisories that `dnf updateinfo list --security` names (dnf 4 and 5), each with its packages, sorted.
 
     Raises:
         CannotTell: `unparsable`; a line is of another form.
     """
-    advisories: set[str] = set()
+    advisories: dict[str, set[str]] = {}
     for line in text.splitlines():
         if not line.strip() or line.startswith(("Name ", "Last metadata expiration check:")):
             continue
-        found = _DNF4_LINE.fullmatch(line.strip())
+        found = _DNF_LINE.fullmatch(line.strip())
         if found is None:
             raise unparsable("dnf", "advisory, severity and package on each line")
-        advisories.add(found[1])
-    return len(advisories)
+        advisories.setdefault(found[1], set()).add(found[2])
+    return {name: tuple(sorted(packages)) for name, packages in sorted(advisories.items())}
 
 
 def newer_kernels(running: str, installed: Iterable[str]) -> tuple[str, ...]:

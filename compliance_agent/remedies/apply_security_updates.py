@@ -13,7 +13,7 @@ from compliance_agent.core import packages
 from compliance_agent.core.tools import answered
 from compliance_agent.errors import StepFailed
 from compliance_agent.ports import ChangingHost
-from compliance_agent.remedies.package_managers import CODES, LOCK_WAIT_S, busy, manager_of, must
+from compliance_agent.remedies.package_managers import CODES, DNF_CHANGE, LOCK_WAIT_S, busy, manager_of, must
 from compliance_agent.remedies.spec import Action, Args
 
 APT_INSTALL = (
@@ -32,7 +32,7 @@ APT_INSTALL = (
 )
 # Ends what an earlier run was cut off in; apt refuses to work until that is done.
 DPKG_FINISH = ("dpkg", "--force-confdef", "--force-confold", "--configure", "-a")
-DNF_UPGRADE = ("dnf", "-q", "-y", "upgrade", "--security")
+DNF_UPGRADE = (*DNF_CHANGE, "upgrade", "--security")
 DEADLINE_S = 1_800.0
 
 
@@ -42,6 +42,13 @@ async def _waiting(host: ChangingHost) -> list[str]:
     return sorted(f"{upgrade.name}={upgrade.version}" for upgrade in upgrades if upgrade.security)
 
 
+async def _advisories(host: ChangingHost) -> list[str]:
+    listed = answered(await host.run(packages.DNF_ADVISORIES, timeout_s=45.0), "dnf")
+    return [
+        f"{name}={package}" for name, fixed in packages.read_dnf_advisories(listed.text).items() for package in fixed
+    ]
+
+
 async def _half_installed(host: ChangingHost) -> int:
     states = answered(await host.run(packages.DPKG_STATES, timeout_s=15.0), "dpkg-query")
     return packages.read_half_installed(states.text, await host.list(packages.DPKG_INFO))
@@ -49,8 +56,8 @@ async def _half_installed(host: ChangingHost) -> int:
 
 async def capture(host: ChangingHost, args: Args) -> Any:
     """The updates that wait and the packages not set up, so that the undo can tell whether some were installed."""
-    if manager_of(args) != "apt":
-        return {"waiting": [], "unpacked": 0}
+    if manager_of(args) == "dnf":
+        return {"waiting": await _advisories(host), "unpacked": 0}
     return {"waiting": await _waiting(host), "unpacked": await _half_installed(host)}
 
 
@@ -68,10 +75,12 @@ async def apply(host: ChangingHost, args: Args) -> None:
 
 async def undo(host: ChangingHost, args: Args, captured: Any) -> None:
     """Nothing is taken back. Raises `not_reversible` when updates that waited are now installed, or may be."""
-    if manager_of(args) == "apt":
-        same = captured["unpacked"] == await _half_installed(host)
-        if same and set(captured["waiting"]) <= set(await _waiting(host)):
-            return
+    if manager_of(args) == "dnf":
+        unpacked, waiting = 0, await _advisories(host)
+    else:
+        unpacked, waiting = await _half_installed(host), await _waiting(host)
+    if captured["unpacked"] == unpacked and set(captured["waiting"]) <= set(waiting):
+        return
     raise StepFailed("installed security updates are not taken back", code="not_reversible")
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from compliance_agent.checks.files import is_there
 from compliance_agent.core import packages
 from compliance_agent.errors import CannotTell, StepFailed
 from compliance_agent.ports import ChangingHost, Host
 from compliance_agent.remedies.spec import Args
 
 LOCK_WAIT_S = 60
+DNF_LOCKED = 200  # exit status with `exit_on_lock`; dnf(8), "Exit status"
+DNF_CHANGE = ("dnf", "-q", "-y", "--setopt=exit_on_lock=True", "--setopt=*.skip_if_unavailable=0")
 CODES = {
     "bad_arguments": "The action was given arguments that it cannot use.",
     "package_manager_busy": "Another program is using the package manager.",
@@ -27,15 +30,31 @@ def manager_of(args: Args) -> str:
 
 
 async def busy(host: Host, args: Args) -> str | None:
-    """`package_manager_busy` while dpkg or apt holds a lock. The lock is looked at and never taken: looking must not
-    stop others. dnf waits for its own.
+    """`package_manager_busy` while apt, dpkg or dnf holds a lock. It is looked at and never taken: looking must not stop
+    others.
     """
-    if args.get("manager") != "apt":
-        return None
+    look = {"apt": _apt_busy, "dnf": _dnf_busy}.get(str(args.get("manager")))
+    return "package_manager_busy" if look and await look(host) else None
+
+
+async def _apt_busy(host: Host) -> bool:
     inodes = await host.run(("stat", "--format=%i", *packages.APT_LOCKS))  # it prints those that are there
     numbers = {int(word) for word in inodes.out.split() if word.isdigit()}
-    locked = packages.locked_inodes((await host.read("/proc/locks")).decode("ascii", "replace"))
-    return "package_manager_busy" if numbers & locked else None
+    return bool(numbers & packages.locked_inodes((await host.read("/proc/locks")).decode("ascii", "replace")))
+
+
+async def _dnf_busy(host: Host) -> bool:
+    """Dnf's locks are files with the id of the process that made them; one whose process has ended holds nothing."""
+    for path in packages.DNF_LOCKS:
+        try:
+            holder = (await host.read(path)).decode("ascii", "replace").strip()
+        except CannotTell as error:
+            if error.reason != "not_found":
+                raise
+            continue
+        if not holder.isdigit() or await is_there(host, f"/proc/{holder}/stat"):
+            return True
+    return False
 
 
 async def must(host: ChangingHost, argv: tuple[str, ...], *, timeout_s: float, code: str) -> None:
@@ -49,7 +68,8 @@ async def must(host: ChangingHost, argv: tuple[str, ...], *, timeout_s: float, c
     except CannotTell as error:
         raise StepFailed(f"{argv[0]}: {error.reason}", code=error.reason) from error
     if ran.exit_status != 0:
-        locked = b"Could not get lock" in ran.err or b"Unable to acquire the dpkg" in ran.err
+        said = (b"Could not get lock", b"Unable to acquire the dpkg")
+        locked = any(words in ran.err for words in said) or (argv[0] == "dnf" and ran.exit_status == DNF_LOCKED)
         raise StepFailed(
             f"{argv[0]}: exit status {ran.exit_status}, expected 0",
             code="package_manager_busy" if locked else code,

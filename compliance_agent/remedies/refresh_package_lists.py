@@ -10,12 +10,12 @@ from typing import Any
 
 from compliance_agent.core.packages import APT_STAMP
 from compliance_agent.ports import ChangingHost
-from compliance_agent.remedies.package_managers import CODES, LOCK_WAIT_S, busy, manager_of, must
+from compliance_agent.remedies.package_managers import CODES, DNF_CHANGE, LOCK_WAIT_S, busy, manager_of, must
 from compliance_agent.remedies.spec import Action, Args
 
 COMMANDS = {
     "apt": ("apt-get", "-q", "-o", "APT::Update::Error-Mode=any", "-o", f"DPkg::Lock::Timeout={LOCK_WAIT_S}", "update"),
-    "dnf": ("dnf", "-q", "-y", "makecache", "--refresh"),
+    "dnf": (*DNF_CHANGE, "makecache", "--refresh"),
 }
 
 

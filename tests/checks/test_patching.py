@@ -184,6 +184,14 @@ async def test_dnf(host: FakeHost, reason: str) -> None:
     assert (await look(host, manager="dnf")).reason == reason
 
 
+async def test_dnf_dates_one_file_where_a_look_found_no_news() -> None:
+    host = dnf_host(age_h=400)
+    assert (await look(host, manager="dnf")).reason == "lists_stale"
+    host.put("/var/cache/dnf/baseos-0123456789abcdef/repodata/0f-primary.xml.gz", "", age_s=3_600)
+    seen = await look(host, manager="dnf")
+    assert (seen.reason, seen.pre_state["lists_age_h"]) == ("as_expected", 1)
+
+
 async def test_dnf_that_fails_is_unknown() -> None:
     host = dnf_host()
     host.faults.exits("program:dnf", 1)

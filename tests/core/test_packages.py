@@ -105,9 +105,11 @@ def test_dnf_advisories_are_counted_once() -> None:
         "Name                   Type     Severity   Package                 Issued\n"
         "FEDORA-2026-0d9d5a8a6a security Moderate   vim-data-2:9.1.1-1.fc43 2026-11-02 01:23:45\n"
     )
-    assert packages.read_dnf_advisories(dnf4) == 3
-    assert packages.read_dnf_advisories(dnf5) == 1
-    assert packages.read_dnf_advisories("") == 0
+    found = packages.read_dnf_advisories(dnf4)
+    assert len(found) == 3
+    assert found["RHSA-2026:1001"] == ("openssl-1:3.0.7-25.el9_3.x86_64", "openssl-libs-1:3.0.7-25.el9_3.x86_64")
+    assert packages.read_dnf_advisories(dnf5) == {"FEDORA-2026-0d9d5a8a6a": ("vim-data-2:9.1.1-1.fc43",)}
+    assert packages.read_dnf_advisories("") == {}
     with pytest.raises(CannotTell, match="dnf"):
         packages.read_dnf_advisories("Error: Failed to download metadata\n")
 

@@ -9,8 +9,9 @@ import pytest
 
 from compliance_agent.errors import StepFailed
 from compliance_agent.lab.clinic import healthy_host
+from compliance_agent.lab.clock import FakeClock
 from compliance_agent.lab.host import Call, FakeHost
-from compliance_agent.lab.programs import apt, nixos
+from compliance_agent.lab.programs import apt, dnf, nixos
 from compliance_agent.ports import Ran
 from compliance_agent.remedies import actions
 from tests.checks.drifts import nixos_host
@@ -19,6 +20,7 @@ REFRESH, INSTALL, SWITCH = (
     actions()[name] for name in ("refresh_package_lists", "apply_security_updates", "switch_generation")
 )
 APT = {"manager": "apt"}
+DNF = {"manager": "dnf"}
 
 
 def host_with_updates() -> FakeHost:
@@ -143,19 +145,50 @@ async def test_other_managers_are_refused_before_anything_runs(manager: Any) -> 
     assert host.changed == []
 
 
+def dnf_host() -> FakeHost:
+    host = FakeHost(FakeClock())
+    dnf.provide(host)
+    dnf.publish(host, dnf.Advisory("RHSA-2026:1001", "Important", "openssl-1:3.0.7-25.el9_3.x86_64"))
+    return host
+
+
 async def test_dnf_upgrades_security_only() -> None:
     given: list[tuple[str, ...]] = []
-    host = healthy_host()
+    host = dnf_host()
 
-    def dnf(call: Call) -> Ran:
-        call.alters()
+    def recorded(call: Call) -> Ran:
         given.append(call.argv)
-        return Ran(0, b"", b"")
+        return dnf.dnf(call)
 
-    host.installed["dnf"] = dnf
+    host.installed["dnf"] = recorded
     for action in (REFRESH, INSTALL):
-        await action.apply(host, {"manager": "dnf"})
-    assert given == [("dnf", "-q", "-y", "makecache", "--refresh"), ("dnf", "-q", "-y", "upgrade", "--security")]
+        await action.apply(host, DNF)
+    assert [argv[-2:] for argv in given] == [("makecache", "--refresh"), ("upgrade", "--security")]
+    assert all("--setopt=*.skip_if_unavailable=0" in argv for argv in given), "every source must answer"
+
+
+async def test_dnf_updates_are_the_former_state_until_one_is_installed() -> None:
+    host = dnf_host()
+    captured = json.loads(json.dumps(await INSTALL.capture(host, DNF)))
+    assert captured["waiting"] == ["RHSA-2026:1001=openssl-1:3.0.7-25.el9_3.x86_64"]
+    host.part(dnf.Advisories).mirror_reachable = False
+    assert await code_of(INSTALL.apply(host, DNF)) == "install_failed"
+    await INSTALL.undo(host, DNF, captured)
+    host.part(dnf.Advisories).mirror_reachable = True
+    await INSTALL.apply(host, DNF)
+    assert await code_of(INSTALL.undo(host, DNF, captured)) == "not_reversible"
+
+
+async def test_another_dnf_at_work_is_seen_and_one_that_ended_is_not() -> None:
+    host = dnf_host()
+    assert REFRESH.blocked is not None and await REFRESH.blocked(host, DNF) is None
+    dnf.lock(host, 4711)
+    assert await REFRESH.blocked(host, DNF) == "package_manager_busy"
+    assert await code_of(REFRESH.apply(host, DNF)) == "package_manager_busy"
+    host.delete("/proc/4711/stat")
+    assert await REFRESH.blocked(host, DNF) is None
+    host.put(dnf.CACHE + "/metadata_lock.pid", "half writ")
+    assert await REFRESH.blocked(host, DNF) == "package_manager_busy", "what cannot be read may be held"
 
 
 # -- generations

@@ -44,9 +44,18 @@ def publish(host: FakeHost, advisory: Advisory) -> None:
     state.known.append(advisory)
 
 
-def _write_cache(host: FakeHost, *, age_s: float) -> None:
+def lock(host: FakeHost, pid: int) -> None:
+    """Another dnf is at work."""
+    host.put(f"{CACHE}/metadata_lock.pid", str(pid))
+    host.put(f"/proc/{pid}/stat", f"{pid} (dnf) S")
+
+
+def _write_cache(host: FakeHost, *, age_s: float, news: bool = True) -> None:
+    """What a look at the mirror leaves: all files anew, or nothing but a new date on one where there was no news."""
     for name in REPOSITORIES:
-        host.put(f"{CACHE}/{name}/repodata/repomd.xml", REPOMD, age_s=age_s)
+        if news:
+            host.put(f"{CACHE}/{name}/repodata/repomd.xml", REPOMD, age_s=age_s)
+        host.put(f"{CACHE}/{name}/repodata/{name[-8:]}-primary.xml.gz", "primary", age_s=age_s)
 
 
 def dnf(call: Call) -> Ran:
@@ -63,8 +72,10 @@ def dnf(call: Call) -> Ran:
         return said("", 1, err="Error: This command has to be run with superuser privileges (under the root user).\n")
     if not state.mirror_reachable:
         return said("", 1, err="Error: Failed to download metadata for repo 'baseos': Cannot download repomd.xml\n")
+    if f"{CACHE}/metadata_lock.pid" in call.host.files:
+        return said("", 200, err="Waiting for process with pid 4711 to finish.\n")
+    _write_cache(call.host, age_s=0, news=state.known != state.mirror)
     state.known = list(state.mirror)
-    _write_cache(call.host, age_s=0)
     if words[0] == "upgrade":
         state.applied |= {advisory.id for advisory in state.known}
     return said("")
