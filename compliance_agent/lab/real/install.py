@@ -38,25 +38,33 @@ def layer(tree: Path, base: Path, scratch: Path) -> Path:
     Raises:
         Unavailable: it could not be built or installed.
     """
-    pinned = next((str(path) for path in sorted((tree / ".tools").glob("uv-*/bin/uv"))), None)
-    uv = os.environ.get("UV") or pinned or shutil.which("uv")
-    if uv is None:
-        raise Unavailable("make lab: no installer in .tools; start it with ./run lab")
-    _must(uv, "build", "--quiet", "--wheel", "--out-dir", str(scratch / "wheel"), str(tree))
-    wheel = next((scratch / "wheel").glob("*.whl"))
     machine = Machine("layer", (base,), scratch)
     machine.mount()
     try:
         fit_out(machine.root)
-        version = next((machine.root / PREFIX / "lib").glob("python3.*")).name.removeprefix("python")
-        target = ["--python", sys.executable, "--python-version", version, "--prefix", str(machine.root / PREFIX)]
-        _must(
-            uv, "pip", "install", "--quiet", *target, "--require-hashes", "-r", str(tree / "requirements" / "agent.txt")
-        )
-        _must(uv, "pip", "install", "--quiet", *target, "--no-deps", str(wheel))
+        agent(tree, machine.root, scratch)
     finally:
         machine.close()
     return machine.upper
+
+
+def agent(tree: Path, root: Path, scratch: Path) -> None:
+    """A wheel of this tree and its locked requirements, into the virtual environment of a root file system.
+
+    Raises:
+        Unavailable: it could not be built or installed.
+    """
+    pinned = next((str(path) for path in sorted((tree / ".tools").glob("uv-*/bin/uv"))), None)
+    uv = os.environ.get("UV") or pinned or shutil.which("uv")
+    if uv is None:
+        raise Unavailable("make lab: no installer in .tools; start it with ./run lab")
+    made = scratch / "wheel"
+    if not made.is_dir():
+        _must(uv, "build", "--quiet", "--wheel", "--out-dir", str(made), str(tree))
+    version = next((root / PREFIX / "lib").glob("python3.*")).name.removeprefix("python")
+    target = ["--python", sys.executable, "--python-version", version, "--prefix", str(root / PREFIX)]
+    _must(uv, "pip", "install", "--quiet", *target, "--require-hashes", "-r", str(tree / "requirements" / "agent.txt"))
+    _must(uv, "pip", "install", "--quiet", *target, "--no-deps", str(next(made.glob("*.whl"))))
 
 
 def baseline(tables: Sequence[Table]) -> str:

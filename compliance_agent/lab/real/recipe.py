@@ -68,9 +68,9 @@ touch /etc/machine-id
 """
 
 
-def recipe_hash(release: str) -> str:
+def recipe_hash(release: str, packages: tuple[str, ...] | None = None) -> str:
     """Changes with everything the cached root file system is made from."""
-    return hashlib.sha256("\0".join((release, *PACKAGES)).encode()).hexdigest()[:16]
+    return hashlib.sha256("\0".join((release, *(packages or PACKAGES))).encode()).hexdigest()[:16]
 
 
 def cache_directory() -> Path:
@@ -111,26 +111,26 @@ def mirror(release: str) -> str:
     raise Unavailable(f"make lab: apt has no source for {release} main", hint="apt-get update")
 
 
-def root_filesystem() -> Path:
-    """The cached root file system, made when it is not there."""
+def root_filesystem(packages: tuple[str, ...] | None = None) -> Path:
+    """The cached root file system of these packages, made when it is not there; that of the booted hosts by default."""
     release = suite()
-    wanted = cache_directory() / recipe_hash(release)
+    wanted = cache_directory() / recipe_hash(release, packages)
     wanted.parent.mkdir(parents=True, exist_ok=True)
     with (wanted.parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not wanted.is_dir():
             made = wanted.with_suffix(".new")
             shutil.rmtree(made, ignore_errors=True)
-            _make(made, release)
+            _make(made, release, packages or PACKAGES)
             made.rename(wanted)
     return wanted
 
 
-def _make(root: Path, release: str) -> None:
+def _make(root: Path, release: str, packages: tuple[str, ...]) -> None:
     command = [
         "debootstrap",
         "--variant=minbase",
-        f"--include={','.join(PACKAGES)}",
+        f"--include={','.join(packages)}",
         release,
         str(root),
         mirror(release),
