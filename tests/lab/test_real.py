@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import os
+import struct
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from compliance_agent.checks import registry
-from compliance_agent.errors import CANNOT_TELL_REASONS
+from compliance_agent.checks.spec import COMMON_REASONS
 from compliance_agent.healing import CODES
-from compliance_agent.lab.real import install, recipe, signatures
+from compliance_agent.lab.real import enclosure, install, recipe, signatures, skewed
 from compliance_agent.lab.real.judge import Observed, judge
-from compliance_agent.lab.real.matrix import ROWS, TABLES, chosen
+from compliance_agent.lab.real.matrix import ROWS, TABLES, chosen, spread
+from compliance_agent.lab.real.report import Progress, document, show
 from compliance_agent.lab.real.row import Row
 from compliance_agent.models import Outcome
 from compliance_agent.remedies import actions
@@ -23,6 +28,13 @@ AT = datetime(2026, 11, 28, 12, 0, tzinfo=UTC)
 ROW = Row("firewall", "flushed", "nft flush ruleset", "fail", "no_firewall", "success")
 LOOK = Row("firewall", "unreadable", "mv nft away", "unknown", "tool_missing")
 UNDONE = replace(ROW, outcome="reverted", error="load_failed")
+
+
+class Terminal(io.StringIO):
+    """Text that takes itself for a terminal."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 def bundle(**more: Any) -> dict[str, Any]:
@@ -54,7 +66,7 @@ def test_every_check_with_a_cure_has_one_that_works_and_one_that_fails() -> None
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_the_table_uses_the_words_of_the_product(row: Row) -> None:
     spec = registry()[row.check].spec
-    assert row.reason in {*spec.reasons, *CANNOT_TELL_REASONS}
+    assert row.reason in {*spec.reasons, *COMMON_REASONS}
     assert row.outcome in {None, *(str(word) for word in Outcome)}
     codes = {code for action in actions().values() for code in action.codes}
     assert row.error in {None, "no_cure", "blocked", "step_failed", *CODES, *codes}
@@ -99,11 +111,31 @@ def test_false_words_are_counted() -> None:
 
 
 def test_rows_are_chosen_by_check_or_by_fault() -> None:
-    assert {row.check for row in chosen(("firewall",))} == {"firewall"}
-    assert [row.name for row in chosen(("firewall:flushed",))] == ["firewall:flushed"]
-    assert chosen(()) == ROWS
+    assert [table.check for table in chosen(("firewall",))] == ["firewall"]
+    assert [row.name for table in chosen(("firewall:flushed",)) for row in table.rows] == ["firewall:flushed"]
+    assert chosen(()) == TABLES
     with pytest.raises(ValueError, match="no row 'firewal'"):
         chosen(("firewal",))
+
+
+def test_checks_are_spread_so_that_hosts_end_together() -> None:
+    tables = tuple(replace(TABLES[0], rows=(replace(ROW, check=str(cost)),), cost_s=cost) for cost in (10, 60, 30, 20))
+    shares = spread(tables, 2)
+    assert [sum(table.cost_s for table in share) for share in shares] == [60, 60]
+    assert sorted(table.check for share in shares for table in share) == ["10", "20", "30", "60"]
+    assert len(spread(tables[:1], 3)) == 1
+
+
+def test_a_host_that_was_put_back_and_does_not_pass_differs() -> None:
+    line = judge(ROW, seen(bundle())).but("put back, and does not pass again")
+    assert line.differences == ("put back, and does not pass again",)
+
+
+def test_health_is_a_pass_or_a_cure_that_ended_in_one() -> None:
+    health = next(row for row in ROWS if row.name == "firewall:none")
+    assert judge(health, seen(bundle())).differences == ()
+    assert judge(health, seen(bundle(result="pass", outcome=None, post_result=None))).differences == ()
+    assert judge(health, seen(bundle(post_result="fail"))).differences != ()
 
 
 def test_the_lab_holds_hosts_against_the_shipped_baseline() -> None:
@@ -126,3 +158,64 @@ def test_signatures_carry_their_date_and_the_digest_of_what_is_in_them() -> None
     made = signatures.made(5, signatures.EICAR)
     assert made.startswith(b"ClamAV-VDB:")
     assert made[512:514] == b"\x1f\x8b"
+
+
+def test_the_second_time_source_is_off_by_what_it_is_told() -> None:
+    request = bytes((0x23, 0, 6, 0xEC)) + bytes(36) + b"sentthen"
+    reply = skewed.answer(request, 1_000_000_000.5)
+    seconds, fraction = struct.unpack(">II", reply[40:48])
+    assert (reply[0], reply[1], reply[24:32]) == (0x24, 3, b"sentthen")  # version 4, server; stratum; echoed
+    assert (seconds - 2_208_988_800, fraction) == (1_000_000_000, 2**31)
+
+
+def test_what_a_killed_run_left_is_removed_and_what_a_live_one_uses_is_not(tmp_path: Path) -> None:
+    live, dead = tmp_path / f"{enclosure.PREFIX}{os.getpid()}", tmp_path / f"{enclosure.PREFIX}{2**22 + 1}"
+    for made in (live, dead, tmp_path / "0123456789abcdef"):
+        (made / "upper").mkdir(parents=True)
+    enclosure._remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["0123456789abcdef", live.name])
+
+
+def test_progress_is_plain_lines_without_a_terminal() -> None:
+    out = io.StringIO()
+    progress = Progress(2, out)
+    progress.begin("clinic-01", ROW.name)
+    progress.end("clinic-01", judge(ROW, seen(bundle())))
+    progress.end("clinic-02", judge(UNDONE, seen()))
+    first, second = out.getvalue().splitlines()
+    assert first == "lab: 1/2 clinic-01 firewall:flushed: fail no_firewall -> success; detected 1.5 s; healed 2.0 s"
+    assert second.endswith("DIFFERS: expected fail no_firewall reverted load_failed, found nothing")
+
+
+def test_progress_on_a_terminal_says_what_is_under_way() -> None:
+    out = Terminal()
+    Progress(1, out).begin("clinic-01", "firewall:flushed")
+    assert out.getvalue() == "\r\x1b[2Kclinic-01 firewall:flushed"
+
+
+HOST = {"host": "clinic-01", "bundles": 3, "receipts": 3, "problems": [], "ok": True}
+FOUGHT = {"undone": 60, "heals": 5, "alarms": 1, "ok": True}
+
+
+def test_a_run_is_right_when_everything_in_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    result = document([judge(ROW, seen(bundle()))], FOUGHT, [HOST], 9.0)
+    assert result["ok"]
+    show(result)
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "1 rows, 0 differ; 0 passes where the probe could not look, 0 false healed; 9.0 s"
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "observed", "fought", "host"),
+    [
+        (ROW, seen(), FOUGHT, HOST),
+        (ROW, seen(bundle(), truth=False), FOUGHT, HOST),
+        (ROW, seen(bundle()), {**FOUGHT, "ok": False}, HOST),
+        (ROW, seen(bundle()), FOUGHT, {**HOST, "ok": False}),
+    ],
+)
+def test_a_run_with_one_thing_wrong_is_wrong(
+    row: Row, observed: Observed, fought: dict[str, Any], host: dict[str, Any]
+) -> None:
+    assert not document([judge(row, observed)], fought, [host], 9.0)["ok"]

@@ -18,7 +18,6 @@ import yaml
 
 from compliance_agent.errors import Unavailable
 from compliance_agent.lab.real.machine import Machine
-from compliance_agent.lab.real.matrix import TABLES
 from compliance_agent.lab.real.network import SERVER, Network
 from compliance_agent.lab.real.recipe import fit_out
 from compliance_agent.lab.real.row import Table
@@ -40,11 +39,9 @@ def layer(tree: Path, base: Path, scratch: Path) -> Path:
     """
     machine = Machine("layer", (base,), scratch)
     machine.mount()
-    try:
-        fit_out(machine.root)
-        agent(tree, machine.root, scratch)
-    finally:
-        machine.close()
+    fit_out(machine.root)
+    agent(tree, machine.root, scratch)
+    _must("umount", str(machine.root))
     return machine.upper
 
 
@@ -79,18 +76,15 @@ def baseline(tables: Sequence[Table]) -> str:
     return yaml.safe_dump(shipped)
 
 
-def install(machine: Machine, network: Network, settings: dict[str, str]) -> None:
-    """Configure, enrol and start the agent on a booted host that has joined the network."""
+def install(machine: Machine, network: Network, tables: Sequence[Table], settings: dict[str, str]) -> None:
+    """Furnish a booted host that has joined the network; configure, enrol and start its agent."""
     root = machine.root
     (root / "etc/apt/sources.list").write_text(APT, "utf-8")
-    (root / "etc/msp/baseline.yaml").write_text(baseline(TABLES), "utf-8")
+    (root / "etc/msp/baseline.yaml").write_text(baseline(tables), "utf-8")
     token = root / "root" / "token"
     token.touch(mode=0o600)
     token.write_text(network.token() + "\n", "utf-8")
-    machine.must("apt-get -q update && touch -d now /var/lib/apt/periodic/compliance-agent-update-stamp")
-    machine.must("apt-get -q -y install lab-widget", timeout_s=120)
-    machine.must("systemctl restart chrony clamav-freshclam clamav-daemon")
-    for table in TABLES:
+    for table in tables:
         machine.must(f"set -e\n{table.setup}", timeout_s=120)
     enrolled = machine.must(
         f"compliance-agent enrol --server https://{SERVER}:8443 --token-file /root/token --host-id {machine.name}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -18,7 +18,7 @@ class Observed:
 
     Attributes:
         injected_at: when it was there (UTC).
-        bundles: what the agent recorded of this check since, in order.
+        bundles: what the agent recorded of this check since the fault was begun, in order.
         truth: the machine's own word that the fault is gone, asked when the expected record was there.
         former: the machine's own word that it is as the fault left it.
     """
@@ -43,9 +43,15 @@ class Judged:
     blind_pass: bool = False
     differences: tuple[str, ...] = field(default=())
 
+    def but(self, difference: str) -> Judged:
+        """The same line, and this differs too."""
+        return replace(self, differences=(*self.differences, difference))
+
 
 def expected(row: Row, bundle: Bundle) -> bool:
-    """Whether this is the record that the row asks for."""
+    """Whether this is the record that the row asks for. A pass may be that of the look after a cure."""
+    if row.result == "pass":
+        return str(bundle["post_result"] or bundle["result"]) == "pass"
     return (bundle["result"], bundle["reason"], bundle["outcome"]) == (row.result, row.reason, row.outcome) and (
         row.outcome in {None, "success"} or row.error in {bundle["error"], None}
     )
@@ -56,8 +62,12 @@ def judge(row: Row, seen: Observed) -> Judged:
     found = next((bundle for bundle in seen.bundles if expected(row, bundle)), None)
     said = found or (seen.bundles[-1] if seen.bundles else None)
     healed = any(bundle["outcome"] == "success" for bundle in seen.bundles)
-    false_healed = healed and (seen.truth is False or row.outcome != "success")
-    blind = row.result == "unknown" and any("pass" in (b["result"], b["post_result"]) for b in seen.bundles)
+    false_healed = healed and not row.standing and (seen.truth is False or row.outcome != "success")
+    blind = row.result == "unknown" and any(
+        "pass" in (bundle["result"], bundle["post_result"])
+        for bundle in seen.bundles
+        if _seconds(seen, bundle, "timestamp_start") >= 0  # a look that was under way saw the host as it was
+    )
     differences = []
     if found is None:
         differences.append(f"expected {_words(row.result, row.reason, row.outcome, row.error)}, found {_said(said)}")
@@ -76,7 +86,7 @@ def judge(row: Row, seen: Observed) -> Judged:
         row,
         verdict=_words(said["result"], said["reason"]) if said else "",
         cure=_words(said["outcome"], said["error"]) if said else "",
-        detect_s=_seconds(seen, seen.bundles[0], "timestamp_start") if seen.bundles else None,
+        detect_s=max(_seconds(seen, said, "timestamp_start"), 0.0) if said and not row.standing else None,
         heal_s=_seconds(seen, found, "timestamp_end") if found is not None and row.outcome == "success" else None,
         bundle_id=str(said["bundle_id"]) if said else "",
         false_healed=false_healed,

@@ -1,19 +1,18 @@
-"""One booted host: an overlay over the cached root file system, systemd as its first process, ended by its process id.
+"""One booted host: an overlay over the cached root file system, systemd as its first process, a control group of its own.
 
-Nothing is asked of a service manager outside, so it works in a container too. Whatever happens, `close` kills what `boot` started
-and unmounts what it mounted.
+Nothing is asked of a service manager outside, so it works in a container too. Nothing here is undone: the enclosure is what ends
+(`enclosure.py`), and every host and mount with it.
 """
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from compliance_agent.errors import Unavailable
+from compliance_agent.lab.real.enclosure import group_of
 
 BOOT_S = 90.0
 PATH = "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -29,17 +28,12 @@ class Machine:
         self.upper = self.directory / "upper"  # what differs from the layers below
         self._lower = lower
         self._nspawn: subprocess.Popen[bytes] | None = None
-        self._mounted = False
         self.leader = 0
 
     def mount(self) -> None:
         """The copy: only what the host changes takes room."""
-        for part in ("root", "upper", "work"):
-            (self.directory / part).mkdir(parents=True)
-        lower = ":".join(str(path) for path in self._lower)
-        options = f"lowerdir={lower},upperdir={self.upper},workdir={self.directory}/work"
-        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, str(self.root)], check=True, timeout=20)
-        self._mounted = True
+        self.root.mkdir(parents=True)
+        mount_over(self._lower, self.root, self.upper)
 
     def boot(self) -> None:
         """Start systemd there and wait until it is up.
@@ -47,26 +41,24 @@ class Machine:
         Raises:
             Unavailable: it did not come up in time.
         """
-        command = [
-            "systemd-nspawn",
-            "--boot",
-            "--register=no",
-            "--keep-unit",
-            "--private-network",
-            "--console=pipe",
-            "--quiet",
-        ]
-        command += [f"--machine={self.name}", f"--directory={self.root}"]
+        command = (
+            "systemd-nspawn", "--boot", "--register=no", "--keep-unit", "--private-network", "--console=pipe", "--quiet",
+            f"--machine={self.name}", f"--directory={self.root}",
+        )  # fmt: skip
+        joined = "".join(
+            f"echo $$ >{group}/cgroup.procs && " for group in group_of(f"{self.directory.parent.name}-{self.name}")
+        )
         with (self.directory / "console").open("wb") as console:
             self._nspawn = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True
-            )
+                ("/bin/sh", "-c", f'{joined}exec "$@"', "sh", *command),
+                stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True,
+            )  # fmt: skip
         ends = time.monotonic() + BOOT_S
         while time.monotonic() < ends and self._nspawn.poll() is None:
             self.leader = self.leader or _child_of(self._nspawn.pid)
             if self.leader and self.sh("systemctl is-system-running").strip() in {"running", "degraded"}:
                 return
-            time.sleep(0.5)
+            time.sleep(0.2)
         said = (self.directory / "console").read_text("utf-8", "replace")[-400:]
         raise Unavailable(f"lab host {self.name} did not boot within {BOOT_S:.0f} s: {said}")
 
@@ -95,17 +87,18 @@ class Machine:
             )
         return done.stdout
 
-    def close(self) -> None:
-        """Kill the host and unmount its copy."""
-        for pid in (self.leader, self._nspawn.pid if self._nspawn else 0):
-            if pid and Path(f"/proc/{pid}").exists():
-                os.kill(pid, signal.SIGKILL)
-        if self._nspawn is not None:
-            self._nspawn.wait(20)
-            self._nspawn = None
-        if self._mounted:
-            subprocess.run(["umount", "--recursive", str(self.root)], check=False, timeout=20)
-            self._mounted = False
+
+def mount_over(lower: Sequence[Path], root: Path, upper: Path) -> None:
+    """Mount at `root` what is in `lower`; changes go to `upper`.
+
+    `volatile`: nothing here has to survive a power cut, and package tools sync after every file.
+    """
+    work = upper.with_name(f"{upper.name}.work")
+    for directory in (upper, work):
+        directory.mkdir(parents=True)
+    layers = ":".join(str(path) for path in lower)
+    options = f"lowerdir={layers},upperdir={upper},workdir={work},volatile"
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, str(root)], check=True, timeout=20)
 
 
 def _child_of(pid: int) -> int:

@@ -1,16 +1,26 @@
-"""Every fault that is really done to a host, and what must come of it: the tables of `rows` as one."""
+"""Every fault that is really done to a host, and what must come of it: the tables of `rows` as one, and how hosts share them."""
 
 from __future__ import annotations
 
-from compliance_agent.lab.real.row import Row
+from collections.abc import Sequence
+from dataclasses import replace
+
+from compliance_agent.lab.real.row import Row, Table
 from compliance_agent.lab.real.rows import tables
 
-TABLES = tables()
+
+def _with_health(table: Table) -> Table:
+    """Before any fault, a host as it should be passes."""
+    health = Row(table.check, "none", "true", "pass", "as_expected", standing=True)
+    return replace(table, rows=(health, *table.rows)) if table.passes else table
+
+
+TABLES = tuple(_with_health(table) for table in tables())
 ROWS: tuple[Row, ...] = tuple(row for table in TABLES for row in table.rows)
 
 
-def chosen(only: tuple[str, ...]) -> tuple[Row, ...]:
-    """The rows that `CHECK` or `CHECK:FAULT` name; all of them for none.
+def chosen(only: Sequence[str]) -> tuple[Table, ...]:
+    """The tables with the rows that `CHECK` or `CHECK:FAULT` name; all of them for none.
 
     Raises:
         ValueError: a name fits no row.
@@ -18,4 +28,17 @@ def chosen(only: tuple[str, ...]) -> tuple[Row, ...]:
     for name in only:
         if not any(name in {row.check, row.name} for row in ROWS):
             raise ValueError(f"no row {name!r}; there are {', '.join(row.name for row in ROWS)}")
-    return tuple(row for row in ROWS if not only or row.check in only or row.name in only)
+    found = []
+    for table in TABLES:
+        rows = tuple(row for row in table.rows if not only or row.check in only or row.name in only)
+        if rows:
+            found.append(replace(table, rows=rows))
+    return tuple(found)
+
+
+def spread(tables: Sequence[Table], hosts: int) -> list[tuple[Table, ...]]:
+    """Which host takes which tables, so that all end at about the same time: the longest first, each to who has least to do."""
+    shares: list[list[Table]] = [[] for _ in range(min(hosts, len(tables)))]
+    for table in sorted(tables, key=lambda table: -table.cost_s):
+        min(shares, key=lambda share: sum(taken.cost_s for taken in share)).append(table)
+    return [tuple(share) for share in shares]

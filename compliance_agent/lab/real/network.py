@@ -1,14 +1,14 @@
-"""The lab's own network: one namespace with the compliance server, a time source and a package repository; hosts join by veth.
+"""The lab's own network: one namespace with the compliance server, two time sources and a package repository; hosts join by veth.
 
-Nothing here reaches this machine's network. Processes are ended by their ids.
+Nothing here reaches this machine's network, and the enclosure ends all of it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
-import os
+import itertools
+import socket
 import subprocess
 import sys
 import time
@@ -17,46 +17,51 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from compliance_agent.errors import Unavailable
+from compliance_agent.lab.real.enclosure import leave_network
 from compliance_agent.lab.real.machine import Machine
 
 SERVER = "10.77.0.1"
+SKEWED, SKEWED_BY_S = "10.77.0.2", 30.0  # the second time source
+TIME_SOURCE = (
+    f"bindaddress {SERVER}", "local stratum 3", "allow 10.77.0.0/24", "cmdport 0", "bindcmdaddress /", "pidfile /run/chronyd.pid",
+)  # fmt: skip
 SITE = "lab"
 
 
 class Network:
-    """One bridge in a namespace of its own; `close` ends all of it."""
+    """One bridge, which this process and what it starts stand on too."""
 
     def __init__(self, scratch: Path, lower: Path) -> None:
-        self.name = f"compliance-lab-{os.getpid()}"
-        self.scratch = scratch
+        self.log = scratch / "network.log"
         self.data = scratch / "server"
         self.repository = scratch / "repository"
         self._services = Machine("services", (lower,), scratch)  # a copy to run programs from; it is not booted
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._hosts = 10
+        self._hosts = itertools.count(11)
 
     def open(self) -> None:
-        """Make the namespace and start what stands in it."""
+        """Leave this machine's network, make the lab's, and start what stands in it."""
+        leave_network()
         self._services.mount()
-        _must("ip", "netns", "add", self.name)
-        self._ip("link", "add", "lab", "type", "bridge")
-        self._ip("address", "add", f"{SERVER}/24", "dev", "lab")
+        _must("ip", "link", "add", "lab", "type", "bridge")
         for device in ("lo", "lab"):
-            self._ip("link", "set", device, "up")
-        self._time_source(SERVER)
+            _must("ip", "link", "set", device, "up")
+        for address in (SERVER, SKEWED):
+            _must("ip", "address", "add", f"{address}/24", "dev", "lab")
+        self._start("chroot", str(self._services.root), "chronyd", "-x", "-n", "-u", "root", *TIME_SOURCE)
+        self._start(sys.executable, "-m", "compliance_agent.lab.real.skewed", SKEWED, str(SKEWED_BY_S))
         Repository(self.repository).publish({"lab-widget": "1.0"})
         self._start(sys.executable, "-m", "http.server", "--bind", SERVER, "--directory", str(self.repository), "8000")
         server = (sys.executable, "-m", "compliance_agent", "server", "--data-dir", str(self.data), "--tls")
         self._start(*server, "--host", SERVER, "--port", "8443")
-        _until(lambda: (self.data / "tls" / "ca.pem").exists() and self._listens(8443), "the server did not start")
+        _until(lambda: (self.data / "tls" / "ca.pem").exists() and _listens(8443), "the server did not start")
 
     def join(self, machine: Machine) -> None:
         """Give a booted host an address on the bridge."""
-        self._hosts += 1
-        outside = f"ve{self._hosts}"
-        self._ip("link", "add", outside, "type", "veth", "peer", "name", "host0", "netns", str(machine.leader))
-        self._ip("link", "set", outside, "master", "lab", "up")
-        machine.must(f"ip address add 10.77.0.{self._hosts}/24 dev host0 && ip link set host0 up && ip link set lo up")
+        number = next(self._hosts)
+        outside = f"ve{number}"
+        _must("ip", "link", "add", outside, "type", "veth", "peer", "name", "host0", "netns", str(machine.leader))
+        _must("ip", "link", "set", outside, "master", "lab", "up")
+        machine.must(f"ip address add 10.77.0.{number}/24 dev host0 && ip link set host0 up && ip link set lo up")
 
     def token(self) -> str:
         """A one-time enrolment token."""
@@ -69,42 +74,9 @@ class Network:
         """The files with the verifier keys of the site's logs, from the server's own directory."""
         return [str(path) for path in sorted((self.data / "keys").glob(f"{SITE}-*.vkey"))]
 
-    def close(self) -> None:
-        """End every process and the namespace."""
-        for process in reversed(self._processes):
-            process.terminate()
-        for process in self._processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-            if process.poll() is None:
-                process.kill()
-        subprocess.run(["ip", "netns", "delete", self.name], check=False, capture_output=True, timeout=20)
-        self._services.close()
-
-    def _ip(self, *words: str) -> None:
-        _must("ip", "-n", self.name, *words)
-
-    def _start(self, *words: str, environment: dict[str, str] | None = None) -> None:
-        with (self.scratch / "network.log").open("ab") as out:
-            self._processes.append(
-                subprocess.Popen(
-                    ["ip", "netns", "exec", self.name, *words],
-                    stdin=subprocess.DEVNULL, stdout=out, stderr=out, env={**os.environ, **(environment or {})},
-                )
-            )  # fmt: skip
-
-    def _time_source(self, address: str) -> None:
-        """A chronyd from the lab's own root file system; it serves time and sets no clock."""
-        config = (
-            f"bindaddress {address}", "local stratum 3", "allow 10.77.0.0/24", "cmdport 0", "bindcmdaddress /",
-            f"pidfile /run/chronyd-{address}.pid",
-        )  # fmt: skip
-        self._start("chroot", str(self._services.root), "chronyd", "-x", "-n", "-u", "root", *config)
-
-    def _listens(self, port: int) -> bool:
-        probe = "import socket,sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)"
-        command = ["ip", "netns", "exec", self.name, sys.executable, "-c", probe, SERVER, str(port)]
-        return subprocess.run(command, check=False, capture_output=True, timeout=20).returncode == 0
+    def _start(self, *words: str) -> None:
+        with self.log.open("ab") as out:
+            subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
 
 
 class Repository:
@@ -149,6 +121,14 @@ class Repository:
         return (
             f"{control}Filename: pool/{target.name}\nSize: {len(body)}\nSHA256: {hashlib.sha256(body).hexdigest()}\n\n"
         )
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection((SERVER, port), 1).close()
+    except OSError:
+        return False
+    return True
 
 
 def _must(*words: str) -> str:

@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 
 from compliance_agent.errors import Unavailable
+from compliance_agent.lab.real.machine import mount_over
 
 PACKAGES = (
     "systemd-sysv", "dbus", "nftables", "rsyslog", "chrony", "clamav-daemon", "clamav-freshclam", "restic", "openssh-server",
@@ -26,6 +27,7 @@ NEEDED = {
     "systemd-nspawn": "systemd-container",
     "nsenter": "util-linux",
     "ip": "iproute2",
+    "mount": "mount",
 }
 
 _FILES = {
@@ -115,18 +117,29 @@ def root_filesystem(packages: tuple[str, ...] | None = None) -> Path:
     """The cached root file system of these packages, made when it is not there; that of the booted hosts by default."""
     release = suite()
     wanted = cache_directory() / recipe_hash(release, packages)
+    if wanted.is_dir():  # it was moved there whole
+        return wanted
     wanted.parent.mkdir(parents=True, exist_ok=True)
     with (wanted.parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not wanted.is_dir():
-            made = wanted.with_suffix(".new")
-            shutil.rmtree(made, ignore_errors=True)
-            _make(made, release, packages or PACKAGES)
-            made.rename(wanted)
+            making = wanted.with_suffix(".new")
+            _unmount(making / "root")
+            shutil.rmtree(making, ignore_errors=True)
+            try:
+                _make(making, release, packages or PACKAGES).rename(wanted)
+            finally:
+                _unmount(making / "root")
+                shutil.rmtree(making, ignore_errors=True)
     return wanted
 
 
-def _make(root: Path, release: str, packages: tuple[str, ...]) -> None:
+def _make(making: Path, release: str, packages: tuple[str, ...]) -> Path:
+    """Debootstrap through an overlay that does not sync, which is most of its time; what stays is the upper layer."""
+    root, upper, nothing = making / "root", making / "upper", making / "nothing"
+    for directory in (root, nothing):
+        directory.mkdir(parents=True)
+    mount_over((nothing,), root, upper)
     command = [
         "debootstrap",
         "--variant=minbase",
@@ -138,6 +151,14 @@ def _make(root: Path, release: str, packages: tuple[str, ...]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1_200)
     if done.returncode != 0:
         raise Unavailable(f"debootstrap: exit status {done.returncode}; {done.stdout[-400:]}")
+    _unmount(root)
+    subprocess.run(["sync", "--file-system", str(upper)], check=True, timeout=300)  # now it has to be on the disk
+    return upper
+
+
+def _unmount(root: Path) -> None:
+    if root.is_mount():
+        subprocess.run(["umount", "--recursive", str(root)], check=True, timeout=60)
 
 
 def fit_out(root: Path) -> None:

@@ -1,280 +1,143 @@
-"""`make lab`: boot a host, do every fault of the matrix to it, judge what its agent recorded, verify all of that evidence.
+"""`make lab`: boot hosts, do every fault of the matrix to them, judge what their agents recorded, verify all of that evidence.
 
+The rows of one check are done to one host, one after the other; the checks are spread over hosts that run side by side.
 Exit status 0 when every line is as it must be, 1 when one is not, 69 where no host can be booted.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-import signal
 import sys
-import tempfile
 import time
-from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
 
-from compliance_agent.cli.common import table
 from compliance_agent.errors import AgentError
-from compliance_agent.evidence.logged import read_log_keys
-from compliance_agent.evidence.verify import load_keys, verify_paths
 from compliance_agent.lab.real import install, matrix, recipe
-from compliance_agent.lab.real.judge import Bundle, Judged, Observed, expected, judge
+from compliance_agent.lab.real.enclosure import enclosed
+from compliance_agent.lab.real.host import Host
+from compliance_agent.lab.real.judge import Judged
 from compliance_agent.lab.real.machine import Machine
-from compliance_agent.lab.real.network import Network, Repository
-from compliance_agent.lab.real.row import PUBLISH, Row
+from compliance_agent.lab.real.network import Network
+from compliance_agent.lab.real.opponent import fight
+from compliance_agent.lab.real.report import Progress, as_text, document, show
+from compliance_agent.lab.real.row import Table
 from compliance_agent.logs import configure
 
-SCHEMA = "compliance-agent/lab/v1"
 TREE = Path(__file__).resolve().parents[3]
-SETTLE_S = 30.0
-OPPONENT_S = 60.0
-HEALS_ALLOWED = 5
-PASSING = {table.check for table in matrix.TABLES if table.passes}
+LOGS = TREE / "test-results" / "lab"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options of one run."""
+
+    tables: tuple[Table, ...]
+    hosts: int
+    opponent: bool
+    as_json: bool
+    report: Path | None
 
 
 @click.command()
 @click.option("--only", multiple=True, metavar="CHECK[:FAULT]", help="Only these rows; may be given more than once.")
+@click.option("--hosts", type=click.IntRange(1, 20), default=3, show_default=True, help="Hosts that share the checks.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 @click.option(
     "--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON object to this file too."
 )
-@click.option("--keep", is_flag=True, help="Keep the hosts' files.")
 @click.option(
     "--opponent/--no-opponent", default=None, help="Also, or not, the reverter; the default is on without --only."
 )
-def main(only: tuple[str, ...], as_json: bool, report: Path | None, keep: bool, opponent: bool | None) -> None:
+def main(only: tuple[str, ...], hosts: int, as_json: bool, report: Path | None, opponent: bool | None) -> None:
     """Do every fault to a real host, and judge what its agent said and did."""
     configure("CRITICAL")
-    signal.signal(signal.SIGTERM, _interrupted)
-    started = time.monotonic()
     try:
-        rows = matrix.chosen(only)
+        tables = matrix.chosen(only)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--only") from error
+    asked = Asked(tables, hosts, not only if opponent is None else opponent, as_json, report and report.absolute())
     try:
-        document, judged = _run(rows, keep, not only if opponent is None else opponent)
+        recipe.check_machine()
     except AgentError as error:
-        click.echo(f"error: {error}" + (f" ({error.hint})" if error.hint else ""), err=True)
-        sys.exit(error.exit_status)
-    document["seconds"] = round(time.monotonic() - started, 1)
-    text = json.dumps(document, indent=2, sort_keys=True)
-    if report is not None:
-        report.write_text(text + "\n", "utf-8")
-    if as_json:
-        click.echo(text)
-    else:
-        _print(document, judged)
-    sys.exit(0 if document["ok"] else 1)
+        sys.exit(_refused(error))
+    sys.exit(enclosed(lambda scratch: _work(asked, scratch), recipe.cache_directory()))
 
 
-def _interrupted(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _refused(error: AgentError) -> int:
+    click.echo(f"error: {error}" + (f" ({error.hint})" if error.hint else ""), err=True)
+    return error.exit_status
 
 
-def _say(text: str) -> None:
-    click.echo(f"lab: {text}", err=True)
-
-
-def _run(rows: tuple[Row, ...], keep: bool, opponent: bool) -> tuple[dict[str, Any], list[Judged]]:
-    recipe.check_machine()
-    base = recipe.root_filesystem()
-    _say(f"root file system {base.name}")
-    scratch = Path(tempfile.mkdtemp(prefix="compliance-lab-", dir=recipe.cache_directory()))
-    lower = install.layer(TREE, base, scratch), base
-    network = Network(scratch, base)
-    hosts: list[Machine] = []
+def _work(asked: Asked, scratch: Path) -> int:
     try:
-        network.open()
-        host = _host("clinic-01", lower, network, install.SETTINGS, hosts, scratch)
-        judged = [_row(host, row, Repository(network.repository)) for row in rows]
-        fought = _opponent(_host("clinic-02", lower, network, install.OPPONENT, hosts, scratch)) if opponent else None
-        evidence = [_evidence(machine, network) for machine in hosts]
-    finally:
-        for machine in hosts:
-            machine.close()
-        network.close()
-        if not keep:
-            shutil.rmtree(scratch, ignore_errors=True)
-    return _document(judged, fought, evidence), judged
+        result = _run(asked, scratch)
+    except AgentError as error:
+        return _refused(error)
+    if asked.report is not None:
+        asked.report.write_text(as_text(result) + "\n", "utf-8")
+    if asked.as_json:
+        click.echo(as_text(result))
+    else:
+        show(result)
+    return 0 if result["ok"] else 1
 
 
-def _host(
-    name: str, lower: tuple[Path, ...], network: Network, settings: dict[str, str], hosts: list[Machine], scratch: Path
-) -> Machine:
+def _run(asked: Asked, scratch: Path) -> dict[str, Any]:
     started = time.monotonic()
-    machine = Machine(name, lower, scratch)
-    hosts.append(machine)
-    machine.mount()
-    machine.boot()
-    network.join(machine)
-    booted = time.monotonic() - started
-    install.install(machine, network, settings)
-    _say(f"{name} booted in {booted:.1f} s, agent running after {time.monotonic() - started:.1f} s")
-    wanted = {table.check for table in matrix.TABLES}
-    _until(lambda: wanted <= set(_verdicts(machine)), SETTLE_S)
-    _settled(machine, PASSING)
-    _say(f"{name}: {', '.join(f'{check} {word}' for check, word in sorted(_verdicts(machine).items()))}")
-    return machine
+    progress = Progress(sum(len(table.rows) for table in asked.tables))
+    base = recipe.root_filesystem()
+    progress.say(f"root file system {base.name} after {time.monotonic() - started:.0f} s")
+    lower = install.layer(TREE, base, scratch), base
+    progress.say(f"agent built and installed after {time.monotonic() - started:.0f} s")
+    network = Network(scratch, base)
+    network.open()
+
+    def host(number: int, tables: tuple[Table, ...], settings: dict[str, str]) -> Host:
+        made = Host(Machine(f"clinic-{number:02}", lower, scratch), network, tables)
+        progress.begin(made.name, "boots")
+        progress.say(f"{made.name} {made.start(settings)}: {' '.join(table.check for table in tables)}")
+        return made
+
+    def rows(number: int, tables: tuple[Table, ...]) -> tuple[list[Judged], dict[str, Any]]:
+        made = host(number, tables, install.SETTINGS)
+        judged = [_row(made, table, index, progress) for table in tables for index in range(len(table.rows))]
+        return judged, made.verified()
+
+    def opponent() -> tuple[dict[str, Any], dict[str, Any]]:
+        made = host(99, tuple(table for table in matrix.TABLES if table.check == "firewall"), install.OPPONENT)
+        progress.begin(made.name, "is fought")
+        return fight(made), made.verified()
+
+    shares = matrix.spread(asked.tables, asked.hosts)
+    pool = ThreadPoolExecutor(len(shares) + 1)  # never waited for: when this process ends, the enclosure ends all of it
+    fought = pool.submit(opponent) if asked.opponent else None
+    done = [pool.submit(rows, number, share) for number, share in enumerate(shares, 1)]
+    every: list[Future[Any]] = [*done, *([fought] if fought else [])]
+    wait(every, return_when=FIRST_EXCEPTION)
+    judged = [line for future in done for line in future.result()[0]]
+    evidence = [future.result()[1] for future in done] + ([fought.result()[1]] if fought else [])
+    order = {row.name: place for place, row in enumerate(matrix.ROWS)}
+    judged.sort(key=lambda line: order[line.row.name])
+    return document(judged, fought.result()[0] if fought else None, evidence, time.monotonic() - started)
 
 
-def _row(host: Machine, row: Row, repository: Repository) -> Judged:
-    known = {path.parent for path in _paths(host)}
-    injected = datetime.now(UTC)
-    _script(host, row.inject, repository)
-    seen: list[Bundle] = []
-
-    def there() -> bool:
-        since = injected.strftime("%Y-%m-%dT%H:%M:%S.%fZ")  # what the row before left behind does not count
-        recorded = [bundle for bundle in _bundles(host, known) if bundle["check"] == row.check]
-        seen[:] = [bundle for bundle in recorded if bundle["timestamp_end"] >= since]
-        return any(expected(row, bundle) for bundle in seen)
-
-    if row.standing:
-        known, injected = set(), datetime.fromtimestamp(0, UTC)
-    _until(there, row.wait_s)
-    truth = host.run(row.truth).returncode == 0 if row.outcome == "success" else None
-    former = host.run(row.former).returncode == 0 if row.outcome in {"reverted", "failed"} else None
-    line = judge(row, Observed(injected, tuple(seen), truth, former))
-    _script(host, row.restore, repository)
-    if row.check in PASSING:
-        _settled(host, {row.check})
-    late = [bundle for bundle in _bundles(host, known) if bundle["check"] == row.check]
+def _row(host: Host, table: Table, index: int, progress: Progress) -> Judged:
+    row = table.rows[index]
+    progress.begin(host.name, row.name)
+    begun = datetime.now(UTC)
+    line = host.do(row)
+    progress.end(host.name, line)
     if line.differences:
-        trail = " | ".join(
-            f"{b['kind']} {b['result']} {b['reason']} {b['outcome']} {b['error']} {b['post_result']}" for b in late
-        )
-        _say(f"{row.name}: recorded: {trail}")
-    took = f"detected {line.detect_s} s, healed {line.heal_s} s" if line.heal_s else f"detected {line.detect_s} s"
-    _say(
-        f"{row.name}: {line.verdict} -> {line.cure or '-'}; {took}"
-        + "".join(f"; DIFFERS: {text}" for text in line.differences)
-    )
+        LOGS.mkdir(parents=True, exist_ok=True)
+        kept = LOGS / f"{row.check}-{row.fault}.log"
+        kept.write_text(host.trail(row, begun), "utf-8")
+        progress.say(f"{row.name}: records and journal in {kept.relative_to(TREE)}")
     return line
-
-
-def _script(host: Machine, script: str, repository: Repository) -> None:
-    if script.startswith(PUBLISH):
-        first, _, script = script.partition("\n")
-        version, _, broken = first.removeprefix(PUBLISH).partition(" ")
-        repository.publish({"lab-widget": version}, broken=bool(broken))
-    host.run(script, timeout_s=120)
-
-
-def _opponent(host: Machine) -> dict[str, Any]:
-    """Undo the cure every second for a minute; the agent has to see that it is being fought, and to say so once."""
-    known = {path.parent for path in _paths(host)}
-    ends = time.monotonic() + OPPONENT_S
-    undone = 0
-    while time.monotonic() < ends:
-        host.run("nft flush ruleset")
-        undone += 1
-        time.sleep(1.0)
-    fought = [bundle for bundle in _bundles(host, known) if bundle["check"] == "firewall"]
-    heals = sum(bundle["outcome"] == "success" for bundle in fought)
-    alarms = [bundle for bundle in fought if bundle["outcome"] == "alert" and bundle["error"] == "flapping"]
-    ok = 1 <= heals <= HEALS_ALLOWED and len(alarms) == 1
-    _say(f"opponent: undone {undone} times in {OPPONENT_S:.0f} s; {heals} heals, {len(alarms)} alarm(s)")
-    return {"undone": undone, "heals": heals, "alarms": len(alarms), "ok": ok}
-
-
-def _evidence(host: Machine, network: Network) -> dict[str, Any]:
-    """Everything the host recorded, delivered, logged, and verified offline."""
-    state = host.root / "var/lib/compliance-agent"
-
-    def delivered() -> bool:
-        return all((path.parent / "bundle.tlog-proof").exists() for path in _paths(host))
-
-    if not _until(delivered, 20.0):
-        host.run("systemctl restart compliance-agent")  # it delivers what waits at once
-        _until(delivered, 30.0)
-    host.run("systemctl stop compliance-agent")
-    _until(delivered, 5.0)
-    public = host.directory / "host.pub.pem"
-    public.write_text(host.must("compliance-agent config public-key"), "utf-8")
-    keys = load_keys([public])
-    report = verify_paths([state / "evidence"], keys, log_keys=read_log_keys(network.log_keys()))
-    receipted = sum(chain.receipted for chain in report.chains)
-    problems = [f"{problem.code} {problem.where}" for problem in report.problems]
-    _say(f"{host.name}: {report.found} bundles, {receipted} with a verified receipt, {len(problems)} problem(s)")
-    # The last words of an agent that is stopped wait on its disk for its next start.
-    ok = report.ok and report.found > 0 and receipted >= report.found - 2
-    return {"host": host.name, "bundles": report.found, "receipts": receipted, "problems": problems[:20], "ok": ok}
-
-
-def _paths(host: Machine) -> list[Path]:
-    """Bundles on the host's disk; a directory with a hidden name is not whole yet."""
-    return sorted((host.root / "var/lib/compliance-agent/evidence").glob("*/*/*/[!.]*/bundle.json"))
-
-
-def _bundles(host: Machine, known: set[Path]) -> list[Bundle]:
-    """What was recorded besides `known`, in order."""
-    found = [json.loads(path.read_bytes()) for path in _paths(host) if path.parent not in known]
-    return sorted(found, key=lambda bundle: (bundle["epoch"], bundle["seq"]))
-
-
-def _verdicts(host: Machine) -> dict[str, str]:
-    """The last recorded verdict of each check."""
-    return {
-        bundle["check"]: str(bundle["post_result"] or bundle["result"])
-        for bundle in _bundles(host, set())
-        if bundle["check"]
-    }
-
-
-def _settled(host: Machine, checks: set[str]) -> bool:
-    return _until(lambda: all(_verdicts(host).get(check) == "pass" for check in checks), SETTLE_S)
-
-
-def _until(holds: Callable[[], bool], seconds: float) -> bool:
-    ends = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > ends:
-            return False
-        time.sleep(0.3)
-    return True
-
-
-def _document(judged: list[Judged], fought: dict[str, Any] | None, evidence: list[dict[str, Any]]) -> dict[str, Any]:
-    false_healed, blind = sum(line.false_healed for line in judged), sum(line.blind_pass for line in judged)
-    right = not any(line.differences for line in judged) and all(item["ok"] for item in evidence)
-    return {
-        "schema": SCHEMA,
-        "ok": right and not false_healed and not blind and (fought is None or fought["ok"]),
-        "false_healed": false_healed,
-        "blind_passes": blind,
-        "opponent": fought,
-        "evidence": evidence,
-        "rows": [
-            {
-                "check": line.row.check, "fault": line.row.fault, "verdict": line.verdict, "cure": line.cure,
-                "detect_s": line.detect_s, "heal_s": line.heal_s, "bundle_id": line.bundle_id,
-                "differences": list(line.differences),
-            }
-            for line in judged
-        ],
-    }  # fmt: skip
-
-
-def _print(document: dict[str, Any], judged: list[Judged]) -> None:
-    rows = [
-        [
-            line.row.check, line.row.fault, line.verdict, line.cure or "-", "" if line.detect_s is None else f"{line.detect_s:.1f}",
-            "" if line.heal_s is None else f"{line.heal_s:.1f}", line.bundle_id, "DIFFERS" if line.differences else "ok",
-        ]
-        for line in judged
-    ]  # fmt: skip
-    table(("check", "fault", "verdict", "cure", "detect s", "heal s", "evidence", ""), rows)
-    click.echo(
-        f"{len(judged)} rows, {sum(bool(line.differences) for line in judged)} differ; "
-        f"{document['blind_passes']} passes where the probe could not look, {document['false_healed']} false healed; "
-        f"{document['seconds']} s"
-    )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ _SCANNER = "$(systemctl show -p MainPID --value clamav-daemon)"
 _FAILS, _WORKS = failing("clamav-daemon.service")
 
 TABLE = Table(
+    setup="systemctl restart clamav-freshclam clamav-daemon",
     interval_s=2,
     rows=(
         *stopped("av_health", "clamav-daemon.service", "daemon_down"),

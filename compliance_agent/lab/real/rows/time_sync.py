@@ -12,6 +12,7 @@ def _follow(source: str) -> str:
 
 
 TABLE = Table(
+    setup="systemctl restart chrony",
     passes=False,
     no_cure="the cures set the clock, and a container has none of its own",
     rows=(

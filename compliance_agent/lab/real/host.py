@@ -1,0 +1,132 @@
+"""A host under watch: it boots, its agent is installed, and what that agent records is read from its disk."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from compliance_agent.evidence.logged import read_log_keys
+from compliance_agent.evidence.verify import load_keys, verify_paths
+from compliance_agent.lab.real.install import install
+from compliance_agent.lab.real.judge import Bundle, Judged, Observed, expected, judge
+from compliance_agent.lab.real.machine import Machine
+from compliance_agent.lab.real.network import Network, Repository
+from compliance_agent.lab.real.row import PUBLISH, Row, Table
+
+SETTLE_S = 60.0
+SCRIPT_S = 120.0
+
+
+class Host:
+    """One machine, its agent, and the tables whose faults are done to it."""
+
+    def __init__(self, machine: Machine, network: Network, tables: Sequence[Table]) -> None:
+        self.machine = machine
+        self.name = machine.name
+        self._network = network
+        self._tables = {table.check: table for table in tables}
+        self._read: dict[str, Bundle] = {}
+
+    def start(self, settings: dict[str, str]) -> str:
+        """Boot, join, install; how long that took, in words."""
+        started = time.monotonic()
+        self.machine.mount()
+        self.machine.boot()
+        self._network.join(self.machine)
+        booted = time.monotonic() - started
+        install(self.machine, self._network, list(self._tables.values()), settings)
+        return f"booted in {booted:.1f} s, agent running after {time.monotonic() - started:.1f} s"
+
+    def do(self, row: Row) -> Judged:
+        """Make the fault, wait for the record that must come of it, ask the machine, put the host back, wait until it passes."""
+        table = self._tables[row.check]
+        begun = _stamp(datetime.now(UTC))
+        self._script(row.inject)
+        injected = datetime.now(UTC)
+
+        def seen() -> list[Bundle]:
+            return [b for b in self.bundles(row.check) if row.standing or b["timestamp_end"] >= begun]
+
+        until(lambda: any(expected(row, bundle) for bundle in seen()), SETTLE_S if row.result == "pass" else row.wait_s)
+        if row.result == "unknown":
+            time.sleep(2 * table.interval_s)  # two more looks, none of which may say more than the first
+        truth = self.machine.run(row.truth).returncode == 0 if row.outcome == "success" else None
+        former = self.machine.run(row.former).returncode == 0 if row.outcome in {"reverted", "failed"} else None
+        line = judge(row, Observed(injected, tuple(seen()), truth, former))
+        self._script(row.restore)
+        if not table.passes or self._passes(row.check):
+            return line
+        return line.but("put back, and does not pass again")
+
+    def trail(self, row: Row, since: datetime) -> str:
+        """What somebody needs who asks why a row differs: the records of its check and the host's journal."""
+        fields = ("timestamp_end", "kind", "result", "reason", "outcome", "error", "post_result", "bundle_id")
+        told = [b for b in self.bundles(row.check) if row.standing or b["timestamp_end"] >= _stamp(since)]
+        records = "\n".join(" ".join(str(bundle[name]) for name in fields) for bundle in told)
+        journal = self.machine.sh(f"journalctl --no-pager -o short-precise --since @{since.timestamp():.0f}")
+        return f"{row}\n\nrecorded:\n{records}\n\njournal:\n{journal}"
+
+    def bundles(self, check: str | None = None) -> list[Bundle]:
+        """What the agent recorded, in order; each file is read once."""
+        for path in self._paths():
+            if path.parent.name not in self._read:
+                self._read[path.parent.name] = json.loads(path.read_bytes())
+        found = [bundle for bundle in self._read.values() if check in {None, bundle["check"]}]
+        return sorted(found, key=lambda bundle: (bundle["epoch"], bundle["seq"]))
+
+    def verdicts(self) -> dict[str, str]:
+        """The last recorded verdict of each check."""
+        return {b["check"]: str(b["post_result"] or b["result"]) for b in self.bundles() if b["check"]}
+
+    def verified(self) -> dict[str, Any]:
+        """Everything the host recorded: delivered, logged, and verified offline."""
+
+        def delivered() -> bool:
+            return all((path.parent / "bundle.tlog-proof").exists() for path in self._paths())
+
+        if not until(delivered, 20.0):
+            self.machine.run("systemctl restart compliance-agent")  # it delivers what waits at once
+            until(delivered, 30.0)
+        self.machine.run("systemctl stop compliance-agent")
+        until(delivered, 5.0)
+        public = self.machine.directory / "host.pub.pem"
+        public.write_text(self.machine.must("compliance-agent config public-key"), "utf-8")
+        evidence = self.machine.root / "var/lib/compliance-agent/evidence"
+        report = verify_paths([evidence], load_keys([public]), log_keys=read_log_keys(self._network.log_keys()))
+        receipted = sum(chain.receipted for chain in report.chains)
+        problems = [f"{problem.code} {problem.where}" for problem in report.problems]
+        # The last words of an agent that is stopped wait on its disk for its next start.
+        ok = report.ok and report.found > 0 and receipted >= report.found - 2
+        return {"host": self.name, "bundles": report.found, "receipts": receipted, "problems": problems[:20], "ok": ok}
+
+    def _passes(self, check: str) -> bool:
+        return until(lambda: self.verdicts().get(check) == "pass", SETTLE_S)
+
+    def _script(self, script: str) -> None:
+        if script.startswith(PUBLISH):
+            first, _, script = script.partition("\n")
+            version, _, broken = first.removeprefix(PUBLISH).partition(" ")
+            Repository(self._network.repository).publish({"lab-widget": version}, broken=bool(broken))
+        self.machine.run(script, timeout_s=SCRIPT_S)
+
+    def _paths(self) -> list[Path]:
+        """Bundles on the host's disk; a directory with a hidden name is not whole yet."""
+        return sorted((self.machine.root / "var/lib/compliance-agent/evidence").glob("*/*/*/[!.]*/bundle.json"))
+
+
+def until(holds: Callable[[], bool], seconds: float) -> bool:
+    """Whether it came to hold in time."""
+    ends = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > ends:
+            return False
+        time.sleep(0.3)
+    return True
+
+
+def _stamp(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
