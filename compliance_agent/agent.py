@@ -3,10 +3,11 @@
     observe (drift_detector) -> judge -> decide and act (healing_engine) -> record (evidence_generator, offline_queue)
         -> deliver (delivery, mcp_client)
 
-One iteration looks at every check, heals what may be healed, records every change of verdict, every remediation and every
-refusal whose reason changed, and gives delivery one bounded turn at its end; what is not delivered then goes on by itself in its
-own task. A tick that comes while an iteration still runs is skipped and counted, never piled up. What could not be recorded is
-tried again with the next iteration: one check's trouble never stops the others.
+One iteration looks at every check that is due, heals what may be healed, records every change of verdict, every remediation and
+every refusal whose reason changed, and gives delivery one bounded turn at its end; what is not delivered then goes on by itself in
+its own task. A look that takes longer than a moment is not waited for: its verdict is taken when it comes back. A tick that comes
+while an iteration still runs is skipped and counted, never piled up. What could not be recorded is tried again with the next
+iteration: one check's trouble never stops the others.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import random
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import FrameType
 from typing import Any, cast
@@ -54,6 +55,7 @@ from compliance_agent.models import (
     QueuedEvidence,
     RemediationResult,
     Result,
+    Verdict,
 )
 from compliance_agent.ports import Clock
 from compliance_agent.queue import OfflineQueue
@@ -125,8 +127,9 @@ class ComplianceAgent:
         self.delivery = Delivery(self, config.upload_turn_sec)
 
         self._rng = rng
-        self._latest: list[DriftResult] = []
+        self._latest: dict[str, DriftResult] = {}
         self._unrecorded: list[Done] = []
+        self._unrecorded_verdicts: dict[str, DriftResult] = {}
         self._unheld: set[str] = set()  # what could not be recorded, so that it is logged once
         self._paths: dict[str, tuple[str, str]] = {}  # of bundles that are stored and not yet submitted
         self._iterating = False
@@ -200,7 +203,11 @@ class ComplianceAgent:
     @property
     def latest(self) -> Sequence[DriftResult]:
         """The newest result of each check."""
-        return tuple(self._latest)
+        return tuple(result for _, result in sorted(self._latest.items()))
+
+    def _detector(self) -> DriftDetector | None:
+        """The detector, where it takes turns; one that was handed in need only have `check_all`."""
+        return self.drift_detector if isinstance(self.drift_detector, DriftDetector) else None
 
     # Life
 
@@ -253,7 +260,13 @@ class ComplianceAgent:
             release(self._database)
 
     async def _close_parts(self) -> None:
-        for part in (self.mcp_client, self.offline_queue, self.evidence_generator, self.healing_engine):
+        for part in (
+            self.drift_detector,
+            self.mcp_client,
+            self.offline_queue,
+            self.evidence_generator,
+            self.healing_engine,
+        ):
             closing = getattr(part, "close", None)
             if callable(closing):
                 await settled(closing())
@@ -307,27 +320,43 @@ class ComplianceAgent:
         while self.running and not self.shutdown_event.is_set():
             started = self.clock.monotonic()
             pause = apply_jitter(float(self._interval_s()), jitter_pct=JITTER_PCT, rng=self._rng)
-            try:
-                if await self._until_shutdown(self._run_iteration()):
-                    self.stats["loops_completed"] += 1
-                    await self._until_shutdown(self._heartbeat_if_due())
-                await self._save_statistics()
-            except StateInUse:
-                raise
-            except Exception as error:
-                log.error("cycle.failed", code=code_of(error), at=where(error))
+            if not await self._went_well(self._run_iteration(), loops=1):
                 pause = max(pause, ERROR_BACKOFF_S)
-            await self._wait(self._until_next_tick(started, pause))
+            await self._until_tick(self.clock.monotonic() + self._until_next_tick(started, pause), pause)
+
+    async def _went_well(self, work: Coroutine[Any, Any, None], *, loops: int = 0) -> bool:
+        """Do this, then what is to be done after it; an error is said."""
+        try:
+            if await self._until_shutdown(work):
+                self.stats["loops_completed"] += loops
+                await self._until_shutdown(self._heartbeat_if_due())
+            await self._save_statistics()
+        except StateInUse:
+            raise
+        except Exception as error:
+            log.error("cycle.failed", code=code_of(error), at=where(error))
+            return False
+        return True
 
     def _until_next_tick(self, started: float, pause: float) -> float:
         """Seconds to the next tick that is still to come; those that passed during the iteration are skipped and said."""
         late = self.clock.monotonic() - started - pause
         if late <= 0:
             return -late
-        missed = 1 + int(late // pause)
-        self.ticks_skipped += missed
-        log.warning("cycle.ticks_skipped", count=missed, total=self.ticks_skipped)
+        self._skipped(1 + int(late // pause))
         return pause - late % pause
+
+    def _skipped(self, ticks: int) -> None:
+        self.ticks_skipped += ticks
+        log.warning("cycle.ticks_skipped", count=ticks, total=self.ticks_skipped)
+
+    async def _until_tick(self, tick: float, pause: float) -> None:
+        """Pass the time to this tick. What comes back from slow looks meanwhile is judged at once."""
+        while (left := tick - self.clock.monotonic()) > 0 and await self._wait(left):
+            await self._went_well(self._late_turn())
+        missed = int((self.clock.monotonic() - tick) // pause)
+        if missed > 0:
+            self._skipped(missed)
 
     def _interval_s(self) -> int:
         asked = getattr(self.mcp_client, "min_interval_s", None)
@@ -335,15 +364,19 @@ class ComplianceAgent:
             return self.config.mcp_poll_interval_sec
         return max(self.config.mcp_poll_interval_sec, min(asked, LONGEST_ASKED_INTERVAL_S))
 
-    async def _wait(self, seconds: float) -> None:
-        """Pass this time, or less when shutdown is asked for."""
+    async def _wait(self, seconds: float) -> bool:
+        """Pass this time, or less when shutdown is asked for. Whether a slow look came back before it was over."""
+        detector = self._detector()
         sleeping = asyncio.ensure_future(self.clock.sleep(seconds))
         stopping = asyncio.ensure_future(self.shutdown_event.wait())
+        late = asyncio.ensure_future(detector.late() if detector is not None else asyncio.Event().wait())
+        tasks = {sleeping, stopping, late}
         try:
-            await asyncio.wait({sleeping, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return done == {late}
         finally:
-            sleeping.cancel()
-            stopping.cancel()
+            for task in tasks:
+                task.cancel()
 
     async def _until_shutdown(self, work: Coroutine[Any, Any, None]) -> bool:
         """Do the work; once shutdown is asked for it has a moment left, then it is cancelled. Whether it was finished."""
@@ -366,27 +399,52 @@ class ComplianceAgent:
             task.cancel()
 
     async def _run_iteration(self) -> None:
-        """Look at everything, heal and record what drifted, record what else changed, deliver."""
+        """Look at what is due, heal and record what drifted, record what else changed, deliver."""
         started = self.clock.monotonic()
         self._iterating = True
         try:
             await self._record_what_was_kept()
-            drift_results = await settled(self.drift_detector.check_all())
-            self._latest = list(drift_results)
-            drifted = [drift for drift in drift_results if drift.drifted]
-            self.stats["drift_detected"] += len(drifted)
-            for drift in drift_results:
-                self._tell(drift)
-                if not drift.drifted:
-                    await self._record_verdict(drift)
-            for drift in drifted:
-                await self._remediate_and_record(drift)
+            detector = self._detector()
+            look = self.drift_detector.check_all if detector is None else detector.check_due
+            drifted = await self._take_in(await settled(look()))
             await self.record_drills()
         finally:
             self._iterating = False
         await self.delivery.turn()
         await self._rotate_key_if_due()
-        log.info("cycle.completed", drifted=len(drifted), duration_ms=int((self.clock.monotonic() - started) * 1000))
+        log.info("cycle.completed", drifted=drifted, duration_ms=int((self.clock.monotonic() - started) * 1000))
+
+    async def _late_turn(self) -> None:
+        """Heal and record what slow looks have found."""
+        detector = self._detector()
+        if detector is None:
+            return
+        self._iterating = True
+        try:
+            await self._take_in(detector.came_back())
+        finally:
+            self._iterating = False
+        await self.delivery.turn()
+
+    async def _take_in(self, results: Sequence[DriftResult]) -> int:
+        """Heal and record what these looks found; how many found drift."""
+        checks = {drift.check for drift in results}
+        drifted = [drift for drift in results if drift.drifted]
+        self._latest.update((drift.check, drift) for drift in results)
+        self.stats["drift_detected"] += len(drifted)
+        try:
+            for drift in results:
+                self._tell(drift)
+                self._unrecorded_verdicts.pop(drift.check, None)
+                if not drift.drifted:
+                    await self._record_verdict(drift)
+            for drift in drifted:
+                await self._remediate_and_record(drift)
+        except Exception:
+            if (detector := self._detector()) is not None:
+                detector.due_again(checks)
+            raise
+        return len(drifted)
 
     async def _rotate_key_if_due(self) -> None:
         """Let a new key take this one's place when it is time and everything is delivered; trouble waits for the next turn."""
@@ -441,6 +499,7 @@ class ComplianceAgent:
         touched = remediation.outcome in TOUCHED or bool(remediation.actions)
         if touched:
             self.stats["remediations_attempted"] += 1
+            self._after_cure(drift, remediation)
         if remediation.outcome == Outcome.SUCCESS:
             self.stats["remediations_successful"] += 1
         held = Recorded(drift.result, drift.reason, str(remediation.outcome), remediation.reason)
@@ -451,6 +510,14 @@ class ComplianceAgent:
         end = max(start, self.clock.now())
         await self._record_or_keep(Done(drift, remediation, start, end, trigger))
         return remediation
+
+    def _after_cure(self, drift: DriftResult, remediation: RemediationResult) -> None:
+        """What the check said after its cure is its newest verdict; looks that went on meanwhile may be of no worth."""
+        if remediation.post_result is not None and drift.check in self._latest:
+            verdict = Verdict(Result(remediation.post_result), remediation.post_reason or "as_expected")
+            self._latest[drift.check] = replace(drift, drifted=verdict.result is Result.FAIL, verdict=verdict)
+        if (detector := self._detector()) is not None:
+            detector.host_changed()
 
     async def _remediated(self, drift: DriftResult) -> RemediationResult:
         try:
@@ -477,6 +544,9 @@ class ComplianceAgent:
         kept, self._unrecorded = self._unrecorded, []
         for done in kept:
             await self._record_or_keep(done)
+        verdicts, self._unrecorded_verdicts = self._unrecorded_verdicts, {}
+        for drift in verdicts.values():
+            await self._record_verdict(drift)
 
     def _say_unrecorded(self, check: str, error: Exception) -> None:
         if check not in self._unheld:
@@ -527,7 +597,8 @@ class ComplianceAgent:
                 timestamp_end=end,
             )
             await self._remember(drift.check, Recorded(drift.result, drift.reason))
-        except Exception as error:  # tried again with the next iteration, because it was not remembered
+        except Exception as error:
+            self._unrecorded_verdicts[drift.check] = drift
             self._say_unrecorded(drift.check, error)
         else:
             await self._submit_recorded(evidence)
@@ -606,14 +677,17 @@ class ComplianceAgent:
         now = self.clock.now()
         last = await self._database.call(lambda: self._state.moment("heartbeat"))
         fresh = last is not None and 0 <= (now - last).total_seconds() < self.config.heartbeat_interval_sec
-        if fresh or not self._latest:
+        detector = self._detector()
+        # It states every verdict, so the first one waits for the slowest first look.
+        whole = self._latest.keys() >= detector.baseline.entries.keys() if detector is not None else bool(self._latest)
+        if fresh or not whole:
             return
         try:
             evidence = await self._create(
                 check="",
                 outcome=None,
                 kind=BundleKind.HEARTBEAT,
-                states={drift.check: (str(drift.result), drift.reason) for drift in self._latest},
+                states={drift.check: (str(drift.result), drift.reason) for drift in self.latest},
                 counts=dict(self.stats),
                 timestamp_start=now,
                 timestamp_end=now,

@@ -129,7 +129,12 @@ class AgentConfig:
     mcp_ca_file: Path | None = setting("Certificate authority the server's TLS certificate must come from (PEM).", None)
     client_cert_file: Path | None = setting("Client certificate for mutual TLS (PEM).", None)
     client_key_file: Path | None = setting("Key of the client certificate (PEM).", None)
-    mcp_poll_interval_sec: int = setting("Seconds between two looks at every check, +-10 %.", 60, low=1, high=86_400)
+    mcp_poll_interval_sec: int = setting(
+        "Seconds between two rounds, +-10 %; a check is looked at in a round when its own interval has passed.",
+        60,
+        low=1,
+        high=86_400,
+    )
 
     maintenance_window_start: time = setting("Local start of the window for disruptive cures, HH:MM.", time(2, 0))
     maintenance_window_end: time = setting(

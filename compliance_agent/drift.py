@@ -4,13 +4,14 @@
 it declares and a check that crashes all end in `unknown` with their reason.
 
 A look that passes its deadline is cancelled, and abandoned when it does not heed that. While an abandoned look has not come back,
-the same check is not looked at again: one that hangs for ever costs one task, not one for each cycle.
+the same check is not looked at again: one that hangs for ever costs one task, not one for each cycle. `check_all` waits for every
+look; the agent takes turns (rounds.py), so that a slow look keeps nobody waiting.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from compliance_agent.checks.spec import COMMON_REASONS, Check, Unreadable, judg
 from compliance_agent.errors import CannotTell, ConfigError, FactRefused
 from compliance_agent.logs import where
 from compliance_agent.models import DriftResult, Plan, Result, Verdict
+from compliance_agent.rounds import Rounds
 
 if TYPE_CHECKING:
     from compliance_agent.config import AgentConfig
@@ -58,23 +60,40 @@ class DriftDetector:
         )
         self.clock = clock if clock is not None else _system_clock()
         self.host = host if host is not None else _real_host()
-        self._due: dict[str, float] = {}
-        self._latest: dict[str, DriftResult] = {}
+        self._rounds = Rounds(self.check_one, self.clock)
         self._looks: Looks = {}
+        self._one_look: dict[str, asyncio.Lock] = {}
 
-    async def check_all(self, *, everything: bool = True) -> list[DriftResult]:
-        """Look at every check at once, in the order of their ids.
+    async def check_all(self) -> list[DriftResult]:
+        """Look at every check at once and wait for all of them; in the order of their ids."""
+        return list(await asyncio.gather(*(self.check_one(name) for name in sorted(self.baseline.entries))))
 
-        Args:
-            everything: also those whose own interval has not passed; their last result is given when False.
-        """
-        now = self.clock.monotonic()
-        due = [name for name in self.baseline.entries if everything or now >= self._due.get(name, 0.0)]
-        await asyncio.gather(*(self.check_one(name) for name in due))
-        return [self._latest[name] for name in self.baseline.entries]
+    async def check_due(self) -> list[DriftResult]:
+        """Start a look at every check that is due; what came back within a moment, or since the last time."""
+        return await self._rounds.turn(self.baseline.entries)
+
+    async def late(self) -> None:
+        """Return when a look that took longer than that moment has come back."""
+        await self._rounds.late()
+
+    def came_back(self) -> list[DriftResult]:
+        """The results of such looks, each once."""
+        return self._rounds.taken()
+
+    def due_again(self, checks: Collection[str]) -> None:
+        """These have to be looked at anew with the next turn."""
+        self._rounds.due_again(checks)
+
+    def host_changed(self) -> None:
+        """A cure has changed the host; a look that went on meanwhile may have seen half of each."""
+        self._rounds.disturbed()
+
+    async def close(self) -> None:
+        """Give up the looks under way."""
+        await self._rounds.close(2 * GRACE_S)
 
     async def check_one(self, check_id: str) -> DriftResult:
-        """Look at one check now.
+        """Look at one check now; after a look at it that is under way.
 
         Raises:
             ConfigError: the baseline has no entry for it.
@@ -82,11 +101,12 @@ class DriftDetector:
         entry = self.baseline.entries.get(check_id)
         if entry is None:
             raise ConfigError(f"checks.{check_id}: the baseline has no such entry")
-        started = self.clock.monotonic()
-        self._due[check_id] = started + entry.interval_s
-        result = await look(entry, self.baseline, self.host, self.clock.now, self._looks)
-        result = _timed(result, int((self.clock.monotonic() - started) * 1000), self.clock.now())
-        self._latest[check_id] = result
+        async with self._one_look.setdefault(check_id, asyncio.Lock()):
+            started = self.clock.monotonic()
+            self._rounds.begun(check_id, entry.interval_s)
+            result = await look(entry, self.baseline, self.host, self.clock.now, self._looks)
+            result = _timed(result, int((self.clock.monotonic() - started) * 1000), self.clock.now())
+            self._rounds.ended(check_id, result)
         return result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -352,21 +352,32 @@ async def test_an_exception_never_covers_what_could_not_be_told(tmp_path: Path) 
     assert (await scene.bad()).result is Result.UNKNOWN
 
 
-async def test_a_check_has_its_own_interval(tmp_path: Path) -> None:
-    looks = 0
+async def test_a_turn_looks_at_what_is_due_by_its_own_interval(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, toy("bad"))
+    scene.baseline.entries["bad"] = replace(scene.baseline.entries["bad"], interval_s=300)  # type: ignore[index]
+    seen = []
+    for _ in range(6):
+        seen.append([item.check for item in await scene.detector.check_due()])
+        scene.clock.advance(60)
+    assert seen == [["a_good", "bad", "z_good"], *[["a_good", "z_good"]] * 4, ["a_good", "bad", "z_good"]]
+    assert len(await scene.detector.check_all()) == 3, "who asks for everything gets everything"
+
+
+async def test_a_look_at_one_check_waits_for_the_one_under_way(tmp_path: Path) -> None:
+    """The look after a cure must neither run beside an earlier one nor take its answer."""
+    under_way, most, looks = 0, 0, 0
 
     async def counting(_host: Any, _baseline: Any) -> Any:
-        nonlocal looks
-        looks += 1
-        return Seen(value=1)
+        nonlocal under_way, most, looks
+        under_way, looks = under_way + 1, looks + 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.02)
+        under_way -= 1
+        return Seen(value=looks)
 
-    scene = Scene(tmp_path, toy("bad", counting))
-    for _ in range(6):
-        assert len(await scene.detector.check_all(everything=False)) == 3
-        scene.clock.advance(30)
-    assert looks == 3
-    await scene.detector.check_all()
-    assert looks == 4
+    detector = Scene(tmp_path, toy("bad", counting), deadline_s=5).detector
+    both = await asyncio.gather(detector.check_one("bad"), detector.check_one("bad"))
+    assert (most, [item.pre_state["value"] for item in both]) == (1, [1, 2])
 
 
 async def test_a_check_that_is_not_in_the_baseline_is_named(tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ LAYERS: dict[str, str] = {
     "queue": "hands",
     "receipts": "stages",
     "rotation": "stages",
+    "rounds": "stages",
     "server.store": "hands",
     "transport.http": "hands",
     "transport.serve": "hands",
