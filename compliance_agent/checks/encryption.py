@@ -1,6 +1,7 @@
 """Every data file system and every swap space stands on dm-crypt, with a strong cipher and few keys.
 
-lsblk tells what each mount stands on, down to the disks; one unencrypted way down is enough to fail. Swap in a file counts
+lsblk tells what each mount stands on, down to the disks; one unencrypted way down is enough to fail. What counts is the file
+system that the path leads to: memory or a network share mounted over an encrypted disk is not encrypted. Swap in a file counts
 as its file system; zram never leaves memory. Ciphers, key lengths and key slots come from the headers, which only root
 may read: without that the check is `unknown`, also when the tree looks right. There is no automatic cure: encrypting moves
 all data, and that is for people.
@@ -14,12 +15,15 @@ from dataclasses import dataclass, field, replace
 from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, failed, passed, unknown
 from compliance_agent.core import block_devices
 from compliance_agent.core.block_devices import Device, Header, Swap, Way
+from compliance_agent.core.mounts import MOUNTINFO, Mount, mounted_at, read_mountinfo
 from compliance_agent.core.tools import answered
+from compliance_agent.errors import CannotTell
 from compliance_agent.facts import Int, Many, Name, fact
 from compliance_agent.models import Plan, Result, Severity, Verdict
 from compliance_agent.ports import Host
 
-LIST = ("lsblk", "-J", "-b", "-o", "NAME,KNAME,TYPE,FSTYPE,MOUNTPOINTS")
+LIST = ("lsblk", "-J", "-b", "-o", "NAME,KNAME,MAJ:MIN,TYPE,FSTYPE,MOUNTPOINTS")
+NOT_ON_DISK = {"tmpfs", "ramfs", "nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "fuse.sshfs"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ CHECK = CheckSpec(
         "too_many_key_slots": "More keys open a device than the baseline allows.",
     },
     example={"mounts": ("/srv",)},
-    needs=("lsblk", "cryptsetup", "/proc/swaps"),
+    needs=("lsblk", "cryptsetup", "/proc/swaps", "/proc/self/mountinfo"),
     interval_s=900,
     deadline_s=30.0,
 )
@@ -90,11 +94,17 @@ async def observe(host: Host, baseline: Parameters) -> Observation:
     ways = block_devices.read_lsblk(answered(await host.run(LIST), "lsblk").out)
     swaps = block_devices.read_swaps((await host.read("/proc/swaps")).decode("utf-8", "replace"))
     on_disk = [swap for swap in swaps if not swap.name.startswith("zram")]
+    mounts = read_mountinfo((await host.read(MOUNTINFO)).decode("utf-8", "replace"))
+    on_top = {mount: mounted_at(mount, mounts) for mount in baseline.mounts}
     mounted = {mount: _ways_to(mount, ways) for mount in baseline.mounts}
     swapped = [_ways_of(swap, ways) for swap in on_disk]
     seen = Observation(
-        mounts_missing=tuple(mount for mount, found in mounted.items() if not found),
-        mounts_clear=tuple(mount for mount, found in mounted.items() if found and not _encrypted(found)),
+        mounts_missing=tuple(mount for mount, top in on_top.items() if top is None),
+        mounts_clear=tuple(
+            mount
+            for mount, top in on_top.items()
+            if top is not None and not (_leads_to(top, mounted[mount]) and _encrypted(mounted[mount]))
+        ),
         swaps=len(on_disk),
         swaps_clear=sum(not _encrypted(found) for found in swapped),
     )
@@ -119,6 +129,21 @@ async def _with_headers(host: Host, baseline: Parameters, seen: Observation, use
 
 def _ways_to(mount: str, ways: Sequence[Way]) -> tuple[Way, ...]:
     return tuple(way for way in ways if mount in way.top.mounts)
+
+
+def _leads_to(top: Mount, ways: Sequence[Way]) -> bool:
+    """Whether the mount on top is on one of these devices.
+
+    Raises:
+        CannotTell: its file system keeps its disks to itself (zfs), or lies on another (overlay).
+    """
+    if top.on_device:
+        return any(way.top.numbers == top.device for way in ways)
+    if any(way.top.fstype == top.fstype for way in ways):  # btrfs has device numbers of its own
+        return True
+    if top.fstype in NOT_ON_DISK:
+        return False
+    raise CannotTell("unparsable", f"what a file system of type {top.fstype} stands on cannot be told")
 
 
 def _ways_of(swap: Swap, ways: Sequence[Way]) -> tuple[Way, ...]:

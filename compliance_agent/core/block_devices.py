@@ -23,10 +23,13 @@ _SLOT_ENABLED = re.compile(r"^Key Slot [0-9]+: ENABLED\s*$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Device:
-    """A block device as lsblk names it. `name` is the mapper's name for a dm-crypt device, `kname` the kernel's."""
+    """A block device as lsblk names it. `name` is the mapper's name for a dm-crypt device, `kname` the kernel's, `numbers` its
+    `major:minor`.
+    """
 
     name: str
     kname: str
+    numbers: str
     type: str
     fstype: str | None
     mounts: tuple[str, ...]
@@ -68,7 +71,7 @@ class Swap:
 
 
 def read_lsblk(raw: bytes) -> tuple[Way, ...]:
-    """Every way to every device, from `lsblk -J -o NAME,KNAME,TYPE,FSTYPE,MOUNTPOINTS`.
+    """Every way to every device, from `lsblk -J -o NAME,KNAME,MAJ:MIN,TYPE,FSTYPE,MOUNTPOINTS`.
 
     Raises:
         CannotTell: `unparsable`; also when no device is listed at all.
@@ -82,11 +85,18 @@ def read_lsblk(raw: bytes) -> tuple[Way, ...]:
 
 def _ways(item: Any, below: tuple[Device, ...]) -> Iterator[Way]:
     match item:
-        case {"name": str(name), "kname": str(kname), "type": str(kind), "fstype": fstype, "mountpoints": [*points]}:
+        case {
+            "name": str(name),
+            "kname": str(kname),
+            "maj:min": str(numbers),
+            "type": str(kind),
+            "fstype": fstype,
+            "mountpoints": [*points],
+        }:
             mounts = tuple(point for point in points if isinstance(point, str))
-            device = Device(name, kname, kind, fstype if isinstance(fstype, str) else None, mounts)
+            device = Device(name, kname, numbers, kind, fstype if isinstance(fstype, str) else None, mounts)
         case _:
-            raise unparsable("lsblk", "name, kname, type, fstype and mountpoints")
+            raise unparsable("lsblk", "name, kname, maj:min, type, fstype and mountpoints")
     way = Way((*below, device))
     yield way
     children = item.get("children", [])

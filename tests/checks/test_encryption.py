@@ -40,6 +40,13 @@ def _over_mounted(host: FakeHost) -> None:
     add(host, Device("sdb", "disk", GIB, "ext4", ["/srv"]))
 
 
+def _over(*mounts: tuple[str, str]) -> Callable[[FakeHost], None]:
+    def happen(host: FakeHost) -> None:
+        host.part(Disks).over.extend(mounts)
+
+    return happen
+
+
 def _half_mirrored(host: FakeHost) -> None:
     mirror = Device("md0", "raid1", GIB, "ext4", ["/srv"])
     device(host, "clinic-srv").mountpoints.clear()
@@ -81,6 +88,9 @@ def _reencrypting(host: FakeHost) -> None:
 DRIFTS = [
     (_in_the_clear, "mount_not_encrypted"),
     (_over_mounted, "mount_not_encrypted"),
+    (_over(("/srv", "tmpfs")), "mount_not_encrypted"),
+    (_over(("/srv", "nfs4")), "mount_not_encrypted"),
+    (_over(("/", "tmpfs")), "mount_missing"),
     (_half_mirrored, "mount_not_encrypted"),
     (_not_mounted, "mount_missing"),
     (_swap_partition, "swap_not_encrypted"),
@@ -99,6 +109,21 @@ async def test_what_fails_and_is_left_to_people(happen: Callable[[FakeHost], Non
     happen(host)
     seen = await look(host)
     assert (seen.result, seen.reason, seen.plan) == (Result.FAIL, reason, None)
+
+
+@pytest.mark.parametrize("fstype", ["zfs", "overlay"])
+async def test_a_file_system_whose_disks_cannot_be_told(fstype: str) -> None:
+    host = healthy_host()
+    _over(("/srv", fstype))(host)
+    assert (await look(host)).result is Result.UNKNOWN
+
+
+async def test_a_file_system_with_device_numbers_of_its_own() -> None:
+    """btrfs: the kernel names no device for it, and lsblk does."""
+    host = healthy_host()
+    device(host, "clinic-srv").fstype = "btrfs"
+    _over(("/srv", "btrfs"))(host)
+    assert (await look(host)).result is Result.PASS
 
 
 async def test_swap_that_never_leaves_memory_or_has_a_key_made_at_start() -> None:

@@ -22,7 +22,14 @@ def tree(*devices: dict[str, Any]) -> bytes:
 
 
 def device(name: str, kind: str = "disk", *children: Any, mounts: tuple[Any, ...] = (None,), fstype: str = "") -> Any:
-    row = {"name": name, "kname": name, "type": kind, "fstype": fstype or None, "mountpoints": list(mounts)}
+    row = {
+        "name": name,
+        "kname": name,
+        "maj:min": "8:1",
+        "type": kind,
+        "fstype": fstype or None,
+        "mountpoints": list(mounts),
+    }
     return row | ({"children": list(children)} if children else {})
 
 

@@ -1,4 +1,4 @@
-"""lsblk, findmnt, cryptsetup and /proc/swaps (util-linux 2.38, cryptsetup 2.6): block devices and what lies on them."""
+"""lsblk, findmnt, cryptsetup, /proc/swaps and mountinfo (util-linux 2.38, cryptsetup 2.6): block devices and what lies on them."""
 
 from __future__ import annotations
 
@@ -43,10 +43,11 @@ class Device:
 
 @dataclass
 class Disks:
-    """All block devices of the host."""
+    """All block devices of the host. `over` are mounts without one, as (mount point, file system), over those of devices."""
 
     devices: list[Device] = field(default_factory=list)
     swap_files: list[str] = field(default_factory=list)
+    over: list[tuple[str, str]] = field(default_factory=list)
 
     def walk(self) -> Iterator[Device]:
         """Every device, parents first."""
@@ -57,6 +58,10 @@ class Disks:
         """The kernel's name: device mapper ones are numbered."""
         mapped = [other for other in self.walk() if other.type in {"crypt", "lvm"}]
         return f"dm-{mapped.index(device)}" if device in mapped else device.name
+
+    def numbers(self, device: Device) -> str:
+        """Its `major:minor`."""
+        return f"{253 if self.kname(device).startswith('dm-') else 8}:{list(self.walk()).index(device)}"
 
     def find(self, name: str) -> Device | None:
         """The device of this name or path."""
@@ -113,6 +118,7 @@ def provide(host: FakeHost) -> None:
     ]
     host.install("lsblk", "findmnt", "cryptsetup")
     host.place("/proc/swaps", Node(source=lambda: swaps(host)))
+    host.place("/proc/self/mountinfo", Node(source=lambda: mountinfo(host)))
     host.put("/etc/crypttab", "sda3_crypt UUID=2f1c6b0e-6d0f-4a1c-9d3e-6f3f6f0a51aa none luks,discard\n")
 
 
@@ -128,6 +134,27 @@ def swaps(host: FakeHost) -> bytes:
     spaces = [f"/dev/{disks.kname(one)}" for one in disks.walk() if "[SWAP]" in one.mountpoints]
     for number, (name, kind) in enumerate([(n, "partition") for n in spaces] + [(n, "file") for n in disks.swap_files]):
         lines.append(f"{name:<40}{kind:<16}{8 * GIB // 1024 - 4:<16}{0:<16}{-2 - number}")
+    return ("\n".join(lines) + "\n").encode()
+
+
+def mountinfo(host: FakeHost) -> bytes:
+    """/proc/self/mountinfo: every mount, each over what was at its place before."""
+    disks = host.part(Disks)
+    mounts = [
+        (point, disks.numbers(device), str(device.fstype))
+        for device in disks.walk()
+        for point in device.mountpoints
+        if point.startswith("/")
+    ]
+    mounts.sort()
+    mounts += [(point, f"0:{70 + number}", fstype) for number, (point, fstype) in enumerate(disks.over)]
+    if not any(point == "/" for point, _, _ in mounts):
+        mounts.insert(0, ("/", "0:2", "rootfs"))
+    lines, last = [], {"": 1}  # the mount on top of each place
+    for number, (point, numbers, fstype) in enumerate(mounts, start=20):
+        above = max((place for place in last if f"{point}/".startswith(f"{place.rstrip('/')}/") or not place), key=len)
+        lines.append(f"{number} {last[above]} {numbers} / {point} rw,relatime shared:{number} - {fstype} none rw")
+        last[point] = number
     return ("\n".join(lines) + "\n").encode()
 
 
@@ -147,6 +174,7 @@ def lsblk(call: Call) -> Ran:
 _COLUMNS = {
     "name",
     "kname",
+    "maj:min",
     "path",
     "type",
     "fstype",
@@ -165,6 +193,7 @@ def _row(disks: Disks, device: Device, names: list[str]) -> dict[str, Any]:
     known: dict[str, Any] = {
         "name": device.name,
         "kname": disks.kname(device),
+        "maj:min": disks.numbers(device),
         "path": device.path,
         "type": device.type,
         "fstype": device.fstype,
