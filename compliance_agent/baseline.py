@@ -155,9 +155,7 @@ def parse(raw: bytes) -> Baseline:
         DocumentError: not YAML.
     """
     document = _mapping(read_yaml(raw), "baseline", {"version", "mode", "checks", "exceptions"})
-    version = document.get("version")
-    if not isinstance(version, str) or not VERSION.fullmatch(version):
-        raise ConfigError('version: expected a quoted version such as "2026.11.1"')
+    version = checked_version(document.get("version"))
     checks = _mapping(document.get("checks"), "checks", set(registry()))
     if not checks:
         raise ConfigError("checks: none is listed; a baseline that looks at nothing proves nothing")
@@ -170,6 +168,17 @@ def parse(raw: bytes) -> Baseline:
         entries=entries,
         exceptions=_exceptions(document.get("exceptions", [])),
     )
+
+
+def checked_version(value: object) -> str:
+    """The value, if it can name a baseline.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not isinstance(value, str) or not VERSION.fullmatch(value):
+        raise ConfigError('version: expected a quoted version such as "2026.11.1"')
+    return value
 
 
 def wanted_units(entries: Mapping[str, Entry], want: str) -> dict[str, list[str]]:

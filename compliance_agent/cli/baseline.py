@@ -14,7 +14,7 @@ from compliance_agent.adapters import runner
 from compliance_agent.adapters.clock import SystemClock
 from compliance_agent.adapters.durable import read_file, write_file
 from compliance_agent.adapters.subprocess_host import RealHost
-from compliance_agent.baseline import Baseline, Entry, load, parse, signature_path, wanted_units
+from compliance_agent.baseline import Baseline, Entry, checked_version, load, parse, signature_path, wanted_units
 from compliance_agent.checks import registry
 from compliance_agent.cli import Suggesting
 from compliance_agent.cli.common import (
@@ -172,14 +172,14 @@ def init(ctx: click.Context, out: Path | None, version: str | None, force: bool,
     """
     configure("CRITICAL")
     now = datetime.now(UTC)
-    host = RealHost()
+    version = checked_version(f"{now:%Y.%m.%d}" if version is None else version)
+    if out is not None and out.exists() and not force:
+        raise click.UsageError(f"{out} is there already; --force writes over it")
     base = load(shipped_baseline(), trusted=False)
-    proposed = runner.run(propose(base, host, SystemClock()))
-    text = text_of(proposed, version or f"{now:%Y.%m.%d}", f"{now:%Y-%m-%dT%H:%M:%SZ}")
+    proposed = runner.run(propose(base, RealHost(), SystemClock()))
+    text = text_of(proposed, version, f"{now:%Y-%m-%dT%H:%M:%SZ}")
     made = parse(text.encode())
     if out is not None:
-        if out.exists() and not force:
-            raise click.UsageError(f"{out} is there already; --force writes over it")
         write_file(out, text.encode(), 0o644)
     lacking = [item for item in proposed if item.entry.mode is Mode.AUDIT or item.result.result is not Result.PASS]
     if as_json:

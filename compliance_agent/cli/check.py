@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from compliance_agent.models import DriftResult, Result
 from compliance_agent.words import nearest
 
 SCHEMA = "compliance-agent/check/v1"
+PATIENCE_S = 2.0  # a person who waits longer is told what for
 FINE = {Result.PASS, Result.NOT_APPLICABLE, Result.EXCEPTION}
 
 
@@ -81,9 +83,11 @@ async def look_at(detector: DriftDetector, checks: Sequence[str]) -> list[DriftR
     for name in checks:
         if name not in known:
             raise click.BadParameter(f"no check {name!r} in the baseline{nearest(name, known)}", param_hint="CHECKS")
-    if not checks:
-        return await detector.check_all()
-    return list(await asyncio.gather(*(detector.check_one(name) for name in checks)))
+    looks = {name: asyncio.ensure_future(detector.check_one(name)) for name in checks or sorted(known)}
+    _, waiting = await asyncio.wait(looks.values(), timeout=PATIENCE_S)
+    if waiting and sys.stderr.isatty():
+        click.echo(f"still looking: {', '.join(name for name, look in looks.items() if look in waiting)}", err=True)
+    return list(await asyncio.gather(*looks.values()))
 
 
 def as_document(detector: DriftDetector, results: Sequence[DriftResult]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from compliance_agent.baseline import load, parse
 from compliance_agent.checks import registry
 from compliance_agent.cli.baseline import REMARKS, differences, remarks_on
 from compliance_agent.cli.common import shipped_baseline
-from tests.cli.command import configured, run
+from tests.cli.command import WHOLE_HOST_S, configured, run
 
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
 PLAIN = 'version: "2"\nmode: enforce\nchecks:\n  time_sync: {mode: enforce}\n'
@@ -161,7 +161,7 @@ def test_what_cannot_be_used_is_not_signed(tmp_path: Path) -> None:
 def test_init_writes_a_baseline_that_lint_can_use_and_never_over_a_file(tmp_path: Path) -> None:
     """Of this machine, whatever it is like: what it does not pass is only looked at."""
     out = tmp_path / "proposed.yaml"
-    ended = run("baseline", "init", out, "--json", "--version", "7")
+    ended = run("baseline", "init", out, "--json", "--version", "7", deadline_s=WHOLE_HOST_S)
     told = json.loads(ended.out)
     assert ended.status in {0, 1} and told["baseline"]["version"] == "7"
     made = load(out)

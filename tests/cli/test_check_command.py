@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pty
@@ -14,11 +15,13 @@ from pathlib import Path
 import pytest
 
 from compliance_agent.baseline import load
+from compliance_agent.cli import check
+from compliance_agent.cli.check import look_at
 from compliance_agent.cli.common import shipped_baseline
 from compliance_agent.core.gates import Context, Moment, decide
 from compliance_agent.healing import Preview
 from compliance_agent.models import DriftResult, Result, Verdict
-from tests.cli.command import configured, environment, run
+from tests.cli.command import QUICK, configured, environment, run
 
 WORDS = {str(word) for word in Result}
 KEYS = {
@@ -29,11 +32,11 @@ KEYS = {
 @pytest.mark.real
 def test_without_configuration_this_machine_is_held_against_the_shipped_baseline() -> None:
     began = time.monotonic()
-    ended = run("check")
+    ended = run("check", *QUICK)
     spent = time.monotonic() - began
     assert ended.status == 1, "this machine is no compliant clinic host"
     lines = ended.out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == sorted(load(shipped_baseline()).entries)
+    assert [line.split()[0] for line in lines[1:]] == QUICK
     assert all(line.split()[1] in WORDS for line in lines[1:])
     assert "baseline" in ended.err
     assert spent < 10
@@ -41,7 +44,7 @@ def test_without_configuration_this_machine_is_held_against_the_shipped_baseline
 
 @pytest.mark.real
 def test_json_is_one_versioned_object_with_everything() -> None:
-    ended = run("check", "--json")
+    ended = run("check", "--json", *QUICK)
     document = json.loads(ended.out)
     assert set(document) == {"schema", "baseline", "compliant", "counts", "results"}
     assert document["schema"] == "compliance-agent/check/v1"
@@ -92,7 +95,7 @@ def test_a_baseline_can_be_named(tmp_path: Path) -> None:
 
 
 def test_plan_has_a_stable_object() -> None:
-    ended = run("plan", "--json")
+    ended = run("plan", "--json", *QUICK)
     document = json.loads(ended.out)
     assert document["schema"] == "compliance-agent/plan/v1"
     assert ended.status == (1 if document["plans"] else 0)
@@ -100,7 +103,10 @@ def test_plan_has_a_stable_object() -> None:
         assert {"check", "allowed", "reason", "not_before", "steps"} <= set(plan)
 
 
-NOT_HERE = 'version: "1"\nchecks:\n  patching: {mode: enforce, parameters: {manager: dnf}}\n'
+NOT_HERE = f"""version: "1"
+checks:
+  file_integrity: {{parameters: {{manifest: /nonexistent/files.sha256, manifest_sha256: "{"0" * 64}"}}}}
+"""
 
 
 @pytest.mark.parametrize("words", [("plan",), ("heal", "--dry-run"), ("heal",)])
@@ -108,10 +114,10 @@ def test_what_could_not_be_told_is_not_said_to_be_fine(tmp_path: Path, words: tu
     path = configured(tmp_path, baseline=NOT_HERE)
     ended = run(*words, "--config", path)
     assert ended.status == 1
-    assert "patching: could not tell (tool_missing)" in ended.out
+    assert "file_integrity: could not tell (not_found)" in ended.out
     assert "nothing has drifted" not in ended.out
     document = json.loads(run(*words, "--json", "--config", path).out)
-    assert document["unknown"] == [{"check": "patching", "reason": "tool_missing"}]
+    assert document["unknown"] == [{"check": "file_integrity", "reason": "not_found"}]
 
 
 def test_plan_says_what_holds_a_cure_back_in_words() -> None:
@@ -139,6 +145,30 @@ def on_a_terminal(*words: str, **env: str) -> str:
     process.wait(timeout=30)
     os.close(leader)
     return seen.decode("utf-8", "replace")
+
+
+def test_who_waits_is_told_what_for(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what was asked for is given in its order, each once."""
+    go_on = asyncio.Event()
+
+    class Slow:
+        baseline = load(shipped_baseline())
+
+        async def check_one(self, check_id: str) -> DriftResult:
+            if check_id == "firewall":
+                await go_on.wait()
+            return DriftResult(check_id, drifted=False)
+
+    async def asked() -> list[str]:
+        looking = asyncio.ensure_future(look_at(Slow(), ("time_sync", "firewall", "time_sync")))  # type: ignore[arg-type]
+        while "still" not in capsys.readouterr().err:
+            await asyncio.sleep(0.005)
+        go_on.set()
+        return [result.check for result in await looking]
+
+    monkeypatch.setattr(check, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert asyncio.run(asyncio.wait_for(asked(), timeout=5)) == ["time_sync", "firewall"]
 
 
 def test_colour_is_for_terminals_and_for_those_who_want_it(tmp_path: Path) -> None:
