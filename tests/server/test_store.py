@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from compliance_agent.errors import StorageError
-from compliance_agent.server.records import Site, Transaction
+from compliance_agent.server.records import NewLeaf, Site, Transaction
 from compliance_agent.server.store import SqlStore, engine
 from tests.server.builder import START
 
@@ -141,4 +141,29 @@ async def test_a_transaction_waits_for_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="waited"):
         await store.write(idle)
     assert await store.all_sites() == frozenset()
+    await store.close()
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 63, 64, 65, 137])
+async def test_rows_are_added_in_their_order_however_many_they_are(tmp_path: Path, count: int) -> None:
+    """They go in by several in one statement; their numbers are in a row, which is how the sequencer finds them."""
+    store = await SqlStore.open(tmp_path / "server.db")
+    await store.write(lambda tx: tx.add_site(site("clinic-1")))
+    leaves = [NewLeaf("clinic-1", b"%d" % number, "key", 0, number) for number in range(count)]
+    await store.write(lambda tx: tx.add_leaves(leaves, START))
+    pending = await store.write(lambda tx: tx.pending_leaves({"clinic-1"}, 1_000))
+    await store.close()
+    assert [item.leaf for item in pending] == [item.leaf for item in leaves]
+    assert [item.number for item in pending] == list(range(1, count + 1))
+
+
+@pytest.mark.parametrize("twice", [3, 70, 129])
+async def test_a_row_that_is_refused_undoes_all_of_them(tmp_path: Path, twice: int) -> None:
+    """Also one that repeats a row of its own statement: the wall looks at each."""
+    store = await SqlStore.open(tmp_path / "server.db")
+    await store.write(lambda tx: tx.add_site(site("clinic-1")))
+    leaves = [NewLeaf("clinic-1", b"entry", "key", 0, number if number < twice else twice - 1) for number in range(130)]
+    with pytest.raises(StorageError):
+        await store.write(lambda tx: tx.add_leaves(leaves[: twice + 1], START))
+    assert await store.write(lambda tx: tx.pending_leaves({"clinic-1"}, 1_000)) == []
     await store.close()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import Column, RowMapping
@@ -20,6 +22,7 @@ from compliance_agent.server.records import (
     Leaf,
     LoggedRecord,
     NewBundle,
+    NewLeaf,
     PendingLeaf,
     Place,
     Shard,
@@ -31,8 +34,13 @@ from compliance_agent.server.store import tables
 
 _TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
 BUNDLE_COLUMNS: Sequence[Column[Any]] = [c for c in tables.bundles.c if c.name not in {"body", "sig"}]
+NEW_BUNDLE = tuple(c.name for c in tables.bundles.c if c.name not in {"number", "received_at"})
+NEW_ENTRY = ("site_id", "leaf", "key_id", "epoch", "seq")
+_of_new_bundle = attrgetter(*NEW_BUNDLE)
+_of_new_entry = attrgetter(*NEW_ENTRY)
 
 
+@functools.lru_cache(64)  # what arrives together has one time
 def text(time: datetime) -> str:
     """A time as it stands in a column."""
     return time.astimezone(UTC).strftime(_TIME)
@@ -122,9 +130,14 @@ def bundle(row: RowMapping) -> Bundle:
     return Bundle(**{**values, "received_at": when(row["received_at"])})
 
 
-def bundle_columns(item: NewBundle) -> dict[str, Any]:
-    """A new bundle's row."""
-    return {**item.__dict__, "received_at": text(item.received_at)}
+def new_bundle(item: NewBundle) -> tuple[Any, ...]:
+    """A new bundle's row: `NEW_BUNDLE`, and when it was received."""
+    return (*_of_new_bundle(item), text(item.received_at))
+
+
+def new_entry(item: NewLeaf, decided_at: datetime) -> tuple[Any, ...]:
+    """A new entry's row: `NEW_ENTRY`, and when it was decided."""
+    return (*_of_new_entry(item), text(decided_at))
 
 
 def verdict(row: RowMapping) -> CheckVerdict:

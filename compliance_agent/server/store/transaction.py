@@ -80,8 +80,8 @@ class BoundTransaction(KeepingRows):
         return {(row["key_id"], row["check"]): rows.verdict(row) for row in found}
 
     async def add_bundles(self, bundles: Sequence[NewBundle]) -> None:
-        if bundles:
-            await self._connection.execute(insert(tables.bundles), [rows.bundle_columns(item) for item in bundles])
+        columns = (*rows.NEW_BUNDLE, "received_at")
+        await self._connection.insert(tables.bundles, columns, [rows.new_bundle(item) for item in bundles])
 
     async def save_hosts(self, hosts: Iterable[Host]) -> None:
         table = tables.hosts
@@ -242,10 +242,8 @@ class BoundTransaction(KeepingRows):
     # --- the log --------------------------------------------------------------------------------
 
     async def add_leaves(self, leaves: Sequence[NewLeaf], now: datetime) -> None:
-        if leaves:
-            decided = rows.text(now)
-            rows_ = [{**item.__dict__, "decided_at": decided} for item in leaves]
-            await self._connection.execute(insert(tables.log_entries), rows_)
+        columns = (*rows.NEW_ENTRY, "decided_at")
+        await self._connection.insert(tables.log_entries, columns, [rows.new_entry(item, now) for item in leaves])
 
     async def pending_leaves(self, sites: Collection[str], at_most: int) -> list[PendingLeaf]:
         table = tables.log_entries
