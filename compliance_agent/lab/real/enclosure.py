@@ -7,6 +7,7 @@ does it for one that was killed. Names carry the id of the process outside, so t
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -21,6 +22,7 @@ from types import FrameType
 PREFIX = "compliance-lab-"
 _NEW_MOUNTS, _NEW_PROCESSES, _NEW_NETWORK = 0x0002_0000, 0x2000_0000, 0x4000_0000  # sched.h
 _PDEATHSIG = 1  # prctl.h
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -38,9 +40,12 @@ def enclosed(work: Callable[[Path], int], under: Path) -> int:
         child = os.fork()
         if child == 0:
             _inside(work, scratch)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda number, _frame: os.kill(child, number))
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        for number in _ENDING:
+            signal.signal(number, lambda number, _frame: _pass_on(number, child))
+        _, status = os.waitpid(child, 0)
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_IGN)
+        return os.waitstatus_to_exitcode(status)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         for group in _groups(name):
@@ -68,7 +73,7 @@ def _inside(work: Callable[[Path], int], scratch: Path) -> None:
     status = 70
     try:
         _LIBC.prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _ENDING:
             signal.signal(number, _interrupted)
         _unshare(_NEW_MOUNTS)
         subprocess.run(["mount", "--make-rprivate", "/"], check=True, timeout=20)
@@ -85,6 +90,11 @@ def _inside(work: Callable[[Path], int], scratch: Path) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def _pass_on(number: int, child: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child, number)
 
 
 def _interrupted(number: int, _frame: FrameType | None) -> None:

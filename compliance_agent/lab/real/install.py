@@ -41,7 +41,7 @@ def layer(tree: Path, base: Path, scratch: Path) -> Path:
     machine.mount()
     fit_out(machine.root)
     agent(tree, machine.root, scratch)
-    _must("umount", str(machine.root))
+    machine.unmount()
     return machine.upper
 
 

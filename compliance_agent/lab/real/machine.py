@@ -35,6 +35,10 @@ class Machine:
         self.root.mkdir(parents=True)
         mount_over(self._lower, self.root, self.upper)
 
+    def unmount(self) -> None:
+        """Give up the mounted copy; its layer of changes stays."""
+        subprocess.run(["umount", "--recursive", str(self.root)], check=True, timeout=60)
+
     def boot(self) -> None:
         """Start systemd there and wait until it is up.
 

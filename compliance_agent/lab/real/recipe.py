@@ -29,6 +29,7 @@ NEEDED = {
     "ip": "iproute2",
     "mount": "mount",
 }
+ENCLOSE = ("unshare", "--mount", "--pid", "--net", "--fork", "--mount-proc", "true")
 
 _FILES = {
     # chronyd may look at the kernel's clock here and not set it: the machine's clock belongs to the machine.
@@ -88,6 +89,11 @@ def check_machine() -> None:
     missing = sorted(package for tool, package in NEEDED.items() if shutil.which(tool) is None)
     if missing:
         raise Unavailable(f"make lab needs programs that are missing here: apt-get install {' '.join(missing)}")
+    if subprocess.run(ENCLOSE, capture_output=True, check=False, timeout=20).returncode != 0:
+        raise Unavailable("make lab: this machine allows no namespaces; in a container it has to be a privileged one")
+    release = suite()
+    if not (cache_directory() / recipe_hash(release)).is_dir():
+        mirror(release)
 
 
 def suite() -> str:

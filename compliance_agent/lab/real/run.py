@@ -53,7 +53,12 @@ class Asked:
 @click.option(
     "--opponent/--no-opponent", default=None, help="Also, or not, the reverter; the default is on without --only."
 )
-def main(only: tuple[str, ...], hosts: int, as_json: bool, report: Path | None, opponent: bool | None) -> None:
+@click.option(
+    "--check", is_flag=True, help="Boot nothing; only say whether hosts could be booted here (exit status 69 if not)."
+)
+def main(
+    only: tuple[str, ...], hosts: int, as_json: bool, report: Path | None, opponent: bool | None, check: bool
+) -> None:
     """Do every fault to a real host, and judge what its agent said and did."""
     configure("CRITICAL")
     try:
@@ -65,6 +70,8 @@ def main(only: tuple[str, ...], hosts: int, as_json: bool, report: Path | None, 
         recipe.check_machine()
     except AgentError as error:
         sys.exit(_refused(error))
+    if check:
+        sys.exit(0)
     sys.exit(enclosed(lambda scratch: _work(asked, scratch), recipe.cache_directory()))
 
 
