@@ -50,13 +50,14 @@ class Ran:
 class UnitState:
     """A systemd unit in the manager's own words: `load` (loaded, not-found, masked ...), `active` (active, inactive,
     failed ...), `sub` (running, dead ...), `enabled` (enabled, disabled, static, masked ..., empty when there is no
-    unit file).
+    unit file). `triggered_by`: sockets, timers and paths that start it.
     """
 
     load: str
     active: str
     sub: str
     enabled: str
+    triggered_by: tuple[str, ...] = ()
 
 
 class Clock(Protocol):

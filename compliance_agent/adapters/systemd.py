@@ -14,7 +14,7 @@ BOOTED = Path("/run/systemd/system")  # sd_booted(3): there exactly when systemd
 UNIT_NAME = re.compile(
     r"[A-Za-z0-9:_.\\@-]{1,240}\.(service|socket|timer|target|mount|automount|swap|path|slice|scope)"
 )
-PROPERTIES = ("Id", "LoadState", "ActiveState", "SubState", "UnitFileState")
+PROPERTIES = ("Id", "LoadState", "ActiveState", "SubState", "UnitFileState", "TriggeredBy")
 
 
 class Systemd:
@@ -90,7 +90,11 @@ def parse_show(text: str, count: int) -> list[UnitState]:
         pairs = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
         try:
             state = UnitState(
-                pairs["LoadState"], pairs["ActiveState"], pairs["SubState"], pairs.get("UnitFileState", "")
+                pairs["LoadState"],
+                pairs["ActiveState"],
+                pairs["SubState"],
+                pairs.get("UnitFileState", ""),
+                tuple(sorted(filter(UNIT_NAME.fullmatch, pairs.get("TriggeredBy", "").split()))),
             )
         except KeyError as error:
             raise CannotTell("unparsable", f"systemctl show: no {error.args[0]}") from error

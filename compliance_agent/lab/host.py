@@ -53,7 +53,8 @@ class Node:
 class Unit:
     """One systemd unit. `can_start` is asked on start and restart, for a daemon whose configuration may be bad;
     `started` runs when it comes up, and a False from it is a failure; `reloaded` when it reads its files again. A `oneshot`
-    unit is inactive again when its work is done. `changed_at` is when its state last changed, None for at boot.
+    unit is inactive again when its work is done. What it is `triggered_by` comes up with it. `changed_at` is when its state last
+    changed, None for at boot.
     """
 
     active: bool = True
@@ -64,6 +65,7 @@ class Unit:
     can_start: Callable[[], bool] = lambda: True
     started: Callable[[], object] = lambda: None
     reloaded: Callable[[], object] = lambda: None
+    triggered_by: tuple[str, ...] = ()
     changed_at: datetime | None = None
 
     def state(self, name: str) -> UnitState:
@@ -71,7 +73,8 @@ class Unit:
         running = _SUB_STATES.get(name.rpartition(".")[2], "running")
         sub = running if self.active else "failed" if self.failed else "dead"
         active = "active" if self.active else "failed" if self.failed else "inactive"
-        return UnitState("masked" if self.masked else "loaded", active, sub, "masked" if self.masked else self.enabled)
+        load, enabled = ("masked", "masked") if self.masked else ("loaded", self.enabled)
+        return UnitState(load, active, sub, enabled, self.triggered_by)
 
 
 @dataclass(frozen=True)
@@ -408,6 +411,8 @@ class FakeHost:
             )
         unit.changed_at = self.now()
         if verb in {"start", "restart"} and not (verb == "start" and unit.active):
+            for trigger in unit.triggered_by:
+                self.units_table[trigger].active = True
             came_up = unit.can_start() and unit.started() is not False
             unit.active, unit.failed = came_up and not unit.oneshot, not came_up
             if unit.failed:

@@ -1,4 +1,7 @@
-"""Have a systemd unit running: unmask, enable (so that it also comes back with the machine) and start, as far as needed."""
+"""Have a systemd unit running: unmask, enable (so that it also comes back with the machine) and start, as far as needed.
+
+A socket that comes up with the unit goes down with it when the start is taken back: it would start the unit again.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,24 @@ from compliance_agent.ports import ChangingHost, UnitState
 from compliance_agent.remedies.spec import Action, Args
 from compliance_agent.remedies.unit_codes import unit_codes
 
+_UP = frozenset({"active", "reloading", "activating"})
+
 
 async def _state(host: ChangingHost, unit: str) -> UnitState:
     return (await host.units((unit,)))[unit]
 
 
+async def _triggers(host: ChangingHost, state: UnitState) -> list[str]:
+    """What would start the unit and is up."""
+    found = await host.units(state.triggered_by) if state.triggered_by else {}
+    return sorted(name for name, trigger in found.items() if trigger.active in _UP)
+
+
 async def capture(host: ChangingHost, args: Args) -> Any:
     state = await _state(host, str(args["unit"]))
     return {
-        "active": state.active in {"active", "reloading", "activating"},
+        "active": state.active in _UP,
+        "triggers": await _triggers(host, state),
         "enabled": state.enabled,
         "load": state.load,
     }
@@ -42,6 +54,10 @@ async def apply(host: ChangingHost, args: Args) -> None:
 
 async def undo(host: ChangingHost, args: Args, captured: Any) -> None:
     unit = str(args["unit"])
+    if not captured["active"]:
+        for trigger in await _triggers(host, await _state(host, unit)):
+            if trigger not in captured["triggers"]:
+                await host.unit_action("stop", trigger)
     state = await _state(host, unit)
     if not captured["active"] and state.active not in {"inactive", "failed"}:
         await host.unit_action("stop", unit)

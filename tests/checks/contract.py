@@ -382,8 +382,10 @@ def contaminate(canary: str, place: float, *, whole_word: bool) -> Callable[[Any
 
 
 def _strange(state: UnitState, canary: str, place: float) -> UnitState:
-    name = ("load", "active", "sub", "enabled")[min(int(place * 4), 3)]
-    return dataclasses.replace(state, **{name: canary})
+    fields = [state.load, state.active, state.sub, state.enabled]
+    fields[min(int(place * 4), 3)] = canary
+    load, active, sub, enabled = fields
+    return UnitState(load, active, sub, enabled, (f"{canary}.socket",))
 
 
 # -- what is healed

@@ -481,6 +481,11 @@ def test_a_show_of_aliases_keeps_the_order() -> None:
     assert [state.active for state in parse_show(text, 2)] == ["active", "failed"]
 
 
+def test_a_show_names_what_starts_a_unit_and_nothing_that_is_no_unit() -> None:
+    block = "Id=a.service\nLoadState=loaded\nActiveState=active\nSubState=x\nTriggeredBy=b.timer --all a.socket\n"
+    assert parse_show(block, 1)[0].triggered_by == ("a.socket", "b.timer")
+
+
 @pytest.mark.parametrize("name", ["", "--all.service", "*.service", "a", "a/b.service", "a b.service", "a.service\n"])
 def test_what_is_no_units_name_is_refused(name: str) -> None:
     with pytest.raises(RuntimeError):

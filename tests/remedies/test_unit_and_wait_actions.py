@@ -67,6 +67,19 @@ async def test_an_undo_without_apply_changes_nothing(before: dict[str, Any]) -> 
     assert state_of(host) == former
 
 
+@pytest.mark.parametrize("listening", [True, False])
+async def test_a_socket_that_came_up_with_the_unit_goes_down_with_it(listening: bool) -> None:
+    """Left listening, it would start the unit again behind the undo's back (seen with rsyslog on a booted host)."""
+    host = toy_host(active=False, can_start=lambda: False, triggered_by=("toy.socket",))
+    host.units_table["toy.socket"] = Unit(active=listening)
+    captured = await ENSURE.capture(host, {"unit": TOY})
+    with pytest.raises(StepFailed):
+        await ENSURE.apply(host, {"unit": TOY})
+    assert host.unit("toy.socket").active
+    await ENSURE.undo(host, {"unit": TOY}, captured)
+    assert (host.unit(TOY).active, host.unit("toy.socket").active) == (False, listening)
+
+
 async def test_a_unit_that_is_up_is_left_alone() -> None:
     host = toy_host()
     await ENSURE.apply(host, {"unit": TOY})

@@ -19,7 +19,8 @@ TABLE = Table(
         ),
         Row(
             "logging", "start_fails", f"{_FAILS}; systemctl stop syslog.socket rsyslog", "fail", "unit_down",
-            "reverted", "unit_start_failed", restore=f"{_WORKS}; systemctl start rsyslog", former="! systemctl is-active rsyslog",
+            "reverted", "unit_start_failed", restore=f"{_WORKS}; systemctl start rsyslog",
+            former="! systemctl is-active rsyslog syslog.socket",
         ),
     ),
 )  # fmt: skip
