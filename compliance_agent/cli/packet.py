@@ -14,7 +14,8 @@ from compliance_agent.cli.common import json_option, print_json, printable, tabl
 from compliance_agent.cli.intervals import authority, show_times
 from compliance_agent.cli.verify import spread
 from compliance_agent.errors import BadEvidence
-from compliance_agent.packet.verify import Report, records_of, verify_file
+from compliance_agent.packet.report import Report
+from compliance_agent.packet.verify import records_of, verify_file
 
 QUORUM = {
     "met": "the quorum of the policy cosigned the checkpoint",

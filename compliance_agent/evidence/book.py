@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -186,14 +186,35 @@ class Book:
             pruned: what the log says of entries that it serves no more; their hashes come from the tiles, which must
                 give the signed root all the same.
         """
-        book = cls(checkpoint, Forest(b""), whole=False, first=pruned.first_served if pruned else 0)
-        hashes, unread = bytearray(), False
+        steps = cls.reading(checkpoint, tile, tags, path=path, pruned=pruned)
+        while True:
+            try:
+                done = next(steps)
+            except StopIteration as end:
+                book: Book = end.value
+                return book
+            if progress is not None:
+                progress(done)
+
+    @classmethod
+    def reading(
+        cls,
+        checkpoint: Checkpoint,
+        tile: ReadTile,
+        tags: Tagger,
+        *,
+        path: Callable[[Tile], str] = lambda tile: tile.path,
+        pruned: Pruned | None = None,
+    ) -> Generator[int, None, Book]:
+        """As `read`, a file of entries at a time, for whoever has other work between them; gives how many entries are done."""
+        book = cls(checkpoint, Forest(), whole=False, first=pruned.first_served if pruned else 0)
+        forest, unread = book.forest, False
         for wanted in written(0, checkpoint.size):
             if pruned is not None and pruned.covers(wanted):
                 if len(level_0 := _or_none(tile, Tile(0, wanted.index)) or b"") != TILE_BYTES:
                     book.problems.append(Problem("bad_tile", path(Tile(0, wanted.index)), "is missing or damaged"))
                     unread = True
-                hashes += level_0
+                forest.grow(level_0)
             elif wanted.level == ENTRIES:
                 try:
                     entries = decode_entries(tile(wanted), wanted.width)
@@ -201,14 +222,12 @@ class Book:
                     book.problems.append(Problem(error.code, path(wanted), str(error)))
                     unread = True
                     continue
+                forest.grow(b"".join(map(hash_leaf, entries)))
                 for at, entry in enumerate(entries, wanted.index * 256):
-                    hashes += hash_leaf(entry)
                     book._take(at, entry, tags)
-                if progress is not None:
-                    progress(len(hashes) // 32)
+                yield forest.size
         if unread:
             return book
-        book.forest = Forest(bytes(hashes))
         book.whole = book.forest.root(checkpoint.size) == checkpoint.root
         if not book.whole:
             detail = "the entries do not make the tree that the checkpoint signs"

@@ -12,12 +12,26 @@ from compliance_agent.log.tiles import FULL, Tile
 class Forest:
     """The tree over these leaf hashes, joined together."""
 
-    def __init__(self, leaves: bytes) -> None:
-        self.size = len(leaves) // HASH_BYTES
-        self._rows = [leaves]
-        while len(self._rows[-1]) >= 2 * HASH_BYTES:
-            row = self._rows[-1]
-            self._rows.append(parents(row[: len(row) & ~63]))
+    def __init__(self, leaves: bytes = b"") -> None:
+        self._rows = [bytearray()]
+        self.grow(leaves)
+
+    @property
+    def size(self) -> int:
+        """How many leaves."""
+        return len(self._rows[0]) // HASH_BYTES
+
+    def grow(self, leaves: bytes) -> None:
+        """Append leaf hashes, and every complete subtree that they finish."""
+        self._rows[0] += leaves
+        for height, row in enumerate(self._rows):
+            done = 2 * len(self._rows[height + 1]) if height + 1 < len(self._rows) else 0
+            finished = bytes(row[done : len(row) & ~63])
+            if not finished:
+                return
+            if height + 1 == len(self._rows):
+                self._rows.append(bytearray())
+            self._rows[height + 1] += parents(finished)
 
     def leaf(self, index: int) -> LeafHash:
         """The hash of one entry; empty for one that is not there."""

@@ -49,6 +49,7 @@ class Times:
     kept: list[tuple[str, int | None, int | None, int]] = field(default_factory=list)
     _chain: str = ""
     _created: int = 0
+    _first: tuple[str, int, Row] | None = None
 
     def visit(
         self, key_id: str, epoch: int, row: Row, entry: tuple[bytes, int] | None, head_holds: bool
@@ -83,16 +84,39 @@ class Times:
             self.widest = (after - before, row.bundle_id)
 
     def _flag(self, key_id: str, epoch: int, row: Row) -> None:
+        if self._first is None:
+            self._first = (key_id, epoch, row)
         if self._chain == key_id and row.created_us < self._created:
-            self._add("clock_set_back", row, f"{named((epoch, row.seq))} is dated before the record before it")
+            self._set_back(epoch, row)
         self._chain, self._created = key_id, row.created_us
         if row.offset_us is not None and abs(row.offset_us) > OFFSET_LIMIT_US:
-            self._add("clock_off", row, f"its clock was {row.offset_us} us off, by its own measurement")
+            detail = f"its clock was {row.offset_us} us off, by its own measurement"
+            self._add(Problem("clock_off", row.bundle_id, detail))
 
-    def _add(self, code: str, row: Row, detail: str) -> None:
-        self.flags[code] += 1
+    def _set_back(self, epoch: int, row: Row) -> None:
+        detail = f"{named((epoch, row.seq))} is dated before the record before it"
+        self._add(Problem("clock_set_back", row.bundle_id, detail))
+
+    def _add(self, flag: Problem) -> None:
+        self.flags[flag.code] += 1
         if len(self.flagged) < FLAGS_KEPT:
-            self.flagged.append(Problem(code, row.bundle_id, detail))
+            self.flagged.append(flag)
+
+    def join(self, later: Times) -> None:
+        """Take up what was counted apart of records that come after these."""
+        if later._first is None:
+            return
+        key_id, epoch, row = later._first
+        if self._chain == key_id and row.created_us < self._created:
+            self._set_back(epoch, row)
+        self.counts += later.counts
+        self.flags += later.flags
+        self.flagged = [*self.flagged, *later.flagged][:FLAGS_KEPT]
+        self.kept += later.kept
+        if later.widest is not None and (self.widest is None or later.widest[0] > self.widest[0]):
+            self.widest = later.widest
+        self._first = self._first or later._first
+        self._chain, self._created = later._chain, later._created
 
     def as_document(self) -> dict[str, Any]:
         """Part of the JSON of `verify --json`."""

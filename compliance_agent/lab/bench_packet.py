@@ -22,8 +22,7 @@ from compliance_agent.packet import archive, dsse, ocsf, oscal, table
 from compliance_agent.packet.content import PacketHost, Record, Scope
 from compliance_agent.packet.manifest import MANIFEST, MANIFEST_SIGNATURE, line
 from compliance_agent.packet.outside import outside
-from compliance_agent.packet.reading import PARTS
-from compliance_agent.packet.readme import NOT_PROVEN, readme
+from compliance_agent.packet.readme import NOT_PROVEN, Shown, readme
 
 
 class _OnDisk(Sequence[Record]):
@@ -31,7 +30,6 @@ class _OnDisk(Sequence[Record]):
 
     def __init__(self, places: Sequence[str]) -> None:
         self._places = places
-        self.in_period = self
 
     def __len__(self) -> int:
         return len(self._places)
@@ -43,7 +41,7 @@ class _OnDisk(Sequence[Record]):
     def __getitem__(self, at: int | slice) -> Record | Sequence[Record]:
         if isinstance(at, slice):
             return _OnDisk(self._places[at])
-        body, signature, leaf, receipt = ((Path(self._places[at]) / part).read_bytes() for part in PARTS)
+        body, signature, leaf, receipt = ((Path(self._places[at]) / part).read_bytes() for part in archive.PARTS)
         return Record(json.loads(body), body, signature, leaf, Proof.parse(receipt).index)
 
 
@@ -69,12 +67,12 @@ def make_packet(directory: Path) -> Path:
     files |= {
         "packet.json": scope.encode(), "policy": policy, "log/checkpoint": note, "NOT-PROVEN.txt": NOT_PROVEN,
         "keys/log.pem": crypto.public_pem(vkey.public).encode(),
-        "README.txt": readme(scope, records, oscal.VERSION, outside(policy, note, []), authority=False),
+        "README.txt": readme(scope, Shown(len(records), 0, records[0]), oscal.VERSION, outside(policy, note, []), authority=False),
         "export/assessment-results.json": oscal.assessment_results(scope, records),
         "export/ocsf.jsonl": ocsf.lines(scope, records), "export/evidence.csv": table.table(scope, records),
     }  # fmt: skip
     _signed(files)
-    names = {f"{_below(place)}/{part}" for place in records._places for part in PARTS}
+    names = {f"{_below(place)}/{part}" for place in records._places for part in archive.PARTS}
 
     def content(name: str) -> bytes:
         return files[name] if name in files else (directory / name).read_bytes()
@@ -111,6 +109,8 @@ def _bundles(entries: Sequence[bytes]) -> Iterator[tuple[Tile, bytes]]:
 def _signed(files: dict[str, bytes]) -> None:
     key, name = _key(98), "export/assessment-results.json"
     public = key.public_key().public_bytes_raw()
-    said = dsse.statement(name.rpartition("/")[2], files[name], {"tool": "compliance-agent"})
+    said = dsse.statement(
+        name.rpartition("/")[2], hashlib.sha256(files[name]).hexdigest(), {"tool": "compliance-agent"}
+    )
     files["keys/packet.pem"] = crypto.public_pem(public).encode()
     files["export/assessment-results.dsse.json"] = dsse.envelope(said, public, key.sign)

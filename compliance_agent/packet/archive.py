@@ -1,9 +1,9 @@
 """The zip file, pure: one spelling for each set of files, so that a changed bit outside the files shows as well.
 
 Nothing is compressed: digests and signatures would not shrink, and two versions of zlib write different bytes. So every byte
-between the files follows from their names, lengths and checksums: a reader walks the directory at the end once, in order, and
-whoever reads a file holds what stands before it to that. Nothing of a file stays in memory, and of the directory what the caller
-keeps.
+between the files follows from their names, lengths and checksums: a reader walks the directory at the end in order, and whoever
+reads a file holds what stands before it to that. Nothing of a file stays in memory, and of the directory what the caller keeps.
+The directory need not be walked from its start: a line of it begins with bytes that stand nowhere else (`Container.line_at`).
 """
 
 from __future__ import annotations
@@ -22,20 +22,28 @@ MAX_FILE_BYTES = 2_000_000_000  # of one file in it: beyond, a zip file spells l
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the first moment a zip file can name
 _REGULAR_0644 = 0o100644 << 16
 _UNIX = 3
+PARTS = ("bundle.json", "bundle.sig", "leaf.json", "bundle.tlog-proof")  # names of a record's files
 _NAME = re.compile(r"(?!.*(?:^|/)\.{1,2}(?:/|$))[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*")
 _CHUNK = 1 << 20
+_LOOK = 4_096
 _TOGETHER = 4_096  # lines of the directory that are written at once
 
 # As APPNOTE.TXT has them (4.3.7, 4.3.12, 4.3.14 to 4.3.16): version 20, or 45 where an offset needs 64 bits; stored; 1980.
 _LOCAL = struct.Struct("<4s5HLLLHH")
+_AFTER = struct.Struct("<3L2H")
 _CENTRAL = struct.Struct("<4s6HLLLHHHHHLL")
+_LINE = struct.Struct("<16s3L2H10sL")  # the same, with what is always the same in one piece
 _END = struct.Struct("<4s4HLLH")
 _END64 = struct.Struct("<4sQHHLL4Q")
 _LOCATOR = struct.Struct("<4sLQL")
 _OFFSET64 = struct.Struct("<HHQ")
 _FEW, _SMALL, _UNSAID = 2**16 - 1, 2**31 - 1, 2**32 - 1
 _VERSION, _VERSION64, _DATE = 20, 45, 33
-_NEAR = [b"PK\1\2", _VERSION | _UNIX << 8, _VERSION, 0, 0, 0, _DATE]
+_NEAR = struct.pack("<4s6H", b"PK\1\2", _VERSION | _UNIX << 8, _VERSION, 0, 0, 0, _DATE)
+_FAR = struct.pack("<4s6H", b"PK\1\2", _VERSION64 | _UNIX << 8, _VERSION64, 0, 0, 0, _DATE)
+_BEGINS = re.compile(b"|".join(map(re.escape, (_NEAR, _FAR))))
+_BETWEEN = struct.pack("<3HL", 0, 0, 0, _REGULAR_0644)
+_BEFORE = struct.pack("<4s5H", b"PK\3\4", _VERSION, 0, 0, 0, _DATE)
 
 Read = Callable[[int, int], bytes]  # (offset, length) -> bytes, fewer where the file ends
 
@@ -62,8 +70,12 @@ class Entry(NamedTuple):
     @property
     def before(self) -> bytes:
         """What stands before its bytes."""
-        name = self.name.encode("ascii")
-        return _LOCAL.pack(b"PK\3\4", _VERSION, 0, 0, 0, _DATE, self.crc, self.size, self.size, len(name), 0) + name
+        return _BEFORE + _AFTER.pack(self.crc, self.size, self.size, len(self.name), 0) + self.name.encode("ascii")
+
+    @property
+    def line_length(self) -> int:
+        """Of its line of the directory."""
+        return _LINE.size + len(self.name) + (_OFFSET64.size if self.offset > _SMALL else 0)
 
     @property
     def listed(self) -> bytes:
@@ -106,12 +118,12 @@ class Container:
         if tail >= 0 and (far := read(tail, _END64.size)).startswith(b"PK\6\6"):
             *_, self.count, length, self.directory = _END64.unpack(far)
             at = tail
-        self.end = self.directory + length
+        self.end: int = self.directory + length
         if self.end != at or read(at, size - at) != ending(self.count, self.directory, length):
             raise _bad("its end is not as a packet is written")
 
-    def entries(self, start: int | None = None, end: int | None = None) -> Iterator[Entry]:
-        """The files by the lines of the directory from `start` to `end`, in order.
+    def entries(self, start: int | None = None, end: int | None = None, *, together: int = _CHUNK) -> Iterator[Entry]:
+        """The files by the lines of the directory from `start` to `end`, in order, so many bytes of it read together.
 
         Raises:
             BadEvidence: a line is not as a packet is written.
@@ -121,12 +133,28 @@ class Container:
         while at < stop:
             entry = _entry(held, at - base, at)
             if entry is None:
-                base, held = at, self.read(at, min(_CHUNK, stop - at))
+                base, held = at, self.read(at, min(together, stop - at))
+                entry = _entry(held, 0, at)
+            if entry is None and len(held) < min(_CHUNK, stop - at):
+                held = self.read(at, min(_CHUNK, stop - at))
                 entry = _entry(held, 0, at)
             if entry is None:
                 raise _bad("a line of its directory is not as a packet is written")
             yield entry
-            at += _CENTRAL.size + len(entry.name) + (_OFFSET64.size if entry.offset > _SMALL else 0)
+            at += entry.line_length
+
+    def line_at(self, at: int) -> int:
+        """Where the first line of the directory begins that begins at a place or after it; the directory's end where none does.
+
+        What a line begins with cannot stand within one: checksum, length and the same length again, and two lengths below 2^16,
+        leave no room for it, and a name has no such bytes.
+        """
+        while at < self.end:
+            held = self.read(at, min(_LOOK, self.end - at))
+            if found := _BEGINS.search(held):
+                return at + found.start()
+            at += max(1, len(held) - len(_NEAR) + 1)
+        return self.end
 
     def chunks(self, entry: Entry) -> Iterator[bytes]:
         """The bytes of a file, in pieces."""
@@ -140,21 +168,20 @@ class Container:
 
 def _entry(held: bytes, at: int, line: int) -> Entry | None:
     """The line at a place, None where it is not whole or not as it is written."""
-    if len(held) < at + _CENTRAL.size:
+    if len(held) < at + _LINE.size:
         return None
-    *fixed, crc, size, size_too, name, extra, none, disk, inside, mode, offset = _CENTRAL.unpack_from(held, at)
-    length = _CENTRAL.size + name + extra
-    if len(held) < at + length or size != size_too or (none, disk, inside, mode) != (0, 0, 0, _REGULAR_0644):
+    fixed, crc, size, size_too, name, extra, between, offset = _LINE.unpack_from(held, at)
+    length = _LINE.size + name + extra
+    if len(held) < at + length or size != size_too or between != _BETWEEN:
         return None
-    named = held[at + _CENTRAL.size : at + _CENTRAL.size + name]
+    named = held[at + _LINE.size : at + _LINE.size + name]
     if not named.isascii():
         return None
-    entry = Entry(named.decode("ascii"), size, crc, offset, line)
     if fixed == _NEAR and not extra and offset <= _SMALL:
-        return entry
+        return Entry(named.decode("ascii"), size, crc, offset, line)
     if extra != _OFFSET64.size:
         return None
-    entry = entry._replace(offset=_OFFSET64.unpack_from(held, at + length - extra)[2])
+    entry = Entry(named.decode("ascii"), size, crc, _OFFSET64.unpack_from(held, at + length - extra)[2], line)
     return entry if entry.offset > _SMALL and held[at : at + length] == entry.listed else None
 
 
@@ -168,26 +195,66 @@ def ending(count: int, directory: int, length: int) -> bytes:
     return far + _END.pack(b"PK\5\6", 0, 0, few, few, min(length, _UNSAID), min(directory, _UNSAID), 0)
 
 
-def in_order(container: Container) -> Iterator[Entry]:
-    """Every file, with the container held to its only spelling: plain names in order, and nothing between the files or after them.
+class InOrder:
+    """Holds a container's files, or a stretch of them, to the only spelling: plain names in order, and nothing between the files.
 
     What stands before each file, and its checksum, are for whoever reads it.
 
-    Raises:
-        BadEvidence: code `bad_container`.
+    Attributes:
+        first, last: names of the first file that was seen and of the last.
+        begins, ends: where the bytes of these begin and end.
     """
-    before, at, count = "", 0, 0
-    for entry in container.entries():
-        if entry.name <= before:
+
+    first = last = ""
+    begins = ends = -1
+    count = 0
+    _above: str | None = None  # a directory with a plain path
+
+    def follow(self, entry: Entry) -> None:
+        """The next file; BadEvidence, code `bad_container`."""
+        name, size = entry.name, entry.size
+        if name <= self.last:
             raise _bad("it holds a name twice, or names that are not in order")
-        if not _NAME.fullmatch(entry.name) or entry.size > MAX_FILE_BYTES:
-            raise _bad("a file's name is not a plain relative path, or it is too long")
-        if entry.offset != at:
+        above, _, below = name.rpartition("/")
+        if above != self._above or below not in PARTS:
+            if not _NAME.fullmatch(name):
+                raise _bad("a file's name is not a plain relative path")
+            self._above = above
+        if size > MAX_FILE_BYTES:
+            raise _bad("a file is too long")
+        if entry.offset != self.ends or self.count == 0:
+            self._goes_on(name, entry.offset)
+        self.last, self.ends, self.count = name, entry.offset + _LOCAL.size + len(name) + size, self.count + 1
+
+    def join(self, other: InOrder) -> None:
+        """The next stretch; BadEvidence, code `bad_container`."""
+        if other.count == 0:
+            return
+        if other.first <= self.last:
+            raise _bad("it holds a name twice, or names that are not in order")
+        self._goes_on(other.first, other.begins)
+        self.last, self.ends, self.count = other.last, other.ends, self.count + other.count
+
+    def _goes_on(self, name: str, offset: int) -> None:
+        if self.count == 0:
+            self.first, self.begins = name, offset
+        elif offset != self.ends:
             raise _bad("something stands between its files")
-        before, at, count = entry.name, entry.end, count + 1
+
+    def finish(self, container: Container) -> None:
+        """After the last file of all; BadEvidence, code `bad_container`."""
+        nothing = (0, 0) if self.count == 0 else (self.begins, self.ends)
+        if (*nothing, self.count) != (0, container.directory, container.count):
+            raise _bad("something stands between its files, or it holds more or fewer than it says")
+
+
+def in_order(container: Container) -> Iterator[Entry]:
+    """Every file, with the container held to its only spelling; BadEvidence, code `bad_container`."""
+    seen = InOrder()
+    for entry in container.entries():
+        seen.follow(entry)
         yield entry
-    if (at, count) != (container.directory, container.count):
-        raise _bad("something stands between its files, or it holds more or fewer than it says")
+    seen.finish(container)
 
 
 def check_crc(entry: Entry, content: bytes | Iterator[bytes]) -> None:

@@ -11,6 +11,7 @@ so that whoever has the log can see that nothing of the period was left out. The
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -32,11 +33,21 @@ from compliance_agent.log.proof import Proof
 from compliance_agent.log.tiles import ENTRIES, Tile, decode_entries, written
 from compliance_agent.log.tree import Edge, TileTree
 from compliance_agent.packet import archive, dsse, ocsf, oscal, table
-from compliance_agent.packet.content import PacketHost, Record, Scope, concerns, first_moment, section, stamp
+from compliance_agent.packet.content import (
+    PacketHost,
+    Record,
+    Scope,
+    concerns,
+    first_moment,
+    in_order,
+    section,
+    stamp,
+)
 from compliance_agent.packet.manifest import MANIFEST, MANIFEST_SIGNATURE, manifest
 from compliance_agent.packet.outside import OLDER, YEAR, Outside, outside
-from compliance_agent.packet.readme import NOT_PROVEN, readme
-from compliance_agent.packet.verify import Report, verify_file
+from compliance_agent.packet.readme import NOT_PROVEN, Shown, readme
+from compliance_agent.packet.report import Report
+from compliance_agent.packet.verify import verify_file
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.records import Host, Kept, Shard, SiteReader
 from compliance_agent.server.store import SqlStore
@@ -346,7 +357,7 @@ def _files(scope: Scope, records: Sequence[Record], log: _Log) -> dict[str, byte
         "packet.json": scope.encode(),
         "policy": log.policy,
         "keys/log.pem": crypto.public_pem(log.key.public).encode(),
-        "README.txt": readme(scope, records, oscal.VERSION, seen, authority=bool(log.authority)),
+        "README.txt": readme(scope, _shown(scope, records), oscal.VERSION, seen, authority=bool(log.authority)),
         "NOT-PROVEN.txt": NOT_PROVEN,
         "log/checkpoint": log.note,
         "export/assessment-results.json": oscal.assessment_results(scope, records),
@@ -369,6 +380,12 @@ def _files(scope: Scope, records: Sequence[Record], log: _Log) -> dict[str, byte
             ).encode(),
         }
     return files
+
+
+def _shown(scope: Scope, records: Sequence[Record]) -> Shown:
+    inside = in_order(records, scope)
+    first = inside[0] if inside else min(records, key=lambda record: record.directory)
+    return Shown(len(inside), len(records) - len(inside), first)
 
 
 def _outside(log: _Log) -> Outside:
@@ -397,7 +414,7 @@ def _signed(files: Mapping[str, bytes], signer: Ed25519Signer, scope: Scope) -> 
         "size": scope.size,
         "tool": "compliance-agent",
     }
-    said = dsse.statement(name.rpartition("/")[2], files[name], predicate)
+    said = dsse.statement(name.rpartition("/")[2], hashlib.sha256(files[name]).hexdigest(), predicate)
     whole = {
         **files,
         "keys/packet.pem": signer.public_pem().encode(),

@@ -5,6 +5,7 @@ The scope names what was asked for and whom it concerns; every number about it i
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -72,7 +73,7 @@ class Scope:
 
     def holds(self, document: Mapping[str, Any]) -> bool:
         """Whether a record is of the period."""
-        return self.start <= moment(document["timestamp_start"]) < self.end
+        return self.since <= day_of(document) <= self.until
 
     def encode(self) -> bytes:
         """`packet.json`."""
@@ -106,18 +107,29 @@ class Scope:
 
 @dataclass(frozen=True)
 class Record:
-    """One bundle of the packet: its exact bytes, and its entry and index in the log."""
+    """One bundle of the packet: its exact bytes, and its entry and index in the log.
+
+    Attributes:
+        sha256: of `body`, and at: `directory`, where somebody has computed them already.
+    """
 
     document: Mapping[str, Any]
     body: bytes
     signature: bytes
     leaf: bytes
     index: int
+    sha256: str = ""
+    at: str = ""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its bytes, in hex."""
+        return self.sha256 or hashlib.sha256(self.body).hexdigest()
 
     @property
     def directory(self) -> str:
         """Where it stands in the packet."""
-        return directory_of(self.document)
+        return self.at or directory_of(self.document)
 
     @property
     def place(self) -> tuple[str, int, int]:
@@ -127,15 +139,17 @@ class Record:
 
 def directory_of(document: Mapping[str, Any]) -> str:
     """`evidence/<host>/YYYY/MM/DD/<bundle_id>`, the day being that of `timestamp_start` in UTC."""
-    day = moment(document["timestamp_start"]).strftime("%Y/%m/%d")
-    return f"evidence/{document['host']['id']}/{day}/{document['bundle_id']}"
+    return f"evidence/{document['host']['id']}/{day_of(document).replace('-', '/')}/{document['bundle_id']}"
+
+
+def day_of(document: Mapping[str, Any]) -> str:
+    """The day of `timestamp_start`, which the schema has in UTC."""
+    start: str = document["timestamp_start"]
+    return start[:10] if start.endswith("Z") else moment(start).date().isoformat()
 
 
 def in_order(records: Iterable[Record], scope: Scope) -> Sequence[Record]:
-    """The records of the period, host by host, each in the order of its chain; `in_period` of what has it (`reading.Records`)."""
-    found: Sequence[Record] | None = getattr(records, "in_period", None)
-    if found is not None:
-        return found
+    """The records of the period, host by host, each in the order of its chain."""
     return sorted(
         (record for record in records if scope.holds(record.document)),
         key=lambda record: (record.document["host"]["id"], record.place),

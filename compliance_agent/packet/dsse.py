@@ -25,9 +25,9 @@ def pae(payload_type: str, body: bytes) -> bytes:
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(body), body)
 
 
-def statement(name: str, content: bytes, predicate: Mapping[str, Any]) -> bytes:
+def statement(name: str, sha256: str, predicate: Mapping[str, Any]) -> bytes:
     """A statement about one file of canonical JSON, by the digest of its bytes, which are their own canonical form."""
-    subject = [{"name": name, "digest": {"sha256": hashlib.sha256(content).hexdigest()}}]
+    subject = [{"name": name, "digest": {"sha256": sha256}}]
     return canonical(
         {"_type": STATEMENT, "subject": subject, "predicateType": PREDICATE, "predicate": {**predicate, **_SIGNED}}
     )
@@ -39,8 +39,8 @@ def envelope(payload: bytes, public: bytes, sign: Callable[[bytes], bytes]) -> b
     return canonical({"payload": _b64(payload), "payloadType": PAYLOAD_TYPE, "signatures": [signature]})
 
 
-def verify(raw: bytes, public: bytes, name: str, content: bytes) -> None:
-    """Hold an envelope to the key, and what it says to this very file; code `bad_envelope`."""
+def verify(raw: bytes, public: bytes, name: str, sha256: str) -> None:
+    """Hold an envelope to the key, and what it says to the file of this digest; code `bad_envelope`."""
     try:
         found = read_json(raw, limit_bytes=len(raw))
         payload = base64.b64decode(found["payload"], validate=True)
@@ -54,7 +54,7 @@ def verify(raw: bytes, public: bytes, name: str, content: bytes) -> None:
         raise _bad("is not signed by keys/packet.pem")
     if not is_canonical(raw) or [item.get("keyid") for item in found["signatures"]] != [keyid(public)]:
         raise _bad("is spelt in another way, or names another key")
-    if types != (PAYLOAD_TYPE, STATEMENT) or subject != [(name, hashlib.sha256(content).hexdigest())]:
+    if types != (PAYLOAD_TYPE, STATEMENT) or subject != [(name, sha256)]:
         raise _bad(f"is not about {name} as it stands here")
 
 

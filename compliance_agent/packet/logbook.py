@@ -7,7 +7,7 @@ holds a part of them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass
 
 from compliance_agent.errors import BadEvidence
@@ -98,6 +98,19 @@ def open_head(files: Mapping[str, bytes], policy: bytes, room: int, problems: li
 
 def open_log(files: Mapping[str, bytes], head: Head, tags: Tagger, problems: list[Problem]) -> Logbook:
     """The log under that checkpoint; what is wrong goes to `problems`."""
+    steps = reading_log(files, head, tags, problems)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            log: Logbook = end.value
+            return log
+
+
+def reading_log(
+    files: Mapping[str, bytes], head: Head, tags: Tagger, problems: list[Problem]
+) -> Generator[None, None, Logbook]:
+    """As `open_log`, a file of entries at a time, for whoever has other work between them."""
 
     def tile(wanted: Tile) -> bytes:
         if (path := f"log/{wanted.path}") not in files:
@@ -105,12 +118,22 @@ def open_log(files: Mapping[str, bytes], head: Head, tags: Tagger, problems: lis
         return files[path]
 
     checkpoint = head.verified.checkpoint
-    book = Book.read(checkpoint, tile, tags, path=lambda wanted: f"log/{wanted.path}")
+    book = yield from _unnumbered(Book.reading(checkpoint, tile, tags, path=lambda wanted: f"log/{wanted.path}"))
     older = _older(files, book)
     problems += [*book.problems, *older]
     paths = {f"log/{wanted.path}" for wanted in written(0, checkpoint.size)} | {CHECKPOINT}
     paths |= {path for path in files if _is_of_the_year_before(path)} if not older else set()
     return Logbook(head.policy, head.verified, head.note, book, tags, paths)
+
+
+def _unnumbered(steps: Generator[int, None, Book]) -> Generator[None, None, Book]:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            book: Book = end.value
+            return book
+        yield
 
 
 def _older(files: Mapping[str, bytes], book: Book) -> list[Problem]:

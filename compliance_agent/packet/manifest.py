@@ -13,7 +13,8 @@ from compliance_agent.errors import BadEvidence
 
 MANIFEST, MANIFEST_SIGNATURE = "MANIFEST.sha256", "MANIFEST.sig"
 _LINE = re.compile(rb"([0-9a-f]{64})  ([!-~]{1,4000})")
-_LONGEST = 4_096
+_LONGEST, _NEAR = 4_096, 256
+_BEFORE = 66  # what stands before a path
 
 
 def line(digest: str, path: str) -> bytes:
@@ -25,6 +26,30 @@ def manifest(files: Mapping[str, bytes]) -> bytes:
     """The manifest of these files, by path; itself and its signature are not in it."""
     listed = sorted(path for path in files if path not in {MANIFEST, MANIFEST_SIGNATURE})
     return b"".join(line(hashlib.sha256(files[path]).hexdigest(), path) for path in listed)
+
+
+def line_of(read: Callable[[int, int], bytes], start: int, end: int, path: bytes) -> int:
+    """Where a manifest that stands from `start` to `end` has its first line of this path or one after it, if it is in order."""
+    low, high = start, end
+    while low < high:
+        middle = (low + high) // 2
+        begins = start if middle == start else _after(read, middle - 1, end)
+        line = read(begins, min(_NEAR, end - begins))
+        if b"\n" not in line:
+            line = read(begins, min(_LONGEST, end - begins))
+        if begins < high and line[_BEFORE : line.find(b"\n")] < path:
+            low = begins + 1
+        else:
+            high = middle
+    return start if low == start else _after(read, low - 1, end)
+
+
+def _after(read: Callable[[int, int], bytes], at: int, end: int) -> int:
+    """What follows the first line's end from a place on."""
+    found = read(at, min(_NEAR, end - at)).find(b"\n")
+    if found < 0:
+        found = read(at, min(_LONGEST, end - at)).find(b"\n")
+    return end if found < 0 else at + found + 1
 
 
 def differences(chunks: Iterable[bytes], files: Iterable[tuple[str, Callable[[], str]]]) -> Iterator[tuple[str, str]]:

@@ -6,14 +6,14 @@ are left to the records themselves. "Could not tell" is Warning, which OCSF defi
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from json.encoder import encode_basestring
 from typing import Any
 
 from compliance_agent import __version__
 from compliance_agent.evidence.allowlist import registry
-from compliance_agent.evidence.canonical import canonical
 from compliance_agent.packet.content import Record, Scope, in_order, moment
 
 SCHEMA_VERSION = "1.5.0"
@@ -33,73 +33,76 @@ def lines(scope: Scope, records: Iterable[Record]) -> bytes:
 
 def pieces(scope: Scope, records: Iterable[Record]) -> Iterator[bytes]:
     """Its lines, one after the other."""
-    return (canonical(line) + b"\n" for record in in_order(records, scope) for line in _of(record))
+    return map(of, in_order(records, scope))
 
 
-def _of(record: Record) -> Iterator[dict[str, Any]]:
+def of(record: Record) -> bytes:
+    """The lines of a record, of which there may be none."""
     said = record.document
     if said["check"] is None or said["result"] is None:
-        return
-    yield _finding(record)
+        return b""
     if said["kind"] == "remediation" and said["outcome"] in _DONE:
-        yield _remediation(record)
+        return f"{_finding(record)}\n{_remediation(record)}\n".encode()
+    return f"{_finding(record)}\n".encode()
 
 
-def _event(record: Record, kind: int, activity: int, result: str) -> dict[str, Any]:
-    said = record.document
-    return {
-        "class_uid": kind,
-        "category_uid": kind // 1_000,
-        "type_uid": kind * 100 + activity,
-        "activity_id": activity,
-        "time": (moment(said["timestamp_end"]) - _EPOCH) // timedelta(milliseconds=1),
-        "severity_id": 1 if result == "pass" else SEVERITY.get(said["severity"] or "", 0),
-        "metadata": {
-            "version": SCHEMA_VERSION,
-            "uid": f"{said['bundle_id']}-{kind}",
-            "tenant_uid": said["client_id"],
-            "product": {"name": "compliance-agent", "vendor_name": "compliance-agent", "version": __version__},
-        },
-        "device": {"hostname": said["host"]["id"], "type_id": 0, "uid": said["host"]["key_id"]},
-    }
+# Each line is written out with its keys in their canonical order: as `canonical` writes it, in a fraction of the time. `_text` is
+# the string of a value, or null.
 
 
-def _finding(record: Record) -> dict[str, Any]:
-    said = record.document
-    status = STATUS.get(said["result"], 99)
-    return {
-        **_event(record, COMPLIANCE, 1, said["result"]),
-        "compliance": {
-            "control": said["check"],
-            "requirements": list(said["hipaa_controls"]),
-            "standards": [STANDARD],
-            "status": said["result"],
-            "status_detail": said["reason"],
-            "status_id": status,
-        },
-        "finding_info": {
-            "uid": said["bundle_id"],
-            "title": registry().checks[said["check"]]["title"],
-            "created_time": (moment(said["created_at"]) - _EPOCH) // timedelta(milliseconds=1),
-        },
-        "evidences": [{"data": _digests(record)}],
-    }
+def _finding(record: Record) -> str:
+    said, host = record.document, record.document["host"]
+    check, bundle, result = said["check"], _text(said["bundle_id"]), said["result"]
+    requirements = ",".join(map(_text, said["hipaa_controls"]))
+    return (
+        f'{{"activity_id":1,"category_uid":{COMPLIANCE // 1_000},"class_uid":{COMPLIANCE},"compliance":{{"control":{_text(check)},'
+        f'"requirements":[{requirements}],"standards":["{STANDARD}"],"status":{_text(result)},'
+        f'"status_detail":{_text(said["reason"])},"status_id":{STATUS.get(result, 99)}}},"device":{_device(host)},'
+        f'"evidences":[{{"data":{{{_digests(record)}}}}}],"finding_info":{{"created_time":{_milliseconds(said["created_at"])},'
+        f'"title":{_text(registry().checks[check]["title"])},"uid":{bundle}}},{_metadata(said, COMPLIANCE)},'
+        f'"severity_id":{_severity(said, result)},"time":{_milliseconds(said["timestamp_end"])},'
+        f'"type_uid":{COMPLIANCE * 100 + 1}}}'
+    )
 
 
-def _remediation(record: Record) -> dict[str, Any]:
-    said = record.document
-    status = _DONE[said["outcome"]]
+def _remediation(record: Record) -> str:
+    said, host = record.document, record.document["host"]
     activity = HARDEN if said["check"] == "patching" else RESTORE
-    return {
-        **_event(record, REMEDIATION, activity, said["post_result"] or "unknown"),
-        "command_uid": said["bundle_id"],
-        "status_id": status,
-        "status": said["outcome"],
-        "status_code": said["error"] or "none",
-        "unmapped": {"post_result": said["post_result"], **_digests(record)},
-    }
+    severity = _severity(said, said["post_result"] or "unknown")
+    return (
+        f'{{"activity_id":{activity},"category_uid":{REMEDIATION // 1_000},"class_uid":{REMEDIATION},'
+        f'"command_uid":{_text(said["bundle_id"])},"device":{_device(host)},{_metadata(said, REMEDIATION)},'
+        f'"severity_id":{severity},"status":{_text(said["outcome"])},"status_code":{_text(said["error"] or "none")},'
+        f'"status_id":{_DONE[said["outcome"]]},"time":{_milliseconds(said["timestamp_end"])},'
+        f'"type_uid":{REMEDIATION * 100 + activity},'
+        f'"unmapped":{{{_digests(record)},"post_result":{_text(said["post_result"])}}}}}'
+    )
 
 
-def _digests(record: Record) -> dict[str, Any]:
-    digest = hashlib.sha256(record.body).hexdigest()
-    return {"bundle_sha256": digest, "log_index": record.index, "path": record.directory}
+def _metadata(said: Mapping[str, Any], kind: int) -> str:
+    return (
+        f'"metadata":{{"product":{{"name":"compliance-agent","vendor_name":"compliance-agent","version":{_text(__version__)}}},'
+        f'"tenant_uid":{_text(said["client_id"])},"uid":"{said["bundle_id"]}-{kind}",'
+        f'"version":"{SCHEMA_VERSION}"}}'
+    )
+
+
+def _device(host: Mapping[str, Any]) -> str:
+    return f'{{"hostname":{_text(host["id"])},"type_id":0,"uid":{_text(host["key_id"])}}}'
+
+
+def _digests(record: Record) -> str:
+    return f'"bundle_sha256":"{record.digest}","log_index":{record.index},"path":{_text(record.directory)}'
+
+
+def _severity(said: Mapping[str, Any], result: str) -> int:
+    return 1 if result == "pass" else SEVERITY.get(said["severity"] or "", 0)
+
+
+@functools.lru_cache(64)
+def _milliseconds(text: str) -> int:
+    return (moment(text) - _EPOCH) // timedelta(milliseconds=1)
+
+
+def _text(value: str | None) -> str:
+    return "null" if value is None else encode_basestring(value)

@@ -10,11 +10,12 @@ the end.
 from __future__ import annotations
 
 import hashlib
+import operator
 import uuid
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from compliance_agent import __version__
 from compliance_agent.core.citations import SECTIONS, Reach
@@ -38,6 +39,8 @@ from compliance_agent.packet.content import (
 VERSION = "1.2.1"
 NAMESPACE = uuid.UUID("b7d3a2f4-3c1e-5d0a-9a44-6c1f0f6f2b10")
 NS = "urn:compliance-agent:oscal"
+Place = tuple[str, str]  # host and check
+_OBSERVATIONS, _EVIDENCE, _RESULTS = b'"observations":[', b'"relevant-evidence":[', b',"results":['
 _NO_PLAN = (
     "There is no assessment plan: hosts assess themselves without pause, against the baseline whose digest every record "
     "names. This resource stands where a plan would be referenced."
@@ -47,15 +50,26 @@ _NO_PLAN = (
 def assessment_results(scope: Scope, records: Iterable[Record]) -> bytes:
     """The document, in canonical JSON, so that a digest of the file is one of its content."""
     shown = in_order(records, scope)
-    digest, found = hashlib.sha256(scope.encode()), _Found()
+    root, stated, own = Root(scope), Stated(), defaultdict[Place, list[bytes]](list)
+    for record in shown:
+        root.take(record.digest)
+        stated.take(record)
+        if (check := own_check(record.document)) is not None:
+            own[record.document["host"]["id"], check].append(evidence(record.directory, record.digest))
+    pieces = document(scope, root, stated)
+    return b"".join(b",".join(own[piece]) if isinstance(piece, tuple) else piece for piece in pieces)
+
+
+def document(scope: Scope, root: Root, stated: Stated) -> Iterator[bytes | Place]:
+    """The document piece by piece; a host and check stand for the `evidence` of all records that are about that check on that
+    host, in their order, with commas between.
+    """
+    ids = _Ids(root.hexdigest())
     wanted = set(checks_of(scope.control)) if scope.control else set(registry().checks)
-    for record in shown:  # once: they may be read from a file each time
-        digest.update((sha256 := _digest(record)).encode())
-        found.take(record, sha256, wanted)
-    root = _Ids(digest.hexdigest())
-    plan = root.of("plan")
-    document = {
-        "uuid": root.of("assessment-results"),
+    said = {place: spoken for place, spoken in sorted(stated.said.items()) if place[1] in wanted}
+    plan = ids.of("plan")
+    whole = {
+        "uuid": ids.of("assessment-results"),
         "metadata": {
             "title": f"Evidence of {scope.site_id}, {scope.since} to {scope.until}",
             "last-modified": scope.signed_at,
@@ -64,22 +78,65 @@ def assessment_results(scope: Scope, records: Iterable[Record]) -> bytes:
             "props": [_prop("generator", f"compliance-agent-{__version__}"), _prop("log-origin", scope.origin)],
         },
         "import-ap": {"href": f"#{plan}"},
-        "results": [_result(scope, len(shown), found, root)],
+        "results": [_result(scope, root.count, stated, said, ids)],
         "back-matter": {
             "resources": [{"uuid": plan, "title": "Continuous evidence, without a plan", "description": _NO_PLAN}]
         },
     }
-    return canonical({"assessment-results": document})
+    before, _, after = canonical({"assessment-results": whole}).partition(_OBSERVATIONS)
+    yield before
+    if not said:  # OSCAL has no empty lists, and `_result` none at all
+        return
+    for at, (place, spoken) in enumerate(said.items()):
+        opened, _, closed = canonical(_observation(*place, spoken, ids)).partition(_EVIDENCE)
+        yield (b"," if at else _OBSERVATIONS) + opened + _EVIDENCE + spoken.first_cited + b"," * spoken.parted
+        if spoken.own:
+            yield place
+        yield spoken.last_cited + closed
+    yield after
 
 
-def generator(raw: bytes) -> str | None:
-    """The version of this program that wrote an export; None when another one did, or it cannot be read."""
+def generator(start: bytes) -> str | None:
+    """The version of this program that wrote an export that starts so; None when another one did, or it cannot be read."""
+    head, found, _ = start.partition(_RESULTS)
     try:
-        props = read_json(raw, limit_bytes=len(raw))["assessment-results"]["metadata"]["props"]
-        named = next(str(prop["value"]) for prop in props if prop["name"] == "generator")
+        said = read_json(head + b"}}" if found else start, limit_bytes=len(start) + 2)["assessment-results"]["metadata"]
+        named = next(str(prop["value"]) for prop in said["props"] if prop["name"] == "generator")
     except (DocumentError, KeyError, TypeError, StopIteration):
         return None
     return named.removeprefix("compliance-agent-")
+
+
+def own_check(said: Mapping[str, Any]) -> str | None:
+    """The check that a record is about and states something of; None where it is about none, or states nothing of it."""
+    check: str | None = said["check"]
+    stated = said["result"] is not None or said["post_result"] is not None or check in said["states"]
+    return check if stated else None
+
+
+def evidence(path: str, digest: str) -> bytes:
+    """A record as an observation cites it."""
+    return (
+        f'{{"description":"A signed record, its signature and its receipt.","href":"../{path}/bundle.json",'
+        f'"props":[{{"name":"sha256","ns":"{NS}","value":"{digest}"}}]}}'
+    ).encode("ascii")
+
+
+class Root:
+    """What all ids of a document follow from: the scope, and the digest of each record in order."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._digest = hashlib.sha256(scope.encode())
+        self.count = 0
+
+    def take(self, digest: str) -> None:
+        """The next record."""
+        self._digest.update(digest.encode())
+        self.count += 1
+
+    def hexdigest(self) -> str:
+        """Of all of it."""
+        return self._digest.hexdigest()
 
 
 class _Ids:
@@ -92,9 +149,9 @@ class _Ids:
         return str(uuid.uuid5(NAMESPACE, "\n".join([self._digest, *names])))
 
 
-def _result(scope: Scope, count: int, found: _Found, ids: _Ids) -> dict[str, Any]:
-    observations = {place: _observation(*place, said, ids) for place, said in found.said.items()}
+def _result(scope: Scope, count: int, stated: Stated, said: Mapping[Place, Spoken], ids: _Ids) -> dict[str, Any]:
     controls = [section(scope.control)] if scope.control else list(registry().citations)
+    standing = {place: spoken.last.result for place, spoken in stated.said.items()}
     result: dict[str, Any] = {
         "uuid": ids.of("result"),
         "title": f"{scope.site_id}: what its hosts recorded",
@@ -104,82 +161,117 @@ def _result(scope: Scope, count: int, found: _Found, ids: _Ids) -> dict[str, Any
         "reviewed-controls": {
             "control-selections": [{"include-controls": [{"control-id": control_id(name)} for name in controls]}]
         },
-        "findings": [_finding(name, scope, found.standing, observations, ids) for name in controls],
+        "findings": [_finding(name, scope, standing, said, ids) for name in controls],
     }
-    if observations:  # OSCAL has no empty lists
-        result["observations"] = [observation for _, observation in sorted(observations.items())]
+    if said:
+        result["observations"] = []
     return result
 
 
-@dataclass
-class _Spoken:
-    """What was said of one check on one host; of the records nothing is held but path and digest."""
+class Cited(NamedTuple):
+    """A record that states something of a check: its place in the order of all, where it stands, and what it says last."""
 
+    place: tuple[str, int, int]
+    path: str
+    digest: str
+    own: bool
+    end: str
+    result: str
+
+
+@dataclass
+class Spoken:
+    """What was said of one check on one host; of the records nothing is held but the first and the last.
+
+    Cited are the records that are about the check, and of those that mention it the first and the last of all.
+    """
+
+    first: Cited
+    last: Cited
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RESULTS, 0))
-    proof: dict[str, str] = field(default_factory=dict)
-    last: tuple[str, str, str] = ("", "", "")
+    own: int = 0
 
-    def say(self, record: Record, digest: str, result: str, own: bool) -> None:
-        """Another statement."""
-        path = record.directory
-        self.counts[result] += 1
-        if own or not self.proof:
-            self.proof.setdefault(path, digest)
-        self.last = path, digest, record.document["timestamp_end"]
+    @property
+    def first_cited(self) -> bytes:
+        """The first record, where it is not one of its own."""
+        return b"" if self.first.own else evidence(self.first.path, self.first.digest)
 
+    @property
+    def parted(self) -> bool:
+        """Whether a comma stands between the first and the own ones."""
+        return not self.first.own and self.own > 0
 
-@dataclass
-class _Found:
-    """What the records say: of each host and check that somebody spoke of, and what stood at the end."""
-
-    said: dict[tuple[str, str], _Spoken] = field(default_factory=lambda: defaultdict(_Spoken))
-    standing: dict[tuple[str, str], str] = field(default_factory=dict)
-
-    def take(self, record: Record, digest: str, wanted: Collection[str]) -> None:
-        """The next record."""
-        host = record.document["host"]["id"]
-        for check, result, _ in statements(record.document):
-            self.standing[host, check] = result
-            if check in wanted:
-                self.said[host, check].say(record, digest, result, record.document["check"] == check)
+    @property
+    def last_cited(self) -> bytes:
+        """The last record with the comma before it, where it is not cited already."""
+        if self.last.own or self.last.place == self.first.place:
+            return b""
+        return b"," + evidence(self.last.path, self.last.digest)
 
 
-def _observation(host: str, check: str, said: _Spoken, ids: _Ids) -> dict[str, Any]:
-    path, digest, collected = said.last
-    said.proof.setdefault(path, digest)
+class Stated:
+    """What records say: of each host and check that somebody spoke of. Records may come in any order, and in parts."""
+
+    def __init__(self) -> None:
+        self.said: dict[Place, Spoken] = {}
+
+    def take(self, record: Record) -> None:
+        """Another record."""
+        said, host = record.document, record.document["host"]["id"]
+        about, path, digest = own_check(said), record.directory, record.digest
+        told: dict[str, Cited] = {}
+        for check, result, _ in statements(said):
+            told[check] = cited = Cited(record.place, path, digest, check == about, said["timestamp_end"], result)
+            spoken = self.said.get((host, check))
+            if spoken is None:
+                spoken = self.said[host, check] = Spoken(cited, cited)
+            spoken.counts[result] += 1
+        for check, cited in told.items():
+            spoken = self.said[host, check]
+            spoken.own += cited.own
+            spoken.first, spoken.last = min(spoken.first, cited, key=_place), max(cited, spoken.last, key=_place)
+
+    def join(self, other: Stated) -> None:
+        """What other records say."""
+        for place, theirs in other.said.items():
+            ours = self.said.setdefault(place, theirs)
+            if ours is not theirs:
+                ours.counts = {result: count + theirs.counts[result] for result, count in ours.counts.items()}
+                ours.own += theirs.own
+                ours.first = min(ours.first, theirs.first, key=_place)
+                ours.last = max(ours.last, theirs.last, key=_place)
+
+
+_place = operator.attrgetter("place")
+
+
+def _observation(host: str, check: str, said: Spoken, ids: _Ids) -> dict[str, Any]:
+    """Without what it cites."""
     return {
         "uuid": ids.of("observation", host, check),
         "title": f"{check} on {host}",
         "description": registry().checks[check]["title"],
         "methods": ["TEST-AUTOMATED"],
-        "collected": collected,
+        "collected": said.last.end,
         "props": [
             _prop("host", host),
             _prop("check", check),
             *(_prop(f"count-{result}", str(count)) for result, count in said.counts.items()),
         ],
-        "relevant-evidence": [_evidence(*proof) for proof in said.proof.items()],
-    }
-
-
-def _evidence(path: str, digest: str) -> dict[str, Any]:
-    return {
-        "href": f"../{path}/bundle.json",
-        "description": "A signed record, its signature and its receipt.",
-        "props": [_prop("sha256", digest)],
+        "relevant-evidence": [],
     }
 
 
 def _finding(
     name: str,
     scope: Scope,
-    standing: Mapping[tuple[str, str], str],
-    observations: Mapping[tuple[str, str], dict[str, Any]],
+    standing: Mapping[Place, str],
+    observations: Iterable[Place],
     ids: _Ids,
 ) -> dict[str, Any]:
     checks = checks_of(name)
     verdicts = [standing.get((host.host_id, check), "unknown") for host in scope.hosts for check in checks]
-    related = [found["uuid"] for (_, check), found in sorted(observations.items()) if check in checks]
+    related = [ids.of("observation", host, check) for host, check in observations if check in checks]
     state, reason, remarks = _state(name, verdicts)
     finding: dict[str, Any] = {
         "uuid": ids.of("finding", name),
@@ -212,7 +304,3 @@ def _state(name: str, verdicts: Sequence[str]) -> tuple[str, str, str]:
 
 def _prop(name: str, value: str) -> dict[str, str]:
     return {"name": name, "ns": NS, "value": value}
-
-
-def _digest(record: Record) -> str:
-    return hashlib.sha256(record.body).hexdigest()

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from compliance_agent.packet.content import Record, Scope, in_order
+from compliance_agent.packet.content import Record, Scope
 from compliance_agent.packet.outside import Cosigned, Outside
 
 _README = """\
@@ -184,29 +185,38 @@ WHAT THIS PACKET DOES NOT PROVE
 """
 
 
-def readme(scope: Scope, records: Sequence[Record], oscal_version: str, seen: Outside, *, authority: bool) -> bytes:
+@dataclass(frozen=True)
+class Shown:
+    """The records that a page is about: how many are of the period, how many stand beside it, and one for the examples."""
+
+    count: int
+    beside: int
+    example: Record
+
+
+def readme(scope: Scope, shown: Shown, oscal_version: str, seen: Outside, *, authority: bool) -> bytes:
     """The page for this very packet; its examples are a record that is in it.
 
     Args:
-        scope, records: of the packet.
+        scope: of the packet.
+        shown: its records.
         oscal_version: of its export.
         seen: what third parties said of its log.
         authority: the packet has certificates to check time stamps with.
     """
-    shown = in_order(records, scope)
     said = {
         "site": scope.site_id,
         "since": scope.since,
         "until": scope.until,
         "filters": _filters(scope),
-        "count": len(shown),
+        "count": shown.count,
         "hosts": len(scope.hosts),
         "origin": scope.origin,
         "size": scope.size,
-        "left_out": _left_out(scope, len(records) - len(shown)),
+        "left_out": _left_out(scope, shown.beside),
         "oscal": oscal_version,
     }
-    example = shown[0] if shown else records[0]
+    example = shown.example
     said |= {"key": example.place[0], "path": example.directory}
     page = "".join(part.format(**said) for part in (_README, _RECORDS, _EXPORTS))
     page += "".join(_outside(seen, example, authority=authority))

@@ -6,17 +6,19 @@ A cell that a spreadsheet would take for a formula gets an apostrophe in front, 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+import re
+from collections.abc import Iterable, Iterator
 
-from compliance_agent.packet.content import Record, Scope, counted, in_order, statements
+from compliance_agent.packet.content import RESULTS, Record, Scope, in_order, statements
 
 COLUMNS = (
     "host", "timestamp_start", "kind", "check", "result", "reason", "outcome", "post_result", "error", "severity",
     "hipaa_controls", "statements", "bundle_id", "key_id", "epoch", "seq", "log_index", "bundle_sha256", "directory",
 )  # fmt: skip
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_SPECIAL = re.compile('["\r\n]|(?:^|,)[=+@\t-]')  # a cell that has to be quoted, or begins as a formula
 
 
 def table(scope: Scope, records: Iterable[Record]) -> bytes:
@@ -26,15 +28,25 @@ def table(scope: Scope, records: Iterable[Record]) -> bytes:
 
 def pieces(scope: Scope, records: Iterable[Record]) -> Iterator[bytes]:
     """Its lines, one after the other."""
-    yield _line(COLUMNS)
-    for record in in_order(records, scope):
-        yield _line([cell(value) for value in _cells(record)])
+    return itertools.chain([HEAD], map(line, in_order(records, scope)))
 
 
-def _line(cells: Sequence[str]) -> bytes:
+def line(record: Record) -> bytes:
+    """The line of a record."""
+    cells = ["" if value is None else str(value) for value in _cells(record)]
+    plain = ",".join(cells)
+    if plain.count(",") == len(cells) - 1 and _SPECIAL.search(plain) is None:
+        return f"{plain}\r\n".encode()
+    return _line(map(cell, cells))
+
+
+def _line(cells: Iterable[str]) -> bytes:
     written = io.StringIO()
     csv.writer(written, lineterminator="\r\n").writerow(cells)
     return written.getvalue().encode()
+
+
+HEAD = _line(COLUMNS)
 
 
 def cell(value: object) -> str:
@@ -45,9 +57,8 @@ def cell(value: object) -> str:
 
 def _cells(record: Record) -> list[object]:
     said = record.document
-    counts = counted(result for _, result, _ in statements(said))
-    summary = " ".join(f"{result}={count}" for result, count in counts.items() if count)
+    stated = [result for _, result, _ in statements(said)]
+    summary = " ".join(f"{result}={stated.count(result)}" for result in RESULTS if result in stated)
     plain = [said[name] for name in ("timestamp_start", "kind", "check", "result", "reason", "outcome", "post_result")]
     more = [said["error"], said["severity"], " ".join(said["hipaa_controls"]), summary, said["bundle_id"]]
-    digest = hashlib.sha256(record.body).hexdigest()
-    return [said["host"]["id"], *plain, *more, *record.place, record.index, digest, record.directory]
+    return [said["host"]["id"], *plain, *more, *record.place, record.index, record.digest, record.directory]

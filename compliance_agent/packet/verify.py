@@ -12,11 +12,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
 
 from compliance_agent import __version__, crypto
 from compliance_agent.adapters.durable import opened_file
@@ -25,87 +24,39 @@ from compliance_agent.errors import BadEvidence, DocumentError
 from compliance_agent.evidence.allowlist import check_document
 from compliance_agent.evidence.chains import Tagger
 from compliance_agent.evidence.problems import Problem
-from compliance_agent.evidence.stamped import Said, Stamps, read_times, stamps_under
+from compliance_agent.evidence.stamped import Stamps, stamps_under
 from compliance_agent.evidence.times import Times
 from compliance_agent.log.proof import Proof
-from compliance_agent.packet import archive, dsse, ocsf, oscal, table
-from compliance_agent.packet.archive import Container, Entry
+from compliance_agent.packet import archive, dsse, oscal
+from compliance_agent.packet.archive import Container, Entry, InOrder
 from compliance_agent.packet.content import Record, Scope
+from compliance_agent.packet.kept import Rows
 from compliance_agent.packet.logbook import (
     CHECKPOINT,
     Head,
     Logbook,
     chain_problems,
     completeness,
-    entry_problem,
-    head_problems,
     open_head,
-    open_log,
+    reading_log,
 )
+from compliance_agent.packet.look import Look, Seen
 from compliance_agent.packet.manifest import MANIFEST, MANIFEST_SIGNATURE, differences
 from compliance_agent.packet.outside import OLDER, TIME, WITNESS, Outside, outside
-from compliance_agent.packet.reading import Batch, Contents, Files, Held, Kept, Marked, Part, Reader, contents, same
-from compliance_agent.packet.readme import NOT_PROVEN, readme
+from compliance_agent.packet.reading import Held, Part, Reader, read_record
+from compliance_agent.packet.readme import NOT_PROVEN, Shown, readme
+from compliance_agent.packet.report import Quorum, Report
+from compliance_agent.packet.retold import Retold
+from compliance_agent.packet.stretches import Batch, add, batches, beside
 
 TIME_CA = "time/ca.pem"  # where the server asks a time-stamping authority
 OTHER_FILE = {OLDER: "wrong_checkpoint", TIME: "bad_token", WITNESS: "bad_key"}  # where it is not what `outside` makes
-EXPORT = "export/assessment-results.json"
+EXPORT, OCSF, CSV = "export/assessment-results.json", "export/ocsf.jsonl", "export/evidence.csv"
 TOP = {"README.txt", "NOT-PROVEN.txt", "policy", "packet.json", "keys/log.pem", "keys/packet.pem", EXPORT,
-       "export/assessment-results.dsse.json", "export/ocsf.jsonl", "export/evidence.csv", MANIFEST,
-       MANIFEST_SIGNATURE}  # fmt: skip
+       "export/assessment-results.dsse.json", OCSF, CSV, MANIFEST, MANIFEST_SIGNATURE}  # fmt: skip
 Spread = Callable[[Callable[[Batch], Part], Iterable[Batch]], Iterable[Part]]
-Quorum = Literal["met", "unwitnessed", "not_asked"]
+_STEPS = 12  # of this process's own work after each part: more than a part brings
 _KEY = re.compile(r"keys/([0-9a-f]{64})\.pem")
-
-
-@dataclass
-class Report:
-    """What was found. `ok` means: records were there, and nothing was wrong with the packet.
-
-    Attributes:
-        own_policy: whom to trust for the log came with the packet.
-        own_authority: time stamps were checked under the certificates that came with the packet.
-        quorum: of the policy's witnesses, under the checkpoint; None where that does not verify.
-    """
-
-    scope: Scope | None = None
-    found: int = 0
-    verified: int = 0
-    own_policy: bool = True
-    own_authority: bool = False
-    quorum: Quorum | None = None
-    times: Times = field(default_factory=lambda: Times({}))
-    said: Said = field(default_factory=Said)
-    problems: list[Problem] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Every record verified and nothing is wrong."""
-        return self.found > 0 and not self.problems
-
-    @property
-    def exit_status(self) -> int:
-        """0 all verified, 65 something is wrong."""
-        return 0 if self.ok else BadEvidence.exit_status
-
-    def as_document(self) -> dict[str, Any]:
-        """The report as the JSON of `packet verify --json`."""
-        return {
-            "schema": "compliance-agent/packet-verify/v1",
-            "ok": self.ok,
-            "site_id": self.scope.site_id if self.scope else None,
-            "log": {"origin": self.scope.origin, "size": self.scope.size} if self.scope else None,
-            "found": self.found,
-            "verified": self.verified,
-            "keys_from_packet": self.own_policy,
-            "time_ca_from_packet": self.own_authority,
-            "quorum": self.quorum,
-            "cosignatures": self.said.cosignatures,
-            "tokens": self.said.tokens,
-            "tokens_unchecked": self.said.tokens_unchecked,
-            "times": self.times.as_document(),
-            "problems": [{"code": item.code, "where": item.where, "detail": item.detail} for item in self.problems],
-        }
 
 
 def verify_file(
@@ -127,7 +78,7 @@ def verify_file(
     """
     with opened_file(path) as (read, size):
         try:
-            return _verified(archive.Container(read, size), policy, stamps, each_time, spread)
+            return _Verification(archive.Container(read, size), policy, stamps, each_time).run(spread)
         except BadEvidence as error:
             if error.code != "bad_container":
                 raise
@@ -145,15 +96,7 @@ def verify_bytes(
     raw: bytes, policy: bytes | None = None, *, stamps: Stamps | None = None, each_time: bool = False
 ) -> Report:
     """Verify a packet that is in memory; arguments as of `verify_file`."""
-    return _verified(archive.opened(raw), policy, stamps, each_time, map)
-
-
-def _verified(
-    container: Container, policy: bytes | None, stamps: Stamps | None, each_time: bool, spread: Spread
-) -> Report:
-    work = _Verification(container, contents(container), policy, stamps, each_time)
-    work.run(spread)
-    return work.report
+    return _Verification(archive.opened(raw), policy, stamps, each_time).run(map)
 
 
 def records_of(files: Mapping[str, bytes]) -> list[Record]:
@@ -170,15 +113,35 @@ def records_of(files: Mapping[str, bytes]) -> list[Record]:
     return found
 
 
-class _Verification:
-    """One packet while it is verified."""
+class Files(Mapping[str, bytes]):
+    """The files that are no record's, each read when it is asked for."""
 
-    def __init__(
-        self, container: Container, found: Contents, policy: bytes | None, stamps: Stamps | None, each_time: bool
-    ) -> None:
-        self._container, self._contents = container, found
-        self.files = Files(container, found.others)
-        self.kept = Kept(container, found.records)
+    def __init__(self, container: Container, others: dict[str, Entry]) -> None:
+        self._container, self.entries = container, others
+
+    def __getitem__(self, path: str) -> bytes:
+        return self._container.content(self.entries[path])
+
+    def __contains__(self, path: object) -> bool:
+        return path in self.entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+class _Verification:
+    """One packet while it is verified.
+
+    What workers find in its records comes in the order of its files. Between two such parts this process reads the log (`_behind`)
+    and looks at the hosts that are complete, so that it neither waits for all of them nor holds all of their rows.
+    """
+
+    def __init__(self, container: Container, policy: bytes | None, stamps: Stamps | None, each_time: bool) -> None:
+        self._container = container
+        self.files = Files(container, beside(container))
         self._stamps = stamps
         self._each_time = each_time
         self.report = Report(own_policy=policy is None)
@@ -189,23 +152,34 @@ class _Verification:
         self._policy = policy if policy is not None else self.files.get("policy", b"")
         self._keys: dict[str, bytes] = {}
         self._tags = Tagger()
+        self._stated = oscal.Stated()
+        self._of_long: dict[str, str] = {}
 
-    def run(self, spread: Spread) -> None:
+    def run(self, spread: Spread) -> Report:
+        """Everything, in the order in which it is told."""
         missing = self._missing()
         self._read_scope()
         self._read_keys()
-        scope = self.report.scope
         head = open_head(self.files, self._policy, self._container.directory, self.report.problems)
-        self._manifest(missing, self._records(head, spread))  # before what takes memory, which workers would share
-        log = None if head is None else open_log(self.files, head, self._tags, self.report.problems)
+        scope = self.report.scope
+        self._rows = Rows([host.host_id for host in scope.hosts] if scope else [])
+        self._retold = Retold(scope, self._chunks(CSV), self._chunks(OCSF)) if scope else None
+        self._seen = Seen()
+        of_log: list[Problem] = []
+        behind = self._behind(head, of_log)
+        listed = self._records(head, spread, behind)
+        log = _drained(behind)
+        self._manifest(missing, listed)
+        self.report.problems += of_log
         seen = self._outside(log)
         self._extra_files(log, seen)
         if log is not None:
             if scope is not None:
                 self._held_to(scope, log)
             self._times(log)
-        if scope is not None:
-            self._exports(scope, seen)
+        if scope is not None and self._retold is not None:
+            self._exports(scope, self._retold, seen)
+        return self.report
 
     def _wrong(self, code: str, where: str, detail: str = "") -> None:
         self.report.problems.append(Problem(code, where, detail))
@@ -218,8 +192,7 @@ class _Verification:
 
     def _manifest(self, missing: list[str], listed: bool) -> None:
         """Held to the files where a batch did not find its lines (`listed`), and to its signature."""
-        entry = self.files.entries.get(MANIFEST)
-        if entry is None or not listed or entry.size != self._contents.listed:
+        if not listed:
             try:
                 for code, path in differences(self._chunks(MANIFEST), self._digests()):
                     if path not in missing:
@@ -273,19 +246,40 @@ class _Verification:
             self._wrong("bad_key", path, "holds more than a public key")
         return public
 
-    def _records(self, head: Head | None, spread: Spread) -> bool:
+    def _records(self, head: Head | None, spread: Spread, behind: Iterator[None]) -> bool:
         """Judge every file that stands in the packet; whether the manifest lists exactly these."""
         checkpoint = None if head is None else head.verified.checkpoint
         held = Held(self._keys, self.report.scope, b"" if head is None else head.note, checkpoint)
-        reader = Reader(self._container, self.files.entries.get(MANIFEST), held, self._tags)
-        listed = True
-        for part in spread(reader, self._contents.batches):
+        entry = self.files.entries.get(MANIFEST)
+        order, at = InOrder(), -1 if entry is None else entry.start
+        for part in spread(Reader(self._container, entry, held, self._tags), batches(self._container)):
+            if part.broken:
+                raise BadEvidence(part.broken, code="bad_container")
+            order.join(part.order)
+            for other in part.others:
+                add(self.files.entries, other)
             self.report.found += part.found
             self.report.verified += part.verified
             self.report.problems += part.problems
-            self.kept.add(part)
-            listed = listed and part.listed
-        return listed
+            self._rows.add(part)
+            self._stated.join(part.stated)
+            self._of_long |= part.digests
+            at = part.listed[1] if part.listed is not None and part.listed[0] == at else -1
+            for _ in itertools.islice(behind, _STEPS):
+                pass
+        order.finish(self._container)
+        self._rows.finish()
+        return entry is not None and at == entry.end
+
+    def _behind(self, head: Head | None, problems: list[Problem]) -> Generator[None, None, Logbook | None]:
+        """Read the log, then look at each host once its records are all here; in small steps."""
+        log = None if head is None else (yield from reading_log(self.files, head, self._tags, problems))
+        look = Look(log, self._stamps, self._each_time, self._seen, self._retold)
+        while not self._rows.finished:
+            for line in self._rows.ready() or ():
+                yield from look.at(line)
+            yield
+        return log
 
     def _outside(self, log: Logbook | None) -> Outside | None:
         """What third parties said, made again from policy, checkpoint and entries; None where these cannot be read."""
@@ -325,42 +319,26 @@ class _Verification:
             self._wrong("bad_key", "keys/log.pem", "is not the log's key in the policy")
         if log.book.whole:
             self.report.problems += chain_problems(scope, log)
-            self.report.problems += completeness(scope, log, *self._indexes(log))
+            self.report.problems += completeness(scope, log, self._seen.here, self._start_of)
 
-    def _indexes(self, log: Logbook) -> tuple[Marked, Callable[[int], str]]:
-        """Which entries of the log have a record here, and when the record of an entry starts."""
-        here = Marked(log.size)
-        for *_, row, _, _ in self.kept.rows():
-            here.mark(row.at)
-
-        def start_of(index: int) -> str:
-            number = next(number for *_, row, number, _ in self.kept.rows() if row.at == index)
-            return str(self.kept.record(number).document["timestamp_start"])
-
-        return here, start_of
+    def _start_of(self, index: int) -> str:
+        record = read_record(self._container, self._seen.ends[index])
+        return str(record.document["timestamp_start"])
 
     def _times(self, log: Logbook) -> None:
         """The interval of each record, by what the log holds of third parties' time, and by who cosigned its checkpoint."""
-        said = read_times(log.book, log.policy, self._stamps) if log.book.whole else Said()
-        said.cosigned(log.verified)
-        self.report.quorum = _quorum(log)
+        seen, report = self._seen, self.report
+        report.quorum = _quorum(log)
         if not log.verified.quorum_met:
             self._wrong("no_quorum", CHECKPOINT, "it lacks the cosignatures that the policy asks for")
-        name = log.tags.short(log.origin)
-        self.report.said, self.report.times = said, Times({name: said.timeline}, self._each_time)
-        self.report.problems += said.problems
-        whole = log.book.whole
-        for key, epoch, row, number, incident in self.kept.rows():
-            if whole and (wrong := entry_problem(key, epoch, row, log)) is not None:
-                self._about(number, wrong)
-                self.report.verified -= 1
-            for problem in head_problems(row, incident, log) if whole else ():
-                self._about(number, problem)
-            for problem in self.report.times.visit(key, epoch, row, (name, row.at), whole and log.holds(row)):
-                self._about(number, problem)
-
-    def _about(self, number: int, problem: Problem) -> None:
-        self._wrong(problem.code, self.kept.directory(number), problem.detail)
+        report.said, report.times = seen.said, Times({}, self._each_time)
+        report.problems += seen.said.problems
+        for _, found in sorted(seen.lines.items()):
+            report.times.join(found.times)
+            report.verified -= found.refused
+            for line, problem in found.problems:
+                entry = next(self._container.entries(line))
+                self._wrong(problem.code, entry.name.rpartition("/")[0], problem.detail)
 
     def _public_or_none(self, path: str) -> bytes | None:
         try:
@@ -368,34 +346,45 @@ class _Verification:
         except BadEvidence:
             return None
 
-    def _exports(self, scope: Scope, seen: Outside | None) -> None:
+    def _exports(self, scope: Scope, told: Retold, seen: Outside | None) -> None:
         """Signed by the server, and (where this version made them) exactly what follows from the records."""
         public = self._public_or_none("keys/packet.pem")
-        content = self.files.get(EXPORT, b"")
         try:
             if public is not None:
-                dsse.verify(
-                    self.files.get("export/assessment-results.dsse.json", b""),
-                    public,
-                    EXPORT.rpartition("/")[2],
-                    content,
-                )
+                envelope = self.files.get("export/assessment-results.dsse.json", b"")
+                dsse.verify(envelope, public, EXPORT.rpartition("/")[2], self._digest_of(EXPORT))
         except BadEvidence as error:
             self._wrong(error.code, "export/assessment-results.dsse.json", str(error))
-        if self.report.verified == self.report.found and oscal.generator(content) == __version__:
-            for path, made in self._made_again(scope, self.kept.records, seen):
-                if not same(self._chunks(path), made):
+        start = next(self._chunks(EXPORT), b"")
+        if self.report.verified == self.report.found and oscal.generator(start) == __version__:
+            for path, right in self._made_again(scope, told, seen):
+                if not right:
                     self._wrong("wrong_export", path, "is not what follows from the records")
 
-    def _made_again(
-        self, scope: Scope, records: Sequence[Record], seen: Outside | None
-    ) -> Iterator[tuple[str, Iterable[bytes]]]:
-        yield EXPORT, [oscal.assessment_results(scope, records)]
-        yield "export/ocsf.jsonl", ocsf.pieces(scope, records)
-        yield "export/evidence.csv", table.pieces(scope, records)
-        yield "NOT-PROVEN.txt", [NOT_PROVEN]
-        if records and seen is not None:
-            yield "README.txt", [readme(scope, records, oscal.VERSION, seen, authority=bool(self.files.get(TIME_CA)))]
+    def _digest_of(self, path: str) -> str:
+        """Of a file that is no record's; of none where there is none."""
+        return self._of_long.get(path) or hashlib.sha256(self.files.get(path, b"")).hexdigest()
+
+    def _made_again(self, scope: Scope, told: Retold, seen: Outside | None) -> Iterator[tuple[str, bool]]:
+        yield EXPORT, told.oscal(self._chunks(EXPORT), self._stated)
+        yield OCSF, told.ocsf()
+        yield CSV, told.csv()
+        yield "NOT-PROVEN.txt", self.files.get("NOT-PROVEN.txt") == NOT_PROVEN
+        example = self._seen.example
+        if example is not None and seen is not None:
+            shown = Shown(told.count, self._seen.count - told.count, read_record(self._container, example))
+            page = readme(scope, shown, oscal.VERSION, seen, authority=bool(self.files.get(TIME_CA)))
+            yield "README.txt", self.files.get("README.txt") == page
+
+
+def _drained(steps: Generator[None, None, Logbook | None]) -> Logbook | None:
+    """What is there after the last step."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            log: Logbook | None = end.value
+            return log
 
 
 def _quorum(log: Logbook) -> Quorum:

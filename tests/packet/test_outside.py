@@ -15,7 +15,8 @@ from compliance_agent.log.note import KeyType, Note
 from compliance_agent.packet import archive, verify
 from compliance_agent.packet.build import LOOKS
 from compliance_agent.packet.outside import Stamped, outside
-from compliance_agent.packet.verify import Report, verify_files
+from compliance_agent.packet.report import Report
+from compliance_agent.packet.verify import verify_files
 from tests.cli.command import run
 from tests.log.builder import LOG, MemoryLog, signer
 from tests.packet.scene import SITE, Files, Made, copied

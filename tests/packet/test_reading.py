@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import struct
+import itertools
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -13,15 +13,20 @@ from typing import Any
 
 import pytest
 
+from compliance_agent import crypto
 from compliance_agent.adapters.durable import opened_file
 from compliance_agent.adapters.workers import in_order
 from compliance_agent.errors import BadEvidence, NoInput
 from compliance_agent.evidence.chains import Tagger
 from compliance_agent.log.proof import Proof
-from compliance_agent.packet import archive, manifest, reading, verify
+from compliance_agent.packet import archive, look, manifest, reading, stretches, verify
 from compliance_agent.packet.archive import Container, Entry
+from compliance_agent.packet.build import build
+from compliance_agent.packet.content import Scope
+from compliance_agent.packet.kept import Rows
 from compliance_agent.packet.verify import verify_file, verify_files
-from tests.packet.scene import Files, Made, built, make
+from tests.packet.scene import DAY, Files, Made, built, make
+from tests.server.builder import START, Hands, serving
 
 
 def both(work: Callable[[Any], Any], batches: Iterable[Any]) -> Iterator[Any]:
@@ -36,11 +41,12 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built(directory / "server", directory / "packet.zip").path
 
 
-def test_several_processes_find_what_one_finds(large: Path, tmp_path: Path) -> None:
+def test_several_processes_find_what_one_finds(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stretches, "STRETCH", 1 << 13)
     raw = large.read_bytes()
-    found = reading.contents(archive.opened(raw))
-    assert len(found.batches) > 2 and len(found.records) > 180
-    assert max(entry.size for entry in found.others.values()) > reading.MAX_PART_BYTES
+    container = archive.opened(raw)
+    assert len(list(stretches.batches(container))) > 8
+    assert max(entry.size for entry in stretches.beside(container).values()) > reading.MAX_PART_BYTES
     assert verify_file(large).ok
     path = tmp_path / "packet.zip"
     for at in (0, *range(100, len(raw), len(raw) // 9)):
@@ -50,16 +56,63 @@ def test_several_processes_find_what_one_finds(large: Path, tmp_path: Path) -> N
         assert alone.ok == (at == 0), at
 
 
-def test_rows_of_all_batches_lead_back_to_their_records(large: Path) -> None:
+@pytest.mark.parametrize("length", [1, 60, 400, 5_000, 1 << 30])
+def test_a_directory_in_stretches_is_the_directory(large: Path, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    """Each line once and in order, and the files of a record in one of them."""
+    monkeypatch.setattr(stretches, "STRETCH", length)
     container = archive.opened(large.read_bytes())
+    cut = [list(container.entries(batch.start, batch.end)) for batch in stretches.batches(container)]
+    whole = list(archive.in_order(container))
+    assert [entry for batch in cut for entry in batch] == whole
+    for before, after in itertools.pairwise(cut):
+        assert not before[-1].name.startswith("evidence/") or above(before[-1]) != above(after[0])
+    assert stretches.beside(container) == {e.name: e for e in whole if not e.name.startswith("evidence/")}
+
+
+def above(entry: Entry) -> str:
+    return entry.name.rpartition("/")[0]
+
+
+def test_a_line_is_found_from_anywhere(large: Path) -> None:
+    """By what it begins with, near and far; and nothing else looks like one."""
+    container = archive.opened(large.read_bytes())
+    starts = [entry.line for entry in archive.in_order(container)]
+    for at in range(container.directory, container.end, 7):
+        expected = next((line for line in starts if line >= at), container.end)
+        assert container.line_at(at) == expected
+    far = Entry("a", 1, 0x02014B50, 1 << 32, 0).listed + Entry("b", 0x02014B50, 0x02014B50, 1 << 33, 0).listed
+    first = Entry("a", 1, 0, 1 << 32, 0)
+    raw = far + archive.ending(2, 0, len(far))
+    opened = archive.opened(raw)
+    assert [opened.line_at(at) for at in (0, 1, first.line_length, first.line_length + 1)] == [
+        0, first.line_length, first.line_length, len(far),
+    ]  # fmt: skip
+
+
+def read_by(path: Path, keys: dict[str, bytes]) -> tuple[Container, list[reading.Part]]:
+    """The parts of a packet, without a log."""
+    container = archive.opened(path.read_bytes())
+    scope = Scope.parse(archive.unpack(path.read_bytes())["packet.json"])
+    reader = reading.Reader(container, None, reading.Held(keys, scope, b"", None), Tagger())
+    return container, [reader(batch) for batch in stretches.batches(container)]
+
+
+def keys_of(path: Path) -> dict[str, bytes]:
+    files = archive.unpack(path.read_bytes())
+    found = [crypto.read_public_pem(files[name]) for name in files if name.startswith("keys/") and len(name) > 60]
+    return {crypto.key_id(public): public for public in found}
+
+
+def test_rows_of_all_batches_lead_back_to_their_records(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stretches, "STRETCH", 1 << 13)
     files = archive.unpack(large.read_bytes())
-    lines = reading.contents(container).records
-    kept = reading.Kept(container, lines)
-    for number in range(len(lines)):
-        record, directory = kept.record(number), kept.directory(number)
-        assert record.directory == directory
-        assert record.body == files[f"{directory}/bundle.json"]
-        assert record.index == Proof.parse(files[f"{directory}/bundle.tlog-proof"]).index
+    container, parts = read_by(large, keys_of(large))
+    lines = [line for part in parts for _, kept in part.rows.values() for line in reading.lines_of(kept)]
+    assert len(lines) == len(set(lines)) > 180
+    for line in lines:
+        record = reading.read_record(container, line)
+        assert record.body == files[f"{record.directory}/bundle.json"]
+        assert record.index == Proof.parse(files[f"{record.directory}/bundle.tlog-proof"]).index
 
 
 def test_a_file_beside_a_record_hides_nothing(made: Made) -> None:
@@ -88,6 +141,23 @@ def written(files: list[tuple[str, bytes]], between: bytes = b"", after: bytes =
 
 
 PLAIN = [("a", b"1"), ("b/c", b"22"), ("b/d", b"")]
+
+
+def beyond_the_end() -> bytes:
+    """The last file is said to be longer than what stands before the directory."""
+    raw = written(PLAIN)
+    last = list(archive.opened(raw).entries())[-1]
+    return raw.replace(last.listed, last._replace(size=1 << 20).listed)
+
+
+def with_a_hole() -> bytes:
+    """A line is left out; the file is there."""
+    raw = written(PLAIN)
+    entries = list(archive.opened(raw).entries())
+    lines = entries[0].listed + entries[2].listed
+    return raw[: entries[0].line] + lines + archive.ending(2, entries[0].line, len(lines))
+
+
 SPOILT = {
     "a gap between": written(PLAIN, between=b"?"),
     "not in order": written(PLAIN[::-1]),
@@ -98,6 +168,8 @@ SPOILT = {
     "something before it": b"\0" + written(PLAIN),
     "a path upwards": written([("../a", b"1")]),
     "a path from the root": written([("/a", b"1")]),
+    "a file beyond the end": beyond_the_end(),
+    "a hole in the directory": with_a_hole(),
     "a line cut short": written(PLAIN)[:-40] + written(PLAIN)[-22:],
     "no end": written(PLAIN)[:-22],
     "nothing": b"",
@@ -216,7 +288,7 @@ def test_the_entry_at_the_index_is_looked_at_too(made: Made, monkeypatch: pytest
     assert "bad_inclusion_proof" in {problem.code for problem in verify_files(files).problems}
     monkeypatch.setattr(reading, "verify_inclusion", lambda *_: None)
     assert "wrong_leaf" in {problem.code for problem in verify_files(files).problems}
-    monkeypatch.setattr(verify, "entry_problem", lambda *_: None)
+    monkeypatch.setattr(look, "entry_problem", lambda *_: None)
     assert "wrong_leaf" not in {problem.code for problem in verify_files(files).problems}
 
 
@@ -249,12 +321,49 @@ def raw_before(raw: bytes, entry: Entry) -> bytes:
 
 
 def test_memory_does_not_grow_with_bodies(large: Path) -> None:
-    """What is kept of a record is its row; nothing of its files."""
-    container = archive.opened(large.read_bytes())
-    found = reading.contents(container)
-    held = reading.Held({}, None, b"", None)
-    kept = reading.Kept(container, found.records)
-    for batch in found.batches:
-        kept.add(reading.Reader(container, None, held, Tagger())(batch))
-    assert not list(kept.rows())  # without keys none verifies
-    assert struct.calcsize("<IB") + 120 + found.records.itemsize <= 133
+    """What is kept of a record is its row and what stands beside it; nothing of its files, and nothing where none verifies."""
+    _, parts = read_by(large, {})
+    assert not any(part.rows for part in parts)
+    _, parts = read_by(large, keys_of(large))
+    found = sum(part.found for part in parts)
+    held = sum(len(rows) + len(kept) for part in parts for rows, kept in part.rows.values())
+    assert found > 180 and held / found < 260
+
+
+# --- the rows, host by host --------------------------------------------------------------------------------------
+
+
+def part_of(*hosts: str) -> reading.Part:
+    return reading.Part(rows={(host, "k", 0): (bytearray(), bytearray()) for host in hosts})
+
+
+def test_a_host_is_let_go_of_when_it_is_whole_and_in_the_order_of_labels() -> None:
+    """The files of "a-b" come before those of "a"."""
+    rows = Rows(["a", "a-b", "c", "never-seen"])
+    told: list[str] = []
+
+    def ready() -> list[str]:
+        told.clear()
+        while (lines := rows.ready()) is not None:
+            told.extend(line.host for line in lines)
+        return told
+
+    rows.add(part_of("a-b"))
+    assert ready() == []
+    rows.add(part_of("a-b", "a"))
+    assert ready() == []  # "a" may go on
+    rows.add(part_of("c"))
+    assert ready() == ["a", "a-b"]
+    rows.finish()
+    assert ready() == ["c"] and rows.finished
+
+
+async def test_hosts_whose_labels_begin_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stretches, "STRETCH", 1)
+    async with serving(tmp_path / "server", clock=Hands(START)) as server:
+        for label in ("ws-1-a", "ws-1", "ws-1.a", "ws"):
+            host = await server.enrolled(label, "clinic-1")
+            await server.deliver(host, *[host.next() for _ in range(3)])
+    result = await build(tmp_path / "server", "clinic-1", DAY, DAY, tmp_path / "packet.zip")
+    assert result.report.ok, result.report.problems
+    assert verify_file(tmp_path / "packet.zip", spread=both).ok

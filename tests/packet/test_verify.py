@@ -23,7 +23,8 @@ from compliance_agent.log.tree import Edge, TileTree
 from compliance_agent.packet import archive, reading, verify
 from compliance_agent.packet.content import Scope
 from compliance_agent.packet.manifest import MANIFEST, MANIFEST_SIGNATURE
-from compliance_agent.packet.verify import Report, verify_file, verify_files
+from compliance_agent.packet.report import Report
+from compliance_agent.packet.verify import verify_file, verify_files
 from tests.packet.scene import DAY, Files, Made, built
 from tests.server.builder import START, Hands, serving
 
