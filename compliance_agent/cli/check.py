@@ -21,6 +21,7 @@ from compliance_agent.words import nearest
 SCHEMA = "compliance-agent/check/v1"
 PATIENCE_S = 2.0  # a person who waits longer is told what for
 FINE = {Result.PASS, Result.NOT_APPLICABLE, Result.EXCEPTION}
+SLOW_S = 60.0  # a check whose look may take longer is looked at by the agent in a round of its own, and here by name
 
 
 @click.command()
@@ -28,6 +29,7 @@ FINE = {Result.PASS, Result.NOT_APPLICABLE, Result.EXCEPTION}
 @config_option
 @click.option("--baseline", "baseline_path", type=PATH, help="Baseline file to hold this host against.")
 @json_option
+@click.option("--all", "everything", is_flag=True, help="Also checks that may take longer than a minute.")
 @click.option("--quiet", is_flag=True, help="No output, only the exit status.")
 @click.pass_context
 def command(
@@ -36,21 +38,25 @@ def command(
     config_path: Path | None,
     baseline_path: Path | None,
     as_json: bool,
+    everything: bool,
     quiet: bool,
 ) -> None:
     """Look at this host and print a verdict for each check (or only for CHECKS).
 
     Exit status 0 when every check passes, does not apply or is an approved exception, 1 when there are findings: `unknown` is
-    one. Nothing is changed and nothing is recorded. Without configuration the shipped baseline is used.
+    one. Nothing is changed and nothing is recorded. Without configuration the shipped baseline is used. Checks that may take
+    longer than a minute are looked at when they are named, or with --all; otherwise they are listed as not looked at.
     """
     configure("CRITICAL")
     detector = detector_for(config_path, baseline_path)
-    results = runner.run(look_at(detector, checks))
+    results = runner.run(look_at(detector, checks, everything=everything))
+    skipped = () if checks or everything else slow(detector)
     findings = [result for result in results if result.result not in FINE]
     if as_json:
-        print_json(as_document(detector, results))
+        print_json(as_document(detector, results, skipped))
     elif not quiet:
         _print(detector, results)
+        say_skipped(skipped)
     ctx.exit(1 if findings else 0)
 
 
@@ -73,8 +79,19 @@ def detector_for(config_path: Path | None, baseline_path: Path | None) -> DriftD
     return DriftDetector(config, baseline=load(config.baseline_path, trusted=False))
 
 
-async def look_at(detector: DriftDetector, checks: Sequence[str]) -> list[DriftResult]:
-    """Results of the named checks, or of all.
+def slow(detector: DriftDetector) -> tuple[str, ...]:
+    """Checks of the baseline whose look may take longer than a minute."""
+    return tuple(name for name, entry in sorted(detector.baseline.entries.items()) if entry.deadline_s > SLOW_S)
+
+
+def say_skipped(skipped: Sequence[str]) -> None:
+    """Name what was not looked at, and how to have it looked at."""
+    for name in skipped:
+        click.echo(f"not looked at: {name} may take minutes; `compliance-agent check {name}` looks", err=True)
+
+
+async def look_at(detector: DriftDetector, checks: Sequence[str], *, everything: bool = False) -> list[DriftResult]:
+    """Results of the named checks, in the order they are named; without names of all but the `slow` ones, or of everything.
 
     Raises:
         click.UsageError: no such check in the baseline.
@@ -83,14 +100,16 @@ async def look_at(detector: DriftDetector, checks: Sequence[str]) -> list[DriftR
     for name in checks:
         if name not in known:
             raise click.BadParameter(f"no check {name!r} in the baseline{nearest(name, known)}", param_hint="CHECKS")
-    looks = {name: asyncio.ensure_future(detector.check_one(name)) for name in checks or sorted(known)}
+    left_out = () if everything else slow(detector)
+    chosen = checks or [name for name in sorted(known) if name not in left_out]
+    looks = {name: asyncio.ensure_future(detector.check_one(name)) for name in chosen}
     _, waiting = await asyncio.wait(looks.values(), timeout=PATIENCE_S)
     if waiting and sys.stderr.isatty():
         click.echo(f"still looking: {', '.join(name for name, look in looks.items() if look in waiting)}", err=True)
     return list(await asyncio.gather(*looks.values()))
 
 
-def as_document(detector: DriftDetector, results: Sequence[DriftResult]) -> dict[str, Any]:
+def as_document(detector: DriftDetector, results: Sequence[DriftResult], skipped: Sequence[str] = ()) -> dict[str, Any]:
     """The stable object of `--json` (docs/json.md)."""
     counts = Counter(str(result.result) for result in results)
     return {
@@ -98,6 +117,7 @@ def as_document(detector: DriftDetector, results: Sequence[DriftResult]) -> dict
         "baseline": {"version": detector.baseline.version, "sha256": detector.baseline.sha256},
         "compliant": all(result.result in FINE for result in results),
         "counts": {str(word): counts.get(str(word), 0) for word in Result},
+        "skipped": list(skipped),
         "results": [
             {
                 "check": result.check,

@@ -10,7 +10,7 @@ import click
 
 from compliance_agent.adapters import runner
 from compliance_agent.adapters.healing_store import HealingStore
-from compliance_agent.cli.check import detector_for, look_at
+from compliance_agent.cli.check import detector_for, look_at, say_skipped, slow
 from compliance_agent.cli.common import (
     config_option,
     json_option,
@@ -58,6 +58,7 @@ async def show(checks: tuple[str, ...], config_path: Path | None, as_json: bool)
         print_json({"schema": SCHEMA, "plans": plans, "unknown": unknown_as_document(unknown)})
     else:
         say(unknown, [preview.text() for preview in previews])
+        say_skipped(() if checks else slow(detector))
         if given is None:
             click.echo("no configuration: the shipped baseline; `heal` needs a configuration", err=True)
     return bool(previews or unknown)
