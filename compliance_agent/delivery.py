@@ -85,7 +85,7 @@ class Delivery:
 
     def keep_ack(self, ack: Acknowledged) -> None:
         """Keep the proof, and the receipt that came with it, until the bundle is marked as delivered."""
-        self._acks[ack.bundle_id] = ack.signature + ack.document
+        self._acks[ack.bundle_id] = ack.ack
         if ack.receipt is not None:
             self._offered[ack.bundle_id] = ack.receipt
 

@@ -206,7 +206,8 @@ class OfflineQueue:
         """The server's verified answer named this bundle. The row stays; `ack` is kept with it where there is room."""
         now = self._now().isoformat()
 
-        def mark(connection: sqlite3.Connection, kept: bytes | None = ack) -> None:
+        def mark(connection: sqlite3.Connection, ack: bytes | None = ack) -> None:
+            kept = None if ack is None else table.keep_ack(connection, ack)
             connection.execute(
                 "UPDATE evidence SET state = 'uploaded', uploaded_at = ?, ack = ?, last_error = NULL"
                 " WHERE id = ? AND state = 'pending'",

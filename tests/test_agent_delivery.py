@@ -78,6 +78,7 @@ FAULTS = {
     "acknowledges another bundle": Fault.ACK_OTHER,
     "acknowledges with another key": Fault.ACK_FORGED,
     "acknowledges with a cut document": Fault.ACK_CUT,
+    "leaves the last bundle out": Fault.ACK_SHORT,
     "replays old acknowledgements": Fault.ACK_REPLAYED,
     "acknowledges nothing": Fault.ACK_NOT_STORED,
     "garbage": Fault.GARBAGE,
@@ -112,13 +113,14 @@ async def test_nothing_is_lost_or_stored_twice_by_any_fault(scene: Scene, name: 
 async def test_an_acknowledgement_is_kept_as_proof(scene: Scene) -> None:
     agent = scene.agent()
     await scene.cycle(agent)
-    rows = agent._database.read(
-        lambda connection: connection.execute("SELECT bundle_id, sha256, ack FROM evidence ORDER BY seq").fetchall()
-    )
-    for bundle_id, digest, ack in rows:
+    query = "SELECT e.epoch, e.seq, e.sha256, acks.ack FROM evidence e JOIN acks ON acks.sha256 = e.ack ORDER BY e.seq"
+    rows = agent._database.read(lambda connection: connection.execute(query).fetchall())
+    assert [seq for _, seq, _, _ in rows] == list(range(1, agent.stats["evidence_uploaded"] + 1))
+    for epoch, seq, digest, ack in rows:
         assert verify(scene.server.public, ack[:64], ack[64:])
-        document = json.loads(ack[64:])
-        assert (document["bundle_id"], document["bundle_sha256"]) == (bundle_id, digest)
+        named = {"bundle_sha256": digest, "epoch": epoch, "seq": seq, "status": "stored"}
+        assert named in json.loads(ack[64:])["bundles"]
+    assert len({ack for *_, ack in rows}) < len(rows), "what left together is acknowledged together"
 
 
 async def test_retry_after_is_kept(scene: Scene) -> None:

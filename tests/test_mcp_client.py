@@ -101,7 +101,8 @@ async def test_one_bundle_is_acknowledged(host: Host) -> None:
     (path,) = host.bundles(1)
     assert await host.client().upload_evidence(path, path.with_suffix(".sig")) is True
     (ack,) = host.acks
-    assert json.loads(ack.document)["bundle_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    (named,) = json.loads(ack.ack[64:])["bundles"]
+    assert named["bundle_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 async def test_what_waits_together_leaves_together_and_in_order(host: Host) -> None:
@@ -145,7 +146,16 @@ async def test_the_position_the_server_wants_is_handed_on(host: Host) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", [Fault.ACK_OTHER, Fault.ACK_FORGED, Fault.ACK_CUT, Fault.ACK_NOT_STORED, Fault.GARBAGE]
+    "fault",
+    [
+        Fault.ACK_OTHER,
+        Fault.ACK_SWAPPED,
+        Fault.ACK_FORGED,
+        Fault.ACK_CUT,
+        Fault.ACK_SHORT,
+        Fault.ACK_NOT_STORED,
+        Fault.GARBAGE,
+    ],
 )
 async def test_no_lie_about_an_acknowledgement_is_believed(host: Host, fault: Fault) -> None:
     client, paths = host.client(), host.bundles(3)

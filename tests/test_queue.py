@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from compliance_agent.errors import BadEvidence, NoInput
+from compliance_agent.evidence import table
 from compliance_agent.evidence.store import Stored
 from compliance_agent.lab.clock import FakeClock
 from compliance_agent.models import QueuedEvidence
@@ -92,8 +93,29 @@ async def test_uploaded_leaves_the_line_and_stays_in_the_record(line: Line) -> N
         await line.queue.enqueue(stored[0].bundle_id, stored[0].bundle_path, stored[0].signature_path) == stored[0].id
     )
     assert ids(await line.queue.get_pending()) == names(stored)[1:], "uploaded once is uploaded"
-    kept = line.clinic.store.database.read(lambda connection: connection.execute("SELECT ack FROM evidence").fetchall())
-    assert kept == [(b"ack",), (None,)]
+    assert acks_of(line) == [b"ack", None]
+
+
+def acks_of(line: Line) -> list[bytes | None]:
+    """The acknowledgement that each row's bundle has, by their order."""
+    query = "SELECT acks.ack FROM evidence LEFT JOIN acks ON acks.sha256 = evidence.ack ORDER BY id"
+    return line.clinic.store.database.read(lambda connection: [row[0] for row in connection.execute(query)])
+
+
+async def test_what_acknowledges_many_is_kept_once_and_as_long_as_one_of_them(line: Line) -> None:
+    stored = line.clinic.record(3)
+    for item, ack in zip(stored, (b"first", b"both", b"both"), strict=True):
+        await line.queue.mark_uploaded(item.id, ack)
+    assert acks_of(line) == [b"first", b"both", b"both"]
+
+    def kept(connection: sqlite3.Connection) -> list[bytes]:
+        return [row[0] for row in connection.execute("SELECT ack FROM acks ORDER BY rowid")]
+
+    database = line.clinic.store.database
+    assert database.read(kept) == [b"first", b"both"]
+    for item, left in zip(stored, ([b"both"], [b"both"], []), strict=True):
+        database.write(lambda connection, row=item.id: table.remove_uploaded(connection, [row]))  # type: ignore[misc]
+        assert database.read(kept) == left
 
 
 async def test_while_the_oldest_waits_nothing_is_ready(line: Line) -> None:

@@ -94,9 +94,9 @@ class ShedStore:
             directory.remove(place)
 
         def forget(connection: sqlite3.Connection) -> None:
-            ids = [(item.id,) for item in gone]
-            connection.executemany("DELETE FROM receipts WHERE bundle = ?", ids)
-            connection.executemany("DELETE FROM evidence WHERE id = ? AND state = 'uploaded'", ids)
+            ids = [item.id for item in gone]
+            connection.executemany("DELETE FROM receipts WHERE bundle = ?", [(number,) for number in ids])
+            table.remove_uploaded(connection, ids)
             connection.execute(
                 "INSERT OR REPLACE INTO shed (one, count, epoch, seq, sha256, mark) VALUES (1, ?, ?, ?, ?, ?)",
                 (mark.count, mark.epoch, mark.seq, mark.sha256, mark.encode()),

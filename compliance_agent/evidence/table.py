@@ -39,7 +39,7 @@ STATEMENTS: Sequence[str] = (
         retry_count INTEGER NOT NULL DEFAULT 0,
         last_error TEXT,
         uploaded_at TEXT,
-        ack BLOB,
+        ack BLOB,  -- SHA-256 of the row in acks that holds the acknowledgement
         UNIQUE (epoch, seq)
     ) STRICT""",
     "CREATE INDEX IF NOT EXISTS evidence_state ON evidence (state, epoch, seq, id)",
@@ -66,6 +66,9 @@ STATEMENTS: Sequence[str] = (
         new_sig BLOB NOT NULL,
         confirmed INTEGER NOT NULL DEFAULT 0  -- the server has said that the new key took its place
     ) STRICT""",
+    # The server acknowledges many bundles with one signature: kept once, and named by the rows that it speaks of.
+    "CREATE TABLE IF NOT EXISTS acks (sha256 BLOB PRIMARY KEY, ack BLOB NOT NULL) STRICT",
+    "CREATE INDEX IF NOT EXISTS evidence_ack ON evidence (ack) WHERE ack IS NOT NULL",
 )
 _SAFE = re.compile(r"[0-9]{4}/[0-9]{2}/[0-9]{2}")
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -201,6 +204,23 @@ def insert(
         (bundle_id, epoch, seq, digest, body, signature, int(own), *(paths or (None, None)), created_at.isoformat()),
     )
     return int(cursor.lastrowid or 0)
+
+
+def keep_ack(connection: sqlite3.Connection, ack: bytes) -> bytes:
+    """Keep an acknowledgement, once; what names it in the rows of its bundles."""
+    digest = hashlib.sha256(ack).digest()
+    connection.execute("INSERT OR IGNORE INTO acks VALUES (?, ?)", (digest, ack))
+    return digest
+
+
+def remove_uploaded(connection: sqlite3.Connection, ids: Sequence[int]) -> None:
+    """Forget delivered bundles, and each acknowledgement that names none of those that stay."""
+    rows = [(number,) for number in ids]
+    acks = {connection.execute("SELECT ack FROM evidence WHERE id = ?", row).fetchone() for row in rows} - {None}
+    connection.executemany("DELETE FROM evidence WHERE id = ? AND state = 'uploaded'", rows)
+    connection.executemany(
+        "DELETE FROM acks WHERE sha256 = ?1 AND NOT EXISTS (SELECT 1 FROM evidence WHERE ack = ?1)", acks
+    )
 
 
 def public_keys(connection: sqlite3.Connection) -> Publics | None:

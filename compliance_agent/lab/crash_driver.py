@@ -124,7 +124,7 @@ class Driver:
 
 def keep(acks: dict[str, bytes], ack: Acknowledged) -> None:
     """Remember the proof of delivery until the bundle is marked."""
-    acks[ack.bundle_id] = ack.signature + ack.document
+    acks[ack.bundle_id] = ack.ack
 
 
 def say(line: str) -> None:

@@ -1,7 +1,7 @@
 """An MCP server in memory: the same rules as the real one, and faults to order.
 
 It is a `ports.Transport`, so an agent speaks with it without a network. It checks the API key, the host's signature and the
-place in the chain (with the real server's own rule), is idempotent, and signs its acknowledgements. `faults` holds what goes
+place in the chain (with the real server's own rule), is idempotent, and signs its acknowledgement of them. `faults` holds what goes
 wrong with the next requests, one each, in order; `down` refuses every connection.
 
     server = FakeServer()
@@ -63,11 +63,13 @@ class Fault:
     LOSE_REPLY: ClassVar[Fault]  # it is stored, and the answer is cut
     DUPLICATE: ClassVar[Fault]  # it arrives twice; the second answer is given
     HANG: ClassVar[Fault]  # it arrives, and no answer ever comes
-    ACK_OTHER: ClassVar[Fault]  # the acknowledgements name another bundle, well signed
-    ACK_FORGED: ClassVar[Fault]  # they are signed with another key
-    ACK_REPLAYED: ClassVar[Fault]  # they are those of the request before
-    ACK_CUT: ClassVar[Fault]  # their documents are truncated
-    ACK_NOT_STORED: ClassVar[Fault]  # they are missing, and nothing says why
+    ACK_OTHER: ClassVar[Fault]  # the acknowledgement names other bundles, well signed
+    ACK_SWAPPED: ClassVar[Fault]  # its last bundle is one that was sent before, well signed
+    ACK_FORGED: ClassVar[Fault]  # it is signed with another key
+    ACK_REPLAYED: ClassVar[Fault]  # it is that of the request before
+    ACK_CUT: ClassVar[Fault]  # its document is truncated
+    ACK_SHORT: ClassVar[Fault]  # it leaves out the last bundle, and nothing says why
+    ACK_NOT_STORED: ClassVar[Fault]  # it is missing, and nothing says why
     GARBAGE: ClassVar[Fault]  # the body is no JSON
 
     @classmethod
@@ -76,8 +78,8 @@ class Fault:
         return cls("refuse", status, code, retry_after_s)
 
 
-for _name in ("NONE", "LOSE_REQUEST", "LOSE_REPLY", "DUPLICATE", "HANG", "ACK_OTHER", "ACK_FORGED", "ACK_REPLAYED",
-              "ACK_CUT", "ACK_NOT_STORED", "GARBAGE"):  # fmt: skip
+for _name in ("NONE", "LOSE_REQUEST", "LOSE_REPLY", "DUPLICATE", "HANG", "ACK_OTHER", "ACK_SWAPPED", "ACK_FORGED",
+              "ACK_REPLAYED", "ACK_CUT", "ACK_SHORT", "ACK_NOT_STORED", "GARBAGE"):  # fmt: skip
     setattr(Fault, _name, Fault(_name.lower()))
 
 
@@ -151,7 +153,7 @@ class FakeServer:
         self._other_key = SigningKey(self._rng.randbytes(32))
         self._tokens: dict[str, str | None] = {}
         self._nonces: dict[bytes, bytes] = {}
-        self._last_acks: list[dict[str, str]] = []
+        self._last_ack: dict[str, str] | None = None
 
     @property
     def public(self) -> bytes:
@@ -252,7 +254,7 @@ class FakeServer:
     def _evidence(self, chain_: Chain, request: dict[str, Any], fault: Fault) -> HttpReply:
         if len(request["bundles"]) > 100:
             return _problem(413, "too_large")
-        acks: list[dict[str, str]] = []
+        named: list[dict[str, Any]] = []
         receipts: list[dict[str, str] | None] = []
         stopped: dict[str, Any] | None = None
         for index, item in enumerate(request["bundles"]):
@@ -263,14 +265,15 @@ class FakeServer:
                     return _problem(int(status), code, expected=expected)
                 stopped = {"index": index, "code": code, "expected": expected}
                 break
-            acks.append(self._ack(base64.b64decode(item["bundle"]), status, fault))
+            named.append(self._named(base64.b64decode(item["bundle"]), status, fault))
             receipts.append(self._logged(base64.b64decode(item["bundle"]), base64.b64decode(item["sig"])))
+        ack = self._ack(chain_, named, fault)
         if fault is Fault.ACK_REPLAYED:
-            acks = (self._last_acks * len(acks))[: len(acks)]
-        self._last_acks = acks or self._last_acks
+            ack = self._last_ack or ack
+        self._last_ack = ack
+        said = {"ack": ack, "stopped": stopped, "min_interval_s": self.min_interval_s}
         if fault is Fault.ACK_NOT_STORED:
-            acks = []
-        said = {"acks": acks, "stopped": stopped, "min_interval_s": self.min_interval_s}
+            del said["ack"]
         return _reply(200, said if self.log is None else {**said, "receipts": receipts})
 
     def _take(self, chain_: Chain, body: bytes, signature: bytes) -> tuple[str, str]:
@@ -289,24 +292,25 @@ class FakeServer:
         chain_.bundles.append(Held(link.epoch, link.seq, digest, body))
         return "stored", ""
 
-    def _ack(self, body: bytes, status: str, fault: Fault) -> dict[str, str]:
+    def _named(self, body: bytes, status: str, fault: Fault) -> dict[str, Any]:
         document = json.loads(body)
         digest = hashlib.sha256(body + (b" " if fault is Fault.ACK_OTHER else b"")).hexdigest()
+        return {"bundle_sha256": digest, "epoch": document["epoch"], "seq": document["seq"], "status": status}
+
+    def _ack(self, chain_: Chain, named: list[dict[str, Any]], fault: Fault) -> dict[str, str]:
+        if fault is Fault.ACK_SWAPPED:
+            named = [*named[:-1], {**named[-1], "bundle_sha256": chain_.bundles[0].sha256}]
         raw = canonical(
             {
                 "schema": protocol.ACK_SCHEMA,
-                "bundle_id": document["bundle_id"],
-                "bundle_sha256": digest,
-                "key_id": document["host"]["key_id"],
-                "epoch": document["epoch"],
-                "seq": document["seq"],
+                "key_id": crypto.key_id(chain_.public),
                 "received_at": "2026-11-22T12:00:00.000000Z",
-                "status": status,
+                "bundles": named[:-1] if fault is Fault.ACK_SHORT else named,
             }
         )
         raw = raw[:-1] if fault is Fault.ACK_CUT else raw
         key = self._other_key if fault is Fault.ACK_FORGED else self._key
-        return {"ack": _b64(raw), "sig": _b64(key.sign(raw).signature)}
+        return {"document": _b64(raw), "sig": _b64(key.sign(raw).signature)}
 
     def _rotate(self, chain_: Chain, request: dict[str, Any], fault: Fault) -> HttpReply:
         raw, old_sig, new_sig = (base64.b64decode(request[name]) for name in ("statement", "old_sig", "new_sig"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 T = TypeVar("T")
 NO_DIGEST = "0" * 64  # `prev` of the very first bundle of a key
@@ -74,6 +74,16 @@ class Place:
     epoch: int
     seq: int
     sha256: str
+
+
+class Held(NamedTuple):
+    """A bundle that is held durably; `new` when it was stored just now, so that its entry in the log is still to come."""
+
+    bundle_id: str
+    epoch: int
+    seq: int
+    sha256: str
+    new: bool
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import binascii
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from compliance_agent import __version__
@@ -24,7 +24,8 @@ from compliance_agent.facts import LARGEST_INT, SHA256, TOKEN, is_timestamp
 from compliance_agent.ports import HttpReply
 
 PROTOCOL = 1
-ACK_SCHEMA = "compliance-agent/ack/v1"
+ACK_SCHEMA = "compliance-agent/ack/v2"
+SIGNATURE_BYTES = 64
 ENROL_CONTEXT = b"compliance-agent/enrol/v1\n"
 MAX_RETRY_AFTER_S = 3_600.0
 _WORD = re.compile(r"[!-~]{1,256}")  # no space, no control character: it goes into headers and configurations
@@ -62,16 +63,18 @@ class OfferedReceipt:
 
 @dataclass(frozen=True)
 class Acknowledged:
-    """The server's verified word that it holds this bundle durably. `document` and `signature` are kept as proof.
+    """The server's verified word that it holds this bundle durably.
 
-    `receipt` is what the server offered with it; None when the bundle was not in the log yet.
+    Attributes:
+        ack: kept as proof: the server's signature and, after its 64 bytes, the document that it signed, which names this
+            bundle and every other that the same answer acknowledges.
+        receipt: what the server offered with it; None when the bundle was not in the log yet.
     """
 
     bundle_id: str
     epoch: int
     seq: int
-    document: bytes
-    signature: bytes
+    ack: bytes
     receipt: OfferedReceipt | None = None
 
 
@@ -139,53 +142,55 @@ def evidence_request(bundles: Sequence[Sent]) -> bytes:
 def read_evidence_reply(
     reply: HttpReply, sent: Sequence[Sent], key_id: str, server_key: bytes, verify: Verify
 ) -> EvidenceReply:
-    """What became of `sent`; every acknowledgement in it names a bundle of ours and verifies under the pinned key.
+    """What became of `sent`; its acknowledgement verifies under the pinned key and names our bundles, from the first on.
 
     Raises:
         ServerRefused: nothing of the batch was taken.
         BadReply: the reply cannot be believed; nothing may be forgotten because of it.
     """
     document = _document(reply, {200})
-    acks = _field(document, "acks", list)
-    if len(acks) > len(sent):
-        raise BadReply("reply to evidence: more acknowledgements than bundles were sent", code="bad_ack")
-    receipts = _offered(document.get("receipts"), [bundle.bundle_id for bundle in sent])
+    ack, count = _ack(_field(document, "ack", dict), sent, key_id, server_key, verify)
+    receipts = _offered(document.get("receipts"), [bundle.bundle_id for bundle in sent[:count]])
     acknowledged = tuple(
-        replace(_ack(item, bundle, key_id, server_key, verify), receipt=receipt)
-        for item, bundle, receipt in zip(acks, sent, receipts, strict=False)
+        Acknowledged(bundle.bundle_id, bundle.epoch, bundle.seq, ack, receipt)
+        for bundle, receipt in zip(sent, receipts, strict=False)
     )
     stopped = document.get("stopped")
-    if (stopped is None) != (len(acks) == len(sent)):
+    if (stopped is None) != (count == len(sent)):
         raise BadReply("reply to evidence: bundles are neither or both acknowledged and refused", code="bad_ack")
     interval = document.get("min_interval_s")
     return EvidenceReply(
         acknowledged,
-        None if stopped is None else _stopped(stopped, len(acks)),
+        None if stopped is None else _stopped(stopped, count),
         None if interval is None else _whole(document, "min_interval_s", 1, 86_400),
     )
 
 
-def _ack(item: Any, bundle: Sent, key_id: str, server_key: bytes, verify: Verify) -> Acknowledged:
-    raw, signature = _bytes(item, "ack"), _bytes(item, "sig")
-    if len(signature) != 64 or not verify(server_key, signature, raw):
+def _ack(item: Any, sent: Sequence[Sent], key_id: str, server_key: bytes, verify: Verify) -> tuple[bytes, int]:
+    """The signature with the document that it is over, and how many of `sent` that names, from the first on."""
+    raw, signature = _bytes(item, "document"), _bytes(item, "sig")
+    if len(signature) != SIGNATURE_BYTES or not verify(server_key, signature, raw):
         raise BadReply("acknowledgement: the server's signature does not verify", code="bad_ack")
     ack = _json(raw, "acknowledgement")
-    sent = {
-        "schema": ACK_SCHEMA,
-        "bundle_id": bundle.bundle_id,
-        "bundle_sha256": bundle.sha256,
-        "key_id": key_id,
-        "epoch": bundle.epoch,
-        "seq": bundle.seq,
-    }
-    for name, value in sent.items():
-        if type(ack.get(name)) is not type(value) or ack[name] != value:
-            raise BadReply(f"acknowledgement: {name} names another bundle than the one that was sent", code="bad_ack")
-    if ack.get("status") not in ("stored", "known"):
-        raise BadReply("acknowledgement: status is not as agreed", code="bad_ack")
+    _names(ack, {"schema": ACK_SCHEMA, "key_id": key_id})
     if not is_timestamp(ack.get("received_at")):
         raise BadReply("acknowledgement: received_at is not a time", code="bad_ack")
-    return Acknowledged(bundle.bundle_id, bundle.epoch, bundle.seq, raw, signature)
+    bundles = ack.get("bundles")
+    if not isinstance(bundles, list) or not 1 <= len(bundles) <= len(sent):
+        raise BadReply("acknowledgement: bundles are none, or more than were sent", code="bad_ack")
+    for named, bundle in zip(bundles, sent, strict=False):
+        _names(named, {"bundle_sha256": bundle.sha256, "epoch": bundle.epoch, "seq": bundle.seq})
+        if named.get("status") not in ("stored", "known"):
+            raise BadReply("acknowledgement: status is not as agreed", code="bad_ack")
+    return signature + raw, len(bundles)
+
+
+def _names(document: Any, ours: Mapping[str, str | int]) -> None:
+    if not isinstance(document, dict):
+        raise BadReply("acknowledgement: bundles holds something else than objects", code="bad_ack")
+    for name, value in ours.items():
+        if type(document.get(name)) is not type(value) or document[name] != value:
+            raise BadReply(f"acknowledgement: {name} names another bundle than the one that was sent", code="bad_ack")
 
 
 def _offered(items: Any, bundle_ids: Sequence[str]) -> list[OfferedReceipt | None]:

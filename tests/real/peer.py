@@ -82,20 +82,21 @@ class Peer:
                     "server_name": "peer", "min_interval_s": 1}  # fmt: skip
         if path == CHECKIN:
             return {"server_time": TIME, "known": None, "min_interval_s": 1, "orders": []}
-        acks = [self.signed(self.ack(base64.b64decode(item["bundle"]))) for item in asked.get("bundles", [])]
-        return {"acks": acks, "stopped": None, "min_interval_s": None}
+        bodies = [base64.b64decode(item["bundle"]) for item in asked.get("bundles", [])]
+        return {"ack": self.signed(self.ack(*bodies)), "stopped": None, "min_interval_s": None}
 
-    def ack(self, body: bytes) -> dict[str, Any]:
-        """The acknowledgement of a bundle, not yet signed."""
-        bundle = json.loads(body)
-        return {"schema": "compliance-agent/ack/v1", "bundle_id": bundle["bundle_id"],
-                "bundle_sha256": hashlib.sha256(body).hexdigest(), "key_id": bundle["host"]["key_id"],
-                "epoch": bundle["epoch"], "seq": bundle["seq"], "received_at": TIME, "status": "stored"}  # fmt: skip
+    def ack(self, *bodies: bytes) -> dict[str, Any]:
+        """The acknowledgement of some bundles of one host, not yet signed."""
+        bundles = [json.loads(body) for body in bodies]
+        named = [{"bundle_sha256": hashlib.sha256(body).hexdigest(), "epoch": bundle["epoch"], "seq": bundle["seq"],
+                  "status": "stored"} for body, bundle in zip(bodies, bundles, strict=True)]  # fmt: skip
+        return {"schema": "compliance-agent/ack/v2", "key_id": bundles[0]["host"]["key_id"], "received_at": TIME,
+                "bundles": named}  # fmt: skip
 
     def signed(self, ack: dict[str, Any] | bytes) -> dict[str, str]:
         """An acknowledgement as it travels."""
         raw = ack if isinstance(ack, bytes) else canonical(ack)
-        return {"ack": base64.b64encode(raw).decode(), "sig": base64.b64encode(self.signer.sign(raw)).decode()}
+        return {"document": base64.b64encode(raw).decode(), "sig": base64.b64encode(self.signer.sign(raw)).decode()}
 
 
 @contextlib.contextmanager

@@ -153,28 +153,33 @@ async def test_every_wrong_field_of_an_acknowledgement_is_named(config: AgentCon
     for where, value in leaves(good):
         for case in sorted(must_refuse(value)):
             ack = peer.signed(with_raw(good, where, WRONG[case]))
-            body = json.dumps({"acks": [ack], "stopped": None, "min_interval_s": None}).encode()
+            body = json.dumps({"ack": ack, "stopped": None, "min_interval_s": None}).encode()
             peer.answers[EVIDENCE] = lambda _, body=body: http(body)  # type: ignore[misc]
             answer = await delivered(config, path)
             assert isinstance(answer, BadReply), (where, case)
             assert case in BREAKS_JSON or name_of(where) in str(answer), (case, str(answer))
 
 
-@pytest.mark.parametrize("forged", ["another key", "another bundle", "no signature", "the bundle's own", "twice"])
+@pytest.mark.parametrize(
+    "forged", ["another key", "another bundle", "no signature", "the bundle's own", "twice", "of none", "a list"]
+)
 async def test_a_forged_acknowledgement_is_not_believed(config: AgentConfig, peer: Peer, forged: str) -> None:
     path = await recorded(config)
-    ack = peer.ack(path.read_bytes())
+    body = path.read_bytes()
+    ack = peer.ack(body)
     stranger = Ed25519Signer(config.state_dir / "stranger.pem")
-    raw = base64.b64decode(peer.signed(ack)["ack"])
-    acks = {
-        "another key": [peer.signed(ack) | {"sig": base64.b64encode(stranger.sign(raw)).decode()}],
-        "another bundle": [peer.signed(ack | {"bundle_sha256": "0" * 64})],
-        "no signature": [peer.signed(ack) | {"sig": ""}],
-        "the bundle's own": [{"ack": base64.b64encode(path.read_bytes()).decode(),
-                              "sig": base64.b64encode(path.with_name("bundle.sig").read_bytes()).decode()}],
-        "twice": [peer.signed(ack)] * 2,
+    raw = base64.b64decode(peer.signed(ack)["document"])
+    said = {
+        "another key": peer.signed(ack) | {"sig": base64.b64encode(stranger.sign(raw)).decode()},
+        "another bundle": peer.signed(ack | {"bundles": [ack["bundles"][0] | {"bundle_sha256": "0" * 64}]}),
+        "no signature": peer.signed(ack) | {"sig": ""},
+        "the bundle's own": {"document": base64.b64encode(body).decode(),
+                             "sig": base64.b64encode(path.with_name("bundle.sig").read_bytes()).decode()},
+        "twice": peer.signed(peer.ack(body, body)),
+        "of none": peer.signed(ack | {"bundles": []}),
+        "a list": [peer.signed(ack)],
     }[forged]  # fmt: skip
-    peer.answers[EVIDENCE] = lambda _: http(json.dumps({"acks": acks, "stopped": None}).encode())
+    peer.answers[EVIDENCE] = lambda _: http(json.dumps({"ack": said, "stopped": None}).encode())
     assert isinstance(await delivered(config, path), BadReply)
 
 

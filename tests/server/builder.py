@@ -254,27 +254,27 @@ def checkin_body(host: FakeHost) -> dict[str, Any]:
     }
 
 
-def acknowledged(reply: httpx2.Response, host: FakeHost, bundles: Sequence[Signed]) -> list[str]:
-    """The statuses of a reply whose every acknowledgement verifies and names our bundles, in order."""
+def ack_of(reply: httpx2.Response, host: FakeHost) -> dict[str, Any]:
+    """The document of a reply's acknowledgement, once the server's signature over it and its form are right."""
     import json
 
     assert reply.status_code == 200, reply.text
-    statuses = []
-    for item, bundle in zip(reply.json()["acks"], bundles, strict=False):
-        raw = base64.b64decode(item["ack"])
-        VerifyKey(host.server_key).verify(raw, base64.b64decode(item["sig"]))
-        ack = json.loads(raw)
-        assert canonical(ack) == raw
-        assert (ack["schema"], ack["bundle_id"], ack["bundle_sha256"], ack["key_id"], ack["epoch"], ack["seq"]) == (
-            "compliance-agent/ack/v1",
-            bundle.document["bundle_id"],
-            bundle.sha256,
-            host.key_id,
-            bundle.document["epoch"],
-            bundle.document["seq"],
-        )
-        statuses.append(ack["status"])
-    return statuses
+    ack = reply.json()["ack"]
+    raw = base64.b64decode(ack["document"])
+    VerifyKey(host.server_key).verify(raw, base64.b64decode(ack["sig"]))
+    document: dict[str, Any] = json.loads(raw)
+    assert canonical(document) == raw
+    assert (document["schema"], document["key_id"]) == ("compliance-agent/ack/v2", host.key_id)
+    return document
+
+
+def acknowledged(reply: httpx2.Response, host: FakeHost, bundles: Sequence[Signed]) -> list[str]:
+    """The statuses in a reply whose acknowledgement verifies and names our bundles, in order."""
+    named = ack_of(reply, host)["bundles"]
+    for item, bundle in zip(named, bundles, strict=False):
+        place = (bundle.sha256, bundle.document["epoch"], bundle.document["seq"])
+        assert (item["bundle_sha256"], item["epoch"], item["seq"]) == place
+    return [item["status"] for item in named]
 
 
 def unwalled(database: sqlite3.Connection) -> None:

@@ -23,10 +23,9 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from nacl.signing import VerifyKey
 
 from compliance_agent.evidence.canonical import canonical
-from tests.server.builder import FakeHost, Signed, b64
+from tests.server.builder import FakeHost, Signed, ack_of, acknowledged, b64
 
 ROUNDS = 20
 
@@ -112,8 +111,7 @@ def test_it_runs_enrols_and_ends_at_a_signal(tmp_path: Path) -> None:
             bundle = host.next()
             body = canonical({"protocol": 1, "bundles": [bundle.item], "gaps": []})
             reply = client.post("/api/v1/evidence", content=body)
-            ack, sig = (base64.b64decode(reply.json()["acks"][0][name]) for name in ("ack", "sig"))
-            VerifyKey(host.server_key).verify(ack, sig)
+            assert acknowledged(reply, host, [bundle]) == ["stored"]
             listed = command("server", "hosts", "--json", "--data-dir", str(tmp_path / "data"))
             [found] = json.loads(listed.stdout)["hosts"]
             assert (found["host_id"], found["state"], found["counts"]["pass"]) == ("ws-01", "live", 1)
@@ -240,11 +238,7 @@ class Load:
                 at = len(chain)
 
     def _believe(self, reply: httpx2.Response, host: FakeHost) -> None:
-        assert reply.status_code == 200, reply.text
-        for ack in reply.json()["acks"]:
-            raw = base64.b64decode(ack["ack"])
-            VerifyKey(host.server_key).verify(raw, base64.b64decode(ack["sig"]))
-            self.acked.add(json.loads(raw)["bundle_sha256"])
+        self.acked |= {named["bundle_sha256"] for named in ack_of(reply, host)["bundles"]}
 
     def go_on_from(self, rows: list[tuple[str, int, int, str, str, bytes]]) -> None:
         """Continue each chain where the server stands, as an agent does after its check-in."""

@@ -25,7 +25,7 @@ from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.log_keys import LogKeys, make_mldsa44
 from compliance_agent.server.store import SqlStore
 from compliance_agent.server.store.reader import BoundReader
-from tests.server.builder import START, FakeHost, Hands, Server, serving
+from tests.server.builder import START, FakeHost, Hands, Server, ack_of, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -165,8 +165,8 @@ async def test_a_restored_backup_is_refused_with_one_alarm(tmp_path: Path, capsy
         gap = await server.deliver(host, host.next())
         assert (gap.status_code, gap.json()["expected"]["seq"]) == (409, 2)
         host.seq, host.prev = known["seq"], known["digest"]
-        reply = (await server.deliver(host, host.next())).json()
-        assert (len(reply["acks"]), reply["receipts"]) == (1, [None])
+        reply = await server.deliver(host, host.next())
+        assert (len(ack_of(reply, host)["bundles"]), reply.json()["receipts"]) == (1, [None])
         for _ in range(5):
             await server.services.sequencer.round()
     assert (directory / "log/clinic-1/2026/checkpoint").read_bytes() == note
@@ -241,8 +241,8 @@ async def test_a_path_with_other_bytes_stops_this_log_alone(server: Server) -> N
     directory = server.services.settings.data_dir / "log/clinic-1/2026"
     strange = directory / "tile/0/000.p/4"
     strange.write_bytes(b"planted")
-    reply = (await server.deliver(host, host.next())).json()
-    assert (len(reply["acks"]), reply["receipts"]) == (1, [None])
+    reply = await server.deliver(host, host.next())
+    assert (len(ack_of(reply, host)["bundles"]), reply.json()["receipts"]) == (1, [None])
     assert strange.read_bytes() == b"planted"
     assert await reasons(server) == (503, ["tile_conflict"])
     assert published(server.services.settings.data_dir).size == 3
@@ -262,8 +262,8 @@ async def test_a_write_of_unknown_state_stops_it_and_a_restart_mends_it(
         await settled(server)
         with monkeypatch.context() as patch:
             patch.setattr(LogFiles, "publish", broken)
-            reply = (await server.deliver(host, host.next())).json()
-            assert (len(reply["acks"]), reply["receipts"]) == (1, [None])
+            reply = await server.deliver(host, host.next())
+            assert (len(ack_of(reply, host)["bundles"]), reply.json()["receipts"]) == (1, [None])
         assert await reasons(server) == (503, ["write_unknown"])
         await server.services.sequencer.round()
         assert published(directory).size == 2

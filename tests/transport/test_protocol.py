@@ -33,23 +33,23 @@ def b64(raw: bytes) -> str:
     return base64.b64encode(raw).decode()
 
 
-def ack_document(sent: Sent, **changes: Any) -> dict[str, Any]:
+def named(sent: Sent, **changes: Any) -> dict[str, Any]:
+    return {"bundle_sha256": sent.sha256, "epoch": sent.epoch, "seq": sent.seq, "status": "stored", **changes}
+
+
+def ack_document(*bundles: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {
-        "schema": "compliance-agent/ack/v1",
-        "bundle_id": sent.bundle_id,
-        "bundle_sha256": sent.sha256,
+        "schema": "compliance-agent/ack/v2",
         "key_id": KEY_ID,
-        "epoch": sent.epoch,
-        "seq": sent.seq,
         "received_at": "2026-11-22T12:00:00.000000Z",
-        "status": "stored",
+        "bundles": list(bundles),
         **changes,
     }
 
 
 def signed(document: dict[str, Any], key: SigningKey = SERVER) -> dict[str, str]:
     raw = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
-    return {"ack": b64(raw), "sig": b64(key.sign(raw).signature)}
+    return {"document": b64(raw), "sig": b64(key.sign(raw).signature)}
 
 
 def reply(document: Any, status: int = 200, **headers: str) -> HttpReply:
@@ -61,12 +61,12 @@ def evidence(answer: HttpReply) -> protocol.EvidenceReply:
 
 
 ALL_STORED: dict[str, Any] = {
-    "acks": [signed(ack_document(sent)) for sent in SENT],
+    "ack": signed(ack_document(*map(named, SENT))),
     "stopped": None,
     "min_interval_s": 30,
 }
 STOPPED: dict[str, Any] = {
-    "acks": [signed(ack_document(SENT[0]))],
+    "ack": signed(ack_document(named(SENT[0]))),
     "stopped": {"index": 1, "code": "seq_gap", "expected": {"epoch": 0, "seq": 2, "prev": "0" * 64}},
     "min_interval_s": None,
 }
@@ -256,74 +256,136 @@ def test_the_request_for_receipts_and_the_path_of_a_file() -> None:
 # --- acknowledgements: well signed, and still not ours --------------------------------------------
 
 ACK_CHANGES: dict[str, list[Any]] = {
-    "schema": ["compliance-agent/ack/v2", "", None, 1, []],
-    "bundle_id": [SENT[1].bundle_id, SENT[0].bundle_id + " ", None, 1, []],
-    "bundle_sha256": [SENT[1].sha256, SENT[0].sha256.upper(), "0" * 64, None, {}],
+    "schema": ["compliance-agent/ack/v1", "", None, 1, []],
     "key_id": ["cd" * 32, KEY_ID.upper(), None, 0],
+    "received_at": ["yesterday", "2026-02-30T00:00:00Z", None, 0, [], {}],
+    "bundles": [[], None, "x", 1, {}, [None], [[]], ["x"], [named(SENT[0]), named(SENT[1]), None]],
+}
+NAMED_CHANGES: dict[str, list[Any]] = {
+    "bundle_sha256": [SENT[1].sha256, SENT[0].sha256.upper(), "0" * 64, None, {}],
     "epoch": [1, -1, False, "0", None, [0]],
     "seq": [2, 0, True, "1", None, [1], {"seq": 1}],
-    "received_at": ["yesterday", "2026-02-30T00:00:00Z", None, 0, [], {}],
     "status": ["", "STORED", "refused", None, True, ["stored"], {"stored": 1}],
 }
+
+
+def believed(ack: Any) -> protocol.EvidenceReply:
+    return evidence(reply({**ALL_STORED, "ack": ack}))
+
+
+def test_one_signature_acknowledges_all_of_them() -> None:
+    """Each keeps the same proof: the signature, and the document that names all three."""
+    found = believed(ALL_STORED["ack"]).acknowledged
+    assert [(ack.bundle_id, ack.epoch, ack.seq) for ack in found] == [(one.bundle_id, 0, one.seq) for one in SENT]
+    assert len({ack.ack for ack in found}) == 1
+    signature, document = found[0].ack[:64], found[0].ack[64:]
+    assert verify(bytes(SERVER.verify_key), signature, document)
+    assert [item["bundle_sha256"] for item in json.loads(document)["bundles"]] == [one.sha256 for one in SENT]
 
 
 @pytest.mark.parametrize("field", ACK_CHANGES)
 def test_an_acknowledgement_of_anything_else_is_refused(field: str) -> None:
     for value in ACK_CHANGES[field]:
-        acks = [signed(ack_document(SENT[0], **{field: value})), *ALL_STORED["acks"][1:]]
         with pytest.raises(BadReply):
-            evidence(reply({**ALL_STORED, "acks": acks}))
+            believed(signed(ack_document(*map(named, SENT), **{field: value})))
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+@pytest.mark.parametrize("field", NAMED_CHANGES)
+def test_one_wrong_word_about_one_bundle_costs_the_whole_acknowledgement(field: str, at: int) -> None:
+    for value in NAMED_CHANGES[field]:
+        bundles = [named(sent) for sent in SENT]
+        if bundles[at][field] == value and type(bundles[at][field]) is type(value):
+            continue  # it is right for this one
+        bundles[at][field] = value
+        with pytest.raises(BadReply):
+            believed(signed(ack_document(*bundles)))
+
+
+FIRST, SECOND, THIRD = (named(sent) for sent in SENT)
+ELSEWHERE = named(Sent("00000000-0000-4000-8000-000000000009", 0, 9, b'{"n":9}', b"x" * 64))
+NOT_THESE: dict[str, list[dict[str, Any]]] = {
+    "two swapped": [FIRST, THIRD, SECOND],
+    "one of another batch": [FIRST, SECOND, ELSEWHERE],
+    "one for another's place": [FIRST, SECOND, {**ELSEWHERE, "seq": 3}],
+    "one left out": [FIRST, THIRD],
+    "the last left out": [FIRST, SECOND],
+    "the first left out": [SECOND, THIRD],
+    "one twice": [FIRST, FIRST, SECOND],
+    "one more": [FIRST, SECOND, THIRD, ELSEWHERE],
+    "the last twice": [FIRST, SECOND, THIRD, THIRD],
+    "another batch": [ELSEWHERE],
+    "a batch of the same length": [{**ELSEWHERE, "seq": seq} for seq in (1, 2, 3)],
+}
+
+
+@pytest.mark.parametrize("which", NOT_THESE)
+def test_an_acknowledgement_of_other_bundles_is_refused(which: str) -> None:
+    """Well signed, and not of what was sent: swapped, missing, repeated, or replayed from another batch."""
+    with pytest.raises(BadReply):
+        believed(signed(ack_document(*NOT_THESE[which])))
+
+
+@pytest.mark.parametrize("which", ["two swapped", "one of another batch", "the first left out", "one twice"])
+def test_planted_without_the_digests_it_would_be_believed(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test above refuses because each name is compared, and for no other reason."""
+    monkeypatch.setattr(protocol, "_names", lambda document, ours: None)
+    answer = {**ALL_STORED, "ack": signed(ack_document(*NOT_THESE[which]))}
+    stopped = {"index": 2, "code": "fork", "expected": None} if len(NOT_THESE[which]) == 2 else None
+    assert evidence(reply({**answer, "stopped": stopped})).acknowledged
 
 
 def test_an_acknowledgement_must_be_the_servers_over_these_very_bytes() -> None:
-    good = signed(ack_document(SENT[0]))
-    document, signature = base64.b64decode(good["ack"]), base64.b64decode(good["sig"])
+    good = ALL_STORED["ack"]
+    document, signature = base64.b64decode(good["document"]), base64.b64decode(good["sig"])
+    other = signed(ack_document(ELSEWHERE))
     bad = {
-        "another key": signed(ack_document(SENT[0]), OTHER),
-        "another bundle": signed(ack_document(SENT[1])),
-        "cut document": {"ack": b64(document[:-1]), "sig": good["sig"]},
-        "cut document, signed": signed({"schema": "compliance-agent/ack/v1"}),
-        "longer document": {"ack": b64(document + b" "), "sig": good["sig"]},
-        "no signature": {"ack": good["ack"], "sig": ""},
-        "cut signature": {"ack": good["ack"], "sig": b64(signature[:-1])},
-        "longer signature": {"ack": good["ack"], "sig": b64(signature + b"\0")},
-        "signature of another": {"ack": good["ack"], "sig": signed(ack_document(SENT[1]))["sig"]},
-        "no base64": {"ack": good["ack"], "sig": "*" * 88},
-        "not an object": {"ack": b64(b"[]"), "sig": b64(SERVER.sign(b"[]").signature)},
-        "a key twice": {"ack": b64(b'{"a":1,"a":2}'), "sig": b64(SERVER.sign(b'{"a":1,"a":2}').signature)},
+        "another key": signed(ack_document(FIRST, SECOND, THIRD), OTHER),
+        "cut document": {**good, "document": b64(document[:-1])},
+        "cut document, signed": signed({"schema": "compliance-agent/ack/v2"}),
+        "longer document": {**good, "document": b64(document + b" ")},
+        "no signature": {**good, "sig": ""},
+        "cut signature": {**good, "sig": b64(signature[:-1])},
+        "longer signature": {**good, "sig": b64(signature + b"\0")},
+        "signature of another": {**good, "sig": other["sig"]},
+        "document of another": {**good, "document": other["document"]},
+        "no base64": {**good, "sig": "*" * 88},
+        "not an object": {"document": b64(b"[]"), "sig": b64(SERVER.sign(b"[]").signature)},
+        "a key twice": {"document": b64(b'{"a":1,"a":2}'), "sig": b64(SERVER.sign(b'{"a":1,"a":2}').signature)},
+        "none": None,
+        "the form before": [good, good, good],
     }
     for name, item in bad.items():
         with pytest.raises(BadReply) as refused:
-            evidence(reply({**ALL_STORED, "acks": [item, *ALL_STORED["acks"][1:]]}))
+            believed(item)
         assert refused.value.retryable, name
 
 
-@given(st.integers(0, 200 * 8))
+@given(st.integers(0, 10_000))
 @settings(max_examples=300, deadline=None)
 def test_no_flipped_bit_is_believed(bit: int) -> None:
-    document = bytearray(base64.b64decode(signed(ack_document(SENT[0]))["ack"]))
+    document = bytearray(base64.b64decode(ALL_STORED["ack"]["document"]))
     document[bit // 8 % len(document)] ^= 1 << bit % 8
-    item = {"ack": b64(bytes(document)), "sig": signed(ack_document(SENT[0]))["sig"]}
     with pytest.raises(BadReply):
-        evidence(reply({**ALL_STORED, "acks": [item, *ALL_STORED["acks"][1:]]}))
+        believed({**ALL_STORED["ack"], "document": b64(bytes(document))})
 
 
 def test_a_weak_pinned_key_verifies_nothing() -> None:
     """The small-order key whose one signature fits every message elsewhere."""
-    item = {"ack": b64(canonical(ack_document(SENT[0]))), "sig": b64(b"\x01" + bytes(63))}
+    item = {"document": b64(canonical(ack_document(FIRST))), "sig": b64(b"\x01" + bytes(63))}
     with pytest.raises(BadReply):
         protocol.read_evidence_reply(
-            reply({"acks": [item], "stopped": None}), SENT[:1], KEY_ID, b"\x01" + bytes(31), verify
+            reply({"ack": item, "stopped": None}), SENT[:1], KEY_ID, b"\x01" + bytes(31), verify
         )
 
 
 @pytest.mark.parametrize(
     "document",
     [
-        {**ALL_STORED, "acks": []},
-        {**ALL_STORED, "acks": [*STOPPED["acks"]]},
-        {**ALL_STORED, "acks": [*ALL_STORED["acks"], ALL_STORED["acks"][0]]},
+        {**ALL_STORED, "ack": STOPPED["ack"]},
+        {**STOPPED, "ack": ALL_STORED["ack"]},
         {**ALL_STORED, "stopped": STOPPED["stopped"]},
+        {**STOPPED, "stopped": None},
         {**STOPPED, "stopped": {**STOPPED["stopped"], "index": 0}},
         {**STOPPED, "stopped": {**STOPPED["stopped"], "index": 2}},
     ],

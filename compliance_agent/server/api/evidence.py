@@ -17,7 +17,7 @@ from compliance_agent.server.api.deps import services_of
 from compliance_agent.server.api.edge import MOST_BODY_BYTES
 from compliance_agent.server.api.log import shown
 from compliance_agent.server.services.ingest import MOST_BUNDLES, Taken
-from compliance_agent.server.services.receipts import Receipt, Wanted
+from compliance_agent.server.services.receipts import Receipt
 
 WAIT_S = 1.0  # for receipts; who does not get one asks later
 
@@ -73,12 +73,16 @@ def written(taken: Taken, receipts: list[Receipt | None]) -> bytes:
     if taken.stopped is not None:
         refusal = taken.stopped.refusal
         stopped = {"index": taken.stopped.index, "code": refusal.code, "expected": refusal.expected}
-    acks = [
-        {"ack": base64.b64encode(ack.document).decode(), "sig": base64.b64encode(ack.sig).decode()}
-        for ack in taken.acks
-    ]
+    document, sig = (base64.b64encode(raw).decode() for raw in (taken.ack.document, taken.ack.sig))
     proofs = [None if item is None else shown(item) for item in receipts]
-    return orjson.dumps({"acks": acks, "receipts": proofs, "stopped": stopped, "min_interval_s": None})
+    return orjson.dumps(
+        {
+            "ack": {"document": document, "sig": sig},
+            "receipts": proofs,
+            "stopped": stopped,
+            "min_interval_s": None,
+        }
+    )
 
 
 async def take_evidence(request: Request) -> Response:
@@ -88,9 +92,8 @@ async def take_evidence(request: Request) -> Response:
     caller = await services.access.caller(request.headers.get("authorization"))
     bundles = read_envelope(await request.body())
     taken = await services.ingest.submit(caller, bundles)
-    services.sequencer.notify(sum(ack.new for ack in taken.acks))
-    wanted = [Wanted(ack.bundle_id, ack.epoch, ack.seq, ack.new) for ack in taken.acks]
-    receipts = await services.receipts.soon(caller, wanted, WAIT_S)
+    services.sequencer.notify(sum(held.new for held in taken.held))
+    receipts = await services.receipts.soon(caller, taken.held, WAIT_S)
     return Response(written(taken, receipts), media_type="application/json")
 
 

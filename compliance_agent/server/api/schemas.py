@@ -189,9 +189,9 @@ class CheckinReply(BaseModel):
 
 
 class SignedAck(BaseModel):
-    """An acknowledgement's exact bytes and the server's signature over them, in base64."""
+    """The exact bytes of the acknowledgement of a batch, and the server's signature over them, in base64."""
 
-    ack: str
+    document: str
     sig: str
 
 
@@ -226,9 +226,9 @@ class ReceiptsReply(BaseModel):
 
 
 class EvidenceReply(BaseModel):
-    """Acknowledgements from the first bundle on, where it stopped, if it did, and the receipts that were ready, in order."""
+    """The acknowledgement, of bundles from the first on; where it stopped, if it did; the receipts that were ready, in order."""
 
-    acks: list[SignedAck]
+    ack: SignedAck
     receipts: list[LogReceipt | None]
     stopped: StoppedAt | None
     min_interval_s: int | None

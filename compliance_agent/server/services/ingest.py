@@ -27,6 +27,7 @@ from compliance_agent.server.records import (
     Fork,
     Gap,
     Head,
+    Held,
     Host,
     NewBundle,
     NewLeaf,
@@ -37,11 +38,13 @@ from compliance_agent.server.records import (
 from compliance_agent.server.services import chain, standing
 from compliance_agent.server.services.verification import Verifier
 
-ACK_SCHEMA = "compliance-agent/ack/v1"
+ACK_SCHEMA = "compliance-agent/ack/v2"
 MOST_BUNDLES = 100
 GROUP = 32  # requests that share one transaction at most
 KEPT_FORKS = 100  # per host: enough to prove it, not enough to fill the disk
 IN_THREAD = 8  # from this many bundles on, verification moves off the event loop
+
+_STATUS = {True: "stored", False: "known"}
 
 log = structlog.get_logger()
 Sign = Callable[[bytes], bytes]
@@ -49,14 +52,10 @@ Sign = Callable[[bytes], bytes]
 
 @dataclass(frozen=True)
 class Ack:
-    """Our signed word that we hold a bundle: exact bytes and signature; and which bundle that is, and whether it is new."""
+    """Our signed word that we hold certain bundles of a host: exact bytes and signature."""
 
     document: bytes
     sig: bytes
-    bundle_id: str
-    epoch: int
-    seq: int
-    new: bool
 
 
 @dataclass(frozen=True)
@@ -69,9 +68,10 @@ class Stopped:
 
 @dataclass(frozen=True)
 class Taken:
-    """What became of a batch: acknowledgements from its beginning, and where it stopped, if it did."""
+    """What became of a batch: what is held of it, from its beginning, our word for that, and where it stopped, if it did."""
 
-    acks: tuple[Ack, ...]
+    held: tuple[Held, ...]
+    ack: Ack
     stopped: Stopped | None
 
 
@@ -89,6 +89,10 @@ class Checked:
         """What decides its place."""
         return chain.Link(self.document["epoch"], self.document["seq"], self.document["prev"], self.sha256)
 
+    def held(self, *, new: bool) -> Held:
+        """It, once it is held."""
+        return Held(self.document["bundle_id"], self.document["epoch"], self.document["seq"], self.sha256, new)
+
 
 @dataclass(frozen=True)
 class Submission:
@@ -103,7 +107,7 @@ class Submission:
 class Outcome:
     """What a transaction decided for one submission."""
 
-    taken: list[tuple[Checked, str]] = field(default_factory=list)  # with the status: stored | known
+    taken: list[Held] = field(default_factory=list)
     stopped: Stopped | None = None
 
 
@@ -149,8 +153,7 @@ class Ingest:
         self._count(outcome)
         if not outcome.taken and outcome.stopped is not None:
             raise outcome.stopped.refusal
-        received = self._clock().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        return Taken(tuple(self._ack(host, item, status, received) for item, status in outcome.taken), outcome.stopped)
+        return Taken(tuple(outcome.taken), self._ack(host, outcome.taken), outcome.stopped)
 
     async def drain(self) -> None:
         """Wait until everything that was submitted is written."""
@@ -204,25 +207,24 @@ class Ingest:
             if not future.done():
                 future.set_result(outcome)
 
-    def _ack(self, host: Host, item: Checked, status: str, received_at: str) -> Ack:
+    def _ack(self, host: Host, taken: Sequence[Held]) -> Ack:
+        """One signature for all of them: the host verifies it once, and finds each of its bundles in what was signed."""
         document = orjson.dumps(  # canonical: ASCII texts and whole numbers, sorted
             {
                 "schema": ACK_SCHEMA,
-                "bundle_id": item.document["bundle_id"],
-                "bundle_sha256": item.sha256,
                 "key_id": host.key_id,
-                "epoch": item.document["epoch"],
-                "seq": item.document["seq"],
-                "received_at": received_at,
-                "status": status,
+                "received_at": self._clock().strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+                "bundles": [
+                    {"bundle_sha256": held.sha256, "epoch": held.epoch, "seq": held.seq, "status": _STATUS[held.new]}
+                    for held in taken
+                ],
             },
             option=orjson.OPT_SORT_KEYS,
         )
-        place = (item.document["bundle_id"], item.document["epoch"], item.document["seq"])
-        return Ack(document, self._sign(document), *place, new=status == "stored")
+        return Ack(document, self._sign(document))
 
     def _count(self, outcome: Outcome) -> None:
-        stored = sum(status == "stored" for _, status in outcome.taken)
+        stored = sum(held.new for held in outcome.taken)
         self.totals.stored += stored
         self.totals.known += len(outcome.taken) - stored
         if outcome.stopped is not None:
@@ -308,7 +310,7 @@ class _Placing:
         link = item.link
         match chain.place(link, self._head(host), await self._sha256_at(host, link)):
             case chain.Placed.KNOWN:
-                outcome.taken.append((item, "known"))
+                outcome.taken.append(item.held(new=False))
                 return None
             case chain.Placed.NEXT:
                 if (host.key_id, item.document["bundle_id"]) in self._ids:
@@ -320,7 +322,7 @@ class _Placing:
                     self._held[host.key_id, link.epoch, link.seq] = json.loads(logged)["bundle_sha256"]
                     return await self._fork(host, item)
                 await self._take(host, item)
-                outcome.taken.append((item, "stored"))
+                outcome.taken.append(item.held(new=True))
                 return None
             case chain.Placed.FORK:
                 return await self._fork(host, item)

@@ -17,23 +17,13 @@ from compliance_agent.log.proof import Proof
 from compliance_agent.log.tiles import Tile
 from compliance_agent.log.tree import TileTree
 from compliance_agent.server.log_files import LogFiles
-from compliance_agent.server.records import Host, Leaf, Store
+from compliance_agent.server.records import Held, Host, Leaf, Store
 from compliance_agent.server.services.board import Board, Head
 
 IN_THREAD = 8  # from this many receipts on, minting moves off the event loop
 MOST_TREES = 64
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A bundle of the host that asks; `new` when it was stored just now, so that its entry is still to come."""
-
-    bundle_id: str
-    epoch: int
-    seq: int
-    new: bool
 
 
 @dataclass(frozen=True)
@@ -56,7 +46,7 @@ class Receipts:
         self._lock = threading.Lock()
         self.minted = 0
 
-    async def soon(self, host: Host, wanted: Sequence[Wanted], wait_s: float) -> list[Receipt | None]:
+    async def soon(self, host: Host, wanted: Sequence[Held], wait_s: float) -> list[Receipt | None]:
         """Receipts of bundles that were delivered just now; None for those that are not published in time."""
         places = [(host.key_id, item.epoch, item.seq) for item in wanted]
         coming = [place for place, item in zip(places, wanted, strict=True) if item.new]
