@@ -8,7 +8,7 @@ drop-in file; where no account could log in by key afterwards there is none, bec
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -36,6 +36,7 @@ from compliance_agent.ports import Host
 
 STAMP = "%a %Y-%m-%d %H:%M:%S UTC"
 MOST_ACCOUNTS = 256
+LOOKS = 3  # until what is in force is the same before and after a look at the rest
 POLICY = ("empty_passwords", "password_login", "root_login", "weak_ciphers", "weak_macs", "weak_kex")
 CIPHERS = ("chacha20-poly1305@openssh.com", "aes256-gcm@openssh.com", "aes128-gcm@openssh.com")
 CTR = ("aes256-ctr", "aes192-ctr", "aes128-ctr")
@@ -184,10 +185,26 @@ async def observe(host: Host, baseline: Parameters) -> Observation:
         return replace(seen, installed=await _installed(host))
     if seen.unit != "active":
         return seen
-    effective = sshd.read_effective(answered(await host.run(sshd.EFFECTIVE), "sshd").text)
+    for _ in range(LOOKS):
+        ran = await host.run(sshd.EFFECTIVE)
+        if ran.exit_status != 0 and (exposed := await _open_keys(host, baseline.host_keys)):
+            # The daemon passes over keys that others may read, and without any it says nothing: this much was seen.
+            return replace(seen, installed=True, keys_exposed=exposed, other_keys_exposed=0)
+        effective = sshd.read_effective(answered(ran, "sshd").text)
+        found = await _in_force(host, baseline, seen, effective)
+        if sshd.read_effective(answered(await host.run(sshd.EFFECTIVE), "sshd").text) == effective:
+            break
+    else:
+        raise CannotTell("unparsable", "sshd -T: what is in force changed while it was looked at")
+    if judge(baseline, found).reason in POLICY:
+        found = replace(found, key_accounts=await _key_accounts(host, baseline, effective))
+    return found
+
+
+async def _in_force(host: Host, baseline: Parameters, seen: Observation, effective: Effective) -> Observation:
     changed_at, lax_matches = await _files(host, baseline)
-    exposed, present = await _exposed_keys(host, effective)
-    seen = replace(
+    exposed = await _open_keys(host, effective.host_keys)
+    return replace(
         _with_algorithms(seen, baseline, effective),
         installed=True,
         passwords=effective.passwords,
@@ -196,14 +213,11 @@ async def observe(host: Host, baseline: Parameters) -> Observation:
         root_login=effective.root_login,
         lax_users=await _lax_users(host, baseline),
         lax_matches=lax_matches,
-        host_keys=present,
+        host_keys=len(effective.host_keys),
         keys_exposed=tuple(path for path in baseline.host_keys if path in exposed),
-        other_keys_exposed=len(exposed - set(baseline.host_keys)),
+        other_keys_exposed=len(set(exposed) - set(baseline.host_keys)),
         reload_needed=await _stale(host, baseline.unit, changed_at),
     )
-    if judge(baseline, seen).reason in POLICY:
-        seen = replace(seen, key_accounts=await _key_accounts(host, baseline, effective))
-    return seen
 
 
 async def _installed(host: Host) -> bool:
@@ -281,14 +295,10 @@ async def _included(host: Host, pattern: str) -> list[str]:
     return [f"{directory}/{found}" for found in names if fnmatch.fnmatchcase(found, name)]
 
 
-async def _exposed_keys(host: Host, effective: Effective) -> tuple[set[str], int]:
-    exposed, present = set(), 0
-    for path in effective.host_keys:
-        stat = await host.stat(path)
-        present += 1
-        if stat.kind == "file" and stat.mode & 0o077:
-            exposed.add(path)
-    return exposed, present
+async def _open_keys(host: Host, paths: Sequence[str]) -> tuple[str, ...]:
+    """Those of these files that group or others may use. Every one of them must be there."""
+    stats = [(path, await host.stat(path)) for path in paths]
+    return tuple(path for path, stat in stats if stat.kind == "file" and stat.mode & 0o077)
 
 
 async def _stale(host: Host, unit: str, changed_at: datetime) -> bool:
@@ -342,6 +352,8 @@ def judge(baseline: Parameters, seen: Observation) -> Verdict:
         return failed("daemon_missing", f"expected {baseline.unit}, found sshd without such a unit")
     if seen.unit != "active":
         return failed("daemon_down", f"expected {baseline.unit} active, found it {seen.unit}")
+    if seen.passwords is None and seen.keys_exposed:
+        return _judge_keys(seen)
     return _judge_policy(baseline, seen) or _judge_algorithms(seen) or _judge_rest(baseline, seen)
 
 
@@ -372,8 +384,7 @@ def _judge_rest(baseline: Parameters, seen: Observation) -> Verdict:
     if seen.keys_exposed is None or seen.other_keys_exposed is None or not seen.host_keys:
         return unknown("unparsable", "who may read the daemon's private keys could not be told")
     if seen.keys_exposed or seen.other_keys_exposed:
-        found = ", ".join(seen.keys_exposed) or f"{seen.other_keys_exposed} that the baseline does not name"
-        return failed("host_key_exposed", f"expected private keys that root alone reads, found {found} open")
+        return _judge_keys(seen)
     if seen.reload_needed is None:
         return unknown("unparsable", "whether the daemon has read its files could not be told")
     if seen.reload_needed:
@@ -384,6 +395,11 @@ def _judge_rest(baseline: Parameters, seen: Observation) -> Verdict:
         who = f" (also for {', '.join(seen.lax_users)})" if seen.lax_users else ""
         return failed("match_relaxes", f"expected no Match block to allow more, found {seen.lax_matches} that do{who}")
     return passed(f"keys only, root {seen.root_login}, {len(seen.ciphers or ())} ciphers offered, all listed")
+
+
+def _judge_keys(seen: Observation) -> Verdict:
+    found = ", ".join(seen.keys_exposed or ()) or f"{seen.other_keys_exposed} that the baseline does not name"
+    return failed("host_key_exposed", f"expected private keys that root alone reads, found {found} open")
 
 
 def plan(baseline: Parameters, seen: Observation) -> Plan | None:
@@ -446,6 +462,13 @@ CASES = (
     Case("SHA-1 codes", replace(_LAX, other_macs=2), Result.FAIL, "weak_macs", heals=True),
     Case("an old key exchange", replace(_LAX, other_kex=1), Result.FAIL, "weak_kex", heals=True),
     Case("host key open", replace(GOOD, keys_exposed=HOST_KEYS[:1]), Result.FAIL, "host_key_exposed", heals=True),
+    Case(
+        "all host keys open, so that sshd says nothing",
+        Observation("active", installed=True, keys_exposed=HOST_KEYS, other_keys_exposed=0),
+        Result.FAIL,
+        "host_key_exposed",
+        heals=True,
+    ),
     Case("another host key open", replace(GOOD, other_keys_exposed=1), Result.FAIL, "host_key_exposed"),
     Case("no host key found", replace(GOOD, host_keys=0), Result.UNKNOWN),
     Case("files newer than the daemon", replace(GOOD, reload_needed=True), Result.FAIL, "reload_needed", heals=True),

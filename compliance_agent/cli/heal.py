@@ -25,9 +25,12 @@ SCHEMA = "compliance-agent/heal/v1"
 @config_option
 @json_option
 @click.option("--dry-run", is_flag=True, help="Only show what would be done; same as `plan`.")
+@click.option(
+    "--again", is_flag=True, help="Also cures that were rolled back before, or undone by others: you looked into it."
+)
 @click.pass_context
 def command(
-    ctx: click.Context, checks: tuple[str, ...], config_path: Path | None, as_json: bool, dry_run: bool
+    ctx: click.Context, checks: tuple[str, ...], config_path: Path | None, as_json: bool, dry_run: bool, again: bool
 ) -> None:
     """Put back what has drifted (or only CHECKS), where baseline, budget and maintenance window allow it.
 
@@ -35,9 +38,11 @@ def command(
     evidence. Exit status 0 when all that had drifted is healed and nothing is unknown, 1 otherwise, 75 while the agent itself runs.
     """
     configure("CRITICAL")
+    if dry_run and again:
+        raise click.UsageError("--again would change what is remembered; leave out --dry-run")
     if dry_run:
         ctx.exit(1 if runner.run(plan.show(checks, config_path, as_json)) else 0)
-    results, unknown = runner.run(_heal(checks, config_path))
+    results, unknown = runner.run(_heal(checks, config_path, again))
     if as_json:
         ended = [_document(result) for result in results]
         print_json({"schema": SCHEMA, "results": ended, "unknown": plan.unknown_as_document(unknown)})
@@ -47,11 +52,15 @@ def command(
     ctx.exit(0 if healed and not unknown else 1)
 
 
-async def _heal(checks: tuple[str, ...], config_path: Path | None) -> tuple[list[RemediationResult], list[DriftResult]]:
+async def _heal(
+    checks: tuple[str, ...], config_path: Path | None, again: bool
+) -> tuple[list[RemediationResult], list[DriftResult]]:
     agent = ComplianceAgent(require_config(config_path), mcp_client=None)
     try:
         await agent.recover()
         seen = await look_at(agent.drift_detector, checks)
+        for drift in seen if again else ():
+            agent.healing_engine.forgive(drift.check)
         ended = [await agent.heal_now(drift) for drift in seen if drift.drifted]
         return ended, [drift for drift in seen if drift.result is Result.UNKNOWN]
     finally:

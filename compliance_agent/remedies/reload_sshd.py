@@ -7,19 +7,24 @@ from typing import Any
 from compliance_agent.ports import ChangingHost
 from compliance_agent.remedies import sshd_daemon
 from compliance_agent.remedies.spec import Action, Args
+from compliance_agent.remedies.unit_codes import unit_codes
 
 
 async def capture(host: ChangingHost, args: Args) -> Any:
-    return {}
+    return {"answers": await sshd_daemon.answers(host)}
 
 
 async def apply(host: ChangingHost, args: Args) -> None:
+    await sshd_daemon.must_be_good(host)
+    await sshd_daemon.must_answer(host, "no_handshake_before")
     await sshd_daemon.read_anew(host, str(args["unit"]))
     await sshd_daemon.must_answer(host, "no_handshake_after")
 
 
 async def undo(host: ChangingHost, args: Args, captured: Any) -> None:
-    return None
+    """What the daemon had read before is kept nowhere; but it must answer again if it did."""
+    if captured["answers"]:
+        await sshd_daemon.bring_back(host, str(args["unit"]))
 
 
 ACTION = Action(
@@ -29,7 +34,7 @@ ACTION = Action(
     capture=capture,
     apply=apply,
     undo=undo,
-    undo_is_empty="the files were not touched, and what the daemon had read before is kept nowhere",
-    codes=sshd_daemon.CODES,
+    restored=sshd_daemon.back,
+    codes={**unit_codes("reload", "restart"), **sshd_daemon.CODES},
     deadline_s=120.0,
 )

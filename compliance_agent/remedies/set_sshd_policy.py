@@ -17,7 +17,10 @@ from compliance_agent.remedies.unit_codes import unit_codes
 
 
 async def capture(host: ChangingHost, args: Args) -> Any:
-    return await kept_file.capture_file(host, str(args["path"]))
+    return {
+        "file": await kept_file.capture_file(host, str(args["path"])),
+        "answers": await sshd_daemon.answers(host),
+    }
 
 
 async def apply(host: ChangingHost, args: Args) -> None:
@@ -38,12 +41,15 @@ async def apply(host: ChangingHost, args: Args) -> None:
 
 
 async def undo(host: ChangingHost, args: Args, captured: Any) -> None:
-    await kept_file.restore_file(host, str(args["path"]), captured)
+    await kept_file.restore_file(host, str(args["path"]), captured["file"])
+    if not captured["answers"]:
+        return  # then nothing was written; and to have the daemon read its files now could end it
     unit = str(args["unit"])
     if unit.endswith(".socket") or (await host.units((unit,)))[unit].active == "active":
         await sshd_daemon.read_anew(host, unit)
     else:  # it ended under the policy that was taken back
         await host.unit_action("start", unit)
+    await sshd_daemon.bring_back(host, unit)
 
 
 ACTION = Action(
@@ -61,6 +67,7 @@ ACTION = Action(
     capture=capture,
     apply=apply,
     undo=undo,
-    codes={**unit_codes("reload", "start"), **kept_file.CODES, **sshd_daemon.CODES},
+    restored=sshd_daemon.back,
+    codes={**unit_codes("reload", "start", "restart"), **kept_file.CODES, **sshd_daemon.CODES},
     deadline_s=180.0,
 )

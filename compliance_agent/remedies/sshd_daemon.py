@@ -1,10 +1,13 @@
 """What the actions on the SSH daemon share: have it read its files only when they are good, and prove that it still answers.
 
 `sshd -t` comes before every reload, because a daemon that is told to read a bad file ends. Afterwards a whole key exchange
-over loopback must succeed (`ssh-keyscan`), so that a policy nobody can agree with is noticed while it can be taken back.
+over loopback must succeed (`ssh-keyscan`), so that a policy nobody can agree with is noticed while it can be taken back. It is
+asked before as well, at the address that the files name: a daemon that is told to read one that this host does not have ends.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from compliance_agent.core import sshd
 from compliance_agent.core.tools import answered
@@ -43,22 +46,44 @@ async def must_answer(host: ChangingHost, code: str) -> None:
         raise StepFailed("sshd: expected a key exchange over loopback, found none", code=code)
 
 
+async def must_be_good(host: ChangingHost) -> None:
+    """Raises `StepFailed` (`config_refused`) when the daemon would not take its files."""
+    ran = await _run(host, ("sshd", "-t"))
+    if ran.exit_status != 0:
+        raise StepFailed(
+            f"sshd -t: exit status {ran.exit_status}", code="config_refused", exit_status_of_step=ran.exit_status
+        )
+
+
 async def read_anew(host: ChangingHost, unit: str) -> None:
     """Test the files, then have the daemon read them. Behind a socket there is no daemon to tell.
 
     Raises:
         StepFailed: `config_refused`, `unit_not_active`, or the reload failed.
     """
-    ran = await _run(host, ("sshd", "-t"))
-    if ran.exit_status != 0:
-        raise StepFailed(
-            f"sshd -t: exit status {ran.exit_status}", code="config_refused", exit_status_of_step=ran.exit_status
-        )
+    await must_be_good(host)
     if unit.endswith(".socket"):
         return
     if (await host.units((unit,)))[unit].active != "active":
         raise StepFailed(f"{unit}: is not active", code="unit_not_active")
     await host.unit_action("reload", unit)
+
+
+async def bring_back(host: ChangingHost, unit: str) -> None:
+    """Have a daemon that answered before a cure answer again: started where it ended, started anew where it hangs.
+
+    Raises:
+        StepFailed: it still does not answer.
+    """
+    if unit.endswith(".socket") or await answers(host):
+        return
+    await host.unit_action("restart", unit)
+    await must_answer(host, "no_handshake_after")
+
+
+def back(captured: Any, now: Any) -> bool:
+    """Whether the former state is back: an answer more than before is no loss."""
+    return {**captured, "answers": True} == {**now, "answers": now["answers"] or not captured["answers"]}
 
 
 async def _run(host: ChangingHost, argv: tuple[str, ...]) -> Ran:

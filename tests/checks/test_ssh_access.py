@@ -13,9 +13,10 @@ from compliance_agent.checks.ssh_access import Parameters
 from compliance_agent.core import sshd as words
 from compliance_agent.errors import CannotTell, StepFailed
 from compliance_agent.lab.clinic import healthy_host
-from compliance_agent.lab.host import FakeHost
+from compliance_agent.lab.host import Call, FakeHost
 from compliance_agent.lab.programs import accounts, sshd
 from compliance_agent.models import DriftResult, Plan, Result
+from compliance_agent.ports import Ran
 from compliance_agent.remedies import actions
 from tests.checks.contract import seen_by
 
@@ -157,6 +158,21 @@ async def test_the_cure_is_taken_back_when_the_daemon_stops_answering() -> None:
     await action.undo(host, step.args, captured)
     assert host.files[sshd.DROP_IN].content == former
     assert host.part(sshd.Daemon).policy == policy
+    assert not host.part(sshd.Daemon).mute, "a daemon that answered before answers again"
+    assert action.restored(captured, await action.capture(host, step.args))
+
+
+async def test_an_undo_after_which_the_daemon_is_silent_is_no_former_state() -> None:
+    host = changed("MACs ", "MACs hmac-sha1,")
+    step = (await look(host)).plan.steps[0]  # type: ignore[union-attr]
+    action = actions()["set_sshd_policy"]
+    captured = await action.capture(host, step.args)
+    host.part(sshd.Daemon).mute = True
+    assert not action.restored(captured, await action.capture(host, step.args))
+    host.unit(sshd.UNIT).started = lambda: True  # started anew, it stays silent
+    with pytest.raises(StepFailed) as caught:
+        await action.undo(host, step.args, captured)
+    assert caught.value.code == "no_handshake_after"
 
 
 async def test_a_daemon_that_ended_under_the_policy_is_started_again() -> None:
@@ -178,9 +194,35 @@ async def test_nothing_is_changed_where_no_handshake_can_prove_it() -> None:
     plan = (await look(host)).plan
     assert plan is not None
     host.part(sshd.Daemon).mute = True
+    step, action = plan.steps[0], actions()["set_sshd_policy"]
+    captured = await action.capture(host, step.args)
     with pytest.raises(StepFailed) as caught:
         await carry_out(host, plan)
+    await action.undo(host, step.args, captured)
     assert (caught.value.code, host.changed) == ("no_handshake_before", [])
+
+
+async def test_a_daemon_is_not_told_to_listen_where_nothing_answers() -> None:
+    """Told to read an address that this host does not have, it would end, and nobody could log in any more."""
+    host, action, args = healthy_host(), actions()["reload_sshd"], {"unit": sshd.UNIT}
+    host.put(BRANCH, "Port 2222\n")
+    captured = await action.capture(host, args)
+    with pytest.raises(StepFailed) as caught:
+        await action.apply(host, args)
+    await action.undo(host, args, captured)
+    assert (caught.value.code, host.changed) == ("no_handshake_before", [])
+
+
+async def test_a_daemon_that_a_reload_ended_is_started_again() -> None:
+    host, action, args = healthy_host(), actions()["reload_sshd"], {"unit": sshd.UNIT}
+    captured = await action.capture(host, args)
+    host.unit(sshd.UNIT).reloaded = lambda: False
+    with pytest.raises(StepFailed):
+        await action.apply(host, args)
+    assert not host.is_active(sshd.UNIT)
+    await action.undo(host, args, captured)
+    assert host.is_active(sshd.UNIT)
+    assert action.restored(captured, await action.capture(host, args))
 
 
 async def test_a_bad_file_is_never_read_by_the_daemon() -> None:
@@ -262,3 +304,50 @@ async def test_a_symbolic_link_as_drop_in_is_left_alone(tmp_path: Path) -> None:
 def test_parameters_that_would_check_nothing_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Parameters(**wrong)
+
+
+async def test_when_all_host_keys_are_open_sshd_says_nothing_and_the_fault_is_still_named() -> None:
+    """A daemon with no key left refuses `sshd -T` and every connection; what it cannot be asked is not what is wrong."""
+    host = healthy_host()
+    for path in sshd.HOST_KEYS:
+        host.files[path].mode = 0o640
+    seen = await look(host)
+    assert (seen.result, seen.reason) == (Result.FAIL, "host_key_exposed")
+    assert seen.plan is not None and len(seen.plan.steps) == len(sshd.HOST_KEYS)
+    await carry_out(host, seen.plan)
+    assert (await look(host)).result is Result.PASS
+
+
+async def test_a_configuration_that_changes_during_the_look_is_looked_at_again() -> None:
+    """Half of the look before a change and half after it would lay the policy's fault to a Match block."""
+    host = healthy_host()
+    program, calls = host.installed["sshd"], 0
+
+    def changed_after_the_first_answer(call: Call) -> Ran:
+        nonlocal calls
+        calls, answer = calls + 1, program(call)
+        if calls == 1:
+            host.delete(sshd.DROP_IN)
+            reread(host)
+        return answer
+
+    host.installed["sshd"] = changed_after_the_first_answer
+    assert (await look(host)).reason == "password_login"
+
+
+async def test_a_configuration_that_never_stands_still_is_unknown() -> None:
+    host = healthy_host()
+    program, calls = host.installed["sshd"], 0
+    lists = (b"ciphers ", b"ciphers 3des-cbc,")
+
+    def other_each_time(call: Call) -> Ran:
+        nonlocal calls
+        answer = program(call)
+        if "-C" in call.argv:
+            return answer
+        calls += 1
+        return Ran(answer.exit_status, answer.out.replace(b"ciphers ", lists[calls % 2]), b"")
+
+    host.installed["sshd"] = other_each_time
+    seen = await look(host)
+    assert (seen.result, seen.reason) == (Result.UNKNOWN, "unparsable")

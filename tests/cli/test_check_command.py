@@ -6,9 +6,11 @@ import asyncio
 import json
 import os
 import pty
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -138,6 +140,27 @@ def test_what_could_not_be_told_is_not_said_to_be_fine(tmp_path: Path, words: tu
     assert "nothing has drifted" not in ended.out
     document = json.loads(run(*words, "--json", "--config", path).out)
     assert document["unknown"] == [{"check": "patching", "reason": "tool_missing"}]
+
+
+@pytest.mark.parametrize(("words", "kept"), [((), 1), (("--again",), 0), (("--again", "file_integrity"), 0)])
+def test_a_cure_that_was_rolled_back_is_tried_again_when_a_person_says_so(
+    tmp_path: Path, words: tuple[str, ...], kept: int
+) -> None:
+    path = configured(tmp_path, baseline=NOT_HERE)
+    run("heal", "--config", path)
+    (database,) = tmp_path.rglob("agent.db")
+    with closing(sqlite3.connect(database)) as remembered, remembered:
+        remembered.execute(
+            "INSERT INTO heal_rejected VALUES ('file_integrity', 'steps-1', 'b'), ('logging', 'steps-2', 'b')"
+        )
+    run("heal", *words, "--config", path)
+    with closing(sqlite3.connect(database)) as remembered:
+        left = [name for (name,) in remembered.execute("SELECT check_id FROM heal_rejected ORDER BY 1")]
+    assert left == ["file_integrity", "logging"][1 - kept :]
+
+
+def test_only_showing_forgets_nothing(tmp_path: Path) -> None:
+    assert run("heal", "--again", "--dry-run", "--config", configured(tmp_path, baseline=NOT_HERE)).status == 2
 
 
 def test_plan_says_what_holds_a_cure_back_in_words() -> None:

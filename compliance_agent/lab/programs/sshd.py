@@ -100,10 +100,15 @@ def provide(host: FakeHost) -> None:
     for path in HOST_KEYS:
         host.put(path, "-----BEGIN OPENSSH PRIVATE KEY-----\n", mode=0o600, age_s=90 * 86_400.0)
     host.install("sshd", "ssh", "ssh-keyscan")
-    host.units_table[UNIT] = Unit(started=lambda: read_files(host), reloaded=lambda: read_files(host))
+    host.units_table[UNIT] = Unit(started=lambda: _begin(host), reloaded=lambda: read_files(host))
     host.units_table[UNIT].changed_at = host.now()
     host.aliases["sshd.service"] = UNIT
     read_files(host)
+
+
+def _begin(host: FakeHost) -> bool:
+    host.part(Daemon).mute = False
+    return read_files(host)
 
 
 def read_files(host: FakeHost) -> bool:
@@ -119,8 +124,11 @@ def resolve(host: FakeHost, user: str | None = None) -> dict[str, str]:
     """Every setting as the files give it, for one account when it is named.
 
     Raises:
-        Refused: a line is no setting.
+        Refused: a line is no setting, or others may read every host key: sshd passes over such keys.
     """
+    keys = [host.files[path] for path in HOST_KEYS if path in host.files]
+    if keys and all(key.mode & 0o077 for key in keys):
+        raise Refused("no hostkeys available -- exiting.")
     found: dict[bool, dict[str, str]] = {False: {}, True: {}}
     for keyword, value, in_block in _walk(host, CONFIG, user, 0):
         if value not in CHOICES.get(keyword, {value}):

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+Scripts = tuple[str, str]  # what is done, and what puts the host back
 PUBLISH = "# done by the lab: publish "  # first line of a script; then VERSION, and `broken` for a package that fails
 
 
@@ -81,9 +82,76 @@ class Table:
         return self.rows[0].check
 
 
-def hidden(program: str) -> tuple[str, str]:
+@dataclass(frozen=True)
+class Of:
+    """Makes the rows of one check, by how they must end. A script stands alone, or with the one that puts the host back."""
+
+    check: str
+
+    def healed(self, fault: str, reason: str, script: str | Scripts, truth: str, **more: Any) -> Row:
+        """Found, and cured."""
+        inject, restore = _both(script)
+        return Row(self.check, fault, inject, "fail", reason, "success", restore=restore, truth=truth, **more)
+
+    def alarm(self, fault: str, reason: str, script: str | Scripts, **more: Any) -> Row:
+        """Found, and left to a person."""
+        inject, restore = _both(script)
+        return Row(self.check, fault, inject, "fail", reason, "alert", "no_cure", restore=restore, **more)
+
+    def blind(self, fault: str, reason: str, script: str | Scripts, **more: Any) -> Row:
+        """Not seen, and said so."""
+        inject, restore = _both(script)
+        return Row(self.check, fault, inject, "unknown", reason, restore=restore, **more)
+
+    def undone(self, fault: str, reason: str, script: str | Scripts, code: str, former: str, **more: Any) -> Row:
+        """Found, cured in vain, and as it was. Afterwards a person looks into it, so that the next row may be cured."""
+        inject, restore = _both(script)
+        restore = f"{restore}; {looked_into(self.check)}"
+        return Row(self.check, fault, inject, "fail", reason, "reverted", code, restore=restore, former=former, **more)
+
+
+def _both(script: str | Scripts) -> Scripts:
+    return (script, "true") if isinstance(script, str) else script
+
+
+def then(*scripts: str | Scripts) -> Scripts:
+    """Several faults as one, taken back in reverse."""
+    pairs = [_both(script) for script in scripts]
+    return "\n".join(do for do, _ in pairs), "\n".join(back for _, back in reversed(pairs))
+
+
+def kept(path: str, script: str, afterwards: str = "true") -> Scripts:
+    """A change of a file, and the script that brings the file back, byte for byte and with its mode."""
+    copy = f"/root/kept{path.replace('/', '-')}"
+    return f"cp -p {path} {copy}\n{script}", f"cp -p {copy} {path}\n{afterwards}"
+
+
+def made(path: str, text: str, afterwards: str = "true") -> Scripts:
+    """A file that is not there otherwise."""
+    return f"printf '{text}' >{path}\n{afterwards}", f"rm {path}\n{afterwards}"
+
+
+def hidden(program: str) -> Scripts:
     """Scripts that take a program away and give it back."""
     return f"mv {program} {program}.away", f"mv {program}.away {program}"
+
+
+def hanging(program: str) -> Scripts:
+    """Scripts that put a program in the place of one which never answers, and give that back."""
+    take, give = hidden(program)
+    return f"{take}; printf '#!/bin/sh\\nexec sleep 600\\n' >{program}; chmod 755 {program}", f"rm {program}; {give}"
+
+
+def refusing(program: str, when: str) -> Scripts:
+    """Scripts that have a program fail when this shell test of its arguments holds, and end that."""
+    take, give = hidden(program)
+    wrapper = f'#!/bin/sh\\n{when} && exit 9\\nexec {program}.away "$@"\\n'
+    return f"{take}; printf '{wrapper}' >{program}; chmod 755 {program}", f"rm {program}; {give}"
+
+
+def looked_into(check: str) -> str:
+    """A script for what a person does after a cure that was rolled back: let it be tried again."""
+    return f"systemctl stop compliance-agent; compliance-agent heal --again {check}; systemctl start compliance-agent"
 
 
 def unreadable(check: str, program: str, reason: str = "tool_missing") -> Row:
@@ -106,7 +174,7 @@ def stopped(check: str, unit: str, reason: str, activator: str = "") -> tuple[Ro
     return tuple(Row(check, fault, inject, "fail", reason, "success", truth=up) for fault, inject in ways.items())
 
 
-def failing(unit: str) -> tuple[str, str]:
+def failing(unit: str) -> Scripts:
     """Scripts that let every start of a unit fail, and end that."""
     place = f"/run/systemd/system/{unit}.d"
     make = f"mkdir -p {place} && printf '[Service]\\nExecStart=\\nExecStart=/bin/false\\nRestart=no\\n' >{place}/z.conf"
