@@ -53,7 +53,8 @@ class Row(NamedTuple):
     @property
     def bundle_id(self) -> str:
         """As the record spells it."""
-        return str(uuid.UUID(bytes=self.bundle))
+        text = self.bundle.hex()
+        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 class Tagger:

@@ -41,6 +41,8 @@ from compliance_agent.log.policy import Policy
 MAX_BUNDLE_BYTES = 65_535
 PARENTS_WITH_KEYS = 6  # from a bundle's directory over its day, month and year up to the host's
 
+_PLAIN = json.JSONDecoder().raw_decode  # for what was found to be JSON, and ASCII, already
+
 Spread = Callable[[Callable[[Batch], "Part"], Iterable[Batch]], Iterable["Part"]]
 
 
@@ -291,7 +293,7 @@ def check_bytes(body: bytes, signature: bytes, keys: Mapping[str, bytes]) -> dic
         BadEvidence: `code` is one of CODES.
     """
     spelled = registry().spelled(body)
-    document = json.loads(body) if spelled else read_canonical(body)
+    document = _PLAIN(body.decode("ascii"))[0] if spelled else read_canonical(body)
     if isinstance(document, dict):
         with contextlib.suppress(BadEvidence):  # the slow way says what is wrong
             if crypto.verify(_named_key(document, keys), signature, body):

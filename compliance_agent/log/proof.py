@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import functools
 import re
 from dataclasses import dataclass
 
@@ -16,6 +17,12 @@ _HEADER = "c2sp.org/tlog-proof@v1"
 _PLAIN = re.compile(
     rb"c2sp\.org/tlog-proof@v1\nindex (0|[1-9][0-9]{0,17})\n((?:[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=\n){0,63})\n"
 )
+_NEAR = 8 * 45  # of the lines, eight: entries that are near each other share the others
+
+
+@functools.lru_cache(1_024)
+def _hashes(lines: bytes) -> tuple[bytes, ...]:
+    return tuple(map(binascii.a2b_base64, lines.split()))
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,9 @@ class Proof:
     def parse(cls, raw: bytes) -> Proof:
         """The proof of exactly these bytes; code `bad_receipt`. The checkpoint in it is read by `verify`."""
         if plain := _PLAIN.match(raw):
-            return cls(int(plain[1]), tuple(map(binascii.a2b_base64, plain[2].split())), raw[plain.end() :])
+            near, far = plain[2][:_NEAR], plain[2][_NEAR:]
+            hashes = (*map(binascii.a2b_base64, near.split()), *_hashes(far))
+            return cls(int(plain[1]), hashes, raw[plain.end() :])
         head, blank, checkpoint = raw.partition(b"\n\n")
         header, *lines = head.decode("utf-8", "replace").split("\n")
         extra = b""

@@ -45,6 +45,16 @@ _BEGINS = re.compile(b"|".join(map(re.escape, (_NEAR, _FAR))))
 _BETWEEN = struct.pack("<3HL", 0, 0, 0, _REGULAR_0644)
 _BEFORE = struct.pack("<4s5H", b"PK\3\4", _VERSION, 0, 0, 0, _DATE)
 
+
+class Layout:
+    """Of a line of the directory, and of what stands before a file, for who reads many at once."""
+
+    LINE, LOCAL = _LINE.size, _LOCAL.size
+    NAME_LENGTH = 28  # where a line has it
+    NEAR, FAR, BETWEEN = _NEAR, _FAR, _BETWEEN
+    SMALL, UNSAID, EXTRA = _SMALL, _UNSAID, _OFFSET64.size
+
+
 Read = Callable[[int, int], bytes]  # (offset, length) -> bytes, fewer where the file ends
 
 
@@ -56,6 +66,11 @@ class Entry(NamedTuple):
     crc: int
     offset: int
     line: int
+
+    @property
+    def above(self) -> str:
+        """The directory it stands in."""
+        return self.name.rpartition("/")[0]
 
     @property
     def start(self) -> int:
@@ -70,7 +85,7 @@ class Entry(NamedTuple):
     @property
     def before(self) -> bytes:
         """What stands before its bytes."""
-        return _BEFORE + _AFTER.pack(self.crc, self.size, self.size, len(self.name), 0) + self.name.encode("ascii")
+        return before(self.name.encode("ascii"), self.size, self.crc)
 
     @property
     def line_length(self) -> int:
@@ -94,6 +109,11 @@ class Entry(NamedTuple):
                 extra,
             )
         )  # fmt: skip
+
+
+def before(name: bytes, size: int, crc: int) -> bytes:
+    """What stands before the bytes of a file."""
+    return _BEFORE + _AFTER.pack(crc, size, size, len(name), 0) + name
 
 
 class Container:
@@ -210,8 +230,8 @@ class InOrder:
     count = 0
     _above: str | None = None  # a directory with a plain path
 
-    def follow(self, entry: Entry) -> None:
-        """The next file; BadEvidence, code `bad_container`."""
+    def follow(self, entry: Entry) -> str:
+        """The next file; the directory it stands in. BadEvidence, code `bad_container`."""
         name, size = entry.name, entry.size
         if name <= self.last:
             raise _bad("it holds a name twice, or names that are not in order")
@@ -225,6 +245,24 @@ class InOrder:
         if entry.offset != self.ends or self.count == 0:
             self._goes_on(name, entry.offset)
         self.last, self.ends, self.count = name, entry.offset + _LOCAL.size + len(name) + size, self.count + 1
+        return above
+
+    def follow_record(self, directory: str, first: str, last: str, files: tuple[int, int, int]) -> None:
+        """The next files, those of one record; BadEvidence, code `bad_container`.
+
+        Args:
+            directory: that they stand in.
+            first, last: their names, which are in order and plain where the directory is.
+            files: how many they are, and where they begin and end, adjoining each other; none is too long.
+        """
+        count, begins, ends = files
+        if f"{directory}/{first}" <= self.last:
+            raise _bad("it holds a name twice, or names that are not in order")
+        if not _NAME.fullmatch(directory):
+            raise _bad("a file's name is not a plain relative path")
+        if begins != self.ends or self.count == 0:
+            self._goes_on(f"{directory}/{first}", begins)
+        self.last, self.ends, self.count = f"{directory}/{last}", ends, self.count + count
 
     def join(self, other: InOrder) -> None:
         """The next stretch; BadEvidence, code `bad_container`."""

@@ -14,7 +14,7 @@ from compliance_agent.errors import BadEvidence
 MANIFEST, MANIFEST_SIGNATURE = "MANIFEST.sha256", "MANIFEST.sig"
 _LINE = re.compile(rb"([0-9a-f]{64})  ([!-~]{1,4000})")
 _LONGEST, _NEAR = 4_096, 256
-_BEFORE = 66  # what stands before a path
+DIGEST_BYTES = 66  # and two spaces, which stand before a path
 
 
 def line(digest: str, path: str) -> bytes:
@@ -37,7 +37,7 @@ def line_of(read: Callable[[int, int], bytes], start: int, end: int, path: bytes
         line = read(begins, min(_NEAR, end - begins))
         if b"\n" not in line:
             line = read(begins, min(_LONGEST, end - begins))
-        if begins < high and line[_BEFORE : line.find(b"\n")] < path:
+        if begins < high and line[DIGEST_BYTES : line.find(b"\n")] < path:
             low = begins + 1
         else:
             high = middle

@@ -218,10 +218,10 @@ class Stated:
     def take(self, record: Record) -> None:
         """Another record."""
         said, host = record.document, record.document["host"]["id"]
-        about, path, digest = own_check(said), record.directory, record.digest
+        about, place, path, digest = own_check(said), record.place, record.directory, record.digest
         told: dict[str, Cited] = {}
         for check, result, _ in statements(said):
-            told[check] = cited = Cited(record.place, path, digest, check == about, said["timestamp_end"], result)
+            told[check] = cited = Cited(place, path, digest, check == about, said["timestamp_end"], result)
             spoken = self.said.get((host, check))
             if spoken is None:
                 spoken = self.said[host, check] = Spoken(cited, cited)
@@ -229,7 +229,10 @@ class Stated:
         for check, cited in told.items():
             spoken = self.said[host, check]
             spoken.own += cited.own
-            spoken.first, spoken.last = min(spoken.first, cited, key=_place), max(cited, spoken.last, key=_place)
+            if cited.place < spoken.first.place:
+                spoken.first = cited
+            if cited.place >= spoken.last.place:
+                spoken.last = cited
 
     def join(self, other: Stated) -> None:
         """What other records say."""

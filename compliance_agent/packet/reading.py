@@ -10,6 +10,7 @@ at hand, so are its lines in the exports: their digests are kept with its row.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -17,6 +18,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+from zlib import crc32
 
 from compliance_agent.entries.leaf import bundle_leaf
 from compliance_agent.errors import BadEvidence
@@ -28,9 +30,10 @@ from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.merkle import hash_leaf, verify_inclusion
 from compliance_agent.log.proof import Proof
 from compliance_agent.packet import ocsf, oscal, table
-from compliance_agent.packet.archive import PARTS, Container, Entry, InOrder, check_crc
-from compliance_agent.packet.content import Record, Scope, day_of, directory_of
-from compliance_agent.packet.manifest import MANIFEST, MANIFEST_SIGNATURE, line, line_of
+from compliance_agent.packet.archive import PARTS, Container, Entry, InOrder, before, check_crc
+from compliance_agent.packet.content import Record, Scope, directory_of
+from compliance_agent.packet.four import NAMES, Four
+from compliance_agent.packet.manifest import DIGEST_BYTES, MANIFEST, MANIFEST_SIGNATURE, line_of
 from compliance_agent.packet.stretches import RECORD, Batch
 
 MAX_PART_BYTES = 65_535
@@ -40,6 +43,8 @@ _REGION = 1 << 22
 _FEW = 1 << 12
 _BESIDE = struct.Struct("<QBBII10s32s32s32s")
 _NO_CHECK = 255
+_DAY_TO = len("/00000000-0000-0000-0000-000000000000")  # from the end of a record's path
+_DAY_FROM = _DAY_TO + len("2026/01/01")
 
 
 class Beside(NamedTuple):
@@ -69,6 +74,7 @@ class Beside(NamedTuple):
         return None if self.check == _NO_CHECK else checks()[self.check]
 
 
+@functools.cache
 def checks() -> Sequence[str]:
     """The checks, by number."""
     return tuple(registry().checks)
@@ -125,14 +131,6 @@ class Held:
     checkpoint: Checkpoint | None
 
 
-class File(NamedTuple):
-    """A file that was read: bytes and digest, of a long one the digest alone."""
-
-    entry: Entry
-    raw: bytes
-    sha256: str
-
-
 class Reader:
     """Judges the files of a batch; called in a process of its own, so all it needs is in here."""
 
@@ -141,67 +139,117 @@ class Reader:
         self._numbers = {check: number for number, check in enumerate(checks())}
 
     def __call__(self, batch: Batch) -> Part:
-        part, lines, first = Part(), list[bytes](), ""
+        part, lines = Part(), list[str]()
         try:
-            entries = self._entries(batch, part)
+            directories = self._directories(batch, part)
         except BadEvidence as error:
             part.broken = str(error)
             return part
-        files = self._read_all(entries, part)
-        for directory, group in itertools.groupby(files, _directory):
-            if RECORD.fullmatch(directory):
-                found = {file.entry.name[len(directory) + 1 :]: file for file in group}
-                self._record(directory, found, part)
-                lines += [line(file.sha256, file.entry.name) for file in found.values()]
-                first = first or next(iter(found.values())).entry.name
-                continue
-            for file in group:
-                name = file.entry.name
-                part.others.append(file.entry)
-                if name not in UNLISTED:
-                    first = first or name
-                    lines.append(line(file.sha256, name))
-        part.listed = self._listed(first, b"".join(lines))
+        last = directories[-1]
+        held = self._bytes_of(_begin(directories[0]), last.end if isinstance(last, Four) else last[-1].end)
+        for entries in directories:
+            if isinstance(entries, Four):
+                files, digests, directory, line = (
+                    *self._files_of_four(entries, held, part),
+                    entries.directory,
+                    entries.line,
+                )
+            else:
+                files, digests = self._files(entries, held, part)
+                directory, line = entries[0].above, entries[0].line
+            lines += [f"{digest}  {name}\n" for name, digest in digests.items() if name not in UNLISTED]
+            if isinstance(entries, Four) or RECORD.fullmatch(directory):
+                self._record(directory, line, files, digests, part)
+            else:
+                part.others += entries
+        part.listed = self._listed("".join(lines).encode("ascii"))
         return part
 
-    def _entries(self, batch: Batch, part: Part) -> list[Entry]:
-        """The lines of a batch, held to each other."""
-        found, follow = list(self._container.entries(batch.start, batch.end)), part.order.follow
-        for entry in found:
-            follow(entry)
+    def _directories(self, batch: Batch, part: Part) -> list[Four | list[Entry]]:
+        """The files of a batch by the directory they stand in, held to each other."""
+        found: list[Four | list[Entry]] = []
+        held, order, at, above = self._container.read(batch.start, batch.end - batch.start), part.order, 0, ""
+        while at < batch.end - batch.start:
+            four = Four.at(held, at, batch.start + at)
+            if (
+                four is not None
+                and four.directory != above
+                and max(four.sizes) <= MAX_PART_BYTES
+                and RECORD.fullmatch(four.directory)
+            ):
+                order.follow_record(four.directory, NAMES[0], NAMES[-1], (len(NAMES), four.offsets[0], four.end))
+                found.append(four)
+                at, above = at + four.length, ""
+                continue
+            entry = next(self._container.entries(batch.start + at, batch.end, together=_FEW))
+            if order.follow(entry) != above or not found or isinstance(found[-1], Four):
+                found.append([])
+                above = entry.above
+            if isinstance(last := found[-1], list):
+                last.append(entry)
+            at += entry.line_length
         return found
 
-    def _listed(self, first: str, lines: bytes) -> tuple[int, int] | None:
-        """Where the manifest has these lines, None where it does not."""
-        if self._manifest is None:
-            return None
-        if not first:
-            return self._manifest.start, self._manifest.start
-        read = self._container.read
-        start = line_of(read, self._manifest.start, self._manifest.end, first.encode("ascii"))
-        return (start, start + len(lines)) if read(start, len(lines)) == lines else None
+    def _files_of_four(
+        self, four: Four, held: tuple[bytes, int], part: Part
+    ) -> tuple[dict[str, bytes], dict[str, str]]:
+        """As `_files`."""
+        files: dict[str, bytes] = {}
+        digests: dict[str, str] = {}
+        directory, (whole, start) = four.directory, held
+        at = four.offsets[0] - start
+        if at < 0:
+            whole, at = self._container.read(four.offsets[0], four.end - four.offsets[0]), 0
+        for name, crc, size in zip(NAMES, four.crcs, four.sizes, strict=True):
+            path = f"{directory}/{name}"
+            header = before(path.encode("ascii"), size, crc)
+            starts = at + len(header)
+            raw = whole[starts : starts + size]
+            if not whole.startswith(header, at) or crc32(raw) != crc:
+                problem = "what stands before it is not as a packet is written, or its checksum is of other bytes"
+                part.problems.append(Problem("bad_container", path, problem))
+            files[name], digests[path] = raw, hashlib.sha256(raw).hexdigest()
+            at = starts + size
+        return files, digests
 
-    def _read_all(self, entries: Sequence[Entry], part: Part) -> Iterator[File]:
-        """Each file, held to what stands before it and to its checksum."""
-        container, start = self._container, entries[0].offset
-        read = container.read
-        if entries[-1].end - start <= _REGION:  # at once
-            held = read(start, entries[-1].end - start)
-            read = lambda at, length: held[at - start : at - start + length]  # noqa: E731
+    def _bytes_of(self, start: int, end: int) -> tuple[bytes, int]:
+        """The bytes of a batch and where they begin; none where there are too many to be held."""
+        return (self._container.read(start, end - start), start) if end - start <= _REGION else (b"", end)
+
+    def _files(
+        self, entries: Sequence[Entry], held: tuple[bytes, int], part: Part
+    ) -> tuple[dict[str, bytes], dict[str, str]]:
+        """Bytes by name, digests by path; each held to what stands before it and to its checksum."""
+        files: dict[str, bytes] = {}
+        digests: dict[str, str] = {}
+        above = entries[0].name.rfind("/") + 1
         for entry in entries:
-            size = entry.size
-            whole = read(entry.offset, len(before := entry.before) + min(size, MAX_PART_BYTES))
-            raw = whole[len(before) :]
+            name, header, whole, at = entry.name, entry.before, held[0], entry.offset - held[1]
+            if at < 0 or entry.size > MAX_PART_BYTES:
+                whole, at = self._container.read(entry.offset, len(header) + min(entry.size, MAX_PART_BYTES)), 0
+            starts = at + len(header)
+            raw = whole[starts : starts + min(entry.size, MAX_PART_BYTES)]
             try:
-                if not whole.startswith(before):
+                if not whole.startswith(header, at):
                     raise BadEvidence("what stands before it is not as a packet is written", code="bad_container")
-                if size > MAX_PART_BYTES:
-                    yield File(entry, b"", self._long(entry, part))
+                if entry.size > MAX_PART_BYTES:
+                    files[name[above:]], digests[name] = b"", self._long(entry, part)
                     continue
                 check_crc(entry, raw)
             except BadEvidence as error:
-                part.problems.append(Problem(error.code, entry.name, str(error)))
-            yield File(entry, raw, hashlib.sha256(raw).hexdigest())
+                part.problems.append(Problem(error.code, name, str(error)))
+            files[name[above:]], digests[name] = raw, hashlib.sha256(raw).hexdigest()
+        return files, digests
+
+    def _listed(self, lines: bytes) -> tuple[int, int] | None:
+        """Where the manifest has these lines, None where it does not."""
+        if self._manifest is None:
+            return None
+        if not lines:
+            return self._manifest.start, self._manifest.start
+        read, first = self._container.read, lines[DIGEST_BYTES : lines.index(b"\n")]
+        start = line_of(read, self._manifest.start, self._manifest.end, first)
+        return (start, start + len(lines)) if read(start, len(lines)) == lines else None
 
     def _long(self, entry: Entry, part: Part) -> str:
         digest = hashlib.sha256()
@@ -217,7 +265,9 @@ class Reader:
             part.digests[entry.name] = digest.hexdigest()
         return digest.hexdigest()
 
-    def _record(self, directory: str, files: Mapping[str, File], part: Part) -> None:
+    def _record(
+        self, directory: str, line: int, files: Mapping[str, bytes], digests: Mapping[str, str], part: Part
+    ) -> None:
         part.found += 1
         for name in files.keys() - PARTS:
             part.problems.append(Problem("extra_file", f"{directory}/{name}"))
@@ -225,23 +275,23 @@ class Reader:
             for name in PARTS:
                 if name not in files:
                     raise BadEvidence("is missing from a record", code="missing_file")
-            record = self._judged(directory, files)
+            record = self._judged(directory, files, digests[f"{directory}/bundle.json"])
             part.verified += self._held.checkpoint is not None
         except BadEvidence as error:
             part.problems.append(Problem(error.code, directory, str(error)))
             return
-        self._keep(record, next(iter(files.values())).entry.line, part)
+        self._keep(record, line, part)
 
-    def _judged(self, directory: str, files: Mapping[str, File]) -> Record:
+    def _judged(self, directory: str, files: Mapping[str, bytes], digest: str) -> Record:
         """One record on its own, and in the log."""
-        body, signature, leaf, receipt = (files[name].raw for name in PARTS)
+        body, signature, leaf, receipt = [files[name] for name in PARTS]
         if not all((body, signature, leaf, receipt)):
             raise BadEvidence(CODES["unreadable"], code="unreadable")
         document = check_bytes(body, signature, self._held.keys)
         scope = self._held.scope
         if directory_of(document) != directory or (scope and document["site_id"] != scope.site_id):
             raise BadEvidence("stands under another name, or is of another site", code="misplaced")
-        key, digest = document["host"]["key_id"], files["bundle.json"].sha256
+        key = document["host"]["key_id"]
         if leaf != bundle_leaf(key, document["epoch"], document["seq"], document["prev"], digest, signature):
             raise BadEvidence("leaf.json is not the entry of this record", code="wrong_leaf")
         proof = Proof.parse(receipt)
@@ -265,23 +315,23 @@ class Reader:
             if (about := oscal.own_check(document)) is not None:
                 check = self._numbers[about]
             part.stated.take(record)
-        rows, kept = part.rows.setdefault((document["host"]["id"], *record.place[:2]), (bytearray(), bytearray()))
-        rows += packed(document, record.digest, self._tags, None if log is None else (log.origin, record.index))
+        host = document["host"]
+        rows, kept = part.rows.setdefault((host["id"], host["key_id"], document["epoch"]), (bytearray(), bytearray()))
+        digest = record.digest
+        rows += packed(document, digest, self._tags, None if log is None else (log.origin, record.index))
         kept += _BESIDE.pack(
-            line, flags, check, len(csv), len(events), day_of(document).replace("-", "/").encode("ascii"),
-            bytes.fromhex(record.digest), hashlib.sha256(csv).digest(), hashlib.sha256(events).digest(),
+            line, flags, check, len(csv), len(events), record.directory[-_DAY_FROM:-_DAY_TO].encode("ascii"),
+            bytes.fromhex(digest), hashlib.sha256(csv).digest(), hashlib.sha256(events).digest(),
         )  # fmt: skip
 
 
-def _directory(file: File) -> str:
-    return file.entry.name.rpartition("/")[0]
+def _begin(entries: Four | list[Entry]) -> int:
+    return entries.offsets[0] if isinstance(entries, Four) else entries[0].offset
 
 
 def read_record(container: Container, line: int) -> Record:
     """A record that verified, read again; `line` is where the directory's lines about it begin."""
-    _, group = next(
-        itertools.groupby(container.entries(line, together=_FEW), lambda entry: entry.name.rpartition("/")[0])
-    )
+    _, group = next(itertools.groupby(container.entries(line, together=_FEW), lambda entry: entry.above))
     return record_of({entry.name.rpartition("/")[2]: container.content(entry) for entry in group})
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from compliance_agent.packet.content import RESULTS, Record, Scope, in_order, statements
 
@@ -18,7 +17,7 @@ COLUMNS = (
     "hipaa_controls", "statements", "bundle_id", "key_id", "epoch", "seq", "log_index", "bundle_sha256", "directory",
 )  # fmt: skip
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_SPECIAL = re.compile('["\r\n]|(?:^|,)[=+@\t-]')  # a cell that has to be quoted, or begins as a formula
+_SPECIAL = ('"', "\r", "\n", *(f",{begins}" for begins in _FORMULA))  # cells with these are written one by one
 
 
 def table(scope: Scope, records: Iterable[Record]) -> bytes:
@@ -34,10 +33,16 @@ def pieces(scope: Scope, records: Iterable[Record]) -> Iterator[bytes]:
 def line(record: Record) -> bytes:
     """The line of a record."""
     cells = ["" if value is None else str(value) for value in _cells(record)]
+    plain = plainly(cells)
+    return _line(map(cell, cells)) if plain is None else plain.encode()
+
+
+def plainly(cells: Sequence[str]) -> str | None:
+    """The line of cells that need nothing but commas between them, None where one may need more."""
     plain = ",".join(cells)
-    if plain.count(",") == len(cells) - 1 and _SPECIAL.search(plain) is None:
-        return f"{plain}\r\n".encode()
-    return _line(map(cell, cells))
+    if plain.count(",") != len(cells) - 1 or plain.startswith(_FORMULA) or any(map(plain.__contains__, _SPECIAL)):
+        return None
+    return f"{plain}\r\n"
 
 
 def _line(cells: Iterable[str]) -> bytes:
