@@ -558,6 +558,7 @@ class ComplianceAgent:
         try:
             await self._submit_evidence(evidence)
         except Exception as error:
+            self.delivery.withdraw(evidence.bundle_id)
             log.warning("evidence.not_submitted", bundle_id=evidence.bundle_id, code=code_of(error), at=where(error))
 
     async def _record_remediation(self, done: Done) -> EvidenceBundle:
@@ -661,7 +662,8 @@ class ComplianceAgent:
     async def _create(self, **fields: Any) -> EvidenceBundle:
         """Make and store one bundle; it is durable, and in the line for delivery, when this returns."""
         evidence = await settled(self.evidence_generator.create_evidence(**fields))
-        bundle_path, signature_path = await settled(self.evidence_generator.store_evidence(evidence))
+        with self.delivery.recording(evidence.bundle_id):
+            bundle_path, signature_path = await settled(self.evidence_generator.store_evidence(evidence))
         self.stats["evidence_generated"] += 1
         self._unheld.discard(str(fields.get("check")))
         self._paths[evidence.bundle_id] = (str(bundle_path), str(signature_path))
@@ -705,17 +707,20 @@ class ComplianceAgent:
     # Deliver
 
     async def _submit_evidence(self, evidence: EvidenceBundle) -> None:
-        """Put a stored bundle in line for delivery; outside an iteration it is also delivered now."""
+        """Put a stored bundle in line for delivery, and have it delivered soon; outside an iteration, now."""
         known = self._paths.pop(evidence.bundle_id) if evidence.bundle_id in self._paths else None
         bundle_path, signature_path = known or self._stored(evidence)
         place = {"bundle_id": evidence.bundle_id, "bundle_path": bundle_path, "signature_path": signature_path}
         queue_id = await settled(self.offline_queue.enqueue(**place))
         if self.mcp_client is None:
+            self.delivery.withdraw(evidence.bundle_id)
             self.stats["evidence_queued"] += 1
             return
         created_at = datetime.now(UTC)
         self.delivery.add(QueuedEvidence(queue_id, evidence.bundle_id, bundle_path, signature_path, created_at))
-        if not self._iterating:
+        if self._iterating:
+            self.delivery.wake()
+        else:
             await self.delivery.turn()
 
     def _stored(self, evidence: EvidenceBundle) -> tuple[str, str]:

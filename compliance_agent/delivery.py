@@ -1,7 +1,10 @@
-"""Delivery: what is recorded goes to the server, oldest first, in bounded turns, without ever holding up a check.
+"""Delivery: what is recorded goes to the server, oldest first, soon and without ever holding up a check or a cure.
 
-    check in -> is the server's copy of the chain ahead of ours? -> deliver what is new -> deliver what waits
-        -> ask for receipts that are missing
+    check in -> is the server's copy of the chain ahead of ours? -> deliver what waits -> ask for receipts that are missing
+
+It runs in a task of its own, one at a time. `wake` has it deliver what was recorded just now; `turn`, once in an iteration, has it
+go the whole way and waits for that, within bounds. After a failure it rests until the next turn, whatever is recorded meanwhile:
+a server that is down is asked once in an iteration.
 
 A bundle leaves the line only after the server's verified acknowledgement of it. Trouble is said once when it begins or changes
 and once when it is over. A server that contradicts this host's chain makes it go on in a new epoch, at most once an hour, and
@@ -11,8 +14,10 @@ bundles that it can then never take where they stand are given new places: an ho
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import enum
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +32,15 @@ from compliance_agent.transport.protocol import Acknowledged, CheckinReply, Offe
 
 log = structlog.get_logger()
 RECONCILE_AT_MOST_EVERY_S = 3_600.0
+CHECKIN_HOLDS_S = 150.0  # so long a round that something recorded asked for does without a check-in of its own
 CONTRADICTED = {"fork", "seq_gap"}
+
+
+class Round(enum.IntEnum):
+    """How far delivery goes: only what waits in the line, or the whole way."""
+
+    SOON = 1
+    WHOLE = 2
 
 
 class Parts(Protocol):
@@ -69,19 +82,51 @@ class Delivery:
     def __init__(self, parts: Parts, turn_s: float) -> None:
         self._parts = parts
         self._turn_s = turn_s
-        self._fresh: list[QueuedEvidence] = []
+        self._coming: dict[str, bool] = {}  # being recorded; whether it was delivered before that was said
+        self._fresh: dict[str, QueuedEvidence] = {}  # recorded just now, and neither delivered nor failed yet
         self._acks: dict[str, bytes] = {}
         self._offered: dict[str, OfferedReceipt] = {}
         self._task: asyncio.Task[None] | None = None
+        self._wanted: Round | None = None
+        self._resting = False  # after a failure, until the next turn
+        self._spent = False  # what was woken has failed, which was the turn's try
+        self._checked_in_at: float | None = None
         self._reconciled_at: float | None = None
         self._known: tuple[int, int, str] | None = None  # the newest bundle the server holds, as it said last
         self._answer: CheckinReply | None = None  # to the check-in of this turn
         self._trouble = ""
         self._failures = 0
 
+    @contextlib.contextmanager
+    def recording(self, bundle_id: str) -> Iterator[None]:
+        """While a bundle is recorded, which ends after it is in the line: it may be delivered before `add` is called."""
+        self._coming[bundle_id] = False
+        try:
+            yield
+        except BaseException:
+            del self._coming[bundle_id]
+            raise
+
     def add(self, item: QueuedEvidence) -> None:
         """A bundle that was recorded just now and stands in the line."""
-        self._fresh.append(item)
+        if not self._coming.pop(item.bundle_id, False):
+            self._fresh[item.bundle_id] = item
+
+    def withdraw(self, bundle_id: str) -> None:
+        """It was recorded and will not be added; the line has it."""
+        self._coming.pop(bundle_id, None)
+
+    def wake(self) -> None:
+        """Deliver soon what was recorded, in the background."""
+        if self._parts.mcp_client is None or self._resting or self._parts.shutdown_event.is_set():
+            return
+        _ = self._want(Round.SOON)
+
+    def _want(self, what: Round) -> asyncio.Task[None]:
+        self._wanted = max(what, self._wanted or what)
+        if self._task is None or self._task.done():
+            self._task = asyncio.ensure_future(self._deliver())
+        return self._task
 
     def keep_ack(self, ack: Acknowledged) -> None:
         """Keep the proof, and the receipt that came with it, until the bundle is marked as delivered."""
@@ -90,16 +135,18 @@ class Delivery:
             self._offered[ack.bundle_id] = ack.receipt
 
     async def turn(self, seconds: float | None = None) -> None:
-        """Give delivery a bounded turn, which ends early on shutdown."""
+        """Give delivery a bounded turn, which ends early on shutdown. One that woke it may have had it for nothing already."""
         if self._parts.mcp_client is None:
             return
-        if self._task is None or self._task.done():
-            self._task = asyncio.ensure_future(self._deliver())
+        self._resting, spent, self._spent = False, self._spent, False
+        if spent:
+            return
+        task = self._want(Round.WHOLE)
         stopping = asyncio.ensure_future(self._parts.shutdown_event.wait())
         others = set() if self._parts.shutdown_event.is_set() else {stopping}
         try:
             await asyncio.wait(
-                {self._task, *others},
+                {task, *others},
                 timeout=self._turn_s if seconds is None else seconds,
                 return_when=asyncio.FIRST_COMPLETED,
             )
@@ -114,15 +161,30 @@ class Delivery:
             await asyncio.wait({self._task}, timeout=0.5)
 
     async def _deliver(self) -> None:
-        try:
-            if await self._key_is_known() and await self._check_in() and await self._deliver_fresh():
-                await self.process_queue()
-                await self._collect_receipts()
-                await self._shed()
-        except Exception as error:
-            log.error("delivery.failed", code=code_of(error), at=where(error))
-        finally:
-            self._leave_to_the_queue()
+        """Rounds, as long as one is wanted and the last one went well."""
+        while (what := self._wanted) is not None:
+            self._wanted = None
+            went_well = False
+            try:
+                went_well = await self._round(what)
+            except Exception as error:
+                log.error("delivery.failed", code=code_of(error), at=where(error))
+            finally:
+                if not went_well:
+                    self._resting, self._spent, self._wanted = True, what is Round.SOON, None
+                if self._wanted is None:
+                    self._leave_to_the_queue()
+
+    async def _round(self, what: Round) -> bool:
+        if not await self._key_is_known() or not await self._check_in(what):
+            return False
+        if not await self._deliver_unlisted():
+            return False
+        went_well = await self._deliver_waiting()
+        if what is Round.WHOLE:
+            await self._collect_receipts()
+            await self._shed()
+        return went_well
 
     async def _key_is_known(self) -> bool:
         """The server must know this host's key before it can take what the key has signed."""
@@ -133,31 +195,29 @@ class Delivery:
         self._parts.stats["evidence_queued"] += len(self._fresh)
         self._fresh.clear()
 
-    async def _deliver_fresh(self) -> bool:
-        """Deliver what was recorded just now, unless older evidence waits: then the chain's order decides."""
-        fresh = self._fresh
-        if not fresh:
+    async def _deliver_unlisted(self) -> bool:
+        """Deliver what was recorded just now, where the line does not count what waits in it."""
+        stats = await settled(self._parts.offline_queue.get_stats()) if self._fresh else {}
+        fresh = list(self._fresh.values())
+        if not fresh or (isinstance(stats, Mapping) and isinstance(stats.get("pending"), int)):
             return True
-        stats = await settled(self._parts.offline_queue.get_stats())
-        waiting = stats.get("pending") if isinstance(stats, Mapping) else None
-        if isinstance(waiting, int) and waiting > len(fresh):
-            self._leave_to_the_queue()
-            return True
-        self._fresh = []
-        delivered = await self._upload_in_order(fresh)
-        self._parts.stats["evidence_queued"] += len(fresh) - delivered
-        return delivered == len(fresh)
+        return await self._upload_in_order(fresh) == len(fresh)
 
     async def process_queue(self) -> None:
         """Deliver what waits, oldest first, until nothing is left or the server or network says no."""
+        await self._deliver_waiting()
+
+    async def _deliver_waiting(self) -> bool:
+        """The same; whether nothing was refused."""
         tried: set[tuple[int, int | None, int | None]] = set()  # a bundle may come again under a new place
         while pending := await settled(self._parts.offline_queue.get_pending()):
             batch = [item for item in pending if (item.id, item.epoch, item.seq) not in tried]
             if not batch:
-                return
+                break
             tried.update((item.id, item.epoch, item.seq) for item in batch)
             if await self._upload_in_order(batch) < len(batch):
-                return
+                return False
+        return True
 
     async def _upload_in_order(self, items: Sequence[QueuedEvidence]) -> int:
         """Try to deliver these; they leave together where the client can. Returns how many were acknowledged."""
@@ -184,6 +244,9 @@ class Delivery:
         ack = self._acks.pop(item.bundle_id, None)
         await settled(self._parts.offline_queue.mark_uploaded(item.id, *([ack] if ack is not None else [])))
         self._parts.stats["evidence_uploaded"] += 1
+        self._fresh.pop(item.bundle_id, None)
+        if item.bundle_id in self._coming:
+            self._coming[item.bundle_id] = True
 
     async def _failed(self, item: QueuedEvidence, answer: Any) -> None:
         """Keep the bundle, remember why, and do what the server's answer asks for."""
@@ -249,15 +312,19 @@ class Delivery:
 
     # Check-in
 
-    async def _check_in(self) -> bool:
+    async def _check_in(self, what: Round) -> bool:
         """Say that this host lives, and learn whether the server's copy of the chain is ahead of ours (a restored disk).
 
         Whether it makes sense to go on: the network was there, or nothing could be said of it.
         """
+        now, last = self._parts.clock.monotonic(), self._checked_in_at
+        if what is Round.SOON and last is not None and now - last < CHECKIN_HOLDS_S:
+            return True
         self._answer = None
         check_in = getattr(self._parts.mcp_client, "check_in", None)
         if check_in is None or not hasattr(self._parts.evidence_generator, "head"):
             return True
+        self._checked_in_at = now
         try:
             answer = await settled(check_in(**await self._report()))
         except Unavailable as error:
