@@ -48,6 +48,7 @@ from compliance_agent.logs import configure, where
 from compliance_agent.mcp_client import MCPClient
 from compliance_agent.models import (
     STATS,
+    BundleId,
     BundleKind,
     DriftResult,
     EvidenceBundle,
@@ -306,9 +307,13 @@ class ComplianceAgent:
             log.info("agent.no_signals")
 
     async def recover(self) -> None:
-        """Finish what a crash left in the middle of a cure, and record how it ended."""
+        """Finish what a crash left in the middle of a cure, and record how it ended; before that, how those ended that came to
+        their end and not to their record.
+        """
+        unsaid = getattr(self.healing_engine, "unsaid", None)
+        ended = await settled(unsaid()) if callable(unsaid) else ()
         results = await settled(self.healing_engine.recover())
-        for result in results if isinstance(results, list) else ():
+        for result in [*(ended if isinstance(ended, tuple) else ()), *(results if isinstance(results, list) else ())]:
             drift = DriftResult(check=result.check, drifted=True, pre_state=result.pre_state)
             now = self.clock.now()
             await self._record_or_keep(Done(drift, result, now, now, "start"))
@@ -564,6 +569,9 @@ class ComplianceAgent:
     async def _record_remediation(self, done: Done) -> EvidenceBundle:
         drift, remediation = done.drift, done.remediation
         evidence = await self._generate_evidence(done)
+        said = getattr(self.healing_engine, "said", None)
+        if callable(said):
+            await settled(said(remediation))
         after = Recorded(drift.result, drift.reason, str(remediation.outcome), remediation.reason)
         if remediation.outcome == Outcome.SUCCESS:
             after = Recorded(remediation.post_result or Result.PASS, remediation.post_reason or "as_expected")
@@ -655,6 +663,7 @@ class ComplianceAgent:
             rollback_available=remediation.rollback_available,
             rollback_generation=remediation.rollback_generation,
             recovered=remediation.recovered,
+            **({"bundle_id": BundleId(remediation.point_id)} if remediation.point_id else {}),
             timestamp_start=done.start,
             timestamp_end=done.end,
         )

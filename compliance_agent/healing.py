@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from compliance_agent.config import AgentConfig
 
 APPROVAL_VALID_S = 7 * 86_400.0
+DOWN_AGAIN_WITHIN_S = 7 * 86_400.0
 SETTLE_S = (0.0, 1.0, 3.0)
 # What `error` of a result may say besides the codes of steps, blockers and storage; with ENDINGS and the gates' reasons
 # these are the words of healing in evidence.
@@ -234,6 +235,24 @@ class HealingEngine:
             points = await self._ask(self.store.open_points)
             return [await self._resume(point) for point in points]
 
+    async def unsaid(self) -> tuple[RemediationResult, ...]:
+        """Cures that ended, and of which the agent was cut off before it could record that, oldest first.
+
+        Raises:
+            StorageError: they cannot be read.
+        """
+        found = await self._ask(self.store.unsaid)
+        return tuple(replace(result, recovered=True) for result in found)
+
+    async def said(self, result: RemediationResult) -> None:
+        """How this cure ended is recorded.
+
+        Raises:
+            StorageError: that was not kept; to record it again gives the same record.
+        """
+        if result.point_id:
+            await self._ask(lambda: self.store.said(result.point_id))
+
     async def preview(self, drift: DriftResult) -> Preview:
         """What `remediate` would do now. Changes nothing and asks for no lease.
 
@@ -383,22 +402,41 @@ class HealingEngine:
             chosen = resolve(point.plan, self.table)
         except RuntimeError:  # another version of the product wrote it: this one cannot undo what it does not know
             return await self._abandon(point, "unknown_action")
-        people = self._for_people(point.check)
-        result = await Transaction(self._world(), point, chosen, people, recovered=True).resume()
+        people, again = self._for_people(point.check), await self._down_again(point)
+        result = await Transaction(self._world(), point, chosen, people, recovered=True, last_time=again).resume()
         self._log_end(result)
         return result
 
+    async def _down_again(self, point: RollbackPoint) -> bool:
+        """Whether the host went down in the middle of this cure, and did so before not long ago. Once may be a power cut; a cure
+        that takes its host down is not tried a third time.
+        """
+        now = await self._now()
+        if point.created.boot_id == now.boot_id:
+            return False
+        memory = await self._ask(lambda: self.store.recall(point.check, point.target, point.baseline_sha256))
+        return any(
+            (attempt.check, attempt.target) == (point.check, point.target)
+            and attempt.outcome in {Outcome.REVERTED, Outcome.FAILED}
+            and not attempt.forgiven
+            and attempt.at.boot_id != point.created.boot_id
+            and attempt.at.age_s(now) < DOWN_AGAIN_WITHIN_S
+            for attempt in memory.history
+        )
+
     async def _abandon(self, point: RollbackPoint, code: str) -> RemediationResult:
         log.error("healing.abandoned", check_id=point.check, code=code)
-        await self._world().journal.close(point, "undo_failed", Outcome.FAILED.value, reject=True)
-        return RemediationResult(
+        result = RemediationResult(
             check=point.check,
             outcome=Outcome.FAILED.value,
             pre_state=point.pre_state,
             error=code,
             reason="interrupted",
             recovered=True,
+            point_id=point.id,
         )
+        await self._world().journal.close(point, "undo_failed", result, reject=True)
+        return result
 
     # Small things
 

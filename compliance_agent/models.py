@@ -199,6 +199,7 @@ class RemediationResult:
         not_before: when a deferred remediation may be tried again (UTC), where known.
         post_result: verdict of the look after.
         recovered: this result was found at start, after a crash in the middle.
+        point_id: the rollback point that it ended, empty where nothing was begun. Its record has this id, so it is made once.
     """
 
     check: str
@@ -214,6 +215,7 @@ class RemediationResult:
     post_result: str | None = None
     post_reason: str | None = None
     recovered: bool = False
+    point_id: str = ""
 
 
 @dataclass(frozen=True)

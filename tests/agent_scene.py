@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ class Healer:
         self.in_part: set[str] = set()  # checks whose cure helps and still leaves work for a person
         self.asked: list[str] = []
         self.unfinished: list[RemediationResult] = []
+        self.kept: dict[str, RemediationResult] = {}  # cures that ended, until they are said
         self.error: Exception | None = None
 
     async def remediate(self, drift: DriftResult) -> RemediationResult:
@@ -82,7 +84,17 @@ class Healer:
             taken = ActionTaken("run_backup_unit")
             return RemediationResult(drift.check, Outcome.ALERT, actions=[taken], reason="cured_in_part")
         self.detector.fix(drift.check)
-        return RemediationResult(drift.check, Outcome.SUCCESS, post_result=Result.PASS, post_reason=PASS)
+        point_id = str(uuid.uuid4())
+        self.kept[point_id] = RemediationResult(
+            drift.check, Outcome.SUCCESS, post_result=Result.PASS, post_reason=PASS, point_id=point_id
+        )
+        return self.kept[point_id]
+
+    async def unsaid(self) -> tuple[RemediationResult, ...]:
+        return tuple(dataclasses.replace(result, recovered=True) for result in self.kept.values())
+
+    async def said(self, result: RemediationResult) -> None:
+        self.kept.pop(result.point_id, None)
 
     async def recover(self) -> list[RemediationResult]:
         found, self.unfinished = self.unfinished, []

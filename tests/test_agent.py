@@ -164,6 +164,53 @@ async def test_what_a_crash_left_in_the_middle_is_recorded_at_start(scene: Scene
     )  # fmt: skip
 
 
+class PowerCut(BaseException):
+    """The power went."""
+
+
+async def test_a_cure_that_ended_is_recorded_also_when_the_power_goes_before_its_record(scene: Scene) -> None:
+    """Its check passes again, as it did before: nothing else would ever tell of it."""
+    agent = scene.agent()
+    await scene.cycle(agent)
+
+    async def cut(*_: object) -> None:
+        raise PowerCut
+
+    agent.evidence_generator.store_evidence = cut
+    scene.detector.drift("time_sync")
+    with pytest.raises(PowerCut):
+        await agent._run_iteration()
+    for _ in range(2):
+        agent = await scene.restart()
+        await agent.recover()
+        await scene.cycle(agent)
+    said = [item for item in scene.documents() if item["outcome"]]
+    assert [(item["check"], item["outcome"], item["recovered"], item["post_result"]) for item in said] == [
+        ("time_sync", "success", True, "pass")
+    ]
+
+
+async def test_a_record_made_just_before_the_power_goes_is_not_made_again(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = scene.agent()
+
+    async def cut(_: RemediationResult) -> None:
+        raise PowerCut
+
+    said = scene.healer.said
+    monkeypatch.setattr(scene.healer, "said", cut)
+    scene.detector.drift("time_sync")
+    with pytest.raises(PowerCut):
+        await agent._run_iteration()
+    monkeypatch.setattr(scene.healer, "said", said)
+    agent = await scene.restart()
+    await agent.recover()
+    await scene.cycle(agent)
+    assert [item["check"] for item in scene.documents() if item["outcome"]] == ["time_sync"]
+    assert scene.healer.kept == {}
+
+
 async def test_a_crash_of_the_healer_is_recorded_once_and_stops_nobody(scene: Scene) -> None:
     agent = scene.agent()
     scene.detector.drift("logging")

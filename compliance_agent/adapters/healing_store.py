@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 from compliance_agent.adapters.database import Database, read_only
 from compliance_agent.core.gates import Attempt, Moment
 from compliance_agent.errors import DocumentError, NoInput, NotPermitted
-from compliance_agent.models import Plan
+from compliance_agent.models import Plan, RemediationResult
+from compliance_agent.remedies.ended import decode_result, encode_result
 from compliance_agent.remedies.plan import decode, encode
 from compliance_agent.remedies.rollback import PointState, RollbackPoint, Stage
 
@@ -43,7 +44,7 @@ _TABLES = (
         number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, plan TEXT NOT NULL, target TEXT NOT NULL,
         captured TEXT NOT NULL, pre_state TEXT NOT NULL, baseline_sha256 TEXT NOT NULL,
         wall_us INTEGER NOT NULL, monotonic_us INTEGER NOT NULL, boot_id TEXT NOT NULL,
-        state TEXT NOT NULL, failure TEXT NOT NULL DEFAULT '')""",
+        state TEXT NOT NULL, failure TEXT NOT NULL DEFAULT '', unsaid TEXT)""",
     "CREATE INDEX IF NOT EXISTS heal_point_by_state ON heal_point (state)",
     """CREATE TABLE IF NOT EXISTS heal_step (
         point_id TEXT NOT NULL, step INTEGER NOT NULL, stage TEXT NOT NULL, PRIMARY KEY (point_id, step)) WITHOUT ROWID""",
@@ -64,10 +65,10 @@ _RECENT = """SELECT check_id, target, wall_us, monotonic_us, boot_id, outcome, f
        OR id IN (SELECT id FROM heal_attempt WHERE check_id = :check ORDER BY id DESC LIMIT :most) ORDER BY id"""
 _PRUNE_ATTEMPTS = """DELETE FROM heal_attempt WHERE check_id = :check AND id NOT IN
     (SELECT id FROM heal_attempt WHERE check_id = :check ORDER BY id DESC LIMIT :most)"""
-_PRUNE_POINTS = """DELETE FROM heal_point WHERE state NOT IN ('open', 'undoing') AND number NOT IN
+_PRUNE_POINTS = """DELETE FROM heal_point WHERE state NOT IN ('open', 'undoing') AND unsaid IS NULL AND number NOT IN
     (SELECT number FROM heal_point ORDER BY number DESC LIMIT :most)"""
 # Only where the former state did not come back may a person still need what was captured of it.
-_CLOSE_POINT = """UPDATE heal_point SET state = :state,
+_CLOSE_POINT = """UPDATE heal_point SET state = :state, unsaid = :unsaid,
     captured = CASE WHEN :state = 'undo_failed' THEN captured ELSE '[]' END WHERE id = :id"""
 _PRUNE_STEPS = "DELETE FROM heal_step WHERE point_id NOT IN (SELECT id FROM heal_point)"
 _OPEN = """SELECT id, plan, target, captured, pre_state, baseline_sha256, wall_us, monotonic_us, boot_id, state, failure
@@ -213,12 +214,15 @@ class HealingStore:
         """The cure is being taken back."""
         self._do("UPDATE heal_point SET state = 'undoing', failure = ? WHERE id = ?", (failure, point_id))
 
-    def close(self, point: RollbackPoint, state: PointState, outcome: str, *, reject: bool) -> None:
-        """The point is done with, and so is its attempt."""
+    def close(self, point: RollbackPoint, state: PointState, result: RemediationResult, *, reject: bool) -> None:
+        """The point is done with, and so is its attempt. How it ended is kept until it was `said`."""
+        unsaid = encode_result(result)
 
         def update(connection: sqlite3.Connection) -> None:
-            connection.execute(_CLOSE_POINT, {"state": state, "id": point.id})
-            connection.execute("UPDATE heal_attempt SET outcome = ? WHERE point_id = ?", (outcome, point.id))
+            connection.execute(_CLOSE_POINT, {"state": state, "id": point.id, "unsaid": unsaid})
+            connection.execute(
+                "UPDATE heal_attempt SET outcome = ? WHERE point_id = ?", (str(result.outcome), point.id)
+            )
             if reject:
                 connection.execute(
                     "INSERT OR IGNORE INTO heal_rejected VALUES (?, ?, ?)",
@@ -234,6 +238,16 @@ class HealingStore:
             return tuple(_point(connection, row) for row in connection.execute(_OPEN).fetchall())
 
         return self._db.read(look)
+
+    def said(self, point_id: str) -> None:
+        """Evidence says how this cure ended."""
+        self._do("UPDATE heal_point SET unsaid = NULL WHERE id = ?", (point_id,))
+
+    def unsaid(self) -> tuple[RemediationResult, ...]:
+        """Cures that ended and that no evidence tells of yet, oldest first."""
+        statement = "SELECT unsaid FROM heal_point WHERE unsaid IS NOT NULL ORDER BY number"
+        rows = self._db.read(lambda connection: connection.execute(statement).fetchall())
+        return tuple(decode_result(text) for (text,) in rows)
 
     def _do(self, statement: str, values: Row = ()) -> None:
         self._db.write(lambda connection: connection.execute(statement, values).close())
@@ -296,8 +310,8 @@ class StoreJournal:
     async def undoing(self, point_id: str, failure: str) -> None:
         await self._store.call(lambda: self._store.undoing(point_id, failure))
 
-    async def close(self, point: RollbackPoint, state: PointState, outcome: str, *, reject: bool) -> None:
-        await self._store.call(lambda: self._store.close(point, state, outcome, reject=reject))
+    async def close(self, point: RollbackPoint, state: PointState, result: RemediationResult, *, reject: bool) -> None:
+        await self._store.call(lambda: self._store.close(point, state, result, reject=reject))
 
 
 def _any(connection: sqlite3.Connection, statement: str, values: Row = ()) -> bool:

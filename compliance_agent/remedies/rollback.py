@@ -1,7 +1,8 @@
 """Rollback points: what a cure is about to change and what was there before, durable before the first change.
 
 A point is `open` while its cure runs, `undoing` from the moment it was decided to take the cure back, and closed in one of
-`kept undone undo_failed`. A point that is still open at start belongs to a cure that was cut off.
+`kept undone undo_failed`. A point that is still open at start belongs to a cure that was cut off. How a cure ended stays beside
+its point until evidence says so.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from compliance_agent.core.gates import Moment
-from compliance_agent.models import Plan
+from compliance_agent.models import Plan, RemediationResult
 
 PointState = Literal["open", "undoing", "kept", "undone", "undo_failed"]
 Stage = Literal["pending", "started", "done", "failed", "undone", "undo_failed"]
@@ -71,6 +72,6 @@ class Journal(Protocol):
         """The cure is being taken back from now on, for this reason."""
         ...
 
-    async def close(self, point: RollbackPoint, state: PointState, outcome: str, *, reject: bool) -> None:
-        """The point is done with; `reject` keeps its target from being tried again."""
+    async def close(self, point: RollbackPoint, state: PointState, result: RemediationResult, *, reject: bool) -> None:
+        """The point is done with; `reject` keeps its target from being tried again. `result` is kept until it is recorded."""
         ...

@@ -76,6 +76,7 @@ class Transaction:
     actions: Sequence[Action]
     for_people: Collection[str] = ()
     recovered: bool = False
+    last_time: bool = False  # it was cut off like this before: undone again, it is not tried again
     taken: list[ActionTaken] = field(default_factory=list)
     stages: list[Stage] = field(init=False)
 
@@ -100,7 +101,7 @@ class Transaction:
             seen = await self._look(self.world.settle_s)
             if self._did_its_part(seen):
                 return await self._keep(seen)
-        return await self._undo_all(Trouble("interrupted", "interrupted"), reject=False)
+        return await self._undo_all(Trouble("interrupted", "interrupted"), reject=self.last_time)
 
     # Forward
 
@@ -158,8 +159,9 @@ class Transaction:
         healed = seen.result is Result.PASS
         outcome = Outcome.SUCCESS if healed else Outcome.ALERT
         reason = ("recovered" if self.recovered else "healed") if healed else "cured_in_part"
-        await self._close("kept", outcome, reject=False)
-        return self._result(outcome, reason, None, seen)
+        result = self._result(outcome, reason, None, seen)
+        await self._close("kept", result, reject=False)
+        return result
 
     # Back
 
@@ -170,11 +172,13 @@ class Transaction:
             failed = await self._not_restored()
         seen = await self._look((0.0,))
         outcome = Outcome.FAILED if failed else Outcome.REVERTED
-        closed = await self._close("undo_failed" if failed else "undone", outcome, reject=reject)
+        result = self._result(outcome, trouble.reason, failed.code if failed else trouble.code, seen)
+        closed = await self._close("undo_failed" if failed else "undone", result, reject=reject)
         if failed is None and closed is not None:  # the host is whole, but nothing durable says so
-            outcome, failed = Outcome.FAILED, closed
+            failed = closed
+            result = self._result(Outcome.FAILED, trouble.reason, closed.code, seen)
         log.info("healing.undone", check_id=self.point.check, complete=failed is None, storage=storage is None)
-        return self._result(outcome, trouble.reason, failed.code if failed else trouble.code, seen)
+        return result
 
     async def _undo_steps(self) -> Trouble | None:
         """Undo whatever was started, last first. One undo that fails does not keep the others from being tried."""
@@ -209,8 +213,8 @@ class Transaction:
             self.stages[number] = stage
         return trouble
 
-    async def _close(self, state: PointState, outcome: Outcome, *, reject: bool) -> Trouble | None:
-        return await self._journalled(self.world.journal.close(self.point, state, outcome.value, reject=reject))
+    async def _close(self, state: PointState, result: RemediationResult, *, reject: bool) -> Trouble | None:
+        return await self._journalled(self.world.journal.close(self.point, state, result, reject=reject))
 
     async def _journalled(self, work: Awaitable[None]) -> Trouble | None:
         try:
@@ -234,6 +238,7 @@ class Transaction:
             post_result=seen.result.value,
             post_reason=seen.reason,
             recovered=self.recovered,
+            point_id=self.point.id,
         )
 
 

@@ -14,7 +14,7 @@ from compliance_agent.adapters.database import Database
 from compliance_agent.adapters.healing_store import HealingStore
 from compliance_agent.core.gates import Moment
 from compliance_agent.errors import NotPermitted
-from compliance_agent.models import Plan, Step
+from compliance_agent.models import ActionTaken, Plan, RemediationResult, Step
 from compliance_agent.remedies.rollback import PointState, RollbackPoint
 
 AT = Moment(datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC), 1_000.5, "boot-a")
@@ -27,6 +27,10 @@ def store(tmp_path: Path) -> Iterator[HealingStore]:
     database = Database(tmp_path / "agent.db", threaded=False, reserve_kb=0)
     yield HealingStore(database)
     database.close()
+
+
+def ended(outcome: str, point_id: str = "p-0") -> RemediationResult:
+    return RemediationResult(check="toy", outcome=outcome, point_id=point_id)
 
 
 def test_a_point_comes_back_as_it_was(store: HealingStore) -> None:
@@ -42,7 +46,7 @@ def test_a_point_comes_back_as_it_was(store: HealingStore) -> None:
 def test_a_closed_point_is_gone_and_its_attempt_has_an_end(store: HealingStore) -> None:
     store.begin(POINT)
     assert store.recall("toy", "t-1", "b" * 64).interrupted
-    store.close(POINT, "undone", "reverted", reject=True)
+    store.close(POINT, "undone", ended("reverted"), reject=True)
     memory = store.recall("toy", "t-1", "b" * 64)
     assert (store.open_points(), memory.interrupted, memory.rejected) == ((), False, True)
     assert [(item.check, item.target, item.at, item.outcome) for item in memory.history] == [
@@ -62,7 +66,7 @@ def test_what_was_captured_goes_with_its_point(tmp_path: Path, state: PointState
     store = HealingStore(database)
     store.begin(point)
     assert store.open_points() == (point,)
-    store.close(point, state, "x", reject=False)
+    store.close(point, state, ended("failed"), reject=False)
     database.close()
     files = b"".join(path.read_bytes() for path in tmp_path.iterdir() if path.is_file())
     assert (canary.encode() in files) is kept
@@ -87,7 +91,7 @@ def test_forgiving_one_check_leaves_the_others(store: HealingStore) -> None:
     for number, check in enumerate(("toy", "other")):
         point = replace(POINT, id=f"p-{number}", plan=replace(PLAN, check=check))
         store.begin(point)
-        store.close(point, "undone", "reverted", reject=True)
+        store.close(point, "undone", ended("reverted"), reject=True)
         store.trip(check, AT)
     store.forgive("toy")
     toy, other = (store.recall(check, "t-1", "b" * 64) for check in ("toy", "other"))
@@ -101,7 +105,8 @@ def test_it_keeps_what_limits_need_and_prunes_the_rest(store: HealingStore, monk
     for number in range(10):
         point = replace(POINT, id=f"p-{number}")
         store.begin(point)
-        store.close(point, "kept", "success", reject=False)
+        store.close(point, "kept", ended("success", point.id), reject=False)
+        store.said(point.id)
     store.begin(replace(POINT, id="p-open"))
     assert len(store.recall("toy", "", "").history) == 4
     assert [point.id for point in store.open_points()] == ["p-open"]
@@ -140,3 +145,25 @@ def test_where_nothing_is_remembered_yet_there_is_nothing_to_see(tmp_path: Path)
     database = Database(tmp_path / "agent.db", threaded=False, reserve_kb=0)
     assert HealingStore.looking(tmp_path / "agent.db").paused() is False
     database.close()
+
+
+def test_how_a_cure_ended_stays_until_it_is_said(store: HealingStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when a hundred others came after it: what was done to a host must not go unsaid."""
+    monkeypatch.setattr(healing_store, "POINTS_KEPT", 2)
+    first = RemediationResult(
+        check="toy", outcome="reverted", pre_state={"unit": "stopped"}, post_state={"unit": "stopped"}, error="timed_out",
+        actions=(ActionTaken("start", datetime(2026, 11, 28, tzinfo=UTC), "failed", 1, None, 20, "timed_out"), ActionTaken("stop")),
+        reason="step_failed", rollback_available=True, rollback_generation=7, post_result="fail", post_reason="down",
+        point_id="p-0",
+    )  # fmt: skip
+    store.begin(POINT)
+    assert store.unsaid() == ()
+    store.close(POINT, "undone", first, reject=True)
+    for number in range(1, 5):
+        point = replace(POINT, id=f"p-{number}")
+        store.begin(point)
+        store.close(point, "kept", ended("success", point.id), reject=False)
+        store.said(point.id)
+    assert store.unsaid() == (first,)
+    store.said("p-0")
+    assert store.unsaid() == ()

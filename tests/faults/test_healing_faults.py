@@ -210,6 +210,7 @@ async def end_well(bench: Bench, former: str) -> None:
         assert [result.outcome] == after
         assert result.reason in ENDINGS
     assert await bench.engine.recover() == []
+    assert [result.outcome for result in await bench.engine.unsaid()] == after, "no record tells of it yet"
     assert all(outcome != "failed" for outcome in after)
 
 
@@ -295,6 +296,45 @@ async def test_nothing_is_healed_before_recovery(tmp_path: Path) -> None:
     assert (held.outcome, held.reason, held.error) == ("deferred", "blocked", "recovery_pending")
     assert [result.outcome for result in await bench.engine.recover()] == ["reverted"]
     assert (await bench.heal()).outcome == "success"  # a power cut is no reason to reject the cure
+    bench.database.close()
+
+
+async def down_in_the_middle(bench: Bench, *, reboot: bool) -> list[str]:
+    """The cure is cut off after its second change; what recovery then says."""
+    assert await live_until(bench, Death("change", 1, after=True), bench.heal)
+    if reboot:
+        bench.host.boot_id = f"boot-{len(bench.attempts())}"
+        bench.restart()
+    return [result.outcome for result in await bench.engine.recover()]
+
+
+async def test_a_cure_that_takes_its_host_down_is_not_tried_a_third_time(tmp_path: Path) -> None:
+    """Once may be a power cut. Without this a generation that does not come up would be switched to at every start."""
+    bench = Bench(tmp_path, database=DyingDatabase)
+    former = fingerprint(bench.host)
+    assert await down_in_the_middle(bench, reboot=True) == ["reverted"]
+    assert await down_in_the_middle(bench, reboot=True) == ["reverted"]
+    held = await bench.heal()
+    assert (held.outcome, held.reason, fingerprint(bench.host)) == ("rejected", "rejected_target", former)
+    bench.engine.forgive("toy")
+    assert (await bench.heal()).outcome == "success"
+    bench.database.close()
+
+
+async def test_an_agent_that_is_restarted_in_the_middle_is_another_thing(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, database=DyingDatabase)
+    for _ in range(4):
+        assert await down_in_the_middle(bench, reboot=False) == ["reverted"]
+    assert (await bench.heal()).outcome == "success"
+    bench.database.close()
+
+
+async def test_long_ago_does_not_count(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, database=DyingDatabase)
+    for _ in range(3):
+        assert await down_in_the_middle(bench, reboot=True) == ["reverted"]
+        bench.clock.advance(healing.DOWN_AGAIN_WITHIN_S + 1)
+    assert (await bench.heal()).outcome == "success"
     bench.database.close()
 
 
