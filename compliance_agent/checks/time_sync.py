@@ -1,7 +1,8 @@
 """Time is synchronised: without it, audit records from several hosts cannot be put in order.
 
 Two witnesses must agree: the daemon that disciplines the clock (chrony or systemd-timesyncd) says by how much it is off,
-and the kernel says that somebody disciplines it. A daemon that follows only its own machine is not synchronised.
+and the kernel says that somebody disciplines it. A daemon that follows only its own machine is not synchronised. One that may
+not set the clock (a container) reckons with the steps it wanted, so what its source said last is held against the limit too.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from dataclasses import dataclass, field, replace
 from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, Proposal, failed, passed, unknown
 from compliance_agent.checks.units import UNIT, unit_word
 from compliance_agent.core.timekeeping import (
+    SAMPLES,
     TIMESYNC_STAMP,
     TIMESYNC_STATUS,
     TRACKING,
     Measured,
+    parse_samples,
     parse_timesync_status,
     parse_tracking,
 )
@@ -62,6 +65,11 @@ class Observation:
     age_s: int | None = fact(Int(-(10**10), 10**10), "Time since the last update; negative when it lies in the future.")
     kernel_synchronised: bool | None = fact(Bool(), "The kernel's own word that its clock is disciplined.")
     kernel_source: str | None = fact(Choice(SOURCES), "What the kernel's clock is disciplined by.")
+    sample_us: int | None = fact(
+        Int(-FOREVER_US, FOREVER_US),
+        "Offset by the last answer of the followed source, after every step since (chrony).",
+    )
+    sample_error_us: int | None = fact(Int(0, FOREVER_US), "How far off that answer may be.")
 
 
 CHECK = CheckSpec(
@@ -114,7 +122,11 @@ async def propose(host: Host) -> Proposal:
 
 async def _measure(host: Host, daemon: str) -> Measured:
     if daemon == "chrony":
-        return parse_tracking(answered(await host.run(TRACKING), "chronyc").text, host.now())
+        measured = parse_tracking(answered(await host.run(TRACKING), "chronyc").text, host.now())
+        if not measured.synchronised:
+            return measured
+        sample = parse_samples(answered(await host.run(SAMPLES), "chronyc").text)
+        return measured if sample is None else replace(measured, sample_us=sample[0], sample_error_us=sample[1])
     measured = parse_timesync_status(answered(await host.run(TIMESYNC_STATUS), "timedatectl").text)
     if not measured.synchronised:
         return measured
@@ -143,6 +155,9 @@ def _judge_measured(baseline: Parameters, seen: Observation) -> Verdict:
     got = f"expected at most {baseline.max_offset_ms} ms, found {offset_us / 1000:.3f} ms"
     if offset_us > limit_us:
         return failed("offset_too_large", got)
+    if seen.sample_us is not None and abs(seen.sample_us) - (seen.sample_error_us or 0) > limit_us:
+        answer = f"{got}, and {seen.sample_us / 1000:.3f} ms by its source's last answer"
+        return failed("offset_too_large", f"{answer}: the daemon could not step the clock")
     if age_s > baseline.max_age_s:
         return failed("update_too_old", f"expected an update within {baseline.max_age_s} s, found one {age_s} s away")
     if not 1 <= seen.stratum <= baseline.max_stratum:
@@ -168,7 +183,7 @@ def plan(baseline: Parameters, seen: Observation) -> Plan | None:
     return None
 
 
-GOOD = Observation("active", True, -1705, 78_430, 3, 35, True, "chrony")
+GOOD = Observation("active", True, -1705, 78_430, 3, 35, True, "chrony", -1211, 80_001)
 CASES = (
     Case("synchronised", GOOD, Result.PASS, "as_expected"),
     Case("exactly at the limit", replace(GOOD, offset_us=500_000, bound_us=0), Result.PASS),
@@ -178,6 +193,9 @@ CASES = (
     Case("not installed", Observation("missing"), Result.FAIL, "daemon_missing"),
     Case("ahead by two minutes", replace(GOOD, offset_us=120_000_000), Result.FAIL, "offset_too_large", heals=True),
     Case("behind by half a second", replace(GOOD, offset_us=-501_000), Result.FAIL, "offset_too_large", heals=True),
+    Case("a step that did not come", replace(GOOD, sample_us=-30_000_000), Result.FAIL, "offset_too_large", heals=True),
+    Case("one answer that may be wrong", replace(GOOD, sample_us=900_000, sample_error_us=450_000), Result.PASS),
+    Case("no source is followed just now", replace(GOOD, sample_us=None, sample_error_us=None), Result.PASS),
     Case("no source answers", Observation("active", False), Result.FAIL, "not_synchronised"),
     Case("stratum 11", replace(GOOD, stratum=11), Result.FAIL, "stratum_too_high"),
     Case("stratum 0 is no stratum", replace(GOOD, stratum=0), Result.FAIL, "stratum_too_high"),

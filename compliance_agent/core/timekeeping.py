@@ -10,6 +10,7 @@ from decimal import Decimal
 from compliance_agent.errors import CannotTell
 
 TRACKING = ("chronyc", "-n", "-c", "tracking")
+SAMPLES = ("chronyc", "-n", "-c", "sources")
 TIMESYNC_STATUS = ("timedatectl", "timesync-status", "--no-pager")
 TIMESYNC_STAMP = "/run/systemd/timesync/synchronized"  # touched at each update, says systemd-timesyncd(8)
 FOLLOWS_ITSELF = frozenset({"7F7F0101", "00000000"})  # chrony's reference ids for `local` and for nothing
@@ -27,6 +28,8 @@ class Measured:
         bound_us: how far off the measurement itself may be.
         stratum: hops to a reference clock.
         age_s: since the last update; negative when that lies in the future.
+        sample_us: what the followed source said last, as an offset, after every step since; None when the daemon does not tell.
+        sample_error_us: how far off that one may be.
     """
 
     synchronised: bool
@@ -34,6 +37,8 @@ class Measured:
     bound_us: int | None = None
     stratum: int | None = None
     age_s: int | None = None
+    sample_us: int | None = None
+    sample_error_us: int | None = None
 
 
 def parse_tracking(text: str, now: datetime) -> Measured:
@@ -58,6 +63,27 @@ def parse_tracking(text: str, now: datetime) -> Measured:
         stratum=int(fields[2]),
         age_s=int(now.timestamp()) - int(fields[3].partition(".")[0]),
     )
+
+
+def parse_samples(text: str) -> tuple[int, int] | None:
+    """The last measurement of the followed source in `chronyc -c sources` and its error; None when it follows none now.
+
+    A daemon that may not set the clock reckons with the steps it wanted: by `tracking` a clock that is far off is right, and only
+    here the distance shows.
+
+    Raises:
+        CannotTell: `unparsable`.
+    """
+    if not text.endswith("\n"):
+        raise CannotTell("unparsable", "chronyc sources: no sources, or a line that has no end")
+    followed = None
+    for line in text.removesuffix("\n").split("\n"):
+        fields = line.split(",")
+        if len(fields) != 10 or not re.fullmatch(r"[\^=#]", fields[0]) or not re.fullmatch(r"[*+?x~-]", fields[1]):
+            raise CannotTell("unparsable", f"chronyc sources: expected a line of 10 fields, found {len(fields)}")
+        if fields[1] == "*":
+            followed = _seconds(fields[7]), abs(_seconds(fields[9]))
+    return followed
 
 
 def _seconds(text: str) -> int:

@@ -73,6 +73,17 @@ async def test_an_imprecise_measurement_is_not_fine() -> None:
     assert (await look(host)).reason == "bound_too_wide"
 
 
+async def test_a_step_that_the_daemon_only_believes_in() -> None:
+    """chronyd that may not set the clock calls it right after its start (seen on a booted container); its source knows better."""
+    host = healthy_host()
+    host.skew_s, host.part(chrony.TimeSource).corrects = 30.0, False
+    await host.unit_action("restart", chrony.UNIT)
+    seen = await look(host)
+    assert (seen.result, seen.reason) == (Result.FAIL, "offset_too_large")
+    assert abs(seen.pre_state["offset_us"]) < 1000
+    assert seen.pre_state["sample_us"] == 30_000_041
+
+
 async def test_the_kernel_has_its_own_word() -> None:
     host = healthy_host()
     host.clock_source = None  # the kernel says that nobody disciplines its clock

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compliance_agent.core.timekeeping import Measured, parse_timesync_status, parse_tracking
+from compliance_agent.core.timekeeping import Measured, parse_samples, parse_timesync_status, parse_tracking
 from compliance_agent.errors import CannotTell
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "checks" / "time_sync"
@@ -32,6 +32,35 @@ def test_chrony_not_synchronised() -> None:
 
 def test_chrony_that_follows_itself_is_not_synchronised() -> None:
     assert parse_tracking(recorded("chrony-4.3-local.csv"), NOW).synchronised is False
+
+
+def test_what_the_followed_source_said_last() -> None:
+    """Negative: this host is behind. The daemon had tried to step it and was not allowed to."""
+    assert parse_samples(recorded("chrony-4.3-sources-step-refused.csv")) == (-30_000_020, 434)
+    assert parse_samples(recorded("chrony-4.3-sources.csv")) == (2, 6)
+
+
+def test_a_source_that_is_not_followed_says_nothing() -> None:
+    assert parse_samples(recorded("chrony-4.3-sources-unreachable.csv")) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("^,*", "*"),
+        ("^,*", "^,!"),
+        ("0.000002292", "fast"),
+        (",0.000006976", ""),
+        ("\n", ",\n"),
+        ("\n", ""),
+        ("\n", "\n\n"),
+    ],
+)
+def test_other_words_about_sources_are_unparsable(change: tuple[str, str]) -> None:
+    with pytest.raises(CannotTell):
+        parse_samples(recorded("chrony-4.3-sources.csv").replace(*change))
+    with pytest.raises(CannotTell):
+        parse_samples("")
 
 
 def tracking(**fields: str) -> str:

@@ -69,7 +69,7 @@ def test_the_table_uses_the_words_of_the_product(row: Row) -> None:
     assert row.reason in {*spec.reasons, *COMMON_REASONS}
     assert row.outcome in {None, *(str(word) for word in Outcome)}
     codes = {code for action in actions().values() for code in action.codes}
-    assert row.error in {None, "no_cure", "blocked", "step_failed", *CODES, *codes}
+    assert row.error in {None, "no_cure", "blocked", "rejected_target", "step_failed", *CODES, *codes}
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.outcome == "success"], ids=lambda row: row.name)
@@ -129,6 +129,11 @@ def test_checks_are_spread_so_that_hosts_end_together() -> None:
 def test_a_host_that_was_put_back_and_does_not_pass_differs() -> None:
     line = judge(ROW, seen(bundle())).but("put back, and does not pass again")
     assert line.differences == ("put back, and does not pass again",)
+
+
+def test_every_check_is_looked_at_before_any_fault() -> None:
+    assert [table.check for table in TABLES if not table.rows[0].standing] == []
+    assert [table.check for table in TABLES if (table.rows[0].result, table.rows[0].reason) != table.rests] == []
 
 
 def test_health_is_a_pass_or_a_cure_that_ended_in_one() -> None:

@@ -31,6 +31,7 @@ class TimeSource:
         updated_s_ago: age of the last update; grows only when a fault sets it.
         dispersion_s: how imprecise the measurement is.
         corrects: stepping works; a false one is a clock that nobody may set (a container).
+        reckoned_s: the steps that the daemon wanted and could not make; it reckons with them all the same.
     """
 
     reachable: bool = True
@@ -40,6 +41,7 @@ class TimeSource:
     updated_s_ago: float = 35.0
     dispersion_s: float = 0.000912
     corrects: bool = True
+    reckoned_s: float = 0.0
     jitter_s: float = 0.000041
 
 
@@ -47,7 +49,7 @@ def provide(host: FakeHost) -> None:
     """Have chrony installed, configured and running."""
     host.put("/etc/chrony/chrony.conf", CONF)
     host.install("chronyc", "timedatectl")
-    host.units_table[UNIT] = Unit(started=lambda: _step(host, at_least_s=1.0))
+    host.units_table[UNIT] = Unit(started=lambda: _start(host))
     host.aliases["chronyd.service"] = UNIT
     host.clock_source = lambda: clock_state(host)
 
@@ -70,6 +72,11 @@ def _running(host: FakeHost) -> str:
     return "chrony" if host.is_active(UNIT) else "timesyncd" if host.is_active(TIMESYNCD) else "none"
 
 
+def _start(host: FakeHost) -> None:
+    _step(host, at_least_s=1.0)
+    host.part(TimeSource).reckoned_s = host.skew_s if abs(host.skew_s) >= 1.0 else 0.0
+
+
 def _step(host: FakeHost, *, at_least_s: float = 0.0) -> None:
     """Set the clock right, as `makestep` does when the offset is at least so large."""
     source = host.part(TimeSource)
@@ -90,6 +97,8 @@ def chronyc(call: Call) -> Ran:
     command = words[0] if words else ""
     if command == "tracking":
         return said(_tracking(host, csv="-c" in call.flags))
+    if command == "sources":
+        return said(_sources(host))
     if command == "waitsync":
         return _waitsync(call, words[1:])
     if command in {"makestep", "online", "burst", "reload"}:
@@ -110,7 +119,8 @@ def _tracking(host: FakeHost, *, csv: bool) -> str:
     else:
         updated = host.now().timestamp() - source.updated_s_ago
         # The correction still to be applied: positive when this host is slow of true time.
-        fields = [source.reference, source.address, str(source.stratum), f"{updated:.9f}", f"{-_offset_s(host):.9f}"]
+        correction = source.reckoned_s - _offset_s(host)
+        fields = [source.reference, source.address, str(source.stratum), f"{updated:.9f}", f"{correction:.9f}"]
         fields += ["-0.000012893", "0.000034512", "-11.307", "-0.001", "0.038"]
         fields += ["0.021338414", f"{source.dispersion_s:.9f}", "64.5", "Normal"]
     if csv:
@@ -120,6 +130,15 @@ def _tracking(host: FakeHost, *, csv: bool) -> str:
         f"Reference ID    : {fields[0]} ({fields[1]})\nStratum         : {fields[2]}\n"
         f"System time     : {abs(_offset_s(host)):.9f} seconds {direction} of NTP time\nLeap status     : {fields[13]}\n"
     )
+
+
+def _sources(host: FakeHost) -> str:
+    """`-c sources`: what its one source said last."""
+    source = host.part(TimeSource)
+    if not source.reachable:
+        return f"^,?,{source.address},0,6,0,4294967295,0.000000000,0.000000000,0.000000000\n"
+    offset = _offset_s(host)
+    return f"^,*,{source.address},{source.stratum},6,377,35,{offset:.9f},{offset:.9f},{source.dispersion_s:.9f}\n"
 
 
 def _waitsync(call: Call, words: list[str]) -> Ran:

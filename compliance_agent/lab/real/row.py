@@ -63,7 +63,7 @@ class Table:
         setup: script that furnishes the host before its agent starts.
         entry: the check's entry in the lab's baseline, where the shipped one has none or names what a lab host does not have.
         interval_s: how often the lab's agent looks.
-        passes: whether a host without a fault passes here.
+        rests: verdict and reason of a host that no fault was done to; a container does not pass everything.
         no_cure: why no cure is seen here although the check has one.
         cost_s: about how long the rows take; the checks are spread over the hosts by it.
     """
@@ -72,7 +72,7 @@ class Table:
     setup: str = ""
     entry: Mapping[str, Any] = field(default_factory=dict)
     interval_s: int = 1
-    passes: bool = True
+    rests: tuple[str, str] = ("pass", "as_expected")
     no_cure: str = ""
     cost_s: float = 30.0
 
