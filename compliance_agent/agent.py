@@ -314,9 +314,15 @@ class ComplianceAgent:
         ended = await settled(unsaid()) if callable(unsaid) else ()
         results = await settled(self.healing_engine.recover())
         for result in [*(ended if isinstance(ended, tuple) else ()), *(results if isinstance(results, list) else ())]:
-            drift = DriftResult(check=result.check, drifted=True, pre_state=result.pre_state)
             now = self.clock.now()
-            await self._record_or_keep(Done(drift, result, now, now, "start"))
+            await self._record_or_keep(Done(self._drift_of(result), result, now, now, "start"))
+
+    def _drift_of(self, result: RemediationResult) -> DriftResult:
+        """The drift that this cure was for, as far as its rollback point kept it."""
+        verdict = Verdict(Result.FAIL, result.found) if result.found else None
+        drift = DriftResult(result.check, drifted=True, pre_state=result.pre_state, verdict=verdict)
+        entry = getattr(getattr(self.drift_detector, "baseline", None), "entries", {}).get(result.check)
+        return drift if entry is None else replace(drift, severity=entry.check.spec.severity.value)
 
     # The loop
 

@@ -391,6 +391,7 @@ class HealingEngine:
             baseline_sha256=self.baseline.sha256,
             created=now,
             stages=tuple("pending" for _ in plan.steps),
+            found=drift.reason,
         )
 
     # One cure that was cut off
@@ -433,6 +434,7 @@ class HealingEngine:
             error=code,
             reason="interrupted",
             recovered=True,
+            found=point.found,
             point_id=point.id,
         )
         await self._world().journal.close(point, "undo_failed", result, reject=True)

@@ -199,6 +199,7 @@ class RemediationResult:
         not_before: when a deferred remediation may be tried again (UTC), where known.
         post_result: verdict of the look after.
         recovered: this result was found at start, after a crash in the middle.
+        found: the reason of the look that found the drift, where a rollback point kept it.
         point_id: the rollback point that it ended, empty where nothing was begun. Its record has this id, so it is made once.
     """
 
@@ -215,6 +216,7 @@ class RemediationResult:
     post_result: str | None = None
     post_reason: str | None = None
     recovered: bool = False
+    found: str = ""
     point_id: str = ""
 
 

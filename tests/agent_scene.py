@@ -86,7 +86,12 @@ class Healer:
         self.detector.fix(drift.check)
         point_id = str(uuid.uuid4())
         self.kept[point_id] = RemediationResult(
-            drift.check, Outcome.SUCCESS, post_result=Result.PASS, post_reason=PASS, point_id=point_id
+            drift.check,
+            Outcome.SUCCESS,
+            post_result=Result.PASS,
+            post_reason=PASS,
+            found=drift.reason,
+            point_id=point_id,
         )
         return self.kept[point_id]
 

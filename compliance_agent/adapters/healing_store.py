@@ -44,7 +44,8 @@ _TABLES = (
         number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, plan TEXT NOT NULL, target TEXT NOT NULL,
         captured TEXT NOT NULL, pre_state TEXT NOT NULL, baseline_sha256 TEXT NOT NULL,
         wall_us INTEGER NOT NULL, monotonic_us INTEGER NOT NULL, boot_id TEXT NOT NULL,
-        state TEXT NOT NULL, failure TEXT NOT NULL DEFAULT '', unsaid TEXT)""",
+        state TEXT NOT NULL, failure TEXT NOT NULL DEFAULT '', found TEXT NOT NULL DEFAULT '',
+        unsaid TEXT)""",
     "CREATE INDEX IF NOT EXISTS heal_point_by_state ON heal_point (state)",
     """CREATE TABLE IF NOT EXISTS heal_step (
         point_id TEXT NOT NULL, step INTEGER NOT NULL, stage TEXT NOT NULL, PRIMARY KEY (point_id, step)) WITHOUT ROWID""",
@@ -71,7 +72,7 @@ _PRUNE_POINTS = """DELETE FROM heal_point WHERE state NOT IN ('open', 'undoing')
 _CLOSE_POINT = """UPDATE heal_point SET state = :state, unsaid = :unsaid,
     captured = CASE WHEN :state = 'undo_failed' THEN captured ELSE '[]' END WHERE id = :id"""
 _PRUNE_STEPS = "DELETE FROM heal_step WHERE point_id NOT IN (SELECT id FROM heal_point)"
-_OPEN = """SELECT id, plan, target, captured, pre_state, baseline_sha256, wall_us, monotonic_us, boot_id, state, failure
+_OPEN = """SELECT id, plan, target, captured, pre_state, baseline_sha256, wall_us, monotonic_us, boot_id, state, failure, found
     FROM heal_point WHERE state IN ('open', 'undoing') ORDER BY number DESC"""
 
 
@@ -189,8 +190,17 @@ class HealingStore:
                 raise RuntimeError("a rollback point is still open: recover first")
             connection.execute(
                 "INSERT INTO heal_point (id, plan, target, captured, pre_state, baseline_sha256, wall_us, monotonic_us,"
-                " boot_id, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'open')",
-                (point.id, encode(point.plan), point.target, captured, pre_state, point.baseline_sha256, *at),
+                " boot_id, found, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'open')",
+                (
+                    point.id,
+                    encode(point.plan),
+                    point.target,
+                    captured,
+                    pre_state,
+                    point.baseline_sha256,
+                    *at,
+                    point.found,
+                ),
             )
             rows = [(point.id, number, "pending") for number in range(len(point.plan.steps))]
             connection.executemany("INSERT INTO heal_step VALUES (?, ?, ?)", rows)
@@ -339,7 +349,7 @@ def _prune(connection: sqlite3.Connection, check: str) -> None:
 
 def _point(connection: sqlite3.Connection, row: Row) -> RollbackPoint:
     """A stored point. One that cannot be read comes without steps: there is nothing it could undo."""
-    point_id, plan, target, captured, pre_state, sha256, wall, monotonic, boot, state, failure = row
+    point_id, plan, target, captured, pre_state, sha256, wall, monotonic, boot, state, failure, found = row
     try:
         decoded = decode(plan)
         before, facts = json.loads(captured), json.loads(pre_state)
@@ -358,6 +368,7 @@ def _point(connection: sqlite3.Connection, row: Row) -> RollbackPoint:
         stages=_stages(connection, point_id, len(decoded.steps)),
         state=state,
         failure=failure,
+        found=found,
     )
 
 

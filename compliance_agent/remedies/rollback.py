@@ -33,6 +33,7 @@ class RollbackPoint:
         stages: how far each step is.
         state: of the point.
         failure: token of why it is being undone, empty before that.
+        found: the reason of the look that found the drift.
     """
 
     id: str
@@ -45,6 +46,7 @@ class RollbackPoint:
     stages: tuple[Stage, ...] = field(default=())
     state: PointState = "open"
     failure: str = ""
+    found: str = ""
 
     @property
     def check(self) -> str:

@@ -238,6 +238,7 @@ class Transaction:
             post_result=seen.result.value,
             post_reason=seen.reason,
             recovered=self.recovered,
+            found=self.point.found,
             point_id=self.point.id,
         )
 

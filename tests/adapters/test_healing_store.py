@@ -19,7 +19,9 @@ from compliance_agent.remedies.rollback import PointState, RollbackPoint
 
 AT = Moment(datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC), 1_000.5, "boot-a")
 PLAN = Plan("toy", (Step("one", {"n": 1, "on": True}), Step("two", {"word": "x"})), True, "t-1", "reboots")
-POINT = RollbackPoint("p-0", PLAN, "t-1", ({"a": [1, None]}, "text"), {"on": False}, "b" * 64, AT, ("pending",) * 2)
+POINT = RollbackPoint(
+    "p-0", PLAN, "t-1", ({"a": [1, None]}, "text"), {"on": False}, "b" * 64, AT, ("pending",) * 2, found="off"
+)
 
 
 @pytest.fixture

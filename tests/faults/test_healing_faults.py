@@ -206,7 +206,7 @@ async def end_well(bench: Bench, former: str) -> None:
     assert len(results) == before.count("open")
     holds(bench, after[0] if after else None, former)
     for result in results:
-        assert result.recovered
+        assert (result.recovered, result.found) == (True, "off")
         assert [result.outcome] == after
         assert result.reason in ENDINGS
     assert await bench.engine.recover() == []
