@@ -164,7 +164,7 @@ class Ed25519Signer:
         self.public_bytes = self._key.public_key().public_bytes_raw()
         self.key_id = key_id(self.public_bytes)
 
-    def sign(self, message: bytes) -> bytes:
+    def sign(self, message: bytes | memoryview) -> bytes:
         """The 64-byte signature of exactly these bytes."""
         return self._key.sign(message)
 

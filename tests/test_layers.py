@@ -74,6 +74,7 @@ LAYERS: dict[str, str] = {
     "logs": "tools",
     "packet": "thinking",
     "packet.build": "wiring",
+    "packet.choosing": "wiring",
     "packet.kept": "stages",
     "packet.logbook": "stages",
     "packet.look": "stages",
@@ -145,7 +146,7 @@ FENCES = (
     Fence(
         "a clinic host must not carry, nor be able to run, the server",
         targets=("server", "web"),
-        but_sources=("server", "web", "cli", "lab", "packet.build"),
+        but_sources=("server", "web", "cli", "lab", "packet.build", "packet.choosing"),
     ),
     Fence(
         "the server extra is not installed on a clinic host",

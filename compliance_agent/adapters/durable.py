@@ -80,20 +80,31 @@ def replaced_file(
     Raises:
         StorageError: as `write_file`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    with replaced_handle(path, mode, owner=owner) as handle:
 
         def put(piece: bytes) -> None:
             view = memoryview(piece)
             while view:
                 view = view[os.write(handle, view) :]
 
+        yield put
+
+
+@contextlib.contextmanager
+def replaced_handle(path: Path, mode: int = 0o600, *, owner: tuple[int, int] | None = None) -> Iterator[int]:
+    """As `replaced_file`, for content whose pieces come in another order: a file to be written and read (`put_at`).
+
+    Raises:
+        StorageError: as `write_file`.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
         try:
             if owner is not None and owner != (os.geteuid(), os.getegid()):
                 os.fchown(handle, *owner)
             os.fchmod(handle, mode)
-            yield put
+            yield handle
             os.fsync(handle)
         finally:
             os.close(handle)
@@ -105,6 +116,14 @@ def replaced_file(
         if isinstance(error, OSError):
             raise storage_error(error, f"writing {path}") from error
         raise
+
+
+def put_at(handle: int, piece: bytes, at: int) -> None:
+    """Write all of it at a place of a file."""
+    view = memoryview(piece)
+    while view:
+        written = os.pwrite(handle, view, at)
+        view, at = view[written:], at + written
 
 
 def remove_file(path: Path) -> None:

@@ -131,21 +131,28 @@ def bench_log() -> list[Figure]:
 
 
 def bench_verify() -> list[Figure]:
-    """The verifier over a directory of many records, against strict signature checks on all cores of the same run."""
+    """The verifier over many records, against strict signature checks on all cores, and reading alone, of the same run."""
+    from compliance_agent.lab import bench_verify
     from compliance_agent.lab.bench_packet import make_packet
-    from compliance_agent.lab.bench_verify import checks_per_s, make, run
 
     records = int(os.environ.get("BENCH_RECORDS", "40000"))
-    limit = checks_per_s()
-    scratch = os.environ.get("BENCH_KEEP")
+    forms = os.environ.get("BENCH_FORMS", "packet,directory").split(",")
+    limit, floor, ran = bench_verify.checks_per_s(), 0.0, dict[str, bench_verify.Ran]()
     with tempfile.TemporaryDirectory(prefix="compliance-bench-", dir=_disk()) as temporary:
-        evidence = make(Path(scratch or temporary), records)
-        packet = make_packet(evidence.parent)
-        ran = {
-            "directory": run("verify", str(evidence), "--json"),
-            "packet": run("packet", "verify", str(packet), "--json"),
-        }
+        scratch = Path(os.environ.get("BENCH_KEEP") or temporary)
+        if "packet" in forms:
+            ran["packet"] = bench_verify.run("verify", str(make_packet(scratch, records)), "--json")
+        if "directory" in forms:
+            evidence = bench_verify.make(scratch, records)
+            if os.environ.get("BENCH_COLD"):
+                bench_verify.forget()
+            ran["directory"] = bench_verify.run("verify", str(evidence), "--json")
+            if os.environ.get("BENCH_COLD"):
+                bench_verify.forget()
+            floor = bench_verify.read_s(evidence)
     figures = [Figure("strict checks of a record's size, all cores", limit, "1/s", "the limit of this run", None)]
+    if floor:
+        figures.append(Figure("reading every file of the directory, nothing else", floor, "s", "its floor", None))
     scale = records / 1_000_000
     for name, one in ran.items():
         if one.status:
@@ -155,6 +162,7 @@ def bench_verify() -> list[Figure]:
             Figure(f"{name} of {records:,} with receipts", one.seconds, "s", f"{goal:g} s", one.seconds < goal),
             Figure(f"{name}, records", rate, "1/s", "", None),
             Figure(f"{name} / limit", rate / limit, "x", "", None),
+            Figure(f"{name}, CPU of all processes for each record", one.cpu_s / records * 1e6, "us", "", None),
             Figure(f"{name}, RSS of all processes", rss / 1e6, "MB", "300 MB", rss < 3e8),
             Figure(f"{name}, PSS of all processes", one.peak_pss_bytes / 1e6, "MB", "", None),
         ]

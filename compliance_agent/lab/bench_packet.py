@@ -1,116 +1,98 @@
-"""A packet of the records that `bench_verify` made: as a server writes one, but read from a directory, a record at a time."""
+"""A packet of the records that `bench_records` made: as a server writes one, a record at a time."""
 
 from __future__ import annotations
 
-import hashlib
+import functools
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+import mmap
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import overload
+from typing import BinaryIO, cast
 
 from compliance_agent import crypto
-from compliance_agent.entries.leaf import shard_leaf
+from compliance_agent.adapters.durable import put_at, replaced_handle
+from compliance_agent.lab import bench_records
 from compliance_agent.lab.bench_log import SITE
-from compliance_agent.lab.bench_verify import HOSTS, _key
-from compliance_agent.log.checkpoint import Checkpoint
-from compliance_agent.log.merkle import hash_leaf
-from compliance_agent.log.note import Note, VerifierKey
-from compliance_agent.log.proof import Proof
-from compliance_agent.log.tiles import ENTRIES, Tile, encode_entries, written
-from compliance_agent.log.tree import Edge
-from compliance_agent.packet import archive, dsse, ocsf, oscal, table
+from compliance_agent.lab.bench_records import HOSTS, PER_DAY, Bundle, Log
+from compliance_agent.packet import oscal, packing
 from compliance_agent.packet.content import PacketHost, Record, Scope
-from compliance_agent.packet.manifest import MANIFEST, MANIFEST_SIGNATURE, line
 from compliance_agent.packet.outside import outside
 from compliance_agent.packet.readme import NOT_PROVEN, Shown, readme
 
-
-class _OnDisk(Sequence[Record]):
-    """The records of a directory in the order of their chains, each read when it is looked at."""
-
-    def __init__(self, places: Sequence[str]) -> None:
-        self._places = places
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    @overload
-    def __getitem__(self, at: int) -> Record: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[Record]: ...
-    def __getitem__(self, at: int | slice) -> Record | Sequence[Record]:
-        if isinstance(at, slice):
-            return _OnDisk(self._places[at])
-        body, signature, leaf, receipt = ((Path(self._places[at]) / part).read_bytes() for part in archive.PARTS)
-        return Record(json.loads(body), body, signature, leaf, Proof.parse(receipt).index)
+SIGNER = 98
 
 
-def make_packet(directory: Path) -> Path:
-    """The packet of all records under `directory`; one that is there is kept."""
-    out = directory / "packet.zip"
+def make_packet(directory: Path, records: int) -> Path:
+    """The packet of so many records; one that is there is kept."""
+    out = directory / f"packet-{records}.zip"
     if out.exists():
         return out
-    note = (directory / "checkpoint").read_bytes()
-    checkpoint = Checkpoint.parse(Note.parse(note).text)
-    vkey = VerifierKey.parse((directory / "keys" / "log.vkey").read_text("ascii").strip())
-    leaves = [_leaves(directory / f"leaves-{number}") for number in range(HOSTS)]
-    records = _OnDisk([place for host in leaves for place, _ in host])
-    files = _log(checkpoint, [leaf for turn in zip(*leaves, strict=True) for _, leaf in turn])
-    hosts = [(f"ws-{number:02}", _key(number).public_key().public_bytes_raw()) for number in range(HOSTS)]
-    keyed = sorted((label, crypto.key_id(public)) for label, public in hosts)
-    scope = Scope(
-        SITE, "2026-01-01", "2026-12-31", None, None, checkpoint.origin, checkpoint.size, "2026-12-31T00:00:00.000000Z",
-        tuple(PacketHost(label, key_id, "2026-01-01T00:00:00.000000Z", None) for label, key_id in keyed), 0, {},
-    )  # fmt: skip
-    policy = f"log {vkey}\nquorum none\n".encode()
-    files |= {f"keys/{crypto.key_id(public)}.pem": crypto.public_pem(public).encode() for _, public in hosts}
-    files |= {
-        "packet.json": scope.encode(), "policy": policy, "log/checkpoint": note, "NOT-PROVEN.txt": NOT_PROVEN,
-        "keys/log.pem": crypto.public_pem(vkey.public).encode(),
-        "README.txt": readme(scope, Shown(len(records), 0, records[0]), oscal.VERSION, outside(policy, note, []), authority=False),
-        "export/assessment-results.json": oscal.assessment_results(scope, records),
-        "export/ocsf.jsonl": ocsf.lines(scope, records), "export/evidence.csv": table.table(scope, records),
-    }  # fmt: skip
-    _signed(files)
-    names = {f"{_below(place)}/{part}" for place in records._places for part in archive.PARTS}
+    bench_records.make(directory, records)
+    log = bench_records.log(directory)
+    with replaced_handle(out, 0o644) as handle:
 
-    def content(name: str) -> bytes:
-        return files[name] if name in files else (directory / name).read_bytes()
+        def signed(start: int, end: int) -> bytes:
+            with mmap.mmap(handle, end, prot=mmap.PROT_READ) as mapped, memoryview(mapped)[start:end] as part:
+                return bytes(bench_records.key(SIGNER).sign(part))
 
-    everything = sorted(names | files.keys())
-    listed = b"".join(line(hashlib.sha256(content(name)).hexdigest(), name) for name in everything)
-    files |= {MANIFEST: listed, MANIFEST_SIGNATURE: _key(98).sign(listed)}
-    with out.open("wb") as file:
-        archive.write({*everything, MANIFEST, MANIFEST_SIGNATURE}, content, file.write)
+        signing = packing.Signing(bench_records.public_key(SIGNER), bench_records.key(SIGNER).sign, signed)
+        packing.write(_parts(directory, log), functools.partial(put_at, handle), _aside(directory), signing)
     return out
 
 
-def _leaves(path: Path) -> list[tuple[str, bytes]]:
-    with path.open(encoding="ascii") as file:
-        return [(place, leaf.rstrip("\n").encode("ascii")) for place, _, leaf in (row.partition("\t") for row in file)]
+def _aside(directory: Path) -> Callable[[], BinaryIO]:
+    return lambda: cast(BinaryIO, tempfile.TemporaryFile(dir=directory))
 
 
-def _below(place: str) -> str:
-    return "evidence/" + "/".join(place.rsplit("/", 5)[1:])
-
-
-def _log(checkpoint: Checkpoint, leaves: Sequence[bytes]) -> dict[str, bytes]:
-    entries = [shard_leaf(checkpoint.origin, None, "2026-01-01T00:00:00Z"), *leaves]
-    _, tiles = Edge().grow(map(hash_leaf, entries))
-    return {f"log/{tile.path}": content for tile, content in [*dict(tiles).items(), *_bundles(entries)]}
-
-
-def _bundles(entries: Sequence[bytes]) -> Iterator[tuple[Tile, bytes]]:
-    for tile in written(0, len(entries)):
-        if tile.level == ENTRIES:
-            yield tile, encode_entries(list(entries[tile.index * 256 : tile.index * 256 + tile.width]))
-
-
-def _signed(files: dict[str, bytes]) -> None:
-    key, name = _key(98), "export/assessment-results.json"
-    public = key.public_key().public_bytes_raw()
-    said = dsse.statement(
-        name.rpartition("/")[2], hashlib.sha256(files[name]).hexdigest(), {"tool": "compliance-agent"}
+def _parts(directory: Path, log: Log) -> packing.Parts:
+    hosts = sorted((bench_records.label(number), bench_records.public_key(number)) for number in range(HOSTS))
+    scope = Scope(
+        SITE, "2026-01-01", "2026-12-31", None, None, log.key.name, log.size, "2026-12-31T00:00:00.000000Z",
+        tuple(PacketHost(label, crypto.key_id(public), "2026-01-01T00:00:00.000000Z", None) for label, public in hosts),
+        0, {},
+    )  # fmt: skip
+    policy = f"log {log.key}\nquorum none\n".encode()
+    example = next(_told(directory, log))
+    page = readme(scope, Shown(log.size - 1, 0, example), oscal.VERSION, outside(policy, log.note, []), authority=False)
+    files = {
+        "packet.json": scope.encode(), "policy": policy, "log/checkpoint": log.note, "NOT-PROVEN.txt": NOT_PROVEN,
+        "keys/log.pem": crypto.public_pem(log.key.public).encode(), "README.txt": page,
+        **{f"keys/{crypto.key_id(public)}.pem": crypto.public_pem(public).encode() for _, public in hosts},
+        **{f"log/{tile.path}": content for tile, content in log.hashes.items()},
+    }  # fmt: skip
+    plain: dict[str, Callable[[], bytes]] = {name: functools.partial(bytes, content) for name, content in files.items()}
+    entries = bench_records.entry_bundles(directory, log.size)  # their paths are in the order of their indexes
+    for tile in bench_records.entry_tiles(log.size):
+        plain[f"log/{tile.path}"] = lambda: next(entries)[1]
+    return packing.Parts(
+        scope,
+        plain,
+        lambda: (
+            f"evidence/{bundle.directory}" for n in range(HOSTS) for bundle in bench_records.of_host(directory, n)
+        ),
+        lambda: _told(directory, log),
+        lambda: _stored(directory, log),
+        {"tool": "compliance-agent"},
     )
-    files["keys/packet.pem"] = crypto.public_pem(public).encode()
-    files["export/assessment-results.dsse.json"] = dsse.envelope(said, public, key.sign)
+
+
+def _told(directory: Path, log: Log) -> Iterator[Record]:
+    for host in range(HOSTS):
+        for at, bundle in enumerate(bench_records.of_host(directory, host)):
+            yield _record(bundle, at * HOSTS + host + 1)
+
+
+def _stored(directory: Path, log: Log) -> Iterator[tuple[Record, bytes]]:
+    tree = log.tree
+    for host in range(HOSTS):
+        numbered = enumerate(bench_records.of_host(directory, host))
+        while day := list(itertools.islice(numbered, PER_DAY)):
+            for at, bundle in sorted(day, key=lambda one: one[1].directory):
+                index, receipt = log.receipt(tree, host, at)
+                yield _record(bundle, index), receipt
+
+
+def _record(bundle: Bundle, index: int) -> Record:
+    return Record(json.loads(bundle.body), bundle.body, bundle.signature, bundle.leaf, index)

@@ -11,17 +11,19 @@ so that whoever has the log can see that nothing of the period was left out. The
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import functools
+import itertools
 import json
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import mmap
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from compliance_agent import crypto
-from compliance_agent.adapters.durable import read_file, replaced_file
+from compliance_agent.adapters.durable import put_at, read_file, replaced_handle
 from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.errors import BadEvidence, ConfigError, NoInput
 from compliance_agent.log.checkpoint import Checkpoint
@@ -30,21 +32,12 @@ from compliance_agent.log.merkle import hash_leaf
 from compliance_agent.log.note import Note, VerifierKey
 from compliance_agent.log.policy import Policy
 from compliance_agent.log.proof import Proof
-from compliance_agent.log.tiles import ENTRIES, Tile, decode_entries, written
+from compliance_agent.log.tiles import ENTRIES, FULL, Tile, decode_entries, written
 from compliance_agent.log.tree import Edge, TileTree
-from compliance_agent.packet import archive, dsse, ocsf, oscal, table
-from compliance_agent.packet.content import (
-    PacketHost,
-    Record,
-    Scope,
-    concerns,
-    first_moment,
-    in_order,
-    section,
-    stamp,
-)
-from compliance_agent.packet.manifest import MANIFEST, MANIFEST_SIGNATURE, manifest
-from compliance_agent.packet.outside import OLDER, YEAR, Outside, outside
+from compliance_agent.packet import oscal, packing
+from compliance_agent.packet.choosing import Choice, Chosen, Wanted, choose
+from compliance_agent.packet.content import PacketHost, Record, Scope, first_moment, section, stamp
+from compliance_agent.packet.outside import OLDER, YEAR, outside
 from compliance_agent.packet.readme import NOT_PROVEN, Shown, readme
 from compliance_agent.packet.report import Report
 from compliance_agent.packet.verify import verify_file
@@ -54,25 +47,9 @@ from compliance_agent.server.store import SqlStore
 
 WITNESSES, AUTHORITY = "witnesses.policy", "tsa-ca.pem"  # under keys/, where the server leaves them
 LOOKS, LOOK_S = 25, 0.2  # for a checkpoint that its witnesses have cosigned; a new one is visible before they have
-PAGE = 500  # bundles in memory at once while looking for the ones that are wanted
+PAGE = 500  # bundles in memory at once
+_TILES = 64  # files of entries in memory at once
 Sleep = Callable[[float], Awaitable[None]]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What was asked for."""
-
-    site_id: str
-    since: date
-    until: date
-    control: str | None = None
-    host: str | None = None
-    log_year: int | None = None
-
-    @property
-    def year(self) -> int:
-        """Of the log: a packet has one."""
-        return self.log_year or self.until.year
 
 
 @dataclass(frozen=True)
@@ -93,14 +70,28 @@ class _Log:
     shard: Shard
     note: bytes
     key: VerifierKey
-    entries: list[bytes]
-    files: dict[Tile, bytes]
+    size: int
+    hashes: dict[Tile, bytes]
+    first: bytes  # entry
+    times: list[tuple[int, Mapping[str, Any]]]
+    read: Callable[[Tile], bytes]  # a file of entries
     policy: bytes = b""  # its key, and the witnesses that the server asks about it
     authority: bytes = b""  # certificates of the time-stamping authority it asks
+    _entries: Callable[[Tile], list[bytes]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        decoded = functools.lru_cache(_TILES)(lambda tile: decode_entries(self.read(tile), tile.width))
+        object.__setattr__(self, "_entries", decoded)
+
+    def entry(self, index: int) -> bytes:
+        """The entry of this index."""
+        first = index // FULL
+        return self._entries(Tile(ENTRIES, first, min(FULL, self.size - first * FULL)))[index % FULL]
 
     @property
-    def size(self) -> int:
-        return len(self.entries)
+    def tiles(self) -> list[Tile]:
+        """The files of entries."""
+        return [tile for tile in written(0, self.size) if tile.level == ENTRIES]
 
 
 async def build(
@@ -141,19 +132,14 @@ async def build(
         raise NoInput(f"{data_dir}: not the data directory of a server (no server.db)")
     store = await SqlStore.open(database)
     try:
-        scope, files = await _gathered(store, data_dir, wanted, sleep)
+        scope, size = await _written(store, data_dir, wanted, sleep, out)
     finally:
         await store.close()
-    whole = _signed(files, Ed25519Signer(data_dir / "keys" / "packet.pem"), scope)
-    del files
-    with replaced_file(out, 0o644) as put:
-        size = archive.write(whole, whole.__getitem__, put)
-    del whole
     report = verify_file(out)
     return Built(out, scope, report.found, size, report)
 
 
-async def _gathered(store: SqlStore, data_dir: Path, wanted: Wanted, sleep: Sleep) -> tuple[Scope, dict[str, bytes]]:
+async def _written(store: SqlStore, data_dir: Path, wanted: Wanted, sleep: Sleep, out: Path) -> tuple[Scope, int]:
     reader = store.for_sites({wanted.site_id})
     if not await reader.site_rows():
         raise NoInput(f"site {wanted.site_id}: not known to this server")
@@ -161,8 +147,9 @@ async def _gathered(store: SqlStore, data_dir: Path, wanted: Wanted, sleep: Slee
     keys = {item.key_id: item for item in await reader.hosts(wanted.site_id) if wanted.host in {None, item.host_id}}
     if not keys:
         raise NoInput(f"site {wanted.site_id}: no host {wanted.host or ''}".rstrip())
-    survey = await _surveyed(reader, wanted, log, keys)
-    hosts = [_host(item) for item in keys.values() if item.key_id in survey.keys]
+    of = {key for key, host in keys.items() if _is_of(host, wanted)}
+    choice = await choose(_rows(reader, wanted.site_id), wanted, log.size, keys, of)
+    hosts = [_host(item) for item in keys.values() if item.key_id in choice.keys]
     scope = Scope(
         **_period(wanted),
         control=wanted.control,
@@ -171,13 +158,30 @@ async def _gathered(store: SqlStore, data_dir: Path, wanted: Wanted, sleep: Slee
         size=log.size,
         signed_at=stamp(log.shard.published_at or log.shard.sequenced_at),
         hosts=tuple(sorted(hosts, key=lambda host: (host.host_id, host.key_id))),
-        pending=survey.pending,
-        elsewhere={str(year): count for year, count in sorted(survey.elsewhere.items())},
+        pending=choice.pending,
+        elsewhere={str(year): count for year, count in sorted(choice.elsewhere.items())},
     )
-    records = [_record(kept, log) async for kept in _rows(reader, wanted.site_id) if kept.number in survey.numbers]
-    files = await asyncio.to_thread(_files, scope, records, log)
-    files |= {f"keys/{host.key_id}.pem": crypto.public_pem(keys[host.key_id].public_key).encode() for host in hosts}
-    return scope, files
+    source = _Source(reader, wanted.site_id, log, choice, asyncio.get_running_loop())
+    public = {f"keys/{host.key_id}.pem": crypto.public_pem(keys[host.key_id].public_key).encode() for host in hosts}
+    signer = Ed25519Signer(data_dir / "keys" / "packet.pem")
+    return scope, await asyncio.to_thread(_put, source, scope, public, signer, out)
+
+
+def _put(source: _Source, scope: Scope, keys: Mapping[str, bytes], signer: Ed25519Signer, out: Path) -> int:
+    """Write the file; its length."""
+    with replaced_handle(out, 0o644) as handle:
+
+        def signed(start: int, end: int) -> bytes:
+            with mmap.mmap(handle, end, prot=mmap.PROT_READ) as mapped, memoryview(mapped)[start:end] as part:
+                return signer.sign(part)
+
+        parts = _parts(source, scope, keys)
+        signing = packing.Signing(signer.public_bytes, signer.sign, signed)
+        return packing.write(parts, functools.partial(put_at, handle), functools.partial(_aside, out.parent), signing)
+
+
+def _aside(directory: Path) -> BinaryIO:
+    return cast(BinaryIO, tempfile.TemporaryFile(dir=directory))
 
 
 def _host(host: Host) -> PacketHost:
@@ -201,82 +205,6 @@ async def _rows(reader: SiteReader, site_id: str) -> AsyncIterator[Kept]:
         for row in rows:
             yield row
         after = rows[-1].number
-
-
-# --- which records ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """A record of this log while it is decided whether it is wanted."""
-
-    place: tuple[int, int]
-    number: int
-    day: str
-    wanted: bool
-
-
-@dataclass
-class _Survey:
-    """What is taken: numbers of arrival, and keys that are of the period; and what of the period is not in this log."""
-
-    numbers: set[int]
-    keys: set[str]
-    pending: int
-    elsewhere: Counter[int]
-
-
-async def _surveyed(reader: SiteReader, wanted: Wanted, log: _Log, keys: Mapping[str, Host]) -> _Survey:
-    chains: dict[str, list[_Seen]] = defaultdict(list)
-    survey = _Survey(set(), {key for key, host in keys.items() if _is_of(host, wanted)}, 0, Counter())
-    first, last = wanted.since.isoformat(), wanted.until.isoformat()
-    async for kept in _rows(reader, wanted.site_id):
-        if kept.key_id not in keys:
-            continue
-        if not kept.body:  # destroyed when its time was over; a log with such records makes no packet
-            continue
-        document = json.loads(kept.body)
-        day = document["timestamp_start"][:10]
-        matches = first <= day <= last and concerns(document, wanted.control)
-        if kept.year == wanted.year and kept.index is not None and kept.index < log.size:
-            chains[kept.key_id].append(_Seen((kept.epoch, kept.seq), kept.number, day, matches))
-        elif matches and kept.year not in {None, wanted.year}:
-            survey.elsewhere[kept.year or 0] += 1
-        else:
-            survey.pending += matches
-    if not any(seen.wanted for chain in chains.values() for seen in chain):
-        raise _nothing(wanted, survey, [seen.day for chain in chains.values() for seen in chain])
-    for key, chain in chains.items():
-        inside = [seen for seen in chain if seen.wanted]
-        survey.keys |= {key} if inside else set()
-        if key in survey.keys:
-            taken = inside if wanted.control else _stretch(sorted(chain, key=lambda seen: seen.place), first, last)
-            survey.numbers |= {seen.number for seen in taken}
-    return survey
-
-
-def _stretch(chain: Sequence[_Seen], first: str, last: str) -> list[_Seen]:
-    """The part of a chain that covers the period: it begins before it and ends after it, or where the chain does."""
-    inside = [at for at, seen in enumerate(chain) if seen.wanted]
-    if not inside:
-        inside = [next((at for at, seen in enumerate(chain) if seen.day > last), len(chain) - 1)]
-    low, high = inside[0], inside[-1]
-    while low > 0 and chain[low].day >= first:
-        low -= 1
-    while high < len(chain) - 1 and chain[high].day <= last:
-        high += 1
-    return list(chain[low : high + 1])
-
-
-def _nothing(wanted: Wanted, survey: _Survey, days: Sequence[str]) -> NoInput:
-    what = f"site {wanted.site_id}, {wanted.since} to {wanted.until}"
-    if survey.elsewhere:
-        years = ", ".join(map(str, sorted(survey.elsewhere)))
-        return NoInput(f"{what}: nothing in the log of {wanted.year}", hint=f"it is in the log of {years}: --log-year")
-    if survey.pending:
-        return NoInput(f"{what}: {survey.pending} record(s), none of them in the log yet", hint="try again in a second")
-    there = f"there is evidence from {min(days)} to {max(days)}" if days else "this log holds no evidence"
-    return NoInput(f"{what}: no evidence" + (f" for {wanted.control}" if wanted.control else ""), hint=there)
 
 
 # --- the log ----------------------------------------------------------------------------------------
@@ -328,84 +256,93 @@ def _opened(shard: Shard, served: LogFiles, note: bytes, key: VerifierKey) -> _L
             " a packet needs all entries of its log", code="pruned",
             hint="use a packet that was built before; verify the log itself by its address",
         )  # fmt: skip
-    tiles = [tile for tile in written(0, checkpoint.size) if tile.level == ENTRIES]
-    entries = [
-        entry for tile in tiles for entry in decode_entries(served.read(shard.site_id, shard.year, tile), tile.width)
-    ]
-    edge, hashes = Edge().grow(map(hash_leaf, entries))
+
+    def read(tile: Tile) -> bytes:
+        return served.read(shard.site_id, shard.year, tile)
+
+    log = _Log(shard, note, key, checkpoint.size, {}, b"", [], read)
+    edge, first = Edge(), b""
+    for tile in log.tiles:
+        entries = decode_entries(read(tile), tile.width)
+        edge, grown = edge.grow(map(hash_leaf, entries))
+        log.hashes.update(grown)
+        first = first or entries[0]
+        here = enumerate(entries, tile.index * FULL)
+        log.times.extend((at, json.loads(entry)) for at, entry in here if b'"kind":"time"' in entry)
     if checkpoint.origin != shard.origin or edge.root() != checkpoint.root:
         raise BadEvidence(
             f"log {shard.origin}: its entries do not make the tree that its checkpoint signs", code="bad_tile",
             hint="compliance-agent server log",
         )  # fmt: skip
-    files = dict(hashes) | {tile: served.read(shard.site_id, shard.year, tile) for tile in tiles}
-    return _Log(shard, note, key, entries, files)
+    return replace(log, first=first)
+
+
+# --- the records ------------------------------------------------------------------------------------
+
+
+class _Source:
+    """The records that were chosen, read again from the database in pages: from another thread than the one it belongs to."""
+
+    def __init__(
+        self, reader: SiteReader, site_id: str, log: _Log, choice: Choice, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._reader, self._site_id, self._loop = reader, site_id, loop
+        self.log, self.choice = log, choice
+
+    def told(self) -> Iterator[Record]:
+        """Those of the period, in the order of the exports."""
+        return (record for _, record in self._records(self.choice.told()))
+
+    def stored(self) -> Iterator[tuple[Record, bytes]]:
+        """All of them with their receipts, in the order of their files."""
+        log = self.log
+        tree = TileTree(log.size, lambda *tile: log.hashes[Tile(*tile)])
+        for _, record in self._records(self.choice.stored()):
+            yield record, Proof(record.index, tuple(tree.inclusion(record.index)), log.note).encode()
+
+    def shown(self) -> Shown:
+        """What the page about them says."""
+        count = sum(1 for _ in self.choice.told())
+        first = next(self._records(self.choice.told()), None) or next(self._records(self.choice.stored()))
+        return Shown(count, self.choice.count - count, first[1])
+
+    def _records(self, chosen: Iterator[Chosen]) -> Iterator[tuple[Chosen, Record]]:
+        for page in iter(lambda: list(itertools.islice(chosen, PAGE)), []):
+            numbers = [one.number for one in page]
+            asked = asyncio.run_coroutine_threadsafe(self._reader.kept_of(self._site_id, numbers), self._loop)
+            found = {kept.number: kept for kept in asked.result()}
+            for one in page:
+                yield one, _record(found[one.number], self.log)
 
 
 def _record(kept: Kept, log: _Log) -> Record:
     if kept.index is None:
         raise RuntimeError("a record without an index was taken")
-    return Record(json.loads(kept.body), kept.body, kept.sig, log.entries[kept.index], kept.index)
+    return Record(json.loads(kept.body), kept.body, kept.sig, log.entry(kept.index), kept.index)
 
 
 # --- the files --------------------------------------------------------------------------------------
 
 
-def _files(scope: Scope, records: Sequence[Record], log: _Log) -> dict[str, bytes]:
-    seen = _outside(log)
+def _parts(source: _Source, scope: Scope, keys: Mapping[str, bytes]) -> packing.Parts:
+    log = source.log
+    seen = outside(log.policy, log.note, log.times)
+    page = readme(scope, source.shown(), oscal.VERSION, seen, authority=bool(log.authority))
     files: dict[str, bytes] = {
         "packet.json": scope.encode(),
         "policy": log.policy,
         "keys/log.pem": crypto.public_pem(log.key.public).encode(),
-        "README.txt": readme(scope, _shown(scope, records), oscal.VERSION, seen, authority=bool(log.authority)),
+        "README.txt": page,
         "NOT-PROVEN.txt": NOT_PROVEN,
         "log/checkpoint": log.note,
-        "export/assessment-results.json": oscal.assessment_results(scope, records),
-        "export/ocsf.jsonl": ocsf.lines(scope, records),
-        "export/evidence.csv": table.table(scope, records),
+        **keys,
+        **{f"log/{tile.path}": content for tile, content in log.hashes.items()},
+        **_older(log),
+        **seen.files,
+        **({"time/ca.pem": log.authority} if log.authority else {}),
     }
-    files |= {f"log/{tile.path}": content for tile, content in log.files.items()}
-    files |= {**_older(log), **seen.files}
-    files |= {"time/ca.pem": log.authority} if log.authority else {}
-    tree = TileTree(log.size, lambda *tile: log.files[Tile(*tile)])
-    for record in records:
-        if f"{record.directory}/bundle.json" in files:
-            raise BadEvidence(f"{record.directory}: two records with this name", code="duplicate")
-        files |= {
-            f"{record.directory}/bundle.json": record.body,
-            f"{record.directory}/bundle.sig": record.signature,
-            f"{record.directory}/leaf.json": record.leaf,
-            f"{record.directory}/bundle.tlog-proof": Proof(
-                record.index, tuple(tree.inclusion(record.index)), log.note
-            ).encode(),
-        }
-    return files
-
-
-def _shown(scope: Scope, records: Sequence[Record]) -> Shown:
-    inside = in_order(records, scope)
-    first = inside[0] if inside else min(records, key=lambda record: record.directory)
-    return Shown(len(inside), len(records) - len(inside), first)
-
-
-def _outside(log: _Log) -> Outside:
-    """What third parties said of it."""
-    found = ((at, json.loads(entry)) for at, entry in enumerate(log.entries) if b'"kind":"time"' in entry)
-    return outside(log.policy, log.note, found)
-
-
-def _older(log: _Log) -> dict[str, bytes]:
-    """The checkpoint of the year before, which the first entry binds."""
-    first: Mapping[str, Any] = json.loads(log.entries[0])
-    previous = first.get("previous")
-    if not previous:
-        return {}
-    return {f"{OLDER}{log.shard.year - 1}{YEAR}": from_base64(previous, "previous", "bad_entry")}
-
-
-def _signed(files: Mapping[str, bytes], signer: Ed25519Signer, scope: Scope) -> dict[str, bytes]:
-    """With the signatures of the server: over the export, and over everything."""
-    name = "export/assessment-results.json"
+    plain: dict[str, Callable[[], bytes]] = {name: functools.partial(bytes, content) for name, content in files.items()}
+    plain |= {f"log/{tile.path}": functools.partial(log.read, tile) for tile in log.tiles}
     predicate = {
         "site": scope.site_id,
         "from": scope.since,
@@ -414,11 +351,14 @@ def _signed(files: Mapping[str, bytes], signer: Ed25519Signer, scope: Scope) -> 
         "size": scope.size,
         "tool": "compliance-agent",
     }
-    said = dsse.statement(name.rpartition("/")[2], hashlib.sha256(files[name]).hexdigest(), predicate)
-    whole = {
-        **files,
-        "keys/packet.pem": signer.public_pem().encode(),
-        "export/assessment-results.dsse.json": dsse.envelope(said, signer.public_bytes, signer.sign),
-    }
-    listed = manifest(whole)
-    return {**whole, MANIFEST: listed, MANIFEST_SIGNATURE: signer.sign(listed)}
+    directories: Callable[[], Iterable[str]] = lambda: (one.directory for one in source.choice.stored())  # noqa: E731
+    return packing.Parts(scope, plain, directories, source.told, source.stored, predicate)
+
+
+def _older(log: _Log) -> dict[str, bytes]:
+    """The checkpoint of the year before, which the first entry binds."""
+    first: Mapping[str, Any] = json.loads(log.first)
+    previous = first.get("previous")
+    if not previous:
+        return {}
+    return {f"{OLDER}{log.shard.year - 1}{YEAR}": from_base64(previous, "previous", "bad_entry")}

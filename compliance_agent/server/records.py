@@ -496,6 +496,10 @@ class SiteReader(Keeping, Protocol):
         """Bundles with their bytes and places in the log, by arrival, from the number after `after` on."""
         ...
 
+    async def kept_of(self, site_id: str, numbers: Collection[int]) -> list[Kept]:
+        """As `kept`, the bundles of these numbers, in any order."""
+        ...
+
 
 class Transaction(Keeping, Protocol):
     """One write transaction. Either all of it becomes durable or none. `sites` bounds what a tenant's request may touch."""

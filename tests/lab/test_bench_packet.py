@@ -15,7 +15,7 @@ def test_it_verifies_as_its_directory_does(tmp_path: Path) -> None:
     evidence = make(tmp_path, 160)
     directory = verify_paths([evidence])
     assert directory.ok and directory.found == 160, directory.problems
-    packet = make_packet(tmp_path)
+    packet = make_packet(tmp_path, 160)
     report = verify_file(packet)
     assert report.ok and report.verified == 160, report.problems
     raw = packet.read_bytes()

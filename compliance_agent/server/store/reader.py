@@ -264,15 +264,23 @@ class BoundReader(KeepingRows):
         return [row["number"] for row in await self._all(query.where(func.length(b.body) == 0, not_(below)))]
 
     async def kept(self, site_id: str, after: int, limit: int) -> list[Kept]:
+        number = tables.bundles.c.number
+        return await self._kept(self._placed(site_id).where(number > after).order_by(number).limit(limit))
+
+    async def kept_of(self, site_id: str, numbers: Collection[int]) -> list[Kept]:
+        return await self._kept(self._placed(site_id).where(tables.bundles.c.number.in_(numbers)))
+
+    def _placed(self, site_id: str) -> Select[Any]:
+        """Bundles of a site with their places in the log."""
         b, e = tables.bundles.c, tables.log_entries.c
         same_place = and_(b.key_id == e.key_id, b.epoch == e.epoch, b.seq == e.seq)
-        query = (
+        return (
             select(b.number, b.key_id, b.epoch, b.seq, b.body, b.sig, e.year, e.leaf_index.label("index"))
             .select_from(tables.bundles.outerjoin(tables.log_entries, same_place))
-            .where(b.site_id.in_(self._sites & {site_id}), b.number > after)
-            .order_by(b.number)
-            .limit(limit)
+            .where(b.site_id.in_(self._sites & {site_id}))
         )
+
+    async def _kept(self, query: Executable) -> list[Kept]:
         return [Kept(**row) for row in await self._all(query)]
 
     async def _all(self, query: Executable) -> list[RowMapping]:

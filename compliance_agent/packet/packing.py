@@ -1,0 +1,104 @@
+"""Everything of a packet, in the order of its files: records and exports as they come, the rest by name. Pure.
+
+Records are gone through twice: in the order of the exports, and in the order of their files; each time one is in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from compliance_agent import crypto
+from compliance_agent.packet import dsse
+from compliance_agent.packet.archive import PARTS
+from compliance_agent.packet.content import Record, Scope
+from compliance_agent.packet.telling import Aside, Telling
+from compliance_agent.packet.writing import Put, Writing, listed_bytes
+
+EXPORT, OCSF, CSV = "export/assessment-results.json", "export/ocsf.jsonl", "export/evidence.csv"
+ENVELOPE, KEY = "export/assessment-results.dsse.json", "keys/packet.pem"
+_EVIDENCE = "evidence/"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a packet is made of.
+
+    Attributes:
+        plain: every file that is not named here otherwise, by path.
+        directories: of all records, in any order.
+        told: the records of the period, host by host, each in the order of its chain.
+        stored: all records with their receipts, in the order of their directories.
+        predicate: what the signed statement about the assessment results says beside their digest.
+    """
+
+    scope: Scope
+    plain: Mapping[str, Callable[[], bytes]]
+    directories: Callable[[], Iterable[str]]
+    told: Callable[[], Iterator[Record]]
+    stored: Callable[[], Iterator[tuple[Record, bytes]]]
+    predicate: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Signing:
+    """The key of the server's packets: its public half, and what signs bytes, and the file from one place to another."""
+
+    public: bytes
+    sign: Callable[[bytes], bytes]
+    sign_file: Callable[[int, int], bytes]
+
+
+def write(parts: Parts, put: Put, aside: Aside, signing: Signing) -> int:
+    """Write a packet; its length.
+
+    Args:
+        parts: what it is made of.
+        put: writes bytes at a place of the file.
+        aside: gives an empty file that is gone when it is closed.
+        signing: signs the assessment results and the manifest.
+    """
+    with contextlib.ExitStack() as open_files:
+        return _written(parts, put, lambda: open_files.enter_context(aside()), signing)
+
+
+def _written(parts: Parts, put: Put, aside: Aside, signing: Signing) -> int:
+    telling = Telling(parts.scope, aside)
+    for record in parts.told():
+        telling.take(record)
+    digest = hashlib.sha256()
+    for piece in telling.document():
+        digest.update(piece)
+    said = dsse.statement(EXPORT.rpartition("/")[2], digest.hexdigest(), parts.predicate)
+    envelope = dsse.envelope(said, signing.public, signing.sign)
+    plain: dict[str, Callable[[], bytes]] = {
+        **parts.plain,
+        ENVELOPE: lambda: envelope,
+        KEY: lambda: crypto.public_pem(signing.public).encode(),
+    }
+    exports = {EXPORT: telling.document, CSV: telling.csv, OCSF: telling.ocsf}
+    names = sorted([*plain, *exports])
+    ours = (f"{directory}/{part}" for directory in parts.directories() for part in PARTS)
+    writing = Writing(put, listed_bytes(names) + listed_bytes(ours), aside())
+    for name in [name for name in names if name < _EVIDENCE]:
+        writing.add(name, plain[name]())
+    for record, receipt in parts.stored():
+        _add(writing, record, receipt)
+    for name in [name for name in names if name > _EVIDENCE]:
+        if name in exports:
+            writing.add_pieces(name, exports[name]())
+        else:
+            writing.add(name, plain[name]())
+    return writing.finish(signing.sign_file)
+
+
+def _add(writing: Writing, record: Record, receipt: bytes) -> None:
+    files = {
+        "bundle.json": record.body, "bundle.sig": record.signature, "leaf.json": record.leaf, "bundle.tlog-proof": receipt,
+    }  # fmt: skip
+    directory = record.directory
+    for name in sorted(files):
+        writing.add(f"{directory}/{name}", files[name])

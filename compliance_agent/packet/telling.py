@@ -1,0 +1,90 @@
+"""Makes the exports while records go by in order, host by host, each in the order of its chain; what `retold` holds them to.
+
+    telling = Telling(scope, aside)
+    for record in ...: telling.take(record)
+    telling.document(), telling.csv(), telling.ocsf()   # each in pieces
+
+Lines are kept aside in files, and so is what the assessment results cite: in their order, host by host and check by check.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+from compliance_agent.packet import ocsf, oscal, table
+from compliance_agent.packet.content import Record, Scope
+
+Aside = Callable[[], BinaryIO]  # an empty file that is gone when it is closed
+_PIECE = 1 << 20
+
+
+class Telling:
+    """The exports of the records of a period.
+
+    Args:
+        scope: of the packet.
+        aside: gives a file to keep things in.
+    """
+
+    def __init__(self, scope: Scope, aside: Aside) -> None:
+        self._scope = scope
+        self._csv, self._ocsf, self._cited = aside(), aside(), aside()
+        self._root, self._stated = oscal.Root(scope), oscal.Stated()
+        self._host = ""
+        self._own: dict[str, list[bytes]] = defaultdict(list)  # of this host, by check
+        self._lengths: dict[oscal.Place, int] = {}
+        self._csv.write(table.HEAD)
+
+    @property
+    def count(self) -> int:
+        """How many records were told of."""
+        return self._root.count
+
+    def take(self, record: Record) -> None:
+        """The next record of the period."""
+        host = record.document["host"]["id"]
+        if host != self._host:
+            self._close()
+            self._host = host
+        self._csv.write(table.line(record))
+        self._ocsf.write(ocsf.of(record))
+        self._root.take(record.digest)
+        self._stated.take(record)
+        if (about := oscal.own_check(record.document)) is not None:
+            self._own[about].append(oscal.evidence(record.directory, record.digest))
+
+    def _close(self) -> None:
+        """A host's records are all here."""
+        for check in sorted(self._own):
+            cited = b",".join(self._own[check])
+            self._lengths[self._host, check] = len(cited)
+            self._cited.write(cited)
+        self._own.clear()
+
+    def document(self) -> Iterator[bytes]:
+        """The assessment results; may be asked for again."""
+        self._close()
+        starts, at = dict[oscal.Place, int](), 0
+        for place, length in self._lengths.items():
+            starts[place], at = at, at + length
+        for piece in oscal.document(self._scope, self._root, self._stated):
+            if isinstance(piece, bytes):
+                yield piece
+            else:
+                yield from _pieces(self._cited, starts[piece], self._lengths[piece])
+
+    def csv(self) -> Iterator[bytes]:
+        """The table."""
+        return _pieces(self._csv, 0, self._csv.seek(0, 2))
+
+    def ocsf(self) -> Iterator[bytes]:
+        """The events."""
+        return _pieces(self._ocsf, 0, self._ocsf.seek(0, 2))
+
+
+def _pieces(file: BinaryIO, start: int, length: int) -> Iterator[bytes]:
+    file.seek(start)
+    for at in range(0, length, _PIECE):
+        yield file.read(min(_PIECE, length - at))
