@@ -114,8 +114,7 @@ class Bundle:
     error: str | None = None
 
 
-@dataclass(frozen=True)
-class NewBundle:
+class NewBundle(NamedTuple):
     """A verified bundle on its way into the store, with its bytes as received."""
 
     bundle_id: str
@@ -131,10 +130,10 @@ class NewBundle:
     reason: str | None
     outcome: str | None
     created_at: str
-    received_at: datetime
     body: bytes
     sig: bytes
-    error: str | None = None
+    error: str | None
+    received_at: datetime
 
 
 @dataclass(frozen=True)
@@ -223,8 +222,7 @@ class BundleQuery:
     limit: int = 50
 
 
-@dataclass(frozen=True)
-class NewLeaf:
+class NewLeaf(NamedTuple):
     """An entry for a site's log, decided in the transaction of what it records; the sequencer gives it its index.
 
     Attributes:
@@ -238,8 +236,7 @@ class NewLeaf:
     seq: int | None = None
 
 
-@dataclass(frozen=True)
-class PendingLeaf:
+class PendingLeaf(NamedTuple):
     """An entry without an index yet; `number` is its order of arrival over all sites."""
 
     number: int
@@ -508,10 +505,8 @@ class Transaction(Keeping, Protocol):
         """These hosts by key id, as they are now."""
         ...
 
-    async def places(
-        self, sites: Collection[str], key_ids: Collection[str], bundle_ids: Collection[str]
-    ) -> list[Place]:
-        """Where bundles with these ids stand in the chains of these keys."""
+    async def places(self, site_id: str, key_id: str, bundle_ids: Collection[str]) -> list[Place]:
+        """Where bundles with these ids stand in the chain of a key."""
         ...
 
     async def place_at(self, site_id: str, key_id: str, epoch: int, seq: int) -> Place | None:
@@ -621,8 +616,12 @@ class Transaction(Keeping, Protocol):
         """
         ...
 
-    async def logged_ahead(self, hosts: Iterable[Host]) -> dict[tuple[str, int, int], bytes]:
+    async def logged_ahead(self, sites: Collection[str], key_ids: Collection[str]) -> dict[tuple[str, int, int], bytes]:
         """Entries by key, epoch and seq that stand in a log for records beyond these hosts' heads: a backup was restored."""
+        ...
+
+    async def gapped(self, sites: Collection[str], key_ids: Collection[str]) -> set[str]:
+        """Which of these hosts have an open gap."""
         ...
 
     async def grow_shard(self, shard: Shard, *, old_size: int) -> bool:

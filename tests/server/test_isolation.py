@@ -136,7 +136,7 @@ async def test_every_statement_on_a_tenant_table_names_the_site(server: Server) 
 def _bound(sql: str) -> bool:
     if sql.startswith("INSERT"):
         return "site_id" in sql.partition("VALUES")[0]
-    return re.search(r"site_id (IN|=) ", sql.partition("WHERE")[2]) is not None
+    return re.search(r"site_id( \|\| \?\))? (IN|=) ", sql.partition("WHERE")[2]) is not None
 
 
 def _by_secret(sql: str) -> bool:

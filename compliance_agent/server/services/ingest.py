@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import structlog
@@ -75,8 +75,7 @@ class Taken:
     stopped: Stopped | None
 
 
-@dataclass(frozen=True)
-class Checked:
+class Checked(NamedTuple):
     """A bundle that verifies, before it has a place."""
 
     document: dict[str, Any]
@@ -251,23 +250,26 @@ class _Placing:
         self._hosts: dict[str, Host] = {}
         self._heads: dict[str, Head] = {}  # of chains that grow here; a host's record follows once, not for each bundle
         self._held: dict[tuple[str, int, int], str] = {}
-        self._ids: dict[tuple[str, str], Place] = {}
+        self._ids: set[tuple[str, str]] = set()
         self._logged: dict[tuple[str, int, int], bytes] = {}  # entries whose record a restored backup lacks
         self._verdicts: dict[str, dict[str, CheckVerdict]] = {}
         self._new: list[NewBundle] = []
         self._uses: dict[tuple[str, str, str], date] = {}  # the last day of each baseline version named here
         self._leaves: list[NewLeaf] = []  # what the log is to say of it, in this order
+        self._gapped: set[str] = set()  # hosts with an open gap
         self._advanced: set[str] = set()  # hosts whose expected bundle has come: their gaps are closed
 
     async def run(self, submissions: Sequence[Submission]) -> list[Outcome]:
         """The outcome of each submission."""
         sites = {submission.host.site_id for submission in submissions}
         keys = {submission.host.key_id for submission in submissions}
-        ids = {item.document["bundle_id"] for submission in submissions for item in submission.items}
         self._hosts = await self._tx.hosts(sites, keys)
-        self._logged = await self._tx.logged_ahead(self._hosts.values())
-        for place in await self._tx.places(sites, keys, ids):
-            self._remember(place)
+        self._logged = await self._tx.logged_ahead(sites, keys)
+        self._gapped = await self._tx.gapped(sites, keys)
+        for one in submissions:
+            ids = [item.document["bundle_id"] for item in one.items]
+            for place in await self._tx.places(one.host.site_id, one.host.key_id, ids):
+                self._remember(place)
         before = await self._tx.verdicts(sites, keys)
         for verdict in before.values():
             self._verdicts.setdefault(verdict.key_id, {})[verdict.check] = verdict
@@ -286,7 +288,7 @@ class _Placing:
 
     def _remember(self, place: Place) -> None:
         self._held[place.key_id, place.epoch, place.seq] = place.sha256
-        self._ids[place.key_id, place.bundle_id] = place
+        self._ids.add((place.key_id, place.bundle_id))
 
     async def _place(self, submission: Submission) -> Outcome:
         host = self._hosts.get(submission.host.key_id)
@@ -343,7 +345,8 @@ class _Placing:
         self._use(host, item)
         if (new.key_id, new.epoch, new.seq) not in self._logged:
             self._leaves.append(_leaf_of(new))
-        self._remember(Place(host.key_id, new.bundle_id, new.epoch, new.seq, new.sha256))
+        self._held[host.key_id, new.epoch, new.seq] = new.sha256
+        self._ids.add((host.key_id, new.bundle_id))
         standing.apply(self._verdicts.setdefault(host.key_id, {}), host, item.document, self._now)
         self._heads[host.key_id] = Head(new.epoch, new.seq, new.sha256)
         if new.kind == "heartbeat":
@@ -358,7 +361,7 @@ class _Placing:
             self._uses[use] = max(day, self._uses.get(use, day))
 
     async def _close_gaps(self, host: Host) -> None:
-        if host.key_id in self._advanced:
+        if host.key_id in self._advanced & self._gapped:
             self._advanced.remove(host.key_id)
             await self._tx.close_gaps(host.site_id, host.key_id, self._now)
 
@@ -383,6 +386,7 @@ class _Placing:
         wanted = chain.expected(self._head(host))
         epoch, seq = int(wanted["epoch"]), int(wanted["seq"])
         await self._close_gaps(host)
+        self._gapped.add(host.key_id)
         await self._tx.open_gap(Gap(host.key_id, host.site_id, epoch, seq, link.epoch, link.seq, self._now))
         log.warning("evidence.gap", key_id=host.key_id, site_id=host.site_id, epoch=link.epoch, seq=link.seq)
         return Refusal(
@@ -415,7 +419,7 @@ def _new_bundle(host: Host, item: Checked, now: datetime) -> NewBundle:
         outcome=document["outcome"],
         error=document["error"],
         created_at=document["created_at"],
-        received_at=now,
         body=item.body,
         sig=item.sig,
+        received_at=now,
     )

@@ -52,9 +52,9 @@ class Statements(Protocol):
     """A connection that has begun a transaction."""
 
     async def execute(
-        self, statement: Executable, parameters: Sequence[dict[str, Any]] | None = None
+        self, statement: Executable, parameters: Sequence[dict[str, Any]] | dict[str, Any] | None = None
     ) -> CursorResult[Any]:
-        """Run one statement, with many sets of parameters where it has them."""
+        """Run one statement, with its parameters, or with many sets of them."""
         ...
 
     async def insert(self, table: Table, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
@@ -115,7 +115,7 @@ class _Direct:
         self._connection = connection
 
     async def execute(
-        self, statement: Executable, parameters: Sequence[dict[str, Any]] | None = None
+        self, statement: Executable, parameters: Sequence[dict[str, Any]] | dict[str, Any] | None = None
     ) -> CursorResult[Any]:
         found = self._connection.execute(statement, parameters)
         assert isinstance(found, CursorResult)  # noqa: S101  what every statement of Core gives
@@ -150,12 +150,12 @@ class SqliteDatabase:
         self._writing = ThreadPoolExecutor(1, "store-writer")
         self._reading = ThreadPoolExecutor(READERS, "store-reader")
 
-    async def all(self, query: Executable) -> list[RowMapping]:
+    async def all(self, query: Executable, values: dict[str, Any] | None = None) -> list[RowMapping]:
         """Every row of a query."""
 
         def read() -> list[RowMapping]:
             with translated("reading the database"), self.readers.connect() as connection:
-                return list(connection.execute(query).mappings())
+                return list(connection.execute(query, values).mappings())
 
         return await asyncio.get_running_loop().run_in_executor(self._reading, read)
 

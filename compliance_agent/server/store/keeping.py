@@ -16,7 +16,7 @@ from compliance_agent.server.store import rows, tables
 class KeepingRows:
     """`records.Keeping` over whatever runs a query; `_mine` is the sites that it may see."""
 
-    async def _all(self, query: Executable) -> list[RowMapping]:
+    async def _all(self, query: Executable, **values: Any) -> list[RowMapping]:
         raise NotImplementedError
 
     def _mine(self, site_id: str) -> Collection[str]:

@@ -3,7 +3,7 @@
 1 -> 2  the transparency log. Everything the database holds becomes a pending entry, in the order in which it came: a host's
         enrolment before its bundles, then what contradicted them, then its revocation.
 2 -> 3  a host's key may give way to a new one; how much of each log a backup holds; how long each baseline version was in effect,
-        from all records; holds and pruning.
+        from all records; holds and pruning; fewer indexes over bundles.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ def _from_1(connection: Connection) -> None:
 def _from_2(connection: Connection) -> None:
     if "rotated_to" not in {column["name"] for column in inspect(connection).get_columns("hosts")}:
         connection.execute(text("ALTER TABLE hosts ADD COLUMN rotated_to VARCHAR"))
+    for index in ("ix_bundles_bundle_id", "ix_bundles_key_number"):
+        connection.execute(text(f"DROP INDEX IF EXISTS {index}"))
     tables.metadata.create_all(connection, tables=[tables.log_durable])
     if not inspect(connection).has_table(tables.baseline_uses.name):
         tables.metadata.create_all(connection, tables=tables.KEEPING_TABLES)

@@ -95,21 +95,24 @@ class BoundReader(KeepingRows):
         newest = (
             select(func.max(_bundles.number))
             .where(
-                _bundles.site_id.in_(self._sites),
+                tables.site_of(tables.bundles).in_(self._sites),
                 _bundles.key_id == key_id,
                 _bundles.kind == "remediation",
                 _bundles.check.is_not(None),
             )
             .group_by(_bundles.check)
         )
-        found = await self._all(self._bundles().where(_bundles.number.in_(newest)))
+        whole = select(*rows.BUNDLE_COLUMNS).where(tables.site_of(tables.bundles).in_(self._sites))
+        found = await self._all(whole.where(_bundles.number.in_(newest)))
         return {row["check"]: rows.bundle(row) for row in found}
 
     def _bundles(self) -> Select[Any]:
         return select(*rows.BUNDLE_COLUMNS).where(_bundles.site_id.in_(self._sites))
 
     async def bundles(self, query: BundleQuery) -> list[Bundle]:
-        statement = self._bundles().order_by(_bundles.number.desc()).limit(min(max(query.limit, 1), MOST_ROWS))
+        # One host's records arrive in the order of its chain, which has an index.
+        newest = (_bundles.number.desc(),) if query.key_id is None else (_bundles.epoch.desc(), _bundles.seq.desc())
+        statement = self._bundles().order_by(*newest).limit(min(max(query.limit, 1), MOST_ROWS))
         for name in ("key_id", "check", "kind", "result", "outcome"):
             value = getattr(query, name)
             if value is not None:
@@ -121,14 +124,15 @@ class BoundReader(KeepingRows):
         return [rows.bundle(row) for row in await self._all(statement)]
 
     async def bundle(self, bundle_id: str, key_id: str | None = None) -> tuple[Bundle, bytes, bytes] | None:
+        # Ids are found host by host: an index over all of them would be written in another place with each record.
+        hosts = select(tables.hosts.c.key_id).where(tables.hosts.c.site_id.in_(self._sites))
         query = (
             select(tables.bundles)
-            .where(_bundles.site_id.in_(self._sites), _bundles.bundle_id == bundle_id)
+            .where(tables.site_of(tables.bundles).in_(self._sites), _bundles.bundle_id == bundle_id)
+            .where(_bundles.key_id.in_(hosts) if key_id is None else _bundles.key_id == key_id)
             .order_by(_bundles.number)
             .limit(1)
         )
-        if key_id is not None:
-            query = query.where(_bundles.key_id == key_id)
         found = await self._all(query)
         return (rows.bundle(found[0]), found[0]["body"], found[0]["sig"]) if found else None
 
@@ -179,12 +183,15 @@ class BoundReader(KeepingRows):
 
     async def any_pending(self) -> bool:
         c = tables.log_entries.c
-        query = select(c.number).where(c.site_id.in_(self._sites), c.leaf_index.is_(None)).limit(1)
-        return bool(await self._all(query))
+        query = select(c.number).where(c.site_id.in_(self._sites), c.leaf_index.is_(None))
+        return bool(
+            await self._all(query.order_by(c.site_id, c.number).limit(1))
+        )  # the order of the index of what waits
 
     async def backlog(self) -> Backlog:
         c = tables.log_entries.c
-        pending = (c.site_id.in_(self._sites), c.leaf_index.is_(None))
+        # Every number is above 0: said so that the index of what waits is taken, and not all entries are read.
+        pending = (c.site_id.in_(self._sites), c.leaf_index.is_(None), c.number > 0)
         [found] = await self._all(
             select(func.count().label("count"), func.min(c.number).label("first")).where(*pending)
         )
@@ -226,7 +233,7 @@ class BoundReader(KeepingRows):
             select(table, _bundles.bundle_id)
             .join(tables.bundles, and_(*same_place))
             .where(
-                _bundles.site_id.in_(self._sites),
+                tables.site_of(tables.bundles).in_(self._sites),
                 _bundles.key_id == key_id,
                 _bundles.bundle_id.in_(bundle_ids),
                 table.c.leaf_index.is_not(None),
@@ -283,8 +290,8 @@ class BoundReader(KeepingRows):
     async def _kept(self, query: Executable) -> list[Kept]:
         return [Kept(**row) for row in await self._all(query)]
 
-    async def _all(self, query: Executable) -> list[RowMapping]:
-        return await self._database.all(query)
+    async def _all(self, query: Executable, **values: Any) -> list[RowMapping]:
+        return await self._database.all(query, values)
 
     def _mine(self, site_id: str) -> Collection[str]:
         return self._sites & {site_id}

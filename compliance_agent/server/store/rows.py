@@ -6,7 +6,6 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import Column, RowMapping
@@ -22,8 +21,6 @@ from compliance_agent.server.records import (
     Leaf,
     LoggedRecord,
     NewBundle,
-    NewLeaf,
-    PendingLeaf,
     Place,
     Shard,
     Site,
@@ -34,10 +31,6 @@ from compliance_agent.server.store import tables
 
 _TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
 BUNDLE_COLUMNS: Sequence[Column[Any]] = [c for c in tables.bundles.c if c.name not in {"body", "sig"}]
-NEW_BUNDLE = tuple(c.name for c in tables.bundles.c if c.name not in {"number", "received_at"})
-NEW_ENTRY = ("site_id", "leaf", "key_id", "epoch", "seq")
-_of_new_bundle = attrgetter(*NEW_BUNDLE)
-_of_new_entry = attrgetter(*NEW_ENTRY)
 
 
 @functools.lru_cache(64)  # what arrives together has one time
@@ -131,13 +124,8 @@ def bundle(row: RowMapping) -> Bundle:
 
 
 def new_bundle(item: NewBundle) -> tuple[Any, ...]:
-    """A new bundle's row: `NEW_BUNDLE`, and when it was received."""
-    return (*_of_new_bundle(item), text(item.received_at))
-
-
-def new_entry(item: NewLeaf, decided_at: datetime) -> tuple[Any, ...]:
-    """A new entry's row: `NEW_ENTRY`, and when it was decided."""
-    return (*_of_new_entry(item), text(decided_at))
+    """A new bundle's row, in the order of its fields, the last of which is a time."""
+    return (*item[:-1], text(item.received_at))
 
 
 def verdict(row: RowMapping) -> CheckVerdict:
@@ -230,11 +218,6 @@ def user(row: RowMapping) -> User:
         when(row["created_at"]),
         when_or_none(row["disabled_at"]),
     )
-
-
-def pending_leaf(row: RowMapping) -> PendingLeaf:
-    """An entry that waits."""
-    return PendingLeaf(row["number"], row["site_id"], row["leaf"], row["key_id"], row["epoch"], row["seq"])
 
 
 def leaf(row: RowMapping) -> Leaf:

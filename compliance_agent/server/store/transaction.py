@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import date, datetime, timedelta
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from itertools import starmap
 from typing import Any
 
-from sqlalchemy import Executable, Update, and_, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import Executable, Update, and_, bindparam, delete, func, insert, select, update
 from sqlalchemy.engine import RowMapping
 
 from compliance_agent.server.records import (
-    CheckVerdict,
     Durable,
-    Fork,
-    Gap,
     Hold,
     Host,
     LoggedRecord,
-    NewBundle,
     NewLeaf,
     PendingLeaf,
-    Place,
     Shard,
     Site,
     Token,
@@ -29,120 +25,23 @@ from compliance_agent.server.records import (
 from compliance_agent.server.store import rows, tables
 from compliance_agent.server.store.engine import Statements
 from compliance_agent.server.store.keeping import KeepingRows
+from compliance_agent.server.store.taking import TakingRows
 
 
-class BoundTransaction(KeepingRows):
+class BoundTransaction(TakingRows, KeepingRows):
     """`records.Transaction` over a connection that has begun to write."""
 
     def __init__(self, connection: Statements) -> None:
         self._connection = connection
 
-    async def _all(self, query: Executable) -> list[RowMapping]:
-        return list((await self._connection.execute(query)).mappings())
+    async def _all(self, query: Executable, **values: Any) -> list[RowMapping]:
+        return list((await self._connection.execute(query, values)).mappings())
 
     def _mine(self, site_id: str) -> Collection[str]:
         return {site_id}
 
     async def _changed(self, statement: Executable) -> int:
         return (await self._connection.execute(statement)).rowcount
-
-    # --- evidence -------------------------------------------------------------------------------
-
-    async def hosts(self, sites: Collection[str], key_ids: Collection[str]) -> dict[str, Host]:
-        table = tables.hosts
-        query = (
-            select(table, tables.sites.c.client_id)
-            .join(tables.sites, tables.sites.c.site_id == table.c.site_id)
-            .where(table.c.site_id.in_(sites), table.c.key_id.in_(key_ids))
-        )
-        return {row["key_id"]: rows.host(row) for row in await self._all(query)}
-
-    async def places(
-        self, sites: Collection[str], key_ids: Collection[str], bundle_ids: Collection[str]
-    ) -> list[Place]:
-        c = tables.bundles.c
-        query = select(c.key_id, c.bundle_id, c.epoch, c.seq, c.sha256).where(
-            c.site_id.in_(sites), c.key_id.in_(key_ids), c.bundle_id.in_(bundle_ids)
-        )
-        return [rows.place(row) for row in await self._all(query)]
-
-    async def place_at(self, site_id: str, key_id: str, epoch: int, seq: int) -> Place | None:
-        c = tables.bundles.c
-        query = select(c.key_id, c.bundle_id, c.epoch, c.seq, c.sha256).where(
-            c.site_id == site_id, c.key_id == key_id, c.epoch == epoch, c.seq == seq
-        )
-        found = await self._all(query)
-        return rows.place(found[0]) if found else None
-
-    async def verdicts(self, sites: Collection[str], key_ids: Collection[str]) -> dict[tuple[str, str], CheckVerdict]:
-        table = tables.verdicts
-        found = await self._all(select(table).where(table.c.site_id.in_(sites), table.c.key_id.in_(key_ids)))
-        return {(row["key_id"], row["check"]): rows.verdict(row) for row in found}
-
-    async def add_bundles(self, bundles: Sequence[NewBundle]) -> None:
-        columns = (*rows.NEW_BUNDLE, "received_at")
-        await self._connection.insert(tables.bundles, columns, [rows.new_bundle(item) for item in bundles])
-
-    async def save_hosts(self, hosts: Iterable[Host]) -> None:
-        table = tables.hosts
-        changes = [{"_key": item.key_id, "_site": item.site_id, **rows.host_life(item)} for item in hosts]
-        if changes:
-            statement = update(table).where(table.c.site_id == bindparam("_site"), table.c.key_id == bindparam("_key"))
-            await self._connection.execute(statement, changes)
-
-    async def save_verdicts(
-        self, changed: Iterable[CheckVerdict], known: Collection[tuple[str, str]], gone: Iterable[CheckVerdict]
-    ) -> None:
-        table = tables.verdicts
-        of_row = (
-            table.c.site_id == bindparam("_site"),
-            table.c.key_id == bindparam("_key"),
-            table.c.check == bindparam("_check"),
-        )
-        new: list[CheckVerdict] = []
-        old: list[CheckVerdict] = []
-        for item in changed:
-            (old if (item.key_id, item.check) in known else new).append(item)
-        if new:
-            await self._connection.execute(insert(table), [rows.verdict_columns(item) for item in new])
-        if old:
-            await self._connection.execute(update(table).where(*of_row), [_named(item) | _life(item) for item in old])
-        dropped = [_named(item) for item in gone]
-        if dropped:
-            await self._connection.execute(delete(table).where(*of_row), dropped)
-
-    async def add_fork(self, fork: Fork, *, at_most: int) -> bool:
-        table = tables.forks
-        of_host = (table.c.site_id == fork.site_id, table.c.key_id == fork.key_id)
-        held = await self._all(select(table.c.sha256).where(*of_host))
-        if len(held) >= at_most or any(row["sha256"] == fork.sha256 for row in held):
-            return False
-        await self._connection.execute(
-            insert(table).values({**fork.__dict__, "received_at": rows.text(fork.received_at)})
-        )
-        return True
-
-    async def open_gap(self, gap: Gap) -> None:
-        table = tables.gaps
-        same = select(table.c.number).where(
-            table.c.site_id == gap.site_id,
-            table.c.key_id == gap.key_id,
-            table.c.expected_epoch == gap.expected_epoch,
-            table.c.expected_seq == gap.expected_seq,
-            table.c.closed_at.is_(None),
-        )
-        if not await self._all(same):
-            await self._connection.execute(
-                insert(table).values({**gap.__dict__, "seen_at": rows.text(gap.seen_at), "closed_at": None})
-            )
-
-    async def close_gaps(self, site_id: str, key_id: str, now: datetime) -> None:
-        table = tables.gaps
-        await self._connection.execute(
-            update(table)
-            .where(table.c.site_id == site_id, table.c.key_id == key_id, table.c.closed_at.is_(None))
-            .values(closed_at=rows.text(now))
-        )
 
     # --- enrolment ------------------------------------------------------------------------------
 
@@ -241,15 +140,11 @@ class BoundTransaction(KeepingRows):
 
     # --- the log --------------------------------------------------------------------------------
 
-    async def add_leaves(self, leaves: Sequence[NewLeaf], now: datetime) -> None:
-        columns = (*rows.NEW_ENTRY, "decided_at")
-        await self._connection.insert(tables.log_entries, columns, [rows.new_entry(item, now) for item in leaves])
-
     async def pending_leaves(self, sites: Collection[str], at_most: int) -> list[PendingLeaf]:
-        table = tables.log_entries
-        query = select(table).where(table.c.site_id.in_(sites), table.c.leaf_index.is_(None))
-        found = await self._all(query.order_by(table.c.number).limit(at_most))
-        return [rows.pending_leaf(row) for row in found]
+        c = tables.log_entries.c
+        query = select(*(c[name] for name in PendingLeaf._fields)).where(c.site_id.in_(sites), c.leaf_index.is_(None))
+        found = await self._connection.execute(query.order_by(c.number).limit(at_most))
+        return list(starmap(PendingLeaf, found))
 
     async def open_shard(self, shard: Shard, first: bytes) -> bool:
         table = tables.log_shards
@@ -284,25 +179,10 @@ class BoundTransaction(KeepingRows):
             elif (item.key_id, item.epoch, item.seq) in places:
                 return False
             else:
-                new.append({**item.__dict__, "decided_at": rows.text(now), "year": year, "leaf_index": index})
+                new.append({**item._asdict(), "decided_at": rows.text(now), "year": year, "leaf_index": index})
         if new:
             await self._connection.execute(insert(table), new)
         return True
-
-    async def logged_ahead(self, hosts: Iterable[Host]) -> dict[tuple[str, int, int], bytes]:
-        c = tables.log_entries.c
-        beyond = []
-        for host in hosts:
-            mine = (c.site_id == host.site_id, c.key_id == host.key_id)
-            if host.head is None:
-                beyond.append(and_(*mine, c.seq.is_not(None)))
-            else:
-                beyond.append(and_(*mine, c.epoch == host.head.epoch, c.seq > host.head.seq))
-                beyond.append(and_(*mine, c.epoch > host.head.epoch))
-        if not beyond:
-            return {}
-        found = await self._all(select(c.key_id, c.epoch, c.seq, c.leaf).where(or_(*beyond)))
-        return {(row["key_id"], row["epoch"], row["seq"]): row["leaf"] for row in found}
 
     async def grow_shard(self, shard: Shard, *, old_size: int) -> bool:
         columns = rows.shard_columns(shard)
@@ -337,18 +217,6 @@ class BoundTransaction(KeepingRows):
         return [Durable(**row) for row in await self._all(query)]
 
     # --- how long records are kept --------------------------------------------------------------
-
-    async def note_baselines(self, uses: Mapping[tuple[str, str, str], date]) -> None:
-        table = tables.baseline_uses
-        known = await self._all(select(table).where(table.c.site_id.in_({site for site, _, _ in uses})))
-        held = {(row["site_id"], row["host_id"], row["version"]): row["last_on"] for row in known}
-        for use, day in uses.items():
-            if use not in held:
-                names = dict(zip(("site_id", "host_id", "version"), use, strict=True))
-                await self._connection.execute(insert(table).values(**names, last_on=day.isoformat()))
-            elif held[use] < day.isoformat():
-                same = (table.c.site_id == use[0], table.c.host_id == use[1], table.c.version == use[2])
-                await self._connection.execute(update(table).where(*same).values(last_on=day.isoformat()))
 
     async def add_hold(self, hold: Hold) -> bool:
         if any(_same_hold(item, hold) for item in await self.holds(hold.site_id)):
@@ -483,12 +351,3 @@ def _shard(shard: Shard) -> Update:
 def _same_hold(standing: Hold, new: Hold) -> bool:
     same = (standing.host_id, standing.reason_id) == (new.host_id, new.reason_id)
     return same and standing.released_at is None
-
-
-def _named(item: CheckVerdict) -> dict[str, Any]:
-    return {"_site": item.site_id, "_key": item.key_id, "_check": item.check}
-
-
-def _life(item: CheckVerdict) -> dict[str, Any]:
-    columns = rows.verdict_columns(item)
-    return {name: columns[name] for name in ("result", "reason", "since", "seen_at", "bundle_id")}
