@@ -221,8 +221,7 @@ class Delivery:
 
     async def _upload_in_order(self, items: Sequence[QueuedEvidence]) -> int:
         """Try to deliver these; they leave together where the client can. Returns how many were acknowledged."""
-        client = self._parts.mcp_client
-        uploads = (settled(client.upload_evidence(Path(item.bundle_path), Path(item.signature_path))) for item in items)
+        uploads = map(self._upload, items)
         delivered = 0
         for item, answer in zip(items, await asyncio.gather(*uploads, return_exceptions=True), strict=True):
             if answer is True:
@@ -239,6 +238,13 @@ class Delivery:
             if delivered == len(items):
                 self._over()
         return delivered
+
+    async def _upload(self, item: QueuedEvidence) -> Any:
+        client = self._log_client()
+        if client is not None:
+            return await client.upload(item)
+        paths = Path(item.bundle_path), Path(item.signature_path)
+        return await settled(self._parts.mcp_client.upload_evidence(*paths))
 
     async def _mark_uploaded(self, item: QueuedEvidence) -> None:
         ack = self._acks.pop(item.bundle_id, None)

@@ -39,6 +39,7 @@ from compliance_agent.transport import protocol
 
 if TYPE_CHECKING:
     from compliance_agent.config import AgentConfig
+    from compliance_agent.models import QueuedEvidence
     from compliance_agent.ports import Clock, Transport
 
 log = structlog.get_logger()
@@ -121,7 +122,15 @@ class MCPClient:
             BadReply: the answer cannot be believed.
             NoInput, BadEvidence: the files are not a bundle.
         """
-        sent = read_bundle(Path(bundle_path), Path(signature_path) if signature_path else None)
+        return await self._delivered(read_bundle(Path(bundle_path), Path(signature_path) if signature_path else None))
+
+    async def upload(self, item: QueuedEvidence) -> bool:
+        """The same for a bundle of the line: by the bytes that the line holds, so that no file is needed; else by its files."""
+        if item.body is None or item.signature is None:
+            return await self.upload_evidence(item.bundle_path, item.signature_path)
+        return await self._delivered(as_sent(item.body, item.signature))
+
+    async def _delivered(self, sent: protocol.Sent) -> bool:
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append((sent, future))
         if self._sender is None or self._sender.done():
@@ -379,14 +388,22 @@ def read_bundle(bundle_path: Path, signature_path: Path | None = None) -> protoc
         BadEvidence: not a bundle.
     """
     body = read_file(bundle_path, limit_bytes=MAX_BUNDLE_BYTES)
-    signature = read_file(signature_path or bundle_path.with_suffix(".sig"), limit_bytes=64)
+    return as_sent(body, read_file(signature_path or bundle_path.with_suffix(".sig"), limit_bytes=64))
+
+
+def as_sent(body: bytes, signature: bytes) -> protocol.Sent:
+    """A bundle's exact bytes, with the place in the chain that it claims.
+
+    Raises:
+        BadEvidence: not a bundle.
+    """
     try:
         document = read_json(body, limit_bytes=MAX_BUNDLE_BYTES)
         sent = protocol.Sent(document["bundle_id"], document["epoch"], document["seq"], body, signature)
     except (DocumentError, KeyError, TypeError) as error:
-        raise BadEvidence(f"{bundle_path.name}: not a bundle") from error
+        raise BadEvidence("bundle to deliver: expected a signed bundle, found something else") from error
     if [type(item) for item in (sent.bundle_id, sent.epoch, sent.seq)] != [str, int, int] or len(signature) != 64:
-        raise BadEvidence(f"{bundle_path.name}: not a bundle")
+        raise BadEvidence("bundle to deliver: expected a signed bundle, found something else")
     return sent
 
 

@@ -300,6 +300,8 @@ class QueuedEvidence:
     last_error: str | None = None
     epoch: int | None = None
     seq: int | None = None
+    body: bytes | None = field(default=None, repr=False)  # the two files' content, where the line itself holds it
+    signature: bytes | None = field(default=None, repr=False)
 
     @property
     def directory(self) -> Path:

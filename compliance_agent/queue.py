@@ -142,7 +142,9 @@ class OfflineQueue:
     # Out
 
     async def get_pending(self, limit: int = 100) -> list[QueuedEvidence]:
-        """The oldest pending bundles, in chain order, with their files in place; none while the oldest one waits.
+        """The oldest pending bundles, in chain order, with their bytes; none while the oldest one waits.
+
+        Their files are in place too, where there is room for them.
 
         A row whose bytes are not what was signed any more is given them back from its directory, else it is set aside as
         `damaged`, kept, logged and counted.
@@ -180,21 +182,22 @@ class OfflineQueue:
             last_error=row.last_error,
             epoch=row.epoch,
             seq=row.seq,
+            body=row.body,
+            signature=row.signature,
         )
 
     def _files(self, row: table.Row) -> tuple[Path, Path]:
-        """Files that hold exactly the row's bytes, made from the row where they are missing or differ."""
+        """Files that hold exactly the row's bytes, made from the row where they are missing or differ.
+
+        What is delivered is the row, so files that cannot be made (a full disk) keep nothing back; the store makes them later.
+        """
         if row.bundle_path is not None and row.signature_path is not None:
             paths = Path(row.bundle_path), Path(row.signature_path)
             if directory.read(*paths) == (row.body, row.signature):
                 return paths
         place = table.directory_of(row, self.evidence_dir)
         try:
-            try:
-                directory.put(place, row.body, row.signature)
-            except StorageFull:  # the client sends the files, so without them nothing would leave a full disk
-                self.database.make_room()
-                directory.put(place, row.body, row.signature)
+            directory.put(place, row.body, row.signature)
             self._directories_fail = False
         except StorageError as error:
             if not self._directories_fail:

@@ -52,6 +52,7 @@ _UNDECODABLE = 0  # text that is not UTF-8: sqlite3 raises an error of its own, 
 _ID = re.compile(r"[0-9a-f]{32}")
 
 CLOSE_TIMEOUT_S = 10.0
+SLACK_BYTES = 16_384  # left for the names and blocks that a file system keeps beside a file's content
 
 log = structlog.get_logger()
 
@@ -151,8 +152,11 @@ class Database:
             except sqlite3.Error as error:
                 trouble = self._recover(error, "writing")
                 if not (drains and isinstance(trouble, StorageFull)):
+                    self._keep_what_is_left()
                     raise trouble from error
-            return self._drain_again(fn)
+            value = self._drain_again(fn)
+            self._keep_what_is_left()
+            return value
 
     def read(self, fn: Callable[[sqlite3.Connection], T]) -> T:
         """Run `fn(connection)`, which only looks.
@@ -207,11 +211,6 @@ class Database:
     def full(self) -> bool:
         """The reserve is spent: only writes that drain are taken until there is room again."""
         return self._squeezed
-
-    def make_room(self) -> None:
-        """Spend the reserve on something else that lets evidence leave this host."""
-        with self._mutex:
-            self._release_reserve()
 
     def close(self) -> None:
         """Finish what was begun, checkpoint and let the state go. Safe to call twice."""
@@ -498,10 +497,21 @@ class Database:
             return self._reserve_bytes == 0
 
     def _release_reserve(self) -> None:
-        self._squeezed = True
+        said, self._squeezed = self._squeezed, True
         with contextlib.suppress(OSError):
             self._reserve.unlink()  # absent when it was released before
-            log.warning("storage.reserve_released", bytes=self._reserve_bytes)
+            if not said:
+                log.warning("storage.reserve_released", bytes=self._reserve_bytes)
+
+    def _keep_what_is_left(self) -> None:
+        """Take back what was not needed of a reserve that was given up, before another program does: draining may need more."""
+        if not self._squeezed or self._reserve.exists():
+            return
+        with contextlib.suppress(OSError, StorageError):
+            room = os.statvfs(self.directory)
+            size = min(self._reserve_bytes, room.f_bavail * room.f_frsize - SLACK_BYTES)
+            if size > 0:
+                write_file(self._reserve, os.urandom(size))
 
     def _refill_reserve(self) -> None:
         """Take the reserve back, once there is room for it and as much again."""

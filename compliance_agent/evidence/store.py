@@ -34,6 +34,7 @@ from compliance_agent.evidence.recovery import Head
 from compliance_agent.models import EvidenceBundle
 
 log = structlog.get_logger()
+MOST_AT_ONCE = 100  # directories that were missing, made after one record
 RECENT_DAYS = 2  # directories that are compared with the database at every start
 
 
@@ -114,6 +115,7 @@ class EvidenceStore:
         stored = self.database.write(lambda connection: self._append(connection, bundle, seen))
         self._last_id = max(self._last_id, stored.id)
         self._materialise(stored.id)
+        self._materialise_the_rest(stored.id)
         log.info(
             "evidence.stored", bundle_id=stored.bundle_id, epoch=stored.epoch, seq=stored.seq, kind=str(bundle.kind)
         )
@@ -276,10 +278,12 @@ class EvidenceStore:
     # Directories
 
     def _materialise(self, row_id: int) -> bool:
-        """Make the row's directory if it is missing; whether it was. A failure is remembered and mended by `replay`."""
+        """Make the row's directory if it is missing; whether it was. A failure is remembered and mended later."""
         try:
-            row = self.database.read(lambda connection: table.select(connection, "WHERE id = ?", (row_id,)))[0]
-            written = directory.put(table.directory_of(row, self.evidence_dir), row.body, row.signature)
+            rows = self.database.read(lambda connection: table.select(connection, "WHERE id = ?", (row_id,)))
+            written = any(
+                directory.put(table.directory_of(row, self.evidence_dir), row.body, row.signature) for row in rows
+            )
         except StorageError as error:
             if not self._unsettled:  # said once, until all of them are there again
                 log.warning("evidence.directory_failed", row=row_id, code=error.code)
@@ -287,6 +291,15 @@ class EvidenceStore:
             return False
         self._unsettled.discard(row_id)
         return written
+
+    def _materialise_the_rest(self, newest: int) -> None:
+        """Directories that could not be made, now that one could."""
+        if newest in self._unsettled:
+            return
+        for row_id in sorted(self._unsettled)[:MOST_AT_ONCE]:
+            self._materialise(row_id)
+            if row_id in self._unsettled:
+                return
 
     def _stored(self, row: table.Row) -> Stored:
         place = table.directory_of(row, self.evidence_dir)

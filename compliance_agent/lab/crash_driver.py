@@ -90,7 +90,7 @@ class Driver:
     async def deliver(self, waiting: Sequence[QueuedEvidence]) -> None:
         """One turn of delivery, as the agent does it: calls that wait together leave together."""
         assert self.client is not None  # noqa: S101  drain is only for a server
-        uploads = [self.client.upload_evidence(item.bundle_path, item.signature_path) for item in waiting]
+        uploads = [self.client.upload(item) for item in waiting]
         for item, result in zip(waiting, await asyncio.gather(*uploads, return_exceptions=True), strict=True):
             if result is True:
                 say(f"A {item.seq}:{item.bundle_id}")
