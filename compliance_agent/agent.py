@@ -1,13 +1,11 @@
 """The agent: wires the real parts together, runs the loop, shuts down. It decides nothing itself.
 
-    observe (drift_detector) -> judge -> decide and act (healing_engine) -> record (evidence_generator, offline_queue)
+    observe (drift_detector) -> judge -> decide and act (healing_engine) -> record (recording, evidence_generator, offline_queue)
         -> deliver (delivery, mcp_client)
 
-One iteration looks at every check that is due, heals what may be healed, records every change of verdict, every remediation and
-every refusal whose reason changed, and gives delivery one bounded turn at its end; what is not delivered then goes on by itself in
-its own task. A look that takes longer than a moment is not waited for: its verdict is taken when it comes back. A tick that comes
-while an iteration still runs is skipped and counted, never piled up. What could not be recorded is tried again with the next
-iteration: one check's trouble never stops the others.
+One iteration looks at every check that is due, heals what may be healed, has recorded what is new, and gives delivery one bounded
+turn at its end; what is not delivered then goes on by itself in its own task. A look that takes longer than a moment is not waited
+for: its verdict is taken when it comes back. One check's trouble never stops the others.
 """
 
 from __future__ import annotations
@@ -15,20 +13,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import functools
 import random
-import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
-from types import FrameType
 from typing import Any, cast
 
 import structlog
 
 from compliance_agent.adapters import key_files, runner
-from compliance_agent.adapters.agent_state import AgentState, Recorded
+from compliance_agent.adapters.agent_state import AgentState
 from compliance_agent.adapters.clock import SystemClock
 from compliance_agent.adapters.database import Database, release, shared
 from compliance_agent.adapters.log_store import LogStore
@@ -39,17 +34,16 @@ from compliance_agent.config import AgentConfig
 from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.delivery import Delivery, code_of, settled
 from compliance_agent.drift import DriftDetector
-from compliance_agent.drills import Proof, kept
-from compliance_agent.errors import AgentError, CannotTell, StateInUse
+from compliance_agent.errors import AgentError, CannotTell
 from compliance_agent.evidence import EvidenceGenerator
 from compliance_agent.evidence.former import FormerKeys
 from compliance_agent.healing import HealingEngine
+from compliance_agent.health import health_of
+from compliance_agent.life import Life
 from compliance_agent.logs import configure, where
 from compliance_agent.mcp_client import MCPClient
 from compliance_agent.models import (
     STATS,
-    BundleId,
-    BundleKind,
     DriftResult,
     EvidenceBundle,
     Outcome,
@@ -61,38 +55,23 @@ from compliance_agent.models import (
 from compliance_agent.ports import Clock
 from compliance_agent.queue import OfflineQueue
 from compliance_agent.receipts import Receipts
+from compliance_agent.recording import Done, Recording
 from compliance_agent.rotation import KeyRotation, Rotated
 from compliance_agent.shedding import Shedding
-from compliance_agent.utils import apply_jitter
-from compliance_agent.witness_role import WitnessRole
+from compliance_agent.witness_role import beside
 
 log = structlog.get_logger()
 
-JITTER_PCT = 10.0
-ERROR_BACKOFF_S = 60.0
-# From a signal to the end of the process, which systemd and the specification give 10 s: the iteration under way, its
-# cancellation, delivery, closing.
-DRAIN_ITERATION_S, DRAIN_CANCEL_S, DRAIN_DELIVERY_S, DRAIN_CLOSE_S = 3.0, 1.0, 1.5, 1.5
+# From a signal to the end of the process systemd and the specification give 10 s: what life.py gives the iteration under way, then
+# delivery, then closing.
+DRAIN_DELIVERY_S, DRAIN_CLOSE_S = 1.5, 1.5
 LONGEST_ASKED_INTERVAL_S = 3_600  # a server may slow this host down, but not silence it for longer than a heartbeat
-MOST_UNRECORDED = 100
-HEALTH_S = 10.0
 TOUCHED = {Outcome.SUCCESS, Outcome.FAILED, Outcome.REVERTED}  # outcomes of a remediation that changed something
 _DEFAULT: Any = object()
 
 
-@dataclass(frozen=True)
-class Done:
-    """A remediation as it is to be recorded."""
-
-    drift: DriftResult
-    remediation: RemediationResult
-    start: datetime
-    end: datetime
-    trigger: str = "schedule"
-
-
-class ComplianceAgent:
-    """The agent of one host.
+class ComplianceAgent(Life):
+    """The agent of one host. Its loop is `Life`, its records are `Recording`, its side towards the server is `Delivery`.
 
     Args:
         config: everything it is told.
@@ -119,28 +98,17 @@ class ComplianceAgent:
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
+        super().__init__(clock if clock is not None else SystemClock(), rng)
         self.config = config
-        self.running = False
-        self.shutdown_event = asyncio.Event()
-        self.clock: Clock = clock if clock is not None else SystemClock()
         self.stats = dict.fromkeys(STATS, 0)
-        self.ticks_skipped = 0
         self.delivery = Delivery(self, config.upload_turn_sec)
-
-        self._rng = rng
         self._latest: dict[str, DriftResult] = {}
-        self._unrecorded: list[Done] = []
-        self._unrecorded_verdicts: dict[str, DriftResult] = {}
-        self._unheld: set[str] = set()  # what could not be recorded, so that it is logged once
-        self._paths: dict[str, tuple[str, str]] = {}  # of bundles that are stored and not yet submitted
         self._iterating = False
-        self._signal = 0
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._database: Database = shared(config.database_path, reserve_kb=config.reserve_kb)
         try:
             self._state = AgentState(self._database)
             self.stats.update(self._state.statistics())
-            self._recorded = self._state.recorded()
+            self.recording = Recording(self, self._state, self._submit_evidence)
             self._log_store = LogStore(self._database, config.evidence_dir)
             self.receipts = Receipts(self._log_store, config.site_id, self.clock)
             self.shedding = Shedding(ShedStore(self._log_store), config.site_id, self.clock, config.keep_days)
@@ -222,31 +190,15 @@ class ComplianceAgent:
             log.warning("agent.already_running")
             return
         self.running = True
-        self._loop = asyncio.get_running_loop()
         if handle_signals:
             self._setup_signal_handlers()
         log.info("agent.started", site_id=self.config.site_id, host_id=self.config.host_id)
         try:
             await self.recover()
-            async with self._witnessing():
+            async with beside(self.config, self.clock):
                 await self._run_loop()
         finally:
             await self._shutdown()
-
-    @contextlib.asynccontextmanager
-    async def _witnessing(self) -> AsyncIterator[None]:
-        """In the witness role, look at logs of others beside the loop. Its trouble is said, and is not the agent's."""
-        if self.config.witness_logs_file is None:
-            yield
-            return
-        role = WitnessRole(self.config, self.clock)
-        task = asyncio.create_task(role.run(self.config.mcp_poll_interval_sec))
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.wait({task}, timeout=DRAIN_CANCEL_S)
-            await role.close()
 
     async def close(self) -> None:
         """Save the statistics and give back what the constructor opened; `start` does it by itself.
@@ -290,22 +242,6 @@ class ComplianceAgent:
             await Offload().call("database", DRAIN_CLOSE_S, lambda: release(self._database))
         log.info("agent.stopped", **self.stats)
 
-    def _setup_signal_handlers(self) -> None:
-        """SIGTERM and SIGINT end the loop after what is under way; outside the main thread there are no signals to take."""
-
-        def signal_handler(signum: int, _frame: FrameType | None) -> None:
-            self._signal = int(signum)
-            self.running = False
-            self.shutdown_event.set()
-            if self._loop is not None and self._loop.is_running():
-                self._loop.call_soon_threadsafe(lambda: None)  # wakes a loop that waits for nothing but time
-
-        try:
-            signal.signal(signal.SIGTERM, signal_handler)
-            signal.signal(signal.SIGINT, signal_handler)
-        except ValueError:
-            log.info("agent.no_signals")
-
     async def recover(self) -> None:
         """Finish what a crash left in the middle of a cure, and record how it ended; before that, how those ended that came to
         their end and not to their record.
@@ -315,7 +251,7 @@ class ComplianceAgent:
         results = await settled(self.healing_engine.recover())
         for result in [*(ended if isinstance(ended, tuple) else ()), *(results if isinstance(results, list) else ())]:
             now = self.clock.now()
-            await self._record_or_keep(Done(self._drift_of(result), result, now, now, "start"))
+            await self.recording.remediation(Done(self._drift_of(result), result, now, now, "start"))
 
     def _drift_of(self, result: RemediationResult) -> DriftResult:
         """The drift that this cure was for, as far as its rollback point kept it."""
@@ -324,50 +260,7 @@ class ComplianceAgent:
         entry = getattr(getattr(self.drift_detector, "baseline", None), "entries", {}).get(result.check)
         return drift if entry is None else replace(drift, severity=entry.check.spec.severity.value)
 
-    # The loop
-
-    async def _run_loop(self) -> None:
-        """Iterations at the poll interval, +-10 %; one at a time; an error waits a minute and never ends the loop."""
-        while self.running and not self.shutdown_event.is_set():
-            started = self.clock.monotonic()
-            pause = apply_jitter(float(self._interval_s()), jitter_pct=JITTER_PCT, rng=self._rng)
-            if not await self._went_well(self._run_iteration(), loops=1):
-                pause = max(pause, ERROR_BACKOFF_S)
-            await self._until_tick(self.clock.monotonic() + self._until_next_tick(started, pause), pause)
-
-    async def _went_well(self, work: Coroutine[Any, Any, None], *, loops: int = 0) -> bool:
-        """Do this, then what is to be done after it; an error is said."""
-        try:
-            if await self._until_shutdown(work):
-                self.stats["loops_completed"] += loops
-                await self._until_shutdown(self._heartbeat_if_due())
-            await self._save_statistics()
-        except StateInUse:
-            raise
-        except Exception as error:
-            log.error("cycle.failed", code=code_of(error), at=where(error))
-            return False
-        return True
-
-    def _until_next_tick(self, started: float, pause: float) -> float:
-        """Seconds to the next tick that is still to come; those that passed during the iteration are skipped and said."""
-        late = self.clock.monotonic() - started - pause
-        if late <= 0:
-            return -late
-        self._skipped(1 + int(late // pause))
-        return pause - late % pause
-
-    def _skipped(self, ticks: int) -> None:
-        self.ticks_skipped += ticks
-        log.warning("cycle.ticks_skipped", count=ticks, total=self.ticks_skipped)
-
-    async def _until_tick(self, tick: float, pause: float) -> None:
-        """Pass the time to this tick. What comes back from slow looks meanwhile is judged at once."""
-        while (left := tick - self.clock.monotonic()) > 0 and await self._wait(left):
-            await self._went_well(self._late_turn())
-        missed = int((self.clock.monotonic() - tick) // pause)
-        if missed > 0:
-            self._skipped(missed)
+    # One iteration
 
     def _interval_s(self) -> int:
         asked = getattr(self.mcp_client, "min_interval_s", None)
@@ -375,46 +268,18 @@ class ComplianceAgent:
             return self.config.mcp_poll_interval_sec
         return max(self.config.mcp_poll_interval_sec, min(asked, LONGEST_ASKED_INTERVAL_S))
 
-    async def _wait(self, seconds: float) -> bool:
-        """Pass this time, or less when shutdown is asked for. Whether a slow look came back before it was over."""
-        detector = self._detector()
-        sleeping = asyncio.ensure_future(self.clock.sleep(seconds))
-        stopping = asyncio.ensure_future(self.shutdown_event.wait())
-        late = asyncio.ensure_future(detector.late() if detector is not None else asyncio.Event().wait())
-        tasks = {sleeping, stopping, late}
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            return done == {late}
-        finally:
-            for task in tasks:
-                task.cancel()
-
-    async def _until_shutdown(self, work: Coroutine[Any, Any, None]) -> bool:
-        """Do the work; once shutdown is asked for it has a moment left, then it is cancelled. Whether it was finished."""
-        task = asyncio.ensure_future(work)
-        stopping = asyncio.ensure_future(self.shutdown_event.wait())
-        try:
-            await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                await asyncio.wait({task}, timeout=DRAIN_ITERATION_S)
-            if task.done():
-                task.result()
-                return True
-            log.warning("cycle.cancelled")
-            task.cancel()
-            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # whenever that will be
-            await asyncio.wait({task}, timeout=DRAIN_CANCEL_S)
-            return False
-        finally:
-            stopping.cancel()
-            task.cancel()
+    async def _after(self, work: Coroutine[Any, Any, None], *, iteration: bool) -> None:
+        if await self._until_shutdown(work):
+            self.stats["loops_completed"] += iteration
+            await self._until_shutdown(self._heartbeat_if_due())
+        await self._save_statistics()
 
     async def _run_iteration(self) -> None:
         """Look at what is due, heal and record what drifted, record what else changed, deliver."""
         started = self.clock.monotonic()
         self._iterating = True
         try:
-            await self._record_what_was_kept()
+            await self.recording.what_was_kept()
             detector = self._detector()
             look = self.drift_detector.check_all if detector is None else detector.check_due
             drifted = await self._take_in(await settled(look()))
@@ -424,6 +289,10 @@ class ComplianceAgent:
         await self.delivery.turn()
         await self._rotate_key_if_due()
         log.info("cycle.completed", drifted=drifted, duration_ms=int((self.clock.monotonic() - started) * 1000))
+
+    async def _late(self) -> None:
+        detector = self._detector()
+        await (detector.late() if detector is not None else asyncio.Event().wait())
 
     async def _late_turn(self) -> None:
         """Heal and record what slow looks have found."""
@@ -445,10 +314,9 @@ class ComplianceAgent:
         self.stats["drift_detected"] += len(drifted)
         try:
             for drift in results:
-                self._tell(drift)
-                self._unrecorded_verdicts.pop(drift.check, None)
+                self.recording.tell(drift)
                 if not drift.drifted:
-                    await self._record_verdict(drift)
+                    await self.recording.verdict(drift)
             for drift in drifted:
                 await self._remediate_and_record(drift)
         except Exception:
@@ -481,15 +349,6 @@ class ComplianceAgent:
             await self._database.call(lambda: self._state.set_moment("key", now))
         return ended
 
-    def _tell(self, drift: DriftResult) -> None:
-        """Say a verdict that is not the one that was recorded last."""
-        known = self._recorded.get(drift.check)
-        if known is None or (known.result, known.reason) != (drift.result, drift.reason):
-            if drift.drifted:
-                log.warning("drift.found", check_id=drift.check, result=drift.result, reason=drift.reason)
-            else:
-                log.info("verdict.changed", check_id=drift.check, result=drift.result, reason=drift.reason)
-
     # Heal
 
     async def heal_now(self, drift: DriftResult) -> RemediationResult:
@@ -499,8 +358,7 @@ class ComplianceAgent:
             StorageError: how it ended could not be recorded.
         """
         remediation = await self._remediate_and_record(drift, trigger="manual")
-        if self._unrecorded:
-            await self._record_remediation(self._unrecorded.pop())
+        await self.recording.insist()
         return remediation
 
     async def _remediate_and_record(self, drift: DriftResult, trigger: str = "schedule") -> RemediationResult:
@@ -513,13 +371,11 @@ class ComplianceAgent:
             self._after_cure(drift, remediation)
         if remediation.outcome == Outcome.SUCCESS:
             self.stats["remediations_successful"] += 1
-        held = Recorded(drift.result, drift.reason, str(remediation.outcome), remediation.reason)
-        nothing_new = self._recorded.get(drift.check) == held
-        if nothing_new and (not touched or remediation.reason == "crashed"):
+        if self.recording.knows(drift, remediation) and (not touched or remediation.reason == "crashed"):
             return remediation
         # The wall clock may have been set back meanwhile; no record ends before it begins.
         end = max(start, self.clock.now())
-        await self._record_or_keep(Done(drift, remediation, start, end, trigger))
+        await self.recording.remediation(Done(drift, remediation, start, end, trigger))
         return remediation
 
     def _after_cure(self, drift: DriftResult, remediation: RemediationResult) -> None:
@@ -539,181 +395,17 @@ class ComplianceAgent:
                 check=drift.check, outcome=Outcome.FAILED, pre_state=drift.pre_state, error="crashed", reason="crashed"
             )
 
-    # Record
-
-    async def _record_or_keep(self, done: Done) -> None:
-        """Record it, or keep it for the next iteration: what was done to a host must not go unsaid."""
-        try:
-            evidence = await self._record_remediation(done)
-        except Exception as error:
-            self._unrecorded = [*self._unrecorded, done][-MOST_UNRECORDED:]
-            self._say_unrecorded(done.drift.check, error)
-        else:
-            await self._submit_recorded(evidence)
-
-    async def _record_what_was_kept(self) -> None:
-        kept, self._unrecorded = self._unrecorded, []
-        for done in kept:
-            await self._record_or_keep(done)
-        verdicts, self._unrecorded_verdicts = self._unrecorded_verdicts, {}
-        for drift in verdicts.values():
-            await self._record_verdict(drift)
-
-    def _say_unrecorded(self, check: str, error: Exception) -> None:
-        if check not in self._unheld:
-            log.error("evidence.not_recorded", check_id=check, code=code_of(error), at=where(error))
-        self._unheld.add(check)
-
-    async def _submit_recorded(self, evidence: EvidenceBundle) -> None:
-        """Submit what stands in the line already since it was recorded: a failure here loses nothing."""
-        try:
-            await self._submit_evidence(evidence)
-        except Exception as error:
-            self.delivery.withdraw(evidence.bundle_id)
-            log.warning("evidence.not_submitted", bundle_id=evidence.bundle_id, code=code_of(error), at=where(error))
-
-    async def _record_remediation(self, done: Done) -> EvidenceBundle:
-        drift, remediation = done.drift, done.remediation
-        evidence = await self._generate_evidence(done)
-        said = getattr(self.healing_engine, "said", None)
-        if callable(said):
-            await settled(said(remediation))
-        after = Recorded(drift.result, drift.reason, str(remediation.outcome), remediation.reason)
-        if remediation.outcome == Outcome.SUCCESS:
-            after = Recorded(remediation.post_result or Result.PASS, remediation.post_reason or "as_expected")
-        await self._remember(drift.check, after)
-        log.info(
-            "heal.finished",
-            check_id=drift.check,
-            outcome=str(remediation.outcome),
-            reason=remediation.reason,
-            bundle_id=evidence.bundle_id,
-        )
-        return evidence
-
-    async def _record_verdict(self, drift: DriftResult) -> None:
-        """Record a verdict other than `fail` when it is not the one that was recorded last."""
-        known = self._recorded.get(drift.check)
-        if known is not None and (known.result, known.reason) == (drift.result, drift.reason):
-            return
-        end = self.clock.now()
-        try:
-            evidence = await self._create(
-                check=drift.check,
-                outcome=None,
-                kind=BundleKind.DRIFT,
-                pre_state=drift.pre_state,
-                result=drift.result,
-                reason=drift.reason,
-                severity=drift.severity,
-                hipaa_controls=drift.hipaa_controls,
-                exception_id=drift.exception_id,
-                timestamp_start=min(drift.observed_at or end, end),
-                timestamp_end=end,
-            )
-            await self._remember(drift.check, Recorded(drift.result, drift.reason))
-        except Exception as error:
-            self._unrecorded_verdicts[drift.check] = drift
-            self._say_unrecorded(drift.check, error)
-        else:
-            await self._submit_recorded(evidence)
-
     async def record_drills(self) -> list[EvidenceBundle]:
         """Record what drills have shown since the last time, each once. What cannot be recorded now is tried again."""
-        recorded = []
-        for proof in await self._database.call(self._new_proofs):
-            try:
-                evidence = await self._create(
-                    check=proof.check,
-                    outcome=None,
-                    kind=BundleKind.DRILL,
-                    trigger="manual",
-                    pre_state=proof.facts,
-                    result=proof.result,
-                    reason=proof.reason,
-                    timestamp_start=proof.at,
-                    timestamp_end=proof.at,
-                )
-                fired = proof.result == Result.PASS
-                await self._database.call(
-                    functools.partial(self._state.set_drilled, proof.drill, proof.at, fired=fired)
-                )
-            except Exception as error:
-                self._say_unrecorded(proof.check, error)
-                continue
-            log.info("drill.recorded", check_id=proof.check, result=str(proof.result), bundle_id=evidence.bundle_id)
-            await self._submit_recorded(evidence)
-            recorded.append(evidence)
-        return recorded
-
-    def _new_proofs(self) -> list[Proof]:
-        return [proof for proof in kept(self.config.drills_dir) if self._state.is_new_drill(proof.drill, proof.at)]
-
-    async def _generate_evidence(self, done: Done) -> EvidenceBundle:
-        drift, remediation = done.drift, done.remediation
-        return await self._create(
-            check=drift.check,
-            outcome=remediation.outcome,
-            kind=BundleKind.REMEDIATION,
-            trigger=done.trigger,
-            pre_state=drift.pre_state,
-            post_state=remediation.post_state,
-            post_result=remediation.post_result,
-            post_reason=remediation.post_reason,
-            actions=remediation.actions,
-            error=None if remediation.outcome == Outcome.SUCCESS else remediation.error or remediation.reason or None,
-            result=drift.result,
-            reason=drift.reason,
-            severity=drift.severity,
-            hipaa_controls=drift.hipaa_controls,
-            rollback_available=remediation.rollback_available,
-            rollback_generation=remediation.rollback_generation,
-            recovered=remediation.recovered,
-            **({"bundle_id": BundleId(remediation.point_id)} if remediation.point_id else {}),
-            timestamp_start=done.start,
-            timestamp_end=done.end,
-        )
-
-    async def _create(self, **fields: Any) -> EvidenceBundle:
-        """Make and store one bundle; it is durable, and in the line for delivery, when this returns."""
-        evidence = await settled(self.evidence_generator.create_evidence(**fields))
-        with self.delivery.recording(evidence.bundle_id):
-            bundle_path, signature_path = await settled(self.evidence_generator.store_evidence(evidence))
-        self.stats["evidence_generated"] += 1
-        self._unheld.discard(str(fields.get("check")))
-        self._paths[evidence.bundle_id] = (str(bundle_path), str(signature_path))
-        return cast(EvidenceBundle, evidence)
-
-    async def _remember(self, check_id: str, value: Recorded) -> None:
-        self._recorded[check_id] = value
-        at = self.clock.now()
-        await self._database.call(lambda: self._state.set_recorded(check_id, value, at))
+        return await self.recording.drills()
 
     async def _heartbeat_if_due(self) -> None:
-        """Every hour (and at start) one signed statement of every verdict, the clock and the chain's head."""
-        now = self.clock.now()
-        last = await self._database.call(lambda: self._state.moment("heartbeat"))
-        fresh = last is not None and 0 <= (now - last).total_seconds() < self.config.heartbeat_interval_sec
+        """Every hour (and at start) one signed statement of every verdict; the first waits for the slowest first look."""
         detector = self._detector()
-        # It states every verdict, so the first one waits for the slowest first look.
-        whole = self._latest.keys() >= detector.baseline.entries.keys() if detector is not None else bool(self._latest)
-        if fresh or not whole:
-            return
-        try:
-            evidence = await self._create(
-                check="",
-                outcome=None,
-                kind=BundleKind.HEARTBEAT,
-                states={drift.check: (str(drift.result), drift.reason) for drift in self.latest},
-                counts=dict(self.stats),
-                timestamp_start=now,
-                timestamp_end=now,
+        if detector is None or self._latest.keys() >= detector.baseline.entries.keys():
+            await self.recording.heartbeat_if_due(
+                {drift.check: (str(drift.result), drift.reason) for drift in self.latest}
             )
-        except Exception as error:
-            self._say_unrecorded("", error)
-            return
-        await self._database.call(lambda: self._state.set_moment("heartbeat", now))
-        await self._submit_recorded(evidence)
 
     async def _save_statistics(self) -> None:
         values = dict(self.stats)
@@ -723,8 +415,7 @@ class ComplianceAgent:
 
     async def _submit_evidence(self, evidence: EvidenceBundle) -> None:
         """Put a stored bundle in line for delivery, and have it delivered soon; outside an iteration, now."""
-        known = self._paths.pop(evidence.bundle_id) if evidence.bundle_id in self._paths else None
-        bundle_path, signature_path = known or self._stored(evidence)
+        bundle_path, signature_path = self.recording.path_of(evidence.bundle_id) or self._stored(evidence)
         place = {"bundle_id": evidence.bundle_id, "bundle_path": bundle_path, "signature_path": signature_path}
         queue_id = await settled(self.offline_queue.enqueue(**place))
         if self.mcp_client is None:
@@ -752,30 +443,7 @@ class ComplianceAgent:
 
     async def health_check(self) -> dict[str, Any]:
         """Status, statistics, server and queue; never raises for any of them."""
-        health: dict[str, Any] = {
-            "status": "healthy" if self.running else "stopped",
-            "timestamp": self.clock.now().astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-            "site_id": self.config.site_id,
-            "host_id": self.config.host_id,
-            "stats": dict(self.stats),
-            "mcp_server": "not_configured",
-        }
-        if self.mcp_client is not None:
-            healthy = await self._answer(self.mcp_client.health_check)
-            health["mcp_server"] = healthy if isinstance(healthy, str) else "healthy" if healthy else "unhealthy"
-        queue = await self._answer(self.offline_queue.get_stats)
-        if isinstance(self.mcp_client, MCPClient) and isinstance(queue, dict):
-            client = self.mcp_client
-            queue = {**queue, "log": await self._answer(lambda: self.receipts.health(client))}
-        health["offline_queue"] = queue
-        return health
-
-    async def _answer(self, ask: Callable[[], Any]) -> Any:
-        try:
-            async with asyncio.timeout(HEALTH_S):
-                return await settled(ask())
-        except Exception as error:
-            return f"error: {code_of(error)}"
+        return await health_of(self)
 
 
 async def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from urllib.parse import urlsplit
 
 import structlog
@@ -19,7 +21,24 @@ from compliance_agent.witness import Witness, logs_of
 from compliance_agent.witness_calls import WitnessCalls
 
 DIRECTORY = "witness"  # in state_dir
+GIVE_UP_S = 1.0  # for a look that is cancelled because the agent ends
 log = structlog.get_logger()
+
+
+@contextlib.asynccontextmanager
+async def beside(config: AgentConfig, clock: Clock) -> AsyncIterator[None]:
+    """In the witness role, look at logs of others beside the loop. Its trouble is said, and is not the agent's."""
+    if config.witness_logs_file is None:
+        yield
+        return
+    role = WitnessRole(config, clock)
+    task = asyncio.create_task(role.run(config.mcp_poll_interval_sec))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task}, timeout=GIVE_UP_S)
+        await role.close()
 
 
 class WitnessRole:

@@ -35,7 +35,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
 async def record(agent: ComplianceAgent, count: int) -> None:
     """So many heartbeats, recorded and in line."""
     for number in range(count):
-        await agent._create(
+        await agent.recording.create(
             check="", outcome=None, kind=BundleKind.HEARTBEAT, reason="as_expected", counts={"pending": number}
         )
 
@@ -108,6 +108,19 @@ async def test_nothing_is_lost_or_stored_twice_by_any_fault(scene: Scene, name: 
     await drain(scene, agent)
     assert places(scene.server) == [(0, seq) for seq in range(1, before + 8)]
     assert agent.stats["evidence_uploaded"] == before + 7
+
+
+async def test_what_has_no_files_is_delivered_all_the_same(scene: Scene) -> None:
+    """A full disk: the rows are there, their directories cannot be made. Once they can, they are."""
+    agent = scene.agent()
+    evidence = scene.config.evidence_dir
+    evidence.write_text("in the way")
+    await record(agent, 3)
+    await drain(scene, agent)
+    assert places(scene.server) == [(0, 1), (0, 2), (0, 3)]
+    evidence.unlink()
+    await record(agent, 1)
+    assert len(list(evidence.rglob("bundle.json"))) == 4, "no restart is needed for that"
 
 
 async def test_an_acknowledgement_is_kept_as_proof(scene: Scene) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from compliance_agent.agent import ERROR_BACKOFF_S, ComplianceAgent
+from compliance_agent.agent import ComplianceAgent
 from compliance_agent.errors import StateInUse
+from compliance_agent.life import ERROR_BACKOFF_S
 from tests.agent_scene import Scene
 
 pytestmark = pytest.mark.anyio

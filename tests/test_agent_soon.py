@@ -82,7 +82,7 @@ async def test_the_old_way_fails_that(scene: Scene, monkeypatch: pytest.MonkeyPa
 
 
 async def made(agent: ComplianceAgent, number: int) -> EvidenceBundle:
-    return await agent._create(
+    return await agent.recording.create(
         check="", outcome=None, kind=BundleKind.HEARTBEAT, reason="as_expected", counts={"pending": number}
     )
 
@@ -185,7 +185,7 @@ async def test_a_line_that_fails_keeps_no_account_open(scene: Scene) -> None:
         raise ConnectionError("patient jane")
 
     agent.offline_queue.enqueue = fails
-    await agent._submit_recorded(await made(agent, 1))
+    await agent.recording.submitted(await made(agent, 1))
     agent.offline_queue.enqueue = enqueue
     await agent.delivery.turn()
     assert len(scene.documents()) == 1 and not agent.delivery._coming

@@ -50,7 +50,7 @@ def log_of(scene: Scene) -> FakeLog:
 async def record(scene: Scene, agent: ComplianceAgent, count: int = 1) -> None:
     """So many heartbeats, recorded, and given one turn of delivery."""
     for number in range(count):
-        await agent._create(
+        await agent.recording.create(
             check="", outcome=None, kind=BundleKind.HEARTBEAT, reason="as_expected", counts={"pending": number}
         )
     await turn(scene, agent)

@@ -181,7 +181,7 @@ async def test_what_stays(scene: Scene, name: str) -> None:
 async def test_an_incident_stays_and_what_is_around_it_goes(scene: Scene) -> None:
     agent = scene.agent()
     await record(scene, agent, 4)
-    await agent._create(check="", outcome=None, kind=BundleKind.INCIDENT, reason="server_ahead")
+    await agent.recording.create(check="", outcome=None, kind=BundleKind.INCIDENT, reason="server_ahead")
     await record(scene, agent, COUNT - 5)
     scene.clock.advance((DAYS + 1) * 86_400)
     assert await shed(scene, agent, answer(scene)) == COUNT - KEEP - 1

@@ -23,7 +23,7 @@ from tests.agent_scene import Scene
 async def _recorded(scene: Scene) -> None:
     agent = scene.agent()
     for number in range(4):
-        await agent._create(
+        await agent.recording.create(
             check="", outcome=None, kind=BundleKind.HEARTBEAT, reason="as_expected", counts={"pending": number}
         )
         await agent.delivery.turn()

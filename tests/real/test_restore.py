@@ -56,7 +56,7 @@ def agent_of(host: EnrolledHost) -> ComplianceAgent:
 
 async def record(agent: ComplianceAgent, count: int) -> None:
     for number in range(count):
-        await agent._create(
+        await agent.recording.create(
             check="", outcome=None, kind=BundleKind.HEARTBEAT, reason="as_expected", counts={"pending": number}
         )
 

@@ -15,7 +15,7 @@ from compliance_agent.errors import ConfigError
 from compliance_agent.lab.log import FakeLog, Lie
 from compliance_agent.log.note import Note
 from compliance_agent.ports import HttpReply
-from compliance_agent.witness_role import WitnessRole
+from compliance_agent.witness_role import WitnessRole, beside
 from tests.agent_scene import Scene
 from tests.server.builder import START, Server
 from tests.server.test_cosigning import World, settled
@@ -199,9 +199,8 @@ async def test_the_role_runs_beside_the_agent_and_its_trouble_is_not_the_agents(
     log = FakeLog("clinic-9")
     (tmp_path / "logs").write_text(f"log {log.vkey} http://127.0.0.1:9/log/clinic-9/2026\n")
     scene = Scene(tmp_path, settings={"witness_logs_file": tmp_path / "logs", "witness_name": NAME})
-    agent = scene.agent()
     with capture_logs() as events:
-        async with agent._witnessing():
+        async with beside(scene.config, scene.clock):
             while not any(event["event"] == "witness.call_failed" for event in events):
                 await asyncio.sleep(0.01)
     assert [event["code"] for event in events if event["event"] == "witness.call_failed"] == ["no_connection"]
