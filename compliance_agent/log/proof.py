@@ -36,9 +36,9 @@ class Proof:
 
     def encode(self) -> bytes:
         """The file."""
-        extra = [f"extra {to_base64(self.extra)}"] if self.extra else []
-        lines = [_HEADER, *extra, f"index {self.index}", *map(to_base64, self.path), "", ""]
-        return "\n".join(lines).encode() + self.checkpoint
+        extra = f"extra {to_base64(self.extra)}\n" if self.extra else ""
+        hashes = b"".join(map(binascii.b2a_base64, self.path))  # each ends its line
+        return f"{_HEADER}\n{extra}index {self.index}\n".encode() + hashes + b"\n" + self.checkpoint
 
     @classmethod
     def parse(cls, raw: bytes) -> Proof:

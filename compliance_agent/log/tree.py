@@ -63,6 +63,7 @@ class TileTree:
         self.size = size
         self._read = read
         self._rows: dict[tuple[int, int], list[bytes]] = {}
+        self._above: dict[int, list[bytes]] = {}  # by number of an entry's tile: what its entries' paths share
 
     def root(self) -> RootHash:
         """MTH of the whole tree."""
@@ -76,21 +77,35 @@ class TileTree:
     def inclusion(self, index: int) -> list[bytes]:
         """PATH(index, D) of RFC 9162, 2.1.3.1: from the leaf's sibling up."""
         self._expect(0 <= index < self.size, f"entry {index}")
-        return self._path(index, index + 1, whole=True)
+        tile, at = divmod(index, FULL)
+        first, stop = index - at, min(index - at + FULL, self.size)
+        if tile not in self._above:
+            self._above[tile] = self._descend(index, 0, self.size, FULL)[0]
+        if stop - first < FULL:
+            return self._descend(index, first, stop)[0] + self._above[tile]
+        rows = self._rows.get((0, tile)) or self._load(0, tile)
+        siblings = [((at >> up) ^ 1) * HASH_BYTES for up in range(len(rows))]
+        return [row[place : place + HASH_BYTES] for row, place in zip(rows, siblings, strict=True)] + self._above[tile]
 
     def consistency(self, old: int) -> list[bytes]:
         """PROOF(old, D) of RFC 9162, 2.1.4.1; empty for the empty tree and for this very size."""
         self._expect(0 <= old <= self.size, f"size {old}")
-        return [] if old in {0, self.size} else self._path(old - 1, old, whole=False)
+        if old in {0, self.size}:
+            return []
+        path, start, stop = self._descend(old - 1, 0, self.size, end=old)
+        return [self._hash(start, stop), *path] if start else path
 
     def _expect(self, within: bool, what: str) -> None:
         if not within:
             raise BadEvidence(f"{what} is outside the tree of size {self.size}", code="outside_tree")
 
-    def _path(self, index: int, end: int, *, whole: bool) -> list[bytes]:
-        """The siblings on the way to the leaf `index`, or (not `whole`) to the first subtree that stops at `end`."""
-        start, stop, path = 0, self.size, list[bytes]()
-        while stop - start > 1 and (whole or stop != end):
+    def _descend(self, index: int, start: int, stop: int, width: int = 1, end: int = 0) -> tuple[list[bytes], int, int]:
+        """The way down from a range that RFC 6962 splits off: the siblings, from the lowest up, and the range that is reached.
+
+        It is the one around `index` of at most `width` entries, or the first on the way that stops at `end`.
+        """
+        path = list[bytes]()
+        while stop - start > width and stop != end:
             middle = start + (1 << (stop - start - 1).bit_length() - 1)
             if index < middle:
                 path.append(self._hash(middle, stop))
@@ -98,9 +113,7 @@ class TileTree:
             else:
                 path.append(self._hash(start, middle))
                 start = middle
-        if not whole and start:
-            path.append(self._hash(start, stop))
-        return path[::-1]
+        return path[::-1], start, stop
 
     def _hash(self, start: int, stop: int) -> bytes:
         """MTH(D[start:stop]) for a range that RFC 6962 splits off: its largest whole subtree, and the rest."""

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from compliance_agent.errors import StorageError
-from compliance_agent.server.records import BundleQuery
+from compliance_agent.server.records import BundleQuery, Host
 from compliance_agent.server.services import chain
-from compliance_agent.server.services.verification import Verifier
+from compliance_agent.server.services.verification import Verifier, plainly_spelled
 from compliance_agent.server.store.transaction import BoundTransaction
-from tests.server.builder import FakeHost, Server, Signed, acknowledged, serving
+from tests.server.builder import START, FakeHost, Server, Signed, acknowledged, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -200,7 +200,8 @@ class Careless:
     """Verifiers with one point taken out: what the tests above must catch."""
 
     signature = Verifier(verify=lambda _key, _sig, _body: True)
-    schema = Verifier(check_document=lambda _document: None)
+    schema = Verifier(check_document=lambda _document, **_: None)
+    spelling = Verifier(spelled=lambda _body: True)
 
 
 @asynccontextmanager
@@ -214,6 +215,7 @@ async def planted(tmp_path: Path, verifier: Verifier) -> AsyncIterator[Server]:
     [
         (Careless.signature, ["signature altered", "body altered", "signed by another key"]),
         (Careless.schema, ["free text", "unknown field"]),
+        (Careless.spelling, ["not canonical", "duplicate key", "free text", "no such day"]),
     ],
 )
 async def test_a_planted_fault_is_caught(tmp_path: Path, verifier: Verifier, cases: list[str]) -> None:
@@ -222,6 +224,24 @@ async def test_a_planted_fault_is_caught(tmp_path: Path, verifier: Verifier, cas
         async with planted(tmp_path / str(number), verifier) as server:
             with pytest.raises((AssertionError, KeyError)):
                 await test_what_does_not_verify_is_refused_by_name(server, case)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+async def test_the_long_way_alone_refuses_the_same(tmp_path: Path, case: str) -> None:
+    async with planted(tmp_path, Verifier(spelled=lambda _body: False)) as server:
+        await test_what_does_not_verify_is_refused_by_name(server, case)
+
+
+def test_plain_bundles_go_the_short_way_and_say_the_same() -> None:
+    """The bundles of these tests are plainly spelled, so both ways are tried here."""
+    fake = FakeHost()
+    host = Host(fake.key_id, "clinic-1", "msp", fake.host_id, fake.public, START)
+    for bundle in (fake.next(), fake.heartbeat(time_sync="pass"), fake.next(result="fail", reason="daemon_down")):
+        assert plainly_spelled(bundle.body)
+        found = [
+            Verifier(spelled=way).all(host, bundle.body, bundle.sig) for way in (plainly_spelled, lambda _body: False)
+        ]
+        assert found == [bundle.document] * 2
 
 
 async def test_a_chain_rule_that_takes_everything_is_caught(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

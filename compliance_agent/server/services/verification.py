@@ -4,6 +4,9 @@ signature   strict Ed25519 by the enrolled key, over the exact bytes
 canonical   the bytes are the canonical form of what they say: no duplicate keys, no second spelling
 schema      only declared fields and typed facts (evidence/allowlist.py)
 identity    it names this host's key, label, site and client
+
+Most bundles are plainly spelled (evidence/spelled.py): one expression over their bytes says that form and schema are right. What it
+does not match is looked at the long way, which decides.
 """
 
 from __future__ import annotations
@@ -11,17 +14,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
 from compliance_agent import crypto
 from compliance_agent.errors import AgentError, Refusal
-from compliance_agent.evidence.allowlist import check_document
+from compliance_agent.evidence.allowlist import check_document, registry
 from compliance_agent.server.records import Host
 
 Verify = Callable[[bytes, bytes, bytes], bool]  # public key, signature, message
-CheckDocument = Callable[[Any], None]  # raises AgentError
+
+
+class CheckDocument(Protocol):
+    """Raises AgentError; see `allowlist.check_document`."""
+
+    def __call__(self, document: Any, /, *, spelled: bool = False) -> None: ...
+
+
+def plainly_spelled(body: bytes) -> bool:
+    """Whether the bytes are of this version's schema, in canonical form; what is refused may be both all the same."""
+    return registry().spelled(body)
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,7 @@ class Verifier:
 
     verify: Verify = crypto.verify
     check_document: CheckDocument = check_document
+    spelled: Callable[[bytes], bool] = plainly_spelled
 
     def signature(self, public_key: bytes, body: bytes, sig: bytes) -> None:
         """Raises Refusal `bad_signature`."""
@@ -51,12 +65,12 @@ class Verifier:
             )
         return document
 
-    def schema(self, document: dict[str, Any]) -> None:
+    def schema(self, document: dict[str, Any], *, spelled: bool = False) -> None:
         """Raises Refusal `bad_schema`; the message names the field and holds no value."""
         field = "document"
         try:
-            self.check_document(document)
-            for field in ("created_at", "timestamp_start", "timestamp_end"):
+            self.check_document(document, spelled=spelled)
+            for field in () if spelled else ("created_at", "timestamp_start", "timestamp_end"):
                 datetime.fromisoformat(document[field])  # 30 February has the form of a time
         except AgentError as error:
             raise Refusal(f"bundle: {error}", code="bad_schema", status=422) from error
@@ -76,7 +90,8 @@ class Verifier:
     def all(self, host: Host, body: bytes, sig: bytes) -> dict[str, Any]:
         """The bundle's document, once every point holds; raises Refusal."""
         self.signature(host.public_key, body, sig)
-        document = self.parsed(body)
-        self.schema(document)
+        spelled = self.spelled(body)
+        document: dict[str, Any] = orjson.loads(body) if spelled else self.parsed(body)
+        self.schema(document, spelled=spelled)
         self.identity(document, host)
         return document
