@@ -41,6 +41,7 @@ def layer(tree: Path, base: Path, scratch: Path) -> Path:
     machine.mount()
     fit_out(machine.root)
     agent(tree, machine.root, scratch)
+    _must("chroot", str(machine.root), f"/{PREFIX}/bin/python3", "-m", "compileall", "-q", "-j", "2", f"/{PREFIX}/lib")
     machine.unmount()
     return machine.upper
 

@@ -42,7 +42,8 @@ class Network:
         """Leave this machine's network, make the lab's, and start what stands in it."""
         leave_network()
         self._services.mount()
-        _must("ip", "link", "add", "lab", "type", "bridge")
+        # An address of its own: else it takes a host's and changes it when others join, and nobody finds it any more.
+        _must("ip", "link", "add", "lab", "address", "02:00:00:00:00:01", "type", "bridge")
         for device in ("lo", "lab"):
             _must("ip", "link", "set", device, "up")
         for address in (SERVER, SKEWED):
