@@ -174,7 +174,7 @@ async def observe(host: Host, baseline: Parameters) -> Observation:
     groups = read_group(await _text(host, "/etc/group"))
     uids = Counter(account.uid for account in accounts)
     hashes = [_hash_of(account, shadows) for account in accounts]
-    people = [account for account in accounts if _is_person(account)]
+    people = [account for account, hashed in zip(accounts, hashes, strict=True) if _opens(account, hashed)]
     seen = Observation(
         accounts=len(accounts),
         people=tuple(name for name in baseline.people if name in {account.name for account in accounts}),
@@ -211,6 +211,11 @@ def _hash_of(account: Account, shadows: dict[str, Shadow]) -> str:
 
 def _is_person(account: Account) -> bool:
     return FIRST_PERSON <= account.uid <= LAST_PERSON and may_log_in(account)
+
+
+def _opens(account: Account, hashed: str) -> bool:
+    """Whether somebody could log in with it: a person's account, or any other with a shell and a password that is not locked."""
+    return _is_person(account) or (account.uid != 0 and may_log_in(account) and usable(hashed))
 
 
 def _too_long(shadow: Shadow, most_days: int) -> bool:

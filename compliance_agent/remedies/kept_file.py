@@ -13,13 +13,14 @@ from typing import Any
 
 from compliance_agent.errors import CannotTell, StepFailed
 from compliance_agent.ports import ChangingHost
+from compliance_agent.remedies.file_codes import FILE_CODES
 
 MOST_BYTES = 262_144
 MODE = 0o644
 CODES = {
     "bad_arguments": "The action was given arguments that it cannot use.",
     "directory_failed": "The directory for the file could not be made or removed.",
-    "not_a_regular_file": "What is at the path is not a regular file, so it was left alone.",
+    **FILE_CODES,
 }
 
 

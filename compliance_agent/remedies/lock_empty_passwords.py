@@ -35,7 +35,8 @@ async def apply(host: ChangingHost, args: Args) -> None:
 
 
 async def undo(host: ChangingHost, args: Args, captured: Any) -> None:
-    for name, day in captured["accounts"].items():
+    still = (await capture(host, args))["accounts"].items()
+    for name, day in captured["accounts"].items() - still:
         await _must(host, ("usermod", "-p", "", "--", name), "unlock_failed")
         await _must(host, ("chage", "-d", "-1" if day is None else str(day), "--", name), "unlock_failed")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from compliance_agent.errors import StepFailed
 from compliance_agent.ports import ChangingHost
+from compliance_agent.remedies.file_codes import FILE_CODES
 from compliance_agent.remedies.spec import Action, Args
 
 MODE = re.compile(r"0[0-7]{3}")
@@ -27,8 +28,9 @@ async def apply(host: ChangingHost, args: Args) -> None:
 
 
 async def undo(host: ChangingHost, args: Args, captured: Any) -> None:
-    if captured["kind"] == "file":
-        await host.chmod(str(args["path"]), int(captured["mode"]))
+    path = str(args["path"])
+    if captured["kind"] == "file" and (await host.stat(path)).mode != captured["mode"]:
+        await host.chmod(path, int(captured["mode"]))
 
 
 ACTION = Action(
@@ -40,6 +42,6 @@ ACTION = Action(
     undo=undo,
     codes={
         "bad_arguments": "The action was given arguments that it cannot use.",
-        "not_a_regular_file": "What is at the path is not a regular file, so it was left alone.",
+        **FILE_CODES,
     },
 )

@@ -53,7 +53,7 @@ def with_account(
 )
 async def test_hashes_are_told_apart(hashed: str, scheme: str) -> None:
     assert scheme_of(hashed) == scheme
-    seen = await look(with_account("x1", 500, hashed=hashed))
+    seen = await look(with_account("x1", 500, shell="/usr/sbin/nologin", hashed=hashed))
     assert (seen.reason == "weak_hashes") == (scheme not in {"yescrypt", "sha512"})
 
 
@@ -134,6 +134,26 @@ async def test_a_host_without_sudo_has_no_admins_by_it() -> None:
 )
 async def test_accounts_for_people_are_those_with_a_shell(uid: int, shell: str, counted: int) -> None:
     assert (await look(with_account("x1", uid, shell=shell))).pre_state["other_people"] == counted
+
+
+@pytest.mark.parametrize(
+    ("shell", "hashed", "counted"),
+    [("/bin/bash", accounts.HASH, 1), ("/bin/bash", "!", 0), ("/usr/sbin/nologin", accounts.HASH, 0)],
+)
+async def test_an_account_of_a_service_with_a_shell_and_a_password_is_one_to_log_in_with(
+    shell: str, hashed: str, counted: int
+) -> None:
+    """Its id is none of a person's, and whoever knows the password gets in all the same."""
+    seen = await look(with_account("backupd", 998, shell=shell, hashed=hashed))
+    assert (seen.pre_state["other_people"], seen.reason) == (counted, "unlisted_people" if counted else "as_expected")
+
+
+async def test_a_lock_that_was_never_put_on_is_not_taken_back() -> None:
+    """Where usermod could not change the files, an undo that tried would fail, and say that the host is not as it was."""
+    host = with_account("x1", 1002, hashed="")
+    captured = await LOCK.capture(host, {})
+    await LOCK.undo(host, {}, captured)
+    assert host.changed == []
 
 
 async def test_a_key_left_in_an_unlisted_home_is_found() -> None:

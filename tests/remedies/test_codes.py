@@ -10,6 +10,7 @@ import re
 import pytest
 
 from compliance_agent import facts
+from compliance_agent.adapters.subprocess_host import _FILE_CODES
 from compliance_agent.errors import CANNOT_TELL_REASONS
 from compliance_agent.evidence.allowlist import registry
 from compliance_agent.lab.handbook import reasons_page
@@ -48,3 +49,11 @@ def test_every_code_may_stand_in_evidence_and_is_explained(action: Action) -> No
         assert facts.TOKEN.fullmatch(code) and sentence.endswith("."), code
         assert code in registry().codes
         assert f"| `{code}` |" in page
+
+
+@pytest.mark.parametrize("action", ["set_mode", "set_sshd_policy", "set_shell_timeout", "set_idle_logout"])
+def test_every_way_in_which_this_machine_refuses_to_change_a_file_is_declared(action: str) -> None:
+    """A read-only file system once stood in evidence as `undeclared`."""
+    refusals = {*_FILE_CODES.values(), "unsafe_directory", "storage_full", "io_error"}
+    assert refusals <= {*CANNOT_TELL_REASONS, *actions()[action].codes}
+    assert refusals <= set(registry().codes)

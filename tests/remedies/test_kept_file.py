@@ -117,3 +117,11 @@ async def test_a_mode_that_is_none_is_refused(mode: str) -> None:
     with pytest.raises(StepFailed) as caught:
         await actions()["set_mode"].apply(host, {"path": "/etc/key", "mode": mode})
     assert (caught.value.code, host.changed) == ("bad_arguments", [])
+
+
+async def test_a_mode_that_was_never_set_is_not_taken_back() -> None:
+    """Where the host refuses to set a mode it refuses the undo too, and nothing has to be undone."""
+    host, action, args = FakeHost(FakeClock()), actions()["set_mode"], {"path": "/etc/key", "mode": "0600"}
+    host.put("/etc/key", b"x", mode=0o644)
+    await action.undo(host, args, await action.capture(host, args))
+    assert host.changed == []

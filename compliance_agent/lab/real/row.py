@@ -93,10 +93,10 @@ class Of:
         inject, restore = _both(script)
         return Row(self.check, fault, inject, "fail", reason, "success", restore=restore, truth=truth, **more)
 
-    def alarm(self, fault: str, reason: str, script: str | Scripts, **more: Any) -> Row:
+    def alarm(self, fault: str, reason: str, script: str | Scripts, code: str = "no_cure", **more: Any) -> Row:
         """Found, and left to a person."""
         inject, restore = _both(script)
-        return Row(self.check, fault, inject, "fail", reason, "alert", "no_cure", restore=restore, **more)
+        return Row(self.check, fault, inject, "fail", reason, "alert", code, restore=restore, **more)
 
     def blind(self, fault: str, reason: str, script: str | Scripts, **more: Any) -> Row:
         """Not seen, and said so."""
@@ -118,6 +118,13 @@ def then(*scripts: str | Scripts) -> Scripts:
     """Several faults as one, taken back in reverse."""
     pairs = [_both(script) for script in scripts]
     return "\n".join(do for do, _ in pairs), "\n".join(back for _, back in reversed(pairs))
+
+
+def at_once(script: str | Scripts) -> Scripts:
+    """A fault of several parts that the agent sees whole or not at all."""
+    inject, restore = _both(script)
+    stop, go_on = (f"systemctl kill -s {signal} compliance-agent" for signal in ("STOP", "CONT"))
+    return f"{stop}\n{inject}\n{go_on}", restore
 
 
 def kept(path: str, script: str, afterwards: str = "true") -> Scripts:

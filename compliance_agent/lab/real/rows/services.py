@@ -1,0 +1,77 @@
+"""services: required ones down or not coming back, forbidden ones there, units that cannot be started or masked."""
+
+from compliance_agent.lab.real.row import Of, Row, Scripts, Table, at_once, failing, hanging, hidden, stopped, then
+
+_OF = Of("services")
+_TELNET = "[Socket]\\nListenStream=23\\nAccept=yes\\n[Install]\\nWantedBy=sockets.target\\n"
+_SERVICE = "[Service]\\nExecStart=/usr/bin/sleep 1\\n"
+_AWAY = '[ "$(systemctl is-enabled telnet.socket)" = masked ] && [ -z "$(ss -Hltn \'sport = 23\')" ]'
+
+
+def _telnet(script: str, place: str = "/usr/lib/systemd/system") -> Scripts:
+    """A forbidden socket, installed, and then more."""
+    return (
+        f"printf '{_TELNET}' >{place}/telnet.socket; printf '{_SERVICE}' >{place}/telnet@.service\n"
+        f"systemctl daemon-reload; {script}",
+        f"systemctl unmask telnet.socket; systemctl disable telnet.socket; systemctl stop telnet.socket\n"
+        f"rm {place}/telnet.socket {place}/telnet@.service; systemctl daemon-reload",
+    )
+
+
+_ROWS: tuple[Row, ...] = (
+    *stopped("services", "cron.service", "service_down"),
+    _OF.healed(
+        "not_coming_back", "service_not_enabled", "systemctl disable cron", "systemctl is-enabled cron && systemctl is-active cron"
+    ),
+    _OF.healed("forbidden_runs", "forbidden_running", _telnet("systemctl start telnet.socket"), _AWAY),
+    _OF.healed("forbidden_may_start", "forbidden_enabled", _telnet("systemctl enable telnet.socket"), _AWAY),
+    _OF.healed(
+        "several_at_once", "forbidden_running",
+        at_once(then("systemctl stop cron; systemctl disable cron", _telnet("systemctl enable --now telnet.socket"))),
+        f"{_AWAY} && systemctl is-active cron && systemctl is-enabled cron",
+    ),
+    _OF.alarm(
+        "unit_gone", "service_missing",
+        at_once(  # its old script too, of which systemd would make a unit
+            ("systemctl stop cron; mv /lib/systemd/system/cron.service /root; mv /etc/init.d/cron /root; systemctl daemon-reload",
+             "mv /root/cron.service /lib/systemd/system; mv /root/cron /etc/init.d; systemctl daemon-reload; systemctl start cron")
+        ),
+    ),
+    _OF.blind("manager_not_asked", "tool_missing", hidden("/usr/bin/systemctl")),
+    _OF.blind("manager_hangs", "timed_out", hanging("/usr/bin/systemctl")),
+    _OF.undone(
+        "start_fails", "service_down", at_once(then(("systemctl stop cron", "systemctl start cron"), failing("cron.service"))),
+        "unit_not_active", "! systemctl is-active cron",
+    ),
+    _OF.undone(  # its own file stands where the mask would have to
+        "mask_refused", "forbidden_running",
+        at_once(
+            then(
+                ("systemctl disable cron", "systemctl enable cron"),
+                _telnet("systemctl start telnet.socket", "/etc/systemd/system"),
+            )
+        ),
+        "unit_mask_failed", "systemctl is-active telnet.socket && systemctl is-active cron && ! systemctl is-enabled cron",
+    ),
+)  # fmt: skip
+
+TABLE = Table(
+    _ROWS,
+    setup="systemctl start cron",
+    entry={
+        "mode": "enforce",
+        "deadline_s": 3,
+        "parameters": {
+            "active": ["cron.service", "dbus.service"],
+            "forbidden": [
+                "telnet.socket",
+                "rsh.socket",
+                "rlogin.socket",
+                "tftp.socket",
+                "vsftpd.service",
+                "rpcbind.socket",
+            ],
+        },
+    },
+    cost_s=50.0,
+)
