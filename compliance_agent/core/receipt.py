@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from compliance_agent.entries.leaf import bundle_leaf
 from compliance_agent.errors import BadEvidence
@@ -65,8 +66,7 @@ class PinnedLog:
     required: bool = False
 
 
-@dataclass(frozen=True)
-class LoggedBundle:
+class LoggedBundle(NamedTuple):
     """What a log holds of one bundle; `sha256` and `prev` in hex, `signature` raw."""
 
     key_id: str

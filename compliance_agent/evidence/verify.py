@@ -11,7 +11,6 @@ Records are judged in batches that `spread` may give to several processes; what 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections import Counter
@@ -294,12 +293,22 @@ def check_bytes(body: bytes, signature: bytes, keys: Mapping[str, bytes]) -> dic
     """
     spelled = registry().spelled(body)
     document = _PLAIN(body.decode("ascii"))[0] if spelled else read_canonical(body)
-    if isinstance(document, dict):
-        with contextlib.suppress(BadEvidence):  # the slow way says what is wrong
-            if crypto.verify(_named_key(document, keys), signature, body):
-                check_document(document, spelled=spelled)
-                return document
+    if isinstance(document, dict) and _verifies(document, body, signature, keys, spelled=spelled):
+        return document
     return _named(body, signature, keys)
+
+
+def _verifies(
+    document: dict[str, Any], body: bytes, signature: bytes, keys: Mapping[str, bytes], *, spelled: bool
+) -> bool:
+    """Whether all is well; the slow way says what is not."""
+    try:
+        if not crypto.verify(_named_key(document, keys), signature, body):
+            return False
+        check_document(document, spelled=spelled)
+    except BadEvidence:
+        return False
+    return True
 
 
 def _named_key(document: Any, keys: Mapping[str, bytes]) -> bytes:

@@ -10,15 +10,17 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from compliance_agent.errors import NoInput, NotPermitted
 
 BUNDLE, SIGNATURE = "bundle.json", "bundle.sig"
 LEAF, PROOF = "leaf.json", "bundle.tlog-proof"
 PER_BATCH = 64
+_BLOCK = 512
 _LIKE_A_BUNDLE = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _OURS = frozenset({BUNDLE, SIGNATURE, LEAF, PROOF})
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -33,16 +35,17 @@ class Batch:
     single: bool = False
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where one bundle's files stand: the directory, and the name of its document; `at` is an open directory above it.
 
-    A name below an open directory is found without walking the whole path again, four times a record.
+    A name below an open directory is found without walking the whole path again, four times a record. Of what the directory's list
+    said to be a regular file (`plain`) nobody asks again whether it is one.
     """
 
     directory: str
     document: str
-    there: frozenset[str]
+    there: Collection[str]
+    plain: Collection[str]
     below: str
     at: int
 
@@ -58,17 +61,21 @@ class Place:
         except OSError:
             return None
         try:
-            info = os.fstat(handle)
-            if not stat.S_ISREG(info.st_mode) or info.st_size > limit_bytes:
+            if name not in self.plain and not stat.S_ISREG(os.fstat(handle).st_mode):
                 return None
             content = os.read(handle, limit_bytes + 1)
-            while len(content) < info.st_size and (more := os.read(handle, limit_bytes + 1)):
+            while _may_go_on(content, limit_bytes) and (more := os.read(handle, limit_bytes + 1)):
                 content += more
             return content if len(content) <= limit_bytes else None
         except OSError:
             return None
         finally:
             os.close(handle)
+
+
+def _may_go_on(content: bytes, limit_bytes: int) -> bool:
+    """Whether more may follow what one call gave: it ends in the middle of a block of the disk only where the file does."""
+    return 0 < len(content) <= limit_bytes and len(content) % _BLOCK == 0
 
 
 def batches(paths: Iterable[Path]) -> Iterator[Batch]:
@@ -160,7 +167,7 @@ def places(batch: Batch) -> Iterator[Place]:
     try:
         for name in batch.names:
             if batch.single:
-                yield Place(batch.directory, name, frozenset(_listed(batch.directory)[0]), "", handle)
+                yield Place(batch.directory, name, frozenset(_listed(batch.directory)[0]), (), "", handle)
             else:
                 yield from _inside(batch.directory, f"{name}/", handle)
     finally:
@@ -169,13 +176,18 @@ def places(batch: Batch) -> Iterator[Place]:
 
 def _inside(top: str, below: str, at: int) -> Iterator[Place]:
     directory = f"{top}/{below[:-1]}"
+    here, plain = list[str](), list[str]()
     try:
-        here = frozenset(os.listdir(directory))  # noqa: PTH208  names, not paths, a million times
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                here.append(name := entry.name)
+                if name in _OURS and entry.is_file(follow_symlinks=False):
+                    plain.append(name)
     except OSError:
-        here = frozenset(_listed(directory)[0])  # says why
+        here, plain = list(_listed(directory)[0]), []  # says why
     if BUNDLE in here or SIGNATURE in here:
-        yield Place(directory, BUNDLE, here, below, at)
-    if not here <= _OURS:
+        yield Place(directory, BUNDLE, here, plain, below, at)
+    if not _OURS.issuperset(here):
         names, alike = _listed(directory)
         for name in sorted([*alike, *(name for name, is_directory in names.items() if is_directory)]):
             yield from _inside(top, f"{below}{name}/", at)

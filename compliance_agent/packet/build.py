@@ -261,11 +261,11 @@ def _opened(shard: Shard, served: LogFiles, note: bytes, key: VerifierKey) -> _L
         return served.read(shard.site_id, shard.year, tile)
 
     log = _Log(shard, note, key, checkpoint.size, {}, b"", [], read)
-    edge, first = Edge(), b""
+    edge, first, whole = Edge(), b"", set(written(0, checkpoint.size))  # not what it has while it grows
     for tile in log.tiles:
         entries = decode_entries(read(tile), tile.width)
         edge, grown = edge.grow(map(hash_leaf, entries))
-        log.hashes.update(grown)
+        log.hashes.update((grew, content) for grew, content in grown if grew in whole)
         first = first or entries[0]
         here = enumerate(entries, tile.index * FULL)
         log.times.extend((at, json.loads(entry)) for at, entry in here if b'"kind":"time"' in entry)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from compliance_agent.errors import BadEvidence, ConfigError, NoInput
-from compliance_agent.log.tiles import ENTRIES, Tile
+from compliance_agent.log.tiles import ENTRIES, Tile, written
 from compliance_agent.packet import archive
 from compliance_agent.packet.content import Scope
 from compliance_agent.packet.verify import records_of, verify_file
@@ -121,11 +121,14 @@ def test_a_log_that_does_not_hold_together_is_not_packed(made: Made, tmp_path: P
 
 
 def test_a_log_of_several_tiles(tmp_path: Path) -> None:
-    make(tmp_path / "server", more=130)
+    make(tmp_path / "server", more=400)
     result = built(tmp_path / "server", tmp_path / "packet.zip")
     assert result.report.ok, result.report.problems[:3]
-    assert result.scope.size > 256
-    assert {"log/tile/0/000", "log/tile/entries/000"} <= archive.unpack(result.path.read_bytes()).keys()
+    assert result.scope.size > 3 * 256
+    files = archive.unpack(result.path.read_bytes())
+    log = {path for path in files if path.startswith("log/tile/")}
+    assert log == {f"log/{tile.path}" for tile in written(0, result.scope.size)}
+    assert archive.pack(files) == result.path.read_bytes()
     assert verify_file(result.path).as_document() == result.report.as_document()
 
 
