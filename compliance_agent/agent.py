@@ -25,9 +25,10 @@ import structlog
 from compliance_agent.adapters import key_files, runner
 from compliance_agent.adapters.agent_state import AgentState
 from compliance_agent.adapters.clock import SystemClock
-from compliance_agent.adapters.database import Database, release, shared
+from compliance_agent.adapters.database import Database
 from compliance_agent.adapters.log_store import LogStore
 from compliance_agent.adapters.offload import Offload
+from compliance_agent.adapters.open_databases import release, shared
 from compliance_agent.adapters.shed_store import ShedStore
 from compliance_agent.baseline import Baseline
 from compliance_agent.config import AgentConfig

@@ -174,8 +174,8 @@ class HealingEngine:
     def store(self) -> HealingStore:
         """What healing remembers."""
         if self._given_store is None:
-            from compliance_agent.adapters.database import shared
             from compliance_agent.adapters.healing_store import HealingStore
+            from compliance_agent.adapters.open_databases import shared
 
             self._opened = shared(self.config.database_path)
             self._given_store = HealingStore(self._opened)
@@ -200,7 +200,7 @@ class HealingEngine:
     def close(self) -> None:
         """Give back the database, if this engine opened it."""
         if self._opened is not None:
-            from compliance_agent.adapters.database import release
+            from compliance_agent.adapters.open_databases import release
 
             release(self._opened)
             self._opened = self._given_store = None

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import structlog
 
 from compliance_agent import crypto
-from compliance_agent.adapters.database import Database, release, shared
+from compliance_agent.adapters.database import Database
+from compliance_agent.adapters.open_databases import release, shared
 from compliance_agent.core.schedule import backoff_s
 from compliance_agent.errors import BadEvidence, NoInput, StorageError, StorageFull
 from compliance_agent.evidence import directory, recovery, table

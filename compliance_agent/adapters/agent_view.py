@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from compliance_agent.adapters import log_store
-from compliance_agent.adapters.database import read_only
+from compliance_agent.adapters.open_databases import read_only
 from compliance_agent.errors import NoInput, NotPermitted, StorageError
 from compliance_agent.models import STATS
 

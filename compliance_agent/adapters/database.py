@@ -13,7 +13,7 @@ Rules it keeps:
 Stores own their tables and make them with `migrate`. `write(fn)` and `read(fn)` are synchronous and give `fn` the
 connection; `await call(fn)` runs a function without arguments on the one writer thread:
 
-    db = shared(state_dir / "agent.db")
+    db = shared(state_dir / "agent.db")  # open_databases.py
     db.migrate("queue", ["CREATE TABLE IF NOT EXISTS ..."])
     row_id = await db.call(lambda: db.write(insert))      # insert(connection) -> row_id
 """
@@ -21,8 +21,6 @@ connection; `await call(fn)` runs a function without arguments on the one writer
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import re
@@ -30,7 +28,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -38,21 +36,27 @@ from typing import TypeVar
 import structlog
 
 from compliance_agent.adapters import sqlite_file
-from compliance_agent.adapters.durable import fsync_directory, make_directory, storage_error, write_file
+from compliance_agent.adapters.durable import fsync_directory, make_directory, write_file
+from compliance_agent.adapters.reserve import Reserve
+from compliance_agent.adapters.sqlite_trouble import (
+    DAMAGE,
+    NEEDS_WRITER,
+    UNDECODABLE,
+    UNSURE,
+    as_ours,
+    code_of,
+    name_of,
+)
+from compliance_agent.adapters.state_lock import taken
 from compliance_agent.adapters.writer_thread import WriterThread
-from compliance_agent.errors import ConfigError, NoInput, StateInUse, StorageDamaged, StorageError, StorageFull
+from compliance_agent.errors import ConfigError, StorageDamaged, StorageError, StorageFull
 
 T = TypeVar("T")
 
 SCHEMA_VERSION = 1
-_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-_UNSURE = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, *_DAMAGE}
-_NEEDS_WRITER = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
-_UNDECODABLE = 0  # text that is not UTF-8: sqlite3 raises an error of its own, without a code of SQLite
 _ID = re.compile(r"[0-9a-f]{32}")
 
 CLOSE_TIMEOUT_S = 10.0
-SLACK_BYTES = 16_384  # left for the names and blocks that a file system keeps beside a file's content
 
 log = structlog.get_logger()
 
@@ -82,14 +86,6 @@ class Damage:
         return cls(reason, int(rows) if rows.isdigit() else 0, moved_to)
 
 
-def _code(error: sqlite3.Error) -> int:
-    return int(getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
-
-
-def _name(error: sqlite3.Error) -> str:
-    return str(getattr(error, "sqlite_errorname", None) or "SQLITE_ERROR")
-
-
 class Database:
     """One database file and its one writing connection.
 
@@ -111,19 +107,17 @@ class Database:
         self.directory = self.path.parent
         self.damage: Damage | None = None
         self._thread = WriterThread("database") if threaded else None
-        self._reserve_bytes = reserve_kb * 1024
-        self._reserve = self.directory / "reserve"
+        self.reserve = Reserve(self.directory, reserve_kb * 1024)
         self._mutex = threading.RLock()
         self._inside = False
         self._closed = False
-        self._squeezed = False
         self._migrations: dict[str, tuple[str, ...]] = {}
         self._salvage_from = ""  # a damaged file that tables still to be made here take their rows from
         self._connection: sqlite3.Connection | None = None
         make_directory(self.directory)
-        self._lock_handle = _take_lock(self.directory / "lock")
+        self._lock_handle = taken(self.directory / "lock")
         try:
-            with _foreign("opening the database"):
+            with as_ours("opening the database"):
                 self._open_first()
         except BaseException:
             self.close()
@@ -145,17 +139,17 @@ class Database:
         """
         with self._mutex:
             self._begin_use()
-            if self._squeezed and not drains:
-                self._refill_reserve()
+            if self.reserve.spent and not drains:
+                self.reserve.refill()
             try:
                 return self._transaction(fn)
             except sqlite3.Error as error:
                 trouble = self._recover(error, "writing")
                 if not (drains and isinstance(trouble, StorageFull)):
-                    self._keep_what_is_left()
+                    self.reserve.keep_what_is_left()
                     raise trouble from error
             value = self._drain_again(fn)
-            self._keep_what_is_left()
+            self.reserve.keep_what_is_left()
             return value
 
     def read(self, fn: Callable[[sqlite3.Connection], T]) -> T:
@@ -210,7 +204,7 @@ class Database:
     @property
     def full(self) -> bool:
         """The reserve is spent: only writes that drain are taken until there is room again."""
-        return self._squeezed
+        return self.reserve.spent
 
     def close(self) -> None:
         """Finish what was begun, checkpoint and let the state go. Safe to call twice."""
@@ -256,7 +250,7 @@ class Database:
         if self._inside:
             raise RuntimeError("a transaction inside a transaction")
         if self._connection is None:
-            with _foreign("re-opening the database"):
+            with as_ours("re-opening the database"):
                 self._open_verified()
 
     def _live(self) -> sqlite3.Connection:
@@ -292,20 +286,20 @@ class Database:
 
     def _recover(self, error: sqlite3.Error, act: str) -> StorageError:
         """Bring the database back to a state that can be trusted, and say what the error means to the caller."""
-        code = _code(error)
+        code = code_of(error)
         if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError | sqlite3.InterfaceError):
             raise error  # a bug of the caller, not of the disk
-        full = code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and self._no_room())
-        log.error("storage.failed", act=act, code=_name(error), full=full)
+        full = code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and self.reserve.no_room())
+        log.error("storage.failed", act=act, code=name_of(error), full=full)
         if full:
-            self._release_reserve()
+            self.reserve.spend()
         if full and self._checkpoint("RESTART"):
-            return StorageFull(f"{act} the database: no room ({_name(error)})")
-        if code not in _UNSURE and not full:
-            return StorageError(f"{act} the database: {_name(error)}")
+            return StorageFull(f"{act} the database: no room ({name_of(error)})")
+        if code not in UNSURE and not full:
+            return StorageError(f"{act} the database: {name_of(error)}")
         damaged_before = self.damage
         try:
-            with _foreign("re-opening the database"):
+            with as_ours("re-opening the database"):
                 self._open_verified()
         except StorageError as failure:
             self._disconnect()
@@ -313,8 +307,8 @@ class Database:
         if self.damage is not damaged_before:
             return StorageDamaged("the database was damaged and moved aside; undamaged rows were kept")
         if full:
-            return StorageFull(f"{act} the database: no room ({_name(error)})")
-        return StorageError(f"{act} the database: {_name(error)}")
+            return StorageFull(f"{act} the database: no room ({name_of(error)})")
+        return StorageError(f"{act} the database: {name_of(error)}")
 
     def _checkpoint(self, kind: str) -> bool:
         try:
@@ -333,14 +327,14 @@ class Database:
         try:
             self._open_verified()
         except (sqlite3.OperationalError, OSError) as error:
-            if not self._reserve.exists() or not self._no_room():
+            if not self.reserve.path.exists() or not self.reserve.no_room():
                 raise
             log.warning("storage.failed", act="opening", code=type(error).__name__, full=True)
-            self._release_reserve()
+            self.reserve.spend()
             self._open_verified()
-        if not self._squeezed and not self._reserve_whole():
+        if not self.reserve.spent and not self.reserve.whole():
             with contextlib.suppress(StorageFull):
-                self._refill_reserve()
+                self.reserve.refill()
 
     def _open_verified(self) -> None:
         """Look three times before believing in damage, then open for writing."""
@@ -360,7 +354,7 @@ class Database:
                 if not self.path.exists() or self._looks_sound():
                     return None
             except sqlite3.DatabaseError as error:
-                if _code(error) not in {*_DAMAGE, _UNDECODABLE}:
+                if code_of(error) not in {*DAMAGE, UNDECODABLE}:
                     raise
         return "malformed"
 
@@ -369,7 +363,7 @@ class Database:
             with contextlib.closing(sqlite_file.connect_to_read(self.path)) as connection:
                 return self._is_sound(connection)
         except sqlite3.OperationalError as error:
-            if _code(error) not in _NEEDS_WRITER:
+            if code_of(error) not in NEEDS_WRITER:
                 raise
         # Stopped while it was being created: its rollback journal must be played back first.
         with contextlib.closing(sqlite_file.connect(self.path, self.synchronous)) as connection:
@@ -436,7 +430,7 @@ class Database:
         Raises:
             StorageError: it could not be put aside.
         """
-        with self._mutex, _foreign("putting the database aside"):
+        with self._mutex, as_ours("putting the database aside"):
             self._set_aside("replaced")
             self._open_verified()
 
@@ -480,137 +474,3 @@ class Database:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.close()
             self._connection = None
-
-    # Room
-
-    def _no_room(self) -> bool:
-        try:
-            room = os.statvfs(self.directory)
-        except OSError:
-            return False
-        return room.f_bavail * room.f_frsize < 65_536 or (room.f_files > 0 and room.f_favail == 0)
-
-    def _reserve_whole(self) -> bool:
-        try:
-            return self._reserve.stat().st_size >= self._reserve_bytes
-        except FileNotFoundError:
-            return self._reserve_bytes == 0
-
-    def _release_reserve(self) -> None:
-        said, self._squeezed = self._squeezed, True
-        with contextlib.suppress(OSError):
-            self._reserve.unlink()  # absent when it was released before
-            if not said:
-                log.warning("storage.reserve_released", bytes=self._reserve_bytes)
-
-    def _keep_what_is_left(self) -> None:
-        """Take back what was not needed of a reserve that was given up, before another program does: draining may need more."""
-        if not self._squeezed or self._reserve.exists():
-            return
-        with contextlib.suppress(OSError, StorageError):
-            room = os.statvfs(self.directory)
-            size = min(self._reserve_bytes, room.f_bavail * room.f_frsize - SLACK_BYTES)
-            if size > 0:
-                write_file(self._reserve, os.urandom(size))
-
-    def _refill_reserve(self) -> None:
-        """Take the reserve back, once there is room for it and as much again."""
-        if self._reserve_bytes:
-            room = os.statvfs(self.directory)
-            if room.f_bavail * room.f_frsize < 2 * self._reserve_bytes:
-                self._squeezed = True
-                raise StorageFull(
-                    "the disk of the state directory is full", hint="free some space; recording resumes by itself"
-                )
-            try:
-                # Random bytes: a file system that compresses would give zeros no blocks.
-                write_file(self._reserve, os.urandom(self._reserve_bytes))
-            except StorageError as error:
-                self._squeezed = True
-                raise StorageFull(str(error)) from error
-        if self._squeezed:
-            log.info("storage.reserve_restored", bytes=self._reserve_bytes)
-        self._squeezed = False
-
-
-@contextlib.contextmanager
-def _foreign(act: str) -> Iterator[None]:
-    """Turn what SQLite and the operating system raise into our errors."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        kind = StorageFull if _code(error) == sqlite3.SQLITE_FULL else StorageError
-        raise kind(f"{act}: {_name(error)}") from error
-    except OSError as error:
-        raise storage_error(error, act) from error
-
-
-def _take_lock(path: Path) -> int:
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise storage_error(error, f"opening {path}") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        if error.errno in {errno.EWOULDBLOCK, errno.EACCES}:
-            raise StateInUse(
-                f"state {path.parent} is in use by another process",
-                hint="stop the running agent, or name another state_dir",
-            ) from error
-        raise storage_error(error, f"locking {path}") from error
-    return handle
-
-
-@contextlib.contextmanager
-def read_only(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that only looks, for commands beside a running agent. It never writes nor checkpoints.
-
-    Raises:
-        NoInput: there is no such database.
-        StorageError: it cannot be read.
-    """
-    if not path.is_file():
-        raise NoInput(f"{path}: no database there")
-    with _foreign(f"reading {path}"), contextlib.closing(sqlite_file.connect_to_read(path)) as connection:
-        yield connection
-
-
-class _Shared:
-    """The databases open in this process, with how many users each has."""
-
-    def __init__(self) -> None:
-        self.mutex = threading.Lock()
-        self.open: dict[Path, tuple[Database, int]] = {}
-
-
-_SHARED = _Shared()
-
-
-def shared(path: Path | str, *, threaded: bool = True, reserve_kb: int = 512) -> Database:
-    """The process-wide database of this path, opened by the first user; each user calls `release` once when done.
-
-    Raises:
-        StateInUse, ConfigError, StorageError: as `Database`.
-    """
-    key = Path(path).absolute()
-    with _SHARED.mutex:
-        database, users = _SHARED.open.get(key, (None, 0))
-        if database is None:
-            database = Database(key, threaded=threaded, reserve_kb=reserve_kb)
-        _SHARED.open[key] = (database, users + 1)
-        return database
-
-
-def release(database: Database) -> None:
-    """Give a shared database back; the last user closes it. A database that is not shared is closed at once."""
-    key = database.path.absolute()
-    with _SHARED.mutex:
-        known, users = _SHARED.open.get(key, (None, 0))
-        if known is database and users > 1:
-            _SHARED.open[key] = (database, users - 1)
-            return
-        if known is database:
-            del _SHARED.open[key]
-    database.close()

@@ -18,7 +18,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from compliance_agent.adapters.database import Database, read_only
+from compliance_agent.adapters.database import Database
+from compliance_agent.adapters.open_databases import read_only
 from compliance_agent.core.gates import Attempt, Moment
 from compliance_agent.errors import DocumentError, NoInput, NotPermitted
 from compliance_agent.models import Plan, RemediationResult

@@ -16,7 +16,6 @@ stopped for good. If the whole directory was put back, only the outside can tell
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import threading
 from collections.abc import Callable, Collection
@@ -24,9 +23,10 @@ from pathlib import Path
 
 import structlog
 
-from compliance_agent.adapters.durable import create_file, make_directory, read_file, storage_error, write_file
+from compliance_agent.adapters.durable import create_file, make_directory, read_file, write_file
+from compliance_agent.adapters.state_lock import taken
 from compliance_agent.core.witness import NOTHING, Seen, origin_hash
-from compliance_agent.errors import BadEvidence, LogStopped, StateInUse, StorageDamaged
+from compliance_agent.errors import BadEvidence, LogStopped, StorageDamaged
 from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.fields import from_base64, from_decimal, to_base64
 from compliance_agent.log.merkle import HASH_BYTES, RootHash
@@ -57,7 +57,7 @@ class WitnessStore:
         self._mutex = threading.Lock()
         self._held: dict[str, tuple[Seen, bytes]] = {}  # durable, each of them
         make_directory(directory / "checkpoint")
-        self._lock = _take_lock(directory / "lock")
+        self._lock = taken(directory / "lock")
         try:
             self._marks = _read_marks(directory / "marks")
             _sweep(directory, directory / "checkpoint")
@@ -154,19 +154,6 @@ class WitnessStore:
         if origin_hash(found.origin) != name:
             raise StorageDamaged(f"witness: the checkpoint of origin {name[:16]} is of another origin")
         return Seen(found.size, found.root, max(at or 0 for _, at in times))
-
-
-def _take_lock(path: Path) -> int:
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise storage_error(error, f"opening {path}") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        raise StateInUse(f"witness: another process has {path.parent} open") from error
-    return handle
 
 
 def _sweep(*directories: Path) -> None:

@@ -221,14 +221,14 @@ class EvidenceGenerator:
     async def close(self) -> None:
         """Give the database back, if this generator opened it."""
         if self._shares_database and self._database is not None:
-            from compliance_agent.adapters.database import release
+            from compliance_agent.adapters.open_databases import release
 
             release(self._database)
             self._database, self._store = None, None
 
     def _open_database(self) -> Database:
         if self._database is None:
-            from compliance_agent.adapters.database import shared
+            from compliance_agent.adapters.open_databases import shared
 
             self._database = shared(self.config.state_dir / "agent.db", reserve_kb=self.config.reserve_kb)
         return self._database

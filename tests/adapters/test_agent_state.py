@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from compliance_agent.adapters.agent_state import AgentState
-from compliance_agent.adapters.database import release, shared
+from compliance_agent.adapters.open_databases import release, shared
 from compliance_agent.agent import ComplianceAgent
 from compliance_agent.config import AgentConfig
 from compliance_agent.errors import ConfigError

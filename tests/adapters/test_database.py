@@ -10,11 +10,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from compliance_agent.adapters import sqlite_file
-from compliance_agent.adapters.database import Damage, Database, read_only, release, shared
+from compliance_agent.adapters.database import Damage, Database
+from compliance_agent.adapters.open_databases import read_only, release, shared
 from compliance_agent.errors import ConfigError, NoInput, StateInUse, StorageDamaged, StorageError, StorageFull
 
 TABLE = ["CREATE TABLE IF NOT EXISTS items (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT"]
@@ -364,17 +366,21 @@ class Tight(Database):
 
     full_disk: bool = False
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.refill, self.reserve.refill = self.reserve.refill, self._refilled  # type: ignore[method-assign]
+
     def _transaction(self, fn):  # type: ignore[no-untyped-def]
-        if self.full_disk and self._reserve.exists():
+        if self.full_disk and self.reserve.path.exists():
             error = sqlite3.OperationalError("database or disk is full")
             error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_FULL, "SQLITE_FULL"
             raise error
         return super()._transaction(fn)
 
-    def _refill_reserve(self) -> None:
+    def _refilled(self) -> None:
         if self.full_disk:
             raise StorageFull("no room for the reserve")
-        super()._refill_reserve()
+        self.refill()
 
 
 def is_full(opened: Database) -> bool:

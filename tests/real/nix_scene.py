@@ -18,9 +18,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from compliance_agent.adapters.database import release, shared
 from compliance_agent.adapters.execute import DIRECTORIES
 from compliance_agent.adapters.healing_store import HealingStore
+from compliance_agent.adapters.open_databases import release, shared
 from compliance_agent.adapters.subprocess_host import RealHost
 from compliance_agent.baseline import Baseline, parse
 from compliance_agent.config import AgentConfig
