@@ -23,7 +23,9 @@ KeyEvent = Literal["enrol", "rotate", "revoke"]
 
 def bundle_leaf(key_id: str, epoch: int, seq: int, prev: str, bundle_sha256: str, signature: bytes) -> bytes:
     """The entry of a bundle; host and server make the same bytes."""
-    if not f"{key_id}{prev}{bundle_sha256}".isalnum():  # hex never needs escaping; nothing else is meant here
+    if not f"{key_id}{prev}{bundle_sha256}".encode(
+        "ascii"
+    ).isalnum():  # hex never needs escaping; nothing else is meant here
         raise ValueError("key, prev and digest of an entry are hexadecimal")
     return (
         f'{{"bundle_sha256":"{bundle_sha256}","epoch":{epoch},"key":"{key_id}","kind":"bundle","prev":"{prev}",'

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 
 from compliance_agent.server.records import Leaf
 
@@ -81,7 +82,7 @@ class Board:
         for leaf in leaves:
             if leaf.key_id is not None and leaf.epoch is not None and leaf.seq is not None:
                 self._recent[leaf.key_id, leaf.epoch, leaf.seq] = leaf
-        for place in list(self._recent)[: max(0, len(self._recent) - MOST_RECENT)]:
+        for place in list(islice(self._recent, max(0, len(self._recent) - MOST_RECENT))):
             del self._recent[place]
         self.turn()
 

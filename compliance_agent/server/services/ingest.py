@@ -1,47 +1,28 @@
-"""Evidence comes in: verified, placed in its chain, stored with its exact bytes, and only then acknowledged.
+"""Evidence comes in: verified, placed in its chain (placing.py), stored with its exact bytes, and only then acknowledged.
 
 Each request is one host's batch, in order. It is taken up to the first bundle that cannot be; that one is named in the reply.
 Verification happens before any transaction. Requests that arrive while a transaction is being written wait together and go into the
-next one, so that many share one fsync; the acknowledgements are signed after it has returned.
+next one, so that many share one fsync; the acknowledgement of each is signed after it has returned.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import date, datetime
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
 
 import orjson
 import structlog
 
-from compliance_agent.core.retention import day_of
-from compliance_agent.entries.leaf import bundle_leaf, fork_leaf
 from compliance_agent.errors import Refusal
-from compliance_agent.server.records import (
-    CheckVerdict,
-    Clock,
-    Fork,
-    Gap,
-    Head,
-    Held,
-    Host,
-    NewBundle,
-    NewLeaf,
-    Place,
-    Store,
-    Transaction,
-)
-from compliance_agent.server.services import chain, standing
+from compliance_agent.server.records import Clock, Held, Host, Store
+from compliance_agent.server.services.placing import Checked, Outcome, Placing, Stopped, Submission
 from compliance_agent.server.services.verification import Verifier
 
 ACK_SCHEMA = "compliance-agent/ack/v2"
 MOST_BUNDLES = 100
 GROUP = 32  # requests that share one transaction at most
-KEPT_FORKS = 100  # per host: enough to prove it, not enough to fill the disk
 IN_THREAD = 8  # from this many bundles on, verification moves off the event loop
 
 _STATUS = {True: "stored", False: "known"}
@@ -59,55 +40,12 @@ class Ack:
 
 
 @dataclass(frozen=True)
-class Stopped:
-    """The first bundle of a batch that was not taken, and why."""
-
-    index: int
-    refusal: Refusal
-
-
-@dataclass(frozen=True)
 class Taken:
     """What became of a batch: what is held of it, from its beginning, our word for that, and where it stopped, if it did."""
 
     held: tuple[Held, ...]
     ack: Ack
     stopped: Stopped | None
-
-
-class Checked(NamedTuple):
-    """A bundle that verifies, before it has a place."""
-
-    document: dict[str, Any]
-    sha256: str
-    body: bytes
-    sig: bytes
-
-    @property
-    def link(self) -> chain.Link:
-        """What decides its place."""
-        return chain.Link(self.document["epoch"], self.document["seq"], self.document["prev"], self.sha256)
-
-    def held(self, *, new: bool) -> Held:
-        """It, once it is held."""
-        return Held(self.document["bundle_id"], self.document["epoch"], self.document["seq"], self.sha256, new)
-
-
-@dataclass(frozen=True)
-class Submission:
-    """One host's batch after verification: `items` up to the first that failed, which `stopped` names."""
-
-    host: Host
-    items: tuple[Checked, ...]
-    stopped: Stopped | None
-
-
-@dataclass
-class Outcome:
-    """What a transaction decided for one submission."""
-
-    taken: list[Held] = field(default_factory=list)
-    stopped: Stopped | None = None
 
 
 _Waiting = tuple[Submission, "asyncio.Future[Outcome]"]
@@ -201,7 +139,7 @@ class Ingest:
 
     async def _write_group(self, group: Sequence[_Waiting]) -> None:
         now = self._clock()
-        outcomes = await self._store.write(lambda tx: _Placing(tx, now).run([submission for submission, _ in group]))
+        outcomes = await self._store.write(lambda tx: Placing(tx, now).run([submission for submission, _ in group]))
         for (_, future), outcome in zip(group, outcomes, strict=True):
             if not future.done():
                 future.set_result(outcome)
@@ -239,187 +177,3 @@ def _fail(group: Sequence[_Waiting], error: BaseException) -> None:
     for _, future in group:
         if not future.done():
             future.set_exception(error)
-
-
-class _Placing:
-    """One transaction over several submissions: read what is held, decide in memory, write what follows."""
-
-    def __init__(self, tx: Transaction, now: datetime) -> None:
-        self._tx = tx
-        self._now = now
-        self._hosts: dict[str, Host] = {}
-        self._heads: dict[str, Head] = {}  # of chains that grow here; a host's record follows once, not for each bundle
-        self._held: dict[tuple[str, int, int], str] = {}
-        self._ids: set[tuple[str, str]] = set()
-        self._logged: dict[tuple[str, int, int], bytes] = {}  # entries whose record a restored backup lacks
-        self._verdicts: dict[str, dict[str, CheckVerdict]] = {}
-        self._new: list[NewBundle] = []
-        self._uses: dict[tuple[str, str, str], date] = {}  # the last day of each baseline version named here
-        self._leaves: list[NewLeaf] = []  # what the log is to say of it, in this order
-        self._gapped: set[str] = set()  # hosts with an open gap
-        self._advanced: set[str] = set()  # hosts whose expected bundle has come: their gaps are closed
-
-    async def run(self, submissions: Sequence[Submission]) -> list[Outcome]:
-        """The outcome of each submission."""
-        sites = {submission.host.site_id for submission in submissions}
-        keys = {submission.host.key_id for submission in submissions}
-        self._hosts = await self._tx.hosts(sites, keys)
-        self._logged = await self._tx.logged_ahead(sites, keys)
-        self._gapped = await self._tx.gapped(sites, keys)
-        for one in submissions:
-            ids = [item.document["bundle_id"] for item in one.items]
-            for place in await self._tx.places(one.host.site_id, one.host.key_id, ids):
-                self._remember(place)
-        before = await self._tx.verdicts(sites, keys)
-        for verdict in before.values():
-            self._verdicts.setdefault(verdict.key_id, {})[verdict.check] = verdict
-        outcomes = [await self._place(submission) for submission in submissions]
-        for host in self._hosts.values():
-            await self._close_gaps(host)
-        await self._tx.add_bundles(self._new)
-        if self._uses:
-            await self._tx.note_baselines(self._uses)
-        await self._tx.add_leaves(self._leaves, self._now)
-        await self._tx.save_hosts(self._hosts.values())
-        now_standing = {(key, check): v for key, checks in self._verdicts.items() for check, v in checks.items()}
-        changed = [verdict for at, verdict in now_standing.items() if before.get(at) != verdict]
-        await self._tx.save_verdicts(changed, before.keys(), [v for at, v in before.items() if at not in now_standing])
-        return outcomes
-
-    def _remember(self, place: Place) -> None:
-        self._held[place.key_id, place.epoch, place.seq] = place.sha256
-        self._ids.add((place.key_id, place.bundle_id))
-
-    async def _place(self, submission: Submission) -> Outcome:
-        host = self._hosts.get(submission.host.key_id)
-        if host is None or host.revoked_at is not None:
-            return Outcome(stopped=Stopped(0, Refusal("this host is revoked", code="host_revoked", status=403)))
-        outcome = Outcome(stopped=submission.stopped)
-        for index, item in enumerate(submission.items):
-            host = self._hosts[host.key_id]
-            refusal = await self._place_one(host, item, outcome)
-            if refusal is not None:
-                outcome.stopped = Stopped(index, refusal)
-                break
-        host = self._hosts[host.key_id]
-        self._hosts[host.key_id] = replace(host, head=self._head(host), last_seen_at=self._now)
-        return outcome
-
-    def _head(self, host: Host) -> Head | None:
-        return self._heads.get(host.key_id, host.head)
-
-    async def _place_one(self, host: Host, item: Checked, outcome: Outcome) -> Refusal | None:
-        link = item.link
-        match chain.place(link, self._head(host), await self._sha256_at(host, link)):
-            case chain.Placed.KNOWN:
-                outcome.taken.append(item.held(new=False))
-                return None
-            case chain.Placed.NEXT:
-                if (host.key_id, item.document["bundle_id"]) in self._ids:
-                    return Refusal(
-                        "bundle: bundle_id stands in this chain already", code="bundle_id_reused", status=422
-                    )
-                logged = self._logged.get((host.key_id, link.epoch, link.seq))
-                if logged is not None and logged != _leaf_of(_new_bundle(host, item, self._now)).leaf:
-                    self._held[host.key_id, link.epoch, link.seq] = json.loads(logged)["bundle_sha256"]
-                    return await self._fork(host, item)
-                await self._take(host, item)
-                outcome.taken.append(item.held(new=True))
-                return None
-            case chain.Placed.FORK:
-                return await self._fork(host, item)
-            case chain.Placed.GAP:
-                return await self._gap(host, link)
-
-    async def _sha256_at(self, host: Host, link: chain.Link) -> str | None:
-        at, head = (host.key_id, link.epoch, link.seq), self._head(host)
-        if at not in self._held and head is not None and at[1:] <= (head.epoch, head.seq):
-            place = await self._tx.place_at(host.site_id, *at)
-            if place is not None:
-                self._remember(place)
-        return self._held.get(at)
-
-    async def _take(self, host: Host, item: Checked) -> None:
-        new = _new_bundle(host, item, self._now)
-        self._new.append(new)
-        self._use(host, item)
-        if (new.key_id, new.epoch, new.seq) not in self._logged:
-            self._leaves.append(_leaf_of(new))
-        self._held[host.key_id, new.epoch, new.seq] = new.sha256
-        self._ids.add((host.key_id, new.bundle_id))
-        standing.apply(self._verdicts.setdefault(host.key_id, {}), host, item.document, self._now)
-        self._heads[host.key_id] = Head(new.epoch, new.seq, new.sha256)
-        if new.kind == "heartbeat":
-            made = min(datetime.fromisoformat(new.created_at), self._now)
-            self._hosts[host.key_id] = replace(host, heartbeat_at=self._now, heartbeat_made_at=made)
-        self._advanced.add(host.key_id)
-
-    def _use(self, host: Host, item: Checked) -> None:
-        if item.document["baseline"] is not None:
-            use = (host.site_id, host.host_id, item.document["baseline"]["version"])
-            day = day_of(item.document["created_at"], self._now)
-            self._uses[use] = max(day, self._uses.get(use, day))
-
-    async def _close_gaps(self, host: Host) -> None:
-        if host.key_id in self._advanced & self._gapped:
-            self._advanced.remove(host.key_id)
-            await self._tx.close_gaps(host.site_id, host.key_id, self._now)
-
-    async def _fork(self, host: Host, item: Checked) -> Refusal:
-        link = item.link
-        fork = Fork(host.key_id, host.site_id, link.epoch, link.seq, item.sha256, item.body, item.sig, self._now)
-        if await self._tx.add_fork(fork, at_most=KEPT_FORKS):
-            self._use(host, item)
-            self._hosts[host.key_id] = replace(host, forks=host.forks + 1)
-            held = self._held.get((host.key_id, link.epoch, link.seq))
-            leaf = fork_leaf(host.key_id, link.epoch, link.seq, held, item.sha256, item.sig)
-            self._leaves.append(NewLeaf(host.site_id, leaf, host.key_id))
-            log.error("evidence.fork", key_id=host.key_id, site_id=host.site_id, epoch=link.epoch, seq=link.seq)
-        return Refusal(
-            f"bundle: epoch {link.epoch} seq {link.seq} contradicts the chain held here; both are kept",
-            code="fork",
-            status=409,
-            expected=chain.expected(self._head(host)),
-        )
-
-    async def _gap(self, host: Host, link: chain.Link) -> Refusal:
-        wanted = chain.expected(self._head(host))
-        epoch, seq = int(wanted["epoch"]), int(wanted["seq"])
-        await self._close_gaps(host)
-        self._gapped.add(host.key_id)
-        await self._tx.open_gap(Gap(host.key_id, host.site_id, epoch, seq, link.epoch, link.seq, self._now))
-        log.warning("evidence.gap", key_id=host.key_id, site_id=host.site_id, epoch=link.epoch, seq=link.seq)
-        return Refusal(
-            f"bundle: expected epoch {epoch} seq {seq} after the digest given, found epoch {link.epoch} seq {link.seq}",
-            code="seq_gap",
-            status=409,
-            expected=wanted,
-        )
-
-
-def _leaf_of(new: NewBundle) -> NewLeaf:
-    leaf = bundle_leaf(new.key_id, new.epoch, new.seq, new.prev, new.sha256, new.sig)
-    return NewLeaf(new.site_id, leaf, new.key_id, new.epoch, new.seq)
-
-
-def _new_bundle(host: Host, item: Checked, now: datetime) -> NewBundle:
-    document = item.document
-    return NewBundle(
-        bundle_id=document["bundle_id"],
-        key_id=host.key_id,
-        site_id=host.site_id,
-        epoch=document["epoch"],
-        seq=document["seq"],
-        sha256=item.sha256,
-        prev=document["prev"],
-        kind=document["kind"],
-        check=document["check"],
-        result=document["result"],
-        reason=document["reason"],
-        outcome=document["outcome"],
-        error=document["error"],
-        created_at=document["created_at"],
-        body=item.body,
-        sig=item.sig,
-        received_at=now,
-    )

@@ -1,0 +1,68 @@
+"""The words that the server's services and its store share, and the contract between them.
+
+Services decide, the store remembers. A service gets a `Store`; it reads through `for_sites(...)`, a handle that sees the rows of
+these sites and no others, and writes in `write(work)`: one transaction, durable when the call returns. Times are aware UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from compliance_agent.server.records.chains import (
+    NO_DIGEST,
+    Bundle,
+    BundleQuery,
+    CheckVerdict,
+    Event,
+    Fork,
+    Gap,
+    Head,
+    Held,
+    Host,
+    NewBundle,
+    Place,
+    Site,
+)
+from compliance_agent.server.records.keeping import Durable, Hold, LoggedRecord, Minimum
+from compliance_agent.server.records.logs import Backlog, Kept, Leaf, NewLeaf, PendingLeaf, Shard
+from compliance_agent.server.records.people import Token, User
+from compliance_agent.server.records.reading import Keeping, SiteReader
+from compliance_agent.server.records.store import Store, Work
+from compliance_agent.server.records.writing import Transaction
+
+Clock = Callable[[], datetime]
+
+__all__ = [
+    "NO_DIGEST",
+    "Backlog",
+    "Bundle",
+    "BundleQuery",
+    "CheckVerdict",
+    "Clock",
+    "Durable",
+    "Event",
+    "Fork",
+    "Gap",
+    "Head",
+    "Held",
+    "Hold",
+    "Host",
+    "Keeping",
+    "Kept",
+    "Leaf",
+    "LoggedRecord",
+    "Minimum",
+    "NewBundle",
+    "NewLeaf",
+    "PendingLeaf",
+    "Place",
+    "Shard",
+    "Site",
+    "SiteReader",
+    "Store",
+    "Token",
+    "Transaction",
+    "User",
+    "Work",
+]

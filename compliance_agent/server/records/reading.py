@@ -1,0 +1,140 @@
+"""What services may ask of the rows of certain sites."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import date, datetime
+from typing import Protocol
+
+from compliance_agent.server.records.chains import Bundle, BundleQuery, CheckVerdict, Event, Fork, Gap, Host, Site
+from compliance_agent.server.records.keeping import Hold, LoggedRecord, Minimum
+from compliance_agent.server.records.logs import Backlog, Kept, Leaf, Shard
+
+
+class Keeping(Protocol):
+    """What decides how long the records of a site are kept."""
+
+    async def baseline_uses(self, site_id: str) -> dict[tuple[str, str], date]:
+        """The last day of each baseline version, by host label and version."""
+        ...
+
+    async def live_baselines(self, site_id: str) -> set[tuple[str, str]]:
+        """Label and baseline version of each host that is not revoked, as it checked in last."""
+        ...
+
+    async def holds(self, site_id: str) -> list[Hold]:
+        """Every hold of a site, released ones included, in the order in which they were made."""
+        ...
+
+    async def minimum(self, site_id: str, year: int) -> Minimum | None:
+        """The minimum index of a log; None while nothing of it was pruned."""
+        ...
+
+    async def logged_records(self, site_id: str, year: int, start: int, stop: int) -> list[LoggedRecord]:
+        """The entries of a log with index `start` to `stop`, exclusive, in order, and their records."""
+        ...
+
+
+class SiteReader(Keeping, Protocol):
+    """The rows of certain sites. What belongs to another site is not there."""
+
+    @property
+    def sites(self) -> frozenset[str]:
+        """The sites this handle is bound to."""
+        ...
+
+    def only(self, site_id: str) -> SiteReader:
+        """The same handle for one of its sites; for another site, a handle that sees nothing."""
+        ...
+
+    async def events(self, since: datetime) -> list[Event]:
+        """Verdicts and cures that arrived since then, by host and check, each in the order of its chain."""
+        ...
+
+    async def site_rows(self) -> list[Site]:
+        """The sites themselves, by id."""
+        ...
+
+    async def hosts(self, site_id: str | None = None) -> list[Host]:
+        """Hosts of one site or of all, revoked ones included, by site and label."""
+        ...
+
+    async def host(self, key_id: str) -> Host | None:
+        """One host."""
+        ...
+
+    async def verdicts(self, key_id: str | None = None) -> list[CheckVerdict]:
+        """Current verdicts of one host or of all, by host and check."""
+        ...
+
+    async def remediations(self, key_id: str) -> dict[str, Bundle]:
+        """The newest remediation bundle of each check of a host."""
+        ...
+
+    async def bundles(self, query: BundleQuery) -> list[Bundle]:
+        """Bundles, newest arrival first."""
+        ...
+
+    async def bundle(self, bundle_id: str, key_id: str | None = None) -> tuple[Bundle, bytes, bytes] | None:
+        """One bundle with its bytes and its signature, as received; the first to arrive when two keys used the id."""
+        ...
+
+    async def neighbours(self, bundle: Bundle) -> tuple[Bundle | None, Bundle | None]:
+        """The bundles before and after it in its key's chain, across epochs."""
+        ...
+
+    async def gapped(self) -> frozenset[str]:
+        """Key ids of hosts with an open gap."""
+        ...
+
+    async def gaps(self, key_id: str) -> list[Gap]:
+        """Gaps of a host, open ones first, at most 100."""
+        ...
+
+    async def forks(self, key_id: str) -> list[Fork]:
+        """Contradicting bundles of a host, newest first, at most 100."""
+        ...
+
+    async def shards(self) -> list[Shard]:
+        """Logs by site and year."""
+        ...
+
+    async def first_without_record(self, site_id: str, year: int) -> int | None:
+        """Index of the first entry of a record that is not held (see `readopt`); None when all are."""
+        ...
+
+    async def any_pending(self) -> bool:
+        """Whether an entry of these sites waits for an index."""
+        ...
+
+    async def backlog(self) -> Backlog:
+        """Entries of these sites that wait for an index."""
+        ...
+
+    async def unlogged(self) -> dict[str, int]:
+        """How many bundles of each host no published checkpoint covers yet; hosts with none are left out."""
+        ...
+
+    async def leaves(self, site_id: str, year: int, start: int, stop: int) -> list[bytes]:
+        """The entries with index `start` to `stop`, exclusive, in order."""
+        ...
+
+    async def leaves_of(self, key_id: str, bundle_ids: Collection[str]) -> list[Leaf]:
+        """The integrated entries of these bundles of a host."""
+        ...
+
+    async def signed_places(self, site_id: str, after: int, limit: int) -> list[tuple[int, bytes, bytes | None, bool]]:
+        """For each bundle by arrival: its number, the leaf it must have, the leaf it has, and whether that has an index."""
+        ...
+
+    async def emptied_early(self, site_id: str) -> list[int]:
+        """Numbers of the bundles whose bytes are gone although no published minimum index covers them."""
+        ...
+
+    async def kept(self, site_id: str, after: int, limit: int) -> list[Kept]:
+        """Bundles with their bytes and places in the log, by arrival, from the number after `after` on."""
+        ...
+
+    async def kept_of(self, site_id: str, numbers: Collection[int]) -> list[Kept]:
+        """As `kept`, the bundles of these numbers, in any order."""
+        ...

@@ -1,0 +1,55 @@
+"""The server's memory: reads by site, and writes that are durable when they return."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime
+from typing import Protocol, TypeVar
+
+from compliance_agent.server.records.chains import Host
+from compliance_agent.server.records.people import User
+from compliance_agent.server.records.reading import SiteReader
+from compliance_agent.server.records.writing import Transaction
+
+T = TypeVar("T")
+Work = Callable[[Transaction], Awaitable[T]]
+
+
+class Store(Protocol):
+    """The server's memory."""
+
+    async def write(self, work: Work[T]) -> T:
+        """Run `work` in one transaction, durable when this returns; an error of `work` undoes all of it and passes through.
+
+        Raises:
+            StorageError: it did not become durable; nothing may be promised.
+        """
+        ...
+
+    def for_sites(self, sites: Iterable[str]) -> SiteReader:
+        """The handle through which everything that belongs to a site is read."""
+        ...
+
+    async def all_sites(self) -> frozenset[str]:
+        """Ids of all sites: what a user without limits may see."""
+        ...
+
+    async def host_of_api_key(self, key_hash: str) -> Host | None:
+        """The host that holds this API key, revoked or not."""
+        ...
+
+    async def user(self, name: str) -> User | None:
+        """A user by name."""
+        ...
+
+    async def user_of_session(self, session_hash: str, now: datetime) -> User | None:
+        """The user of a live session, unless disabled."""
+        ...
+
+    async def user_of_token(self, token_hash: str, now: datetime) -> User | None:
+        """The user of a live operator token, unless disabled."""
+        ...
+
+    async def ready(self) -> None:
+        """Raises StorageError when the database cannot be read or is of another version."""
+        ...

@@ -1,0 +1,218 @@
+"""What one write transaction does."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import date, datetime
+from typing import Protocol
+
+from compliance_agent.server.records.chains import CheckVerdict, Fork, Gap, Host, NewBundle, Place, Site
+from compliance_agent.server.records.keeping import Durable, Hold, LoggedRecord
+from compliance_agent.server.records.logs import NewLeaf, PendingLeaf, Shard
+from compliance_agent.server.records.people import Token, User
+from compliance_agent.server.records.reading import Keeping
+
+
+class Transaction(Keeping, Protocol):
+    """One write transaction. Either all of it becomes durable or none. `sites` bounds what a tenant's request may touch."""
+
+    async def hosts(self, sites: Collection[str], key_ids: Collection[str]) -> dict[str, Host]:
+        """These hosts by key id, as they are now."""
+        ...
+
+    async def places(self, site_id: str, key_id: str, bundle_ids: Collection[str]) -> list[Place]:
+        """Where bundles with these ids stand in the chain of a key."""
+        ...
+
+    async def place_at(self, site_id: str, key_id: str, epoch: int, seq: int) -> Place | None:
+        """What stands at one place of a chain."""
+        ...
+
+    async def verdicts(self, sites: Collection[str], key_ids: Collection[str]) -> dict[tuple[str, str], CheckVerdict]:
+        """Current verdicts by (key id, check)."""
+        ...
+
+    async def add_bundles(self, bundles: Sequence[NewBundle]) -> None:
+        """Store bundles, bytes as received."""
+        ...
+
+    async def save_hosts(self, hosts: Iterable[Host]) -> None:
+        """Write back what changes in a host's life (head, last seen, heartbeat, versions, pending, forks)."""
+        ...
+
+    async def save_verdicts(
+        self, changed: Iterable[CheckVerdict], known: Collection[tuple[str, str]], gone: Iterable[CheckVerdict]
+    ) -> None:
+        """Insert verdicts, update those whose (key id, check) is `known`, delete the `gone`."""
+        ...
+
+    async def add_fork(self, fork: Fork, *, at_most: int) -> bool:
+        """Keep a contradicting bundle; False when it is kept already, or when this host has `at_most` of them."""
+        ...
+
+    async def open_gap(self, gap: Gap) -> None:
+        """Note a gap unless the same one is open."""
+        ...
+
+    async def close_gaps(self, site_id: str, key_id: str, now: datetime) -> None:
+        """The expected bundle has come."""
+        ...
+
+    async def add_site(self, site: Site) -> Site:
+        """The site; made when it is new."""
+        ...
+
+    async def add_token(self, token_hash: str, site_id: str, now: datetime, expires_at: datetime) -> None:
+        """Remember a token by its hash."""
+        ...
+
+    async def token(self, token_hash: str) -> Token | None:
+        """The token with this hash."""
+        ...
+
+    async def redeem_token(self, token_hash: str, key_id: str, now: datetime) -> bool:
+        """Mark an unused token as used by this key; False when someone was first."""
+        ...
+
+    async def add_nonce(
+        self, nonce_hash: str, key_id: str, now: datetime, expires_at: datetime, *, at_most: int
+    ) -> bool:
+        """Remember a nonce, dropping expired ones; False when `at_most` live ones exist."""
+        ...
+
+    async def take_nonce(self, nonce_hash: str, key_id: str, now: datetime) -> bool:
+        """Use up a nonce; False when it is unknown, expired, or was made for another key."""
+        ...
+
+    async def live_label(self, site_id: str, host_id: str) -> str | None:
+        """Key id of the host that carries this label at this site and is not revoked."""
+        ...
+
+    async def key_is_known(self, key_id: str) -> bool:
+        """Whether any site has a host with this key, revoked or not."""
+        ...
+
+    async def add_host(self, host: Host) -> None:
+        """A new host."""
+        ...
+
+    async def revoke_host(self, site_id: str, key_id: str, now: datetime) -> None:
+        """Nothing of this host is accepted from now on; what it sent stays."""
+        ...
+
+    async def rotate_host(self, old: Host, new: Host, now: datetime) -> None:
+        """Let a new key take an old one's place: its API keys and verdicts are the new one's, and the old one accepts no more."""
+        ...
+
+    async def replace_api_key(self, site_id: str, key_id: str, key_hash: str, now: datetime) -> None:
+        """Give a host its one live API key."""
+        ...
+
+    async def add_leaves(self, leaves: Sequence[NewLeaf], now: datetime) -> None:
+        """Decide entries of a site's log, to be integrated in this order."""
+        ...
+
+    async def pending_leaves(self, sites: Collection[str], at_most: int) -> list[PendingLeaf]:
+        """The entries of these sites that wait longest for an index, in order of arrival."""
+        ...
+
+    async def open_shard(self, shard: Shard, first: bytes) -> bool:
+        """A new year's log of size 1, with its first entry; False when it exists."""
+        ...
+
+    async def place_leaves(self, site_id: str, year: int, first: int, numbers: Sequence[int]) -> bool:
+        """Give pending entries, named in order of arrival, the indexes from `first` on; False when one was not pending."""
+        ...
+
+    async def adopt_leaves(self, site_id: str, year: int, first: int, leaves: Sequence[NewLeaf], now: datetime) -> bool:
+        """Entries of a published log, at the indexes from `first` on; one that waits here gets its index.
+
+        False when another entry waits for the place of one of them; then the transaction must be given up.
+        """
+        ...
+
+    async def logged_ahead(self, sites: Collection[str], key_ids: Collection[str]) -> dict[tuple[str, int, int], bytes]:
+        """Entries by key, epoch and seq that stand in a log for records beyond these hosts' heads: a backup was restored."""
+        ...
+
+    async def gapped(self, sites: Collection[str], key_ids: Collection[str]) -> set[str]:
+        """Which of these hosts have an open gap."""
+        ...
+
+    async def grow_shard(self, shard: Shard, *, old_size: int) -> bool:
+        """Save size, root, edge and time if the size is still `old_size`; False, with nothing saved, when it is not."""
+        ...
+
+    async def save_checkpoint(self, shard: Shard, *, old: bytes | None) -> bool:
+        """Save the checkpoint if the one held is still `old` and the tree still has its size and root."""
+        ...
+
+    async def save_durable(self, found: Sequence[Durable], now: datetime) -> None:
+        """Note what a verified backup holds."""
+        ...
+
+    async def durable(self, site_id: str) -> list[Durable]:
+        """What a verified backup holds of a site's logs, by year."""
+        ...
+
+    async def note_baselines(self, uses: Mapping[tuple[str, str, str], date]) -> None:
+        """Records of these days name these baseline versions, by site, host label and version."""
+        ...
+
+    async def add_hold(self, hold: Hold) -> bool:
+        """A new hold; False when the same one stands."""
+        ...
+
+    async def release_hold(self, site_id: str, host_id: str | None, reason_id: str, now: datetime) -> bool:
+        """End a hold; False when none like it stands."""
+        ...
+
+    async def empty_records(
+        self, site_id: str, year: int, first: int, stop: int, records: Sequence[LoggedRecord], now: datetime
+    ) -> int:
+        """Destroy the bytes of records whose entries stand in this stretch of a log; how many were.
+
+        The stretch is below the log's minimum index from then on. The database refuses a record that is too young or is held.
+        """
+        ...
+
+    async def add_user(self, user: User) -> bool:
+        """A new user; False when the name is taken."""
+        ...
+
+    async def set_password(self, name: str, password_hash: str, now: datetime) -> None:
+        """Change a password and end the user's sessions."""
+        ...
+
+    async def count_attempt(self, bucket: int, now: datetime, *, window_s: int, at_most: int) -> bool:
+        """Count one login attempt; False, uncounted, when `at_most` were made within the window."""
+        ...
+
+    async def forget_attempts(self, bucket: int) -> None:
+        """A login succeeded."""
+        ...
+
+    async def add_session(self, session_hash: str, name: str, now: datetime, expires_at: datetime) -> None:
+        """A signed-in session, known by its hash; expired ones are dropped."""
+        ...
+
+    async def end_session(self, session_hash: str, now: datetime) -> None:
+        """Sign out."""
+        ...
+
+    async def add_operator_token(self, token_hash: str, name: str, now: datetime, expires_at: datetime) -> None:
+        """A token for a user's scripts."""
+        ...
+
+    async def audit(
+        self,
+        now: datetime,
+        actor: str,
+        action: str,
+        *,
+        site_id: str | None = None,
+        subject: str = "",
+        outcome: str = "ok",
+    ) -> None:
+        """Record who did what; words and ids only."""
+        ...
