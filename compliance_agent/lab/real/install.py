@@ -41,13 +41,12 @@ def layer(tree: Path, base: Path, scratch: Path) -> Path:
     machine.mount()
     fit_out(machine.root)
     agent(tree, machine.root, scratch)
-    _must("chroot", str(machine.root), f"/{PREFIX}/bin/python3", "-m", "compileall", "-q", "-j", "2", f"/{PREFIX}/lib")
     machine.unmount()
     return machine.upper
 
 
 def agent(tree: Path, root: Path, scratch: Path) -> None:
-    """A wheel of this tree and its locked requirements, into the virtual environment of a root file system.
+    """A wheel of this tree and its locked requirements, into the virtual environment of a root file system, compiled.
 
     Raises:
         Unavailable: it could not be built or installed.
@@ -63,6 +62,7 @@ def agent(tree: Path, root: Path, scratch: Path) -> None:
     target = ["--python", sys.executable, "--python-version", version, "--prefix", str(root / PREFIX)]
     _must(uv, "pip", "install", "--quiet", *target, "--require-hashes", "-r", str(tree / "requirements" / "agent.txt"))
     _must(uv, "pip", "install", "--quiet", *target, "--no-deps", str(next(made.glob("*.whl"))))
+    _must("chroot", str(root), f"/{PREFIX}/bin/python3", "-m", "compileall", "-q", "-j", "2", f"/{PREFIX}/lib")
 
 
 def baseline(tables: Sequence[Table]) -> str:

@@ -1,6 +1,7 @@
 """`make lab`: boot hosts, do every fault of the matrix to them, judge what their agents recorded, verify all of that evidence.
 
-The rows of one check are done to one host, one after the other; the checks are spread over hosts that run side by side.
+The rows of one check are done to one host, one after the other; the checks are spread over hosts that run side by side. What
+needs a kernel of its own is done to a virtual host after them.
 Exit status 0 when every line is as it must be, 1 when one is not, 69 where no host can be booted.
 """
 
@@ -9,14 +10,14 @@ from __future__ import annotations
 import sys
 import time
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
-from compliance_agent.errors import AgentError
+from compliance_agent.errors import AgentError, Unavailable
 from compliance_agent.lab.real import install, matrix, recipe
 from compliance_agent.lab.real.enclosure import enclosed
 from compliance_agent.lab.real.host import Host
@@ -26,6 +27,10 @@ from compliance_agent.lab.real.network import Network
 from compliance_agent.lab.real.opponent import fight
 from compliance_agent.lab.real.report import Progress, as_text, document, show
 from compliance_agent.lab.real.row import Table
+from compliance_agent.lab.vm import image
+from compliance_agent.lab.vm import matrix as vm_matrix
+from compliance_agent.lab.vm import run as vm
+from compliance_agent.lab.vm.virtual import missing
 from compliance_agent.logs import configure
 
 TREE = Path(__file__).resolve().parents[3]
@@ -37,6 +42,7 @@ class Asked:
     """The options of one run."""
 
     tables: tuple[Table, ...]
+    virtual: tuple[Table, ...]
     hosts: int
     opponent: bool
     as_json: bool
@@ -44,7 +50,12 @@ class Asked:
 
 
 @click.command()
-@click.option("--only", multiple=True, metavar="CHECK[:FAULT]", help="Only these rows; may be given more than once.")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="[vm:]CHECK[:FAULT]",
+    help="Only these rows; may be given more than once. `vm` stands for all of the virtual host.",
+)
 @click.option("--hosts", type=click.IntRange(1, 20), default=3, show_default=True, help="Hosts that share the checks.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 @click.option(
@@ -54,18 +65,29 @@ class Asked:
     "--opponent/--no-opponent", default=None, help="Also, or not, the reverter; the default is on without --only."
 )
 @click.option(
+    "--virtual/--no-virtual", "with_virtual", default=True, help="Also, or not, the virtual host; it needs qemu."
+)
+@click.option(
     "--check", is_flag=True, help="Boot nothing; only say whether hosts could be booted here (exit status 69 if not)."
 )
 def main(
-    only: tuple[str, ...], hosts: int, as_json: bool, report: Path | None, opponent: bool | None, check: bool
+    only: tuple[str, ...],
+    hosts: int,
+    as_json: bool,
+    report: Path | None,
+    opponent: bool | None,
+    with_virtual: bool,
+    check: bool,
 ) -> None:
     """Do every fault to a real host, and judge what its agent said and did."""
     configure("CRITICAL")
     try:
-        tables = matrix.chosen(only)
+        tables, virtual = _chosen(only, with_virtual)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--only") from error
-    asked = Asked(tables, hosts, not only if opponent is None else opponent, as_json, report and report.absolute())
+    asked = Asked(
+        tables, virtual, hosts, not only if opponent is None else opponent, as_json, report and report.absolute()
+    )
     try:
         recipe.check_machine()
     except AgentError as error:
@@ -75,14 +97,27 @@ def main(
     sys.exit(enclosed(lambda scratch: _work(asked, scratch), recipe.cache_directory()))
 
 
+def _chosen(only: tuple[str, ...], with_virtual: bool) -> tuple[tuple[Table, ...], tuple[Table, ...]]:
+    """The tables of the hosts and those of the virtual host."""
+    inside = tuple(name for name in only if name == "vm" or name.startswith("vm:"))
+    outside = tuple(name for name in only if name not in inside)
+    return (
+        matrix.chosen(outside) if outside or not only else (),
+        vm_matrix.chosen(inside) if with_virtual and (inside or not only) else (),
+    )
+
+
 def _refused(error: AgentError) -> int:
     click.echo(f"error: {error}" + (f" ({error.hint})" if error.hint else ""), err=True)
     return error.exit_status
 
 
 def _work(asked: Asked, scratch: Path) -> int:
+    lacking = _lacking(asked)
     try:
-        result = _run(asked, scratch)
+        if lacking is not None and not asked.tables:
+            return _refused(lacking)
+        result = _run(asked if lacking is None else replace(asked, virtual=()), scratch)
     except AgentError as error:
         return _refused(error)
     if asked.report is not None:
@@ -91,16 +126,32 @@ def _work(asked: Asked, scratch: Path) -> int:
         click.echo(as_text(result))
     else:
         show(result)
+    if result["ok"] and lacking is not None:
+        return _refused(lacking)
     return 0 if result["ok"] else 1
+
+
+def _lacking(asked: Asked) -> Unavailable | None:
+    """Why the virtual host that was asked for cannot be started here; never left out without a word."""
+    packages = missing() if asked.virtual else []
+    if not packages:
+        return None
+    return Unavailable(
+        "VIRTUAL HOST NOT RUN: no encryption that passes, no clock that is set, no power cut was tried on a real kernel",
+        hint=f"apt-get install {' '.join(packages)}; or leave it out with --no-virtual",
+    )
 
 
 def _run(asked: Asked, scratch: Path) -> dict[str, Any]:
     started = time.monotonic()
-    progress = Progress(sum(len(table.rows) for table in asked.tables))
-    base = recipe.root_filesystem()
+    progress = Progress(sum(len(table.rows) for table in asked.tables) + vm.lines(asked.virtual))
+    base = recipe.root_filesystem(None if asked.tables or asked.opponent else image.PACKAGES)
     progress.say(f"root file system {base.name} after {time.monotonic() - started:.0f} s")
-    lower = install.layer(TREE, base, scratch), base
-    progress.say(f"agent built and installed after {time.monotonic() - started:.0f} s")
+    lower: tuple[Path, ...] = ()
+    if asked.tables or asked.opponent:
+        lower = install.layer(TREE, base, scratch), base
+        progress.say(f"agent built and installed after {time.monotonic() - started:.0f} s")
+    virtual = vm.prepared(TREE, scratch, progress) if asked.virtual else None
     network = Network(scratch, base)
     network.open()
 
@@ -130,6 +181,9 @@ def _run(asked: Asked, scratch: Path) -> dict[str, Any]:
     evidence = [future.result()[1] for future in done] + ([fought.result()[1]] if fought else [])
     order = {row.name: place for place, row in enumerate(matrix.ROWS)}
     judged.sort(key=lambda line: order[line.row.name])
+    if virtual is not None:  # by itself: an emulated processor takes all there is
+        of_virtual, told = vm.done(virtual, asked.virtual, network, progress, LOGS)
+        judged, evidence = [*judged, *of_virtual], [*evidence, told]
     return document(judged, fought.result()[0] if fought else None, evidence, time.monotonic() - started)
 
 
