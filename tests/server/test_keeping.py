@@ -17,6 +17,7 @@ from tests.server.builder import ZEROS, FakeHost, Server, Signed, serving, unwal
 from tests.server.test_process import command
 
 pytestmark = pytest.mark.anyio
+INDEXES = "SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = 'bundles' ORDER BY name"
 DAY_S = 86_400
 
 
@@ -145,8 +146,12 @@ async def test_an_older_database_learns_it_from_its_records(tmp_path: Path) -> N
         unwalled(database)
         for table in ("baseline_uses", "holds", "pruned_logs", "prune_guards", "prune_never"):
             database.execute(f"DROP TABLE {table}")
+        indexes = database.execute(INDEXES).fetchall()
+        database.execute("CREATE INDEX ix_bundles_bundle_id ON bundles (bundle_id)")  # as version 2 had them
+        database.execute("CREATE INDEX ix_bundles_key_number ON bundles (key_id, number)")
         database.execute("UPDATE meta SET value = '2' WHERE key = 'schema_version'")
     await (await SqlStore.open(path)).close()
     with closing(sqlite3.connect(path)) as database:
         assert database.execute(uses).fetchall() == expected
+        assert database.execute(INDEXES).fetchall() == indexes
         assert database.execute("SELECT count(*) FROM audit WHERE action = 'wall.mended'").fetchone() == (0,)
