@@ -1,12 +1,19 @@
 """A whole tree in memory, made from its leaves: the hash of every complete subtree, so that any root, path or tile is at hand.
 
-64 bytes for each leaf. What is served by somebody else is held against it; nothing in it comes from a tile.
+64 bytes for each leaf. What is served by somebody else is held against it; nothing in it comes from a tile, until all tiles were
+found to be right: then it may lean on those at hand, and is small.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 from compliance_agent.log.merkle import EMPTY_ROOT, HASH_BYTES, LeafHash, RootHash, hash_node, parents
 from compliance_agent.log.tiles import FULL, Tile
+
+_INNER = 8  # rows within a tile of level 0
+_KEPT = 64  # tiles
 
 
 class Forest:
@@ -14,12 +21,14 @@ class Forest:
 
     def __init__(self, leaves: bytes = b"") -> None:
         self._rows = [bytearray()]
+        self._size = 0  # where it leans on tiles
+        self._inner: Callable[[int], list[bytes]] | None = None
         self.grow(leaves)
 
     @property
     def size(self) -> int:
         """How many leaves."""
-        return len(self._rows[0]) // HASH_BYTES
+        return self._size or len(self._rows[0]) // HASH_BYTES
 
     def grow(self, leaves: bytes) -> None:
         """Append leaf hashes, and every complete subtree that they finish."""
@@ -54,5 +63,23 @@ class Forest:
         height = 8 * tile.level
         return bytes(self._rows[height][start : start + tile.width * HASH_BYTES]) if height < len(self._rows) else b""
 
+    def lean_on(self, read: Callable[[Tile], bytes]) -> None:
+        """Let go of what the tiles of level 0 say, all of which were found to be of this tree; `read` gives one again."""
+        size = self.size
+
+        def rows(index: int) -> list[bytes]:
+            row = read(Tile(0, index, min(FULL, size - index * FULL)))
+            found = [row]
+            while len(found) < _INNER:
+                found.append(parents(found[-1][: len(found[-1]) & ~63]))
+            return found
+
+        self._size, self._inner = size, functools.lru_cache(_KEPT)(rows)
+        for row in self._rows[:_INNER]:
+            row.clear()
+
     def _node(self, height: int, index: int) -> bytes:
+        if self._inner is not None and height < _INNER:
+            tile, index = divmod(index, FULL >> height)
+            return self._inner(tile)[height][index * HASH_BYTES : (index + 1) * HASH_BYTES]
         return bytes(self._rows[height][index * HASH_BYTES : (index + 1) * HASH_BYTES])

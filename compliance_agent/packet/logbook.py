@@ -119,6 +119,8 @@ def reading_log(
 
     checkpoint = head.verified.checkpoint
     book = yield from _unnumbered(Book.reading(checkpoint, tile, tags, path=lambda wanted: f"log/{wanted.path}"))
+    if book.whole and not book.problems:
+        book.forest.lean_on(tile)
     older = _older(files, book)
     problems += [*book.problems, *older]
     paths = {f"log/{wanted.path}" for wanted in written(0, checkpoint.size)} | {CHECKPOINT}

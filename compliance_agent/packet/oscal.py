@@ -220,8 +220,9 @@ class Stated:
         said, host = record.document, record.document["host"]["id"]
         about, place, path, digest = own_check(said), record.place, record.directory, record.digest
         told: dict[str, Cited] = {}
+        end = said["timestamp_end"]
         for check, result, _ in statements(said):
-            told[check] = cited = Cited(place, path, digest, check == about, said["timestamp_end"], result)
+            told[check] = cited = Cited(place, path, digest, check == about, end, result)
             spoken = self.said.get((host, check))
             if spoken is None:
                 spoken = self.said[host, check] = Spoken(cited, cited)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from compliance_agent.packet.content import RESULTS, Record, Scope, in_order, statements
@@ -17,7 +18,7 @@ COLUMNS = (
     "hipaa_controls", "statements", "bundle_id", "key_id", "epoch", "seq", "log_index", "bundle_sha256", "directory",
 )  # fmt: skip
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_SPECIAL = ('"', "\r", "\n", *(f",{begins}" for begins in _FORMULA))  # cells with these are written one by one
+_SPECIAL = re.compile('["\r\n=+@\t]|,-')  # lines with these are written cell by cell
 
 
 def table(scope: Scope, records: Iterable[Record]) -> bytes:
@@ -40,7 +41,7 @@ def line(record: Record) -> bytes:
 def plainly(cells: Sequence[str]) -> str | None:
     """The line of cells that need nothing but commas between them, None where one may need more."""
     plain = ",".join(cells)
-    if plain.count(",") != len(cells) - 1 or plain.startswith(_FORMULA) or any(map(plain.__contains__, _SPECIAL)):
+    if plain.count(",") != len(cells) - 1 or _SPECIAL.search(plain) is not None or plain.startswith(_FORMULA):
         return None
     return f"{plain}\r\n"
 

@@ -15,7 +15,7 @@ from sigstore._internal.merkle import verify_merkle_inclusion
 
 from compliance_agent.evidence.forest import Forest
 from compliance_agent.log.merkle import EMPTY_ROOT, hash_leaf, verify_inclusion
-from compliance_agent.log.tiles import written
+from compliance_agent.log.tiles import Tile, written
 from compliance_agent.log.tree import TileTree
 from tests.log.builder import MemoryLog
 from tests.log.reference import Reference
@@ -73,6 +73,21 @@ def test_random_sizes(size: int, data: st.DataObject) -> None:
         assert forest.root(older) == PYMERKLE.get_root(older)
         assert forest.leaf(older - 1) == hash_leaf(LARGE.entries[older - 1])
     assert forest.leaf(size) == b""
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from([1, 2, 255, 256, 257, 512, 513, 700]), st.data())
+def test_what_leans_on_its_tiles_gives_the_same_roots(size: int, data: st.DataObject) -> None:
+    forest, asked = Forest(LEAVES[: 32 * size]), list[int]()
+
+    def read(tile: Tile) -> bytes:
+        asked.append(tile.index)
+        return LEAVES[32 * 256 * tile.index : 32 * (256 * tile.index + tile.width)]
+
+    forest.lean_on(read)
+    for older in (*data.draw(st.lists(st.integers(0, size), max_size=9)), size):
+        assert forest.root(older) == REFERENCE.root(older)
+    assert forest.size == size and len(asked) == len(set(asked)) <= 3
 
 
 def test_beyond_the_tree_there_is_no_root() -> None:
