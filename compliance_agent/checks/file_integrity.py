@@ -72,6 +72,7 @@ class Observation:
     manifest_special: int | None = fact(COUNT, "Of these, something else in their place.")
     unlisted: int | None = fact(COUNT, "Files in the listed directories that are on no list.")
     unread: int | None = fact(COUNT, "Files that could not be read.")
+    writable: int | None = fact(COUNT, "Listed files as approved that group or others may write.")
     read_bytes: int | None = fact(Int(0, 2**40), "Bytes that were read and compared.")
     packages: int | None = fact(COUNT, "Packages whose files are on this host.")
     packages_unverifiable: int | None = fact(COUNT, "Packages of which dpkg has no digests.")
@@ -126,6 +127,7 @@ CHECK = CheckSpec(
         "file_replaced": "In the place of a listed file stands a link or something else.",
         "file_missing": "A listed file is not there.",
         "manifest_changed": "The manifest is not the one that was approved.",
+        "file_open": "Group or others may write to a listed file, so it need not stay what it is.",
         "file_unlisted": "A listed directory holds a file that is on no list.",
         "package_file_changed": "A file of a package has other bytes.",
         "package_file_missing": "A file of a package is not there.",
@@ -169,7 +171,7 @@ async def observe(host: Host, baseline: Parameters) -> Observation:
         seen = replace(seen, unlisted=await _unlisted(host, baseline.directories, every, look.present))
     if baseline.packages:
         seen = await _with_packages(host, seen)
-    seen = replace(seen, unread=len(look.errors), read_bytes=look.read_bytes)
+    seen = replace(seen, unread=len(look.errors), read_bytes=look.read_bytes, writable=len(look.writable))
     if look.errors and judge(baseline, replace(seen, unread=0)).result is not Result.FAIL:
         raise look.errors[0]
     return seen
@@ -185,6 +187,7 @@ class _Look:
         self.read_bytes = 0
         self.errors: list[CannotTell] = []
         self.present: set[str] = set()
+        self.writable: set[str] = set()
 
     async def word(self, path: str, digest: str) -> str:
         """One of same, changed, missing, special, unread."""
@@ -202,6 +205,8 @@ class _Look:
             return self._unread(error)
         self.read_bytes += len(raw)
         self.present.add(path)
+        if before.mode & 0o022:
+            self.writable.add(path)
         return "same" if hashlib.sha256(raw).hexdigest() == digest else "changed"
 
     async def _bytes(self, path: str, before: FileStat) -> bytes:
@@ -283,6 +288,8 @@ def _judge_listed(seen: Observation) -> Verdict | None:
         if named or counted:
             which = ", ".join(named or ()) or f"{counted} files of the manifest"
             return failed(reason, f"expected {which} {what}")
+    if seen.writable:
+        return failed("file_open", f"expected listed files that root alone writes, found {seen.writable} open")
     if seen.unlisted:
         return failed("file_unlisted", f"expected only listed files, found {seen.unlisted} more")
     return None
@@ -304,7 +311,7 @@ def _judge_packages(baseline: Parameters, seen: Observation) -> Verdict | None:
 
 def _judge_complete(baseline: Parameters, seen: Observation) -> Verdict:
     """Nothing wrong was seen; a pass only when everything that was asked for was seen."""
-    wanted = [seen.unread, seen.read_bytes]
+    wanted = [seen.unread, seen.read_bytes, seen.writable]
     if baseline.files:
         wanted += [None if names is None else len(names) for names in (seen.changed, seen.missing, seen.special)]
     if baseline.manifest:
@@ -329,7 +336,7 @@ def _scene(host: Scene) -> None:
 
 
 _READ = len(_EXAMPLE[_ONE]) + sum(map(len, _EXAMPLE.values()))
-GOOD = Observation((), (), (), True, 2, 0, 0, 0, 0, 0, _READ, 10, 0, 0, 0, 0, 0)
+GOOD = Observation((), (), (), True, 2, 0, 0, 0, 0, 0, 0, _READ, 10, 0, 0, 0, 0, 0)
 CASES = (
     Case("as listed", GOOD, Result.PASS, "as_expected", scene=_scene),
     Case("configuration changed", replace(GOOD, config_changed=3, config_missing=1), Result.PASS),
@@ -339,6 +346,7 @@ CASES = (
     Case("a link in its place", replace(GOOD, special=(_ONE,)), Result.FAIL, "file_replaced"),
     Case("gone", replace(GOOD, missing=(_ONE,)), Result.FAIL, "file_missing"),
     Case("another manifest", replace(GOOD, manifest_as_pinned=False), Result.FAIL, "manifest_changed"),
+    Case("open to others", replace(GOOD, writable=1), Result.FAIL, "file_open"),
     Case("one more", replace(GOOD, unlisted=1), Result.FAIL, "file_unlisted"),
     Case("a program of a package", replace(GOOD, package_files_changed=1), Result.FAIL, "package_file_changed"),
     Case("a file of a package gone", replace(GOOD, package_files_missing=1), Result.FAIL, "package_file_missing"),

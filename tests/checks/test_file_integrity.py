@@ -52,6 +52,16 @@ async def test_what_is_no_regular_file_is_neither_followed_nor_opened(kind: str)
     assert f"path:{_ONE}" not in host.looked
 
 
+@pytest.mark.parametrize(
+    ("mode", "reason"), [(0o755, "as_expected"), (0o600, "as_expected"), (0o757, "file_open"), (0o775, "file_open")]
+)
+async def test_a_listed_file_that_others_may_write_need_not_stay_what_it_is(mode: int, reason: str) -> None:
+    host = healthy_host()
+    host.files[_ONE].mode = mode
+    result = await look(host, **NOTHING_ELSE)
+    assert (result.reason, result.pre_state["writable"]) == (reason, int(reason == "file_open"))
+
+
 @pytest.mark.parametrize("reason", ["not_permitted", "io_error", "timed_out"])
 async def test_a_file_that_cannot_be_read_is_unknown(reason: str) -> None:
     host = healthy_host()

@@ -19,6 +19,7 @@ _ROWS: tuple[Row, ...] = (
     ),
     _OF.alarm("of_the_manifest_changed", "file_changed", kept("/opt/clinic/print", "echo '#' >>/opt/clinic/print")),
     _OF.alarm("one_more", "file_unlisted", ("mkdir /opt/clinic/deep; touch /opt/clinic/deep/new", "rm -r /opt/clinic/deep")),
+    _OF.alarm("open_to_others", "file_open", ("chmod 757 /opt/clinic/sync", "chmod 755 /opt/clinic/sync")),
     _OF.alarm("manifest_changed", "manifest_changed", kept(_LIST, f"sed -i s/print/other/ {_LIST}")),
     _OF.alarm("program_changed", "package_file_changed", kept("/usr/bin/tac", "printf x >>/usr/bin/tac")),
     _OF.alarm("program_gone", "package_file_missing", ("mv /usr/bin/tac /root", "mv /root/tac /usr/bin")),

@@ -13,8 +13,9 @@ def _telnet(script: str, place: str = "/usr/lib/systemd/system") -> Scripts:
     return (
         f"printf '{_TELNET}' >{place}/telnet.socket; printf '{_SERVICE}' >{place}/telnet@.service\n"
         f"systemctl daemon-reload; {script}",
-        f"systemctl unmask telnet.socket; systemctl disable telnet.socket; systemctl stop telnet.socket\n"
-        f"rm {place}/telnet.socket {place}/telnet@.service; systemctl daemon-reload",
+        # The file first: a unit that is unmasked and enabled for a moment would be found again.
+        f"systemctl stop telnet.socket; rm -f /etc/systemd/system/sockets.target.wants/telnet.socket {place}/telnet*\n"
+        "systemctl daemon-reload; systemctl unmask telnet.socket",
     )
 
 
