@@ -144,7 +144,7 @@ def plan(baseline: Parameters, seen: Observation) -> Plan | None:
     The updater fetches as its own unit, because the side that acts as root has no network.
     """
     reason = judge(baseline, seen).reason
-    answers = Step("await_scanner", {"socket": baseline.socket, "max_age_h": 0})
+    answers = Step("await_scanner", {"unit": baseline.unit, "socket": baseline.socket, "max_age_h": 0})
     if reason == "daemon_down":
         return Plan(CHECK.id, (Step("ensure_unit_active", {"unit": baseline.unit}), answers))
     if reason == "probe_missed":
@@ -156,7 +156,7 @@ def plan(baseline: Parameters, seen: Observation) -> Plan | None:
         return Plan(CHECK.id, (updater,))
     if reason in {"signatures_old", "signatures_missing"}:
         fetch = Step("restart_unit", {"unit": baseline.freshclam_unit})
-        recent = Step("await_scanner", {"socket": baseline.socket, "max_age_h": baseline.max_signature_age_h})
+        recent = replace(answers, args={**answers.args, "max_age_h": baseline.max_signature_age_h})
         return Plan(CHECK.id, (updater, fetch, recent))
     return None
 

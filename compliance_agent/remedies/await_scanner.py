@@ -1,6 +1,7 @@
 """Wait until the virus scanner answers on its socket, with signatures that are recent enough.
 
-After a start it loads its signatures for half a minute and answers nothing; after an update it keeps the old ones as long.
+After a start it loads its signatures for half a minute and answers nothing; after an update it keeps the old ones as long. One that
+ended over what it loaded is not waited for.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ async def apply(host: ChangingHost, args: Args) -> None:
     for _ in range(ATTEMPTS):
         if await _ready(host, str(args["socket"]), int(args["max_age_h"])):
             return
+        unit = str(args["unit"])
+        if (await host.units((unit,)))[unit].active == "failed":
+            raise StepFailed(f"{unit}: came up and failed", code="scanner_ended")
         await host.pause(PAUSE_S)
     raise StepFailed("the scanner did not come up with recent signatures", code="scanner_not_ready")
 
@@ -51,12 +55,13 @@ async def _ready(host: ChangingHost, socket: str, max_age_h: int) -> bool:
 
 ACTION = Action(
     id="await_scanner",
-    title="wait until the scanner at {socket} answers (with signatures of at most {max_age_h} h, unless 0)",
-    arguments={"socket": str, "max_age_h": int},
+    title="wait until {unit} answers at {socket} (with signatures of at most {max_age_h} h, unless 0)",
+    arguments={"unit": str, "socket": str, "max_age_h": int},
     capture=capture,
     apply=apply,
     undo=undo,
     codes={
+        "scanner_ended": "The scanner came up and failed, as over a database that is damaged.",
         "scanner_not_ready": "The scanner did not answer in time with recent signatures.",
     },
     deadline_s=300.0,

@@ -20,7 +20,7 @@ from compliance_agent.remedies.spec import Args
 TOY = "toy.service"
 ENSURE, RESTART = actions()["ensure_unit_active"], actions()["restart_unit"]
 STEP, AWAIT_CLOCK, AWAIT_SCANNER = (actions()[name] for name in ("step_clock", "await_clock", "await_scanner"))
-SCANNER: Args = {"socket": clamav.SOCKET, "max_age_h": 48}
+SCANNER: Args = {"unit": clamav.UNIT, "socket": clamav.SOCKET, "max_age_h": 48}
 
 
 def toy_host(**state: Any) -> FakeHost:
@@ -205,6 +205,17 @@ async def test_a_scanner_with_old_signatures_is_not_ready() -> None:
         await AWAIT_SCANNER.apply(host, SCANNER)
     assert host.clock.monotonic() - 1000.0 < AWAIT_SCANNER.deadline_s
     await AWAIT_SCANNER.apply(host, {**SCANNER, "max_age_h": 0})
+
+
+async def test_a_scanner_that_ended_is_not_waited_for() -> None:
+    """Over a damaged database it comes up, reads for a moment and ends (seen on a booted host)."""
+    host = healthy_host()
+    del host.sockets[clamav.SOCKET]
+    host.unit(clamav.UNIT).active, host.unit(clamav.UNIT).failed = False, True
+    with pytest.raises(StepFailed) as refused:
+        await AWAIT_SCANNER.apply(host, SCANNER)
+    assert refused.value.code == "scanner_ended"
+    assert host.clock.monotonic() == 1000.0
 
 
 @pytest.mark.parametrize(

@@ -109,8 +109,8 @@ class Host:
     def _script(self, script: str) -> None:
         if script.startswith(PUBLISH):
             first, _, script = script.partition("\n")
-            version, _, broken = first.removeprefix(PUBLISH).partition(" ")
-            Repository(self._network.repository).publish({"lab-widget": version}, broken=bool(broken))
+            version, _, kind = first.removeprefix(PUBLISH).partition(" ")
+            Repository(self._network.repository).publish({"lab-widget": version}, kind)
         self.machine.run(script, timeout_s=SCRIPT_S)
 
     def _paths(self) -> list[Path]:

@@ -26,6 +26,7 @@ TIME_SOURCE = (
     f"bindaddress {SERVER}", "local stratum 3", "allow 10.77.0.0/24", "cmdport 0", "bindcmdaddress /", "pidfile /run/chronyd.pid",
 )  # fmt: skip
 SITE = "lab"
+DATE = "%a, %d %b %Y %H:%M:%S UTC"
 
 
 class Network:
@@ -86,22 +87,26 @@ class Repository:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def publish(self, versions: dict[str, str], *, broken: bool = False, age: timedelta = timedelta()) -> None:
-        """Offer these versions. `broken` packages fail while they are configured; `age` dates the list back."""
+    def publish(self, versions: dict[str, str], kind: str = "") -> None:
+        """Offer these versions. Packages of kind `broken` fail while they are configured; a list of kind `old` is dated five days
+        back, and one that is `expiring` is good for ten seconds more.
+        """
         index = self._directory / "dists" / "stable-security" / "main" / "binary-amd64"
         index.mkdir(parents=True, exist_ok=True)
         (self._directory / "pool").mkdir(exist_ok=True)
-        entries = "".join(self._package(name, version, broken) for name, version in versions.items())
+        entries = "".join(self._package(name, version, kind == "broken") for name, version in versions.items())
         (index / "Packages").write_text(entries, "utf-8")
         (index / "Packages.gz").write_bytes(gzip.compress(entries.encode(), mtime=0))
-        made = f"{datetime.now(UTC) - age:%a, %d %b %Y %H:%M:%S} UTC"
+        made = datetime.now(UTC) - timedelta(days=5 if kind == "old" else 0)
         lines = [
             "Origin: Debian",
             "Label: Debian-Security",
             "Suite: stable-security",
             "Codename: lab-security",
-            f"Date: {made}",
+            f"Date: {made:{DATE}}",
         ]
+        if kind == "expiring":
+            lines.append(f"Valid-Until: {made + timedelta(seconds=10):{DATE}}")
         lines += ["Architectures: amd64", "Components: main", "SHA256:"]
         for name in ("Packages", "Packages.gz"):
             body = (index / name).read_bytes()

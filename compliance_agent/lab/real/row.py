@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Scripts = tuple[str, str]  # what is done, and what puts the host back
-PUBLISH = "# done by the lab: publish "  # first line of a script; then VERSION, and `broken` for a package that fails
+PUBLISH = "# done by the lab: publish "  # first line of a script; then VERSION, and what kind (network.py)
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,50 @@
-"""patching: security updates that wait, are held up by a lock, or break while they are installed; a package manager gone."""
+"""patching: updates that wait, are held up by a lock or break while they are installed; lists that are old or expired; no apt."""
 
-from compliance_agent.lab.real.row import PUBLISH, Row, Table, unreadable
+from compliance_agent.lab.real.row import PUBLISH, Of, Row, Table, hidden
 
+_OF = Of("patching")
+_STAMP = "/var/lib/apt/periodic/compliance-agent-update-stamp"
 _HOLD_LOCK = (
     'setsid python3 -c \'import fcntl,time; f=open("/var/lib/dpkg/lock-frontend","w");'
     " fcntl.lockf(f,fcntl.LOCK_EX); time.sleep(600)' >/dev/null 2>&1 & echo $! >/run/lab-lock; sleep 1"
 )
+_FORGET = "find /var/lib/apt/lists -type f -delete"  # apt keeps the list it has when the new one is older
+_ASK = "apt-get -q update"
+_INSTALLED = "dpkg-query -W -f '${{Version}}' lab-widget | grep -qx {}"
+
+
+def _offered(version: str, afterwards: str = "true") -> str:
+    """The lab's repository has another version, and the host knows of it."""
+    return f"{PUBLISH}{version}\n{_ASK}; {afterwards}"
+
 
 TABLE = Table(
-    setup="""
-    apt-get -q update
-    touch -d now /var/lib/apt/periodic/compliance-agent-update-stamp
+    setup=f"""
+    {_ASK}
+    touch -d now {_STAMP}
     apt-get -q -y install lab-widget""",
     interval_s=4,
     rows=(
-        Row(
-            "patching", "package_lock_held", f"{PUBLISH}1.1\napt-get -q update; {_HOLD_LOCK}",
-            "fail", "security_pending", "deferred", "package_manager_busy", restore="kill $(cat /run/lab-lock)",
+        _OF.healed(
+            "lists_old", "lists_stale", f"{PUBLISH}1.0 old\n{_FORGET}; {_ASK}; touch -d '-5 days' {_STAMP}",
+            f"[ -n \"$(find {_STAMP} -mmin -2)\" ]", wait_s=90,
         ),
         Row(
-            "patching", "security_update", f"{PUBLISH}1.2\napt-get -q update", "fail", "security_pending", "success",
-            truth="dpkg-query -W -f '${Version}' lab-widget | grep -qx 1.2", wait_s=90,
+            "patching", "package_lock_held", _offered("1.1", _HOLD_LOCK), "fail", "security_pending", "deferred",
+            "package_manager_busy", restore="kill $(cat /run/lab-lock)",
         ),
-        unreadable("patching", "/usr/bin/apt"),
+        _OF.healed("security_update", "security_pending", _offered("1.2"), _INSTALLED.format("1.2"), wait_s=90),
+        _OF.blind("unreadable", "tool_missing", hidden("/usr/bin/apt")),
+        # Lists that were good when they were fetched. The mirror has nothing newer, so the refresh is refused by apt.
+        _OF.undone(
+            "lists_expired", "lists_stale", (_offered("1.2 expiring", "sleep 11"), _offered("1.2")), "refresh_failed",
+            _INSTALLED.format("1.2"), wait_s=90,
+        ),
         Row(
-            "patching", "install_fails", f"{PUBLISH}1.3 broken\napt-get -q update", "fail", "security_pending", "failed",
-            "not_reversible", restore=f"{PUBLISH}1.4\napt-get -q update; apt-get -q -y install lab-widget", wait_s=90,
+            "patching", "install_fails", _offered("1.3 broken"), "fail", "security_pending", "failed", "not_reversible",
+            restore=_offered("1.4", "apt-get -q -y install lab-widget"), wait_s=90,
+            former="dpkg-query -W -f '${db:Status-Status}' lab-widget | grep -qx half-configured",
         ),
     ),
+    cost_s=110.0,
 )  # fmt: skip
