@@ -24,7 +24,7 @@ MOST = 2**32 - 1  # the kernel counts in 32 bits
 SPACE_ACTIONS = ("ignore", "syslog", "rotate", "email", "exec", "suspend", "single", "halt")
 LOG_ACTIONS = ("ignore", "syslog", "suspend", "rotate", "keep_logs")
 _STATUS_LINE = re.compile(r"([a-z_]{1,40}) ([0-9]{1,10})( [a-z]+)?")
-_SETTING = re.compile(r"\s*([A-Za-z_]{1,40})\s*=\s*(\S+)(\s.*)?")
+_SETTING = re.compile(r"\s*([A-Za-z][A-Za-z0-9_]{0,39})\s*=\s*(\S+)(\s.*)?")
 ARCHITECTURES = ("b64", "b32")
 _WANTED_RULE = re.compile(r"key:[A-Za-z0-9@._+-]+|b(64|32):[a-z0-9_]+|/[A-Za-z0-9@._/+-]*:(?=[rwxa])r?w?x?a?")
 _FIELDS = ("enabled", "pid", "lost", "backlog", "backlog_limit")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from compliance_agent.models import DriftResult, Result
 from compliance_agent.ports import Ran
 from compliance_agent.remedies import actions
 from tests.checks.contract import seen_by
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "checks" / "auditd"
 
 CHECK = registry()["auditd"]
 
@@ -266,3 +269,9 @@ async def test_a_pinned_set_of_rules() -> None:
 def test_parameters_that_would_check_nothing_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Parameters(**{"rules": ("/etc/passwd:wa",), **wrong})
+
+
+def test_the_configuration_that_debian_ships_is_read() -> None:
+    """One of its settings has a digit in its name (krb5_principal), and once made the check unknown on every such host."""
+    config = core.read_config((FIXTURES / "auditd-3.0.9.conf").read_text("ascii"))
+    assert config == core.Config("/var/log/audit/audit.log", True, "syslog", "rotate")
