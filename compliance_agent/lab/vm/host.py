@@ -52,6 +52,7 @@ class VirtualHost:
         self._read: dict[str, Bundle] = {}  # by directory
         self._seen_at: dict[str, datetime] = {}
         self._tables = {table.check: table for table in TABLES}  # whose entries are in the baseline now
+        self._mode = HEAL
 
     def start(self) -> None:
         """Boot, encrypt, install, and wait for the first verdict of each check."""
@@ -179,10 +180,10 @@ class VirtualHost:
 
     def _adopt(self, table: Table, mode: str, *, restart: bool = False) -> None:
         """Have the baseline hold the table's entry, and the agent under it run."""
-        if self._tables[table.check].entry == table.entry and not restart:
+        if (self._tables[table.check].entry, self._mode) == (table.entry, mode) and not restart:
             self.virtual.must("systemctl start compliance-agent")
             return
-        self._tables[table.check] = table
+        self._tables[table.check], self._mode = table, mode
         text = baseline(list(self._tables.values()))
         put(self.virtual, "/etc/msp/baseline.yaml", text.replace("\nmode: enforce", f"\nmode: {mode}"))
         self.virtual.must("systemctl restart compliance-agent", timeout_s=SCRIPT_S)

@@ -96,7 +96,9 @@ def image() -> Image:
     """The cached image, made when it is not there."""
     base = recipe.root_filesystem(PACKAGES)
     wanted = recipe.cache_directory() / f"vm-{image_hash(recipe.suite())}"
-    with (wanted.parent / "lock").open("w") as lock:
+    if wanted.is_dir():  # it was moved there whole
+        return Image(wanted)
+    with (wanted.parent / "lock-vm").open("w") as lock:  # a root file system may be under way for minutes
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not wanted.is_dir():
             made = wanted.with_suffix(".new")

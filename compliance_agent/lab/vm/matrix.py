@@ -161,7 +161,7 @@ def _nixos(generation: int) -> dict[str, object]:
 
 _NEXT_IS_BROKEN = """systemctl stop compliance-agent
 [ -e /nix/var/nix/profiles/system-3-link ] || lab-system 3 broken
-nix-env -p /nix/var/nix/profiles/system --switch-generation 2; sync"""
+nix-env -p /nix/var/nix/profiles/system --switch-generation 2; /nix/var/nix/profiles/system/activate; sync"""
 
 
 def _takes_it_down(fault: str, then: Row | None = None) -> Cut:
