@@ -175,6 +175,8 @@ WHAT THIS PACKET DOES NOT PROVE
    with receipts kept at the clinic, or by a `log_head` in a record that is not a prefix of this log, which `packet verify` names.
 5. Whose keys these are. They came with the packet. Compare log.pem and packet.pem with ones you were given by another way, and
    the list of hosts in packet.json with the clinic's own list of machines: a machine that was never enrolled is not here.
+   Nor that a key had not ended before this log began: each year has a log of its own, and a key that was revoked or replaced in
+   an earlier year is said to have ended in the log of that year, which is not here.
 6. That a section of the Security Rule is met. A record is evidence for the technical part that its check describes. Policies, risk
    analysis, training, contracts, reviews and sign-offs are people's records and are not here. Where a person's record is needed
    as well, the OSCAL export says so and does not say "satisfied".
