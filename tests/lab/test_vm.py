@@ -80,6 +80,7 @@ def test_the_host_is_held_against_the_shipped_baseline() -> None:
     entries = parse(baseline(matrix.TABLES).encode()).entries
     assert set(entries) == {table.check for table in matrix.TABLES}
     assert entries["encryption"].parameters.min_key_bits == 512
+    assert entries["auditd"].parameters.log_actions == ("keep_logs", "syslog")
     for table in matrix.LATER:
         assert parse(baseline([table]).encode()).entries["patching"].parameters.manager == "nixos"
 

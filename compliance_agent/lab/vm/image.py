@@ -17,15 +17,17 @@ from pathlib import Path
 from compliance_agent.errors import Unavailable
 from compliance_agent.lab.real import recipe
 from compliance_agent.lab.real.machine import Machine
+from compliance_agent.lab.vm.auditd import RULES
 
 PACKAGES = (
     "systemd-sysv", "udev", "kmod", "dbus", "nftables", "chrony", "cron", "cryptsetup", "python3", "python3-venv", "iproute2",
-    "procps", "linux-image-cloud-amd64", "initramfs-tools", "zstd", "libdbi-perl", "nix-bin",
+    "procps", "auditd", "linux-image-cloud-amd64", "initramfs-tools", "zstd", "libdbi-perl", "nix-bin",
 )  # fmt: skip
 SIZE = "4G"  # sparse
 
 _FILES = {
     "etc/hostname": "clinic-vm\n",
+    "etc/audit/rules.d/clinic.rules": RULES,
     "etc/fstab": "/dev/disk/by-id/virtio-agent /usr/lib/compliance-agent ext4 ro,nofail,x-systemd.device-timeout=20s 0 0\n",
     # Debian's own setting: the clock is stepped while the daemon starts, and slewed after that.
     "etc/chrony/chrony.conf": "server 10.77.0.1 iburst minpoll 0 maxpoll 1\ndriftfile /var/lib/chrony/chrony.drift\n"
@@ -53,7 +55,9 @@ _ENTER = 'mount --rbind /dev "$1/dev" && mount -t proc proc "$1/proc" && exec ch
 _SETUP = """
 set -e
 mkdir -p /usr/lib/compliance-agent /etc/msp
-systemctl -q enable chrony cron lab-runner compliance-agent
+sed -i 's/^max_log_file_action.*/max_log_file_action = keep_logs/' /etc/audit/auditd.conf
+rm -f /etc/audit/rules.d/audit.rules
+systemctl -q enable auditd chrony cron lab-runner compliance-agent
 systemctl -q disable apt-daily.timer apt-daily-upgrade.timer
 systemctl -q mask getty@tty1 serial-getty@ttyS0 e2scrub_reap
 lab-system 1 sound; lab-system 2 sound

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from compliance_agent.lab.real.row import PUBLISH, Row, Table, unreadable
+from compliance_agent.lab.vm import auditd
 from compliance_agent.lab.vm.row import CLOCK, Cut, stand_in
 
 _BACK = "systemctl start systemd-cryptsetup@records srv.mount"
@@ -200,7 +201,7 @@ BROKEN_GENERATION = Table(
     ),
 )  # fmt: skip
 
-TABLES = (ENCRYPTION, TIME_SYNC, FIREWALL, SERVICES, PATCHING)
+TABLES = (auditd.TABLE, ENCRYPTION, TIME_SYNC, FIREWALL, SERVICES, PATCHING)
 LATER = (GENERATION, BROKEN_GENERATION)
 ROWS: tuple[Row, ...] = tuple(row for table in (*TABLES, *LATER) for row in table.rows)
 
