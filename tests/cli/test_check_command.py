@@ -142,7 +142,7 @@ def test_what_could_not_be_told_is_not_said_to_be_fine(tmp_path: Path, words: tu
     assert document["unknown"] == [{"check": "patching", "reason": "tool_missing"}]
 
 
-@pytest.mark.parametrize(("words", "kept"), [((), 1), (("--again",), 0), (("--again", "file_integrity"), 0)])
+@pytest.mark.parametrize(("words", "kept"), [((), 1), (("--again",), 0), (("--again", "patching"), 0)])
 def test_a_cure_that_was_rolled_back_is_tried_again_when_a_person_says_so(
     tmp_path: Path, words: tuple[str, ...], kept: int
 ) -> None:
@@ -150,13 +150,11 @@ def test_a_cure_that_was_rolled_back_is_tried_again_when_a_person_says_so(
     run("heal", "--config", path)
     (database,) = tmp_path.rglob("agent.db")
     with closing(sqlite3.connect(database)) as remembered, remembered:
-        remembered.execute(
-            "INSERT INTO heal_rejected VALUES ('file_integrity', 'steps-1', 'b'), ('logging', 'steps-2', 'b')"
-        )
+        remembered.execute("INSERT INTO heal_rejected VALUES ('patching', 'steps-1', 'b'), ('logging', 'steps-2', 'b')")
     run("heal", *words, "--config", path)
     with closing(sqlite3.connect(database)) as remembered:
         left = [name for (name,) in remembered.execute("SELECT check_id FROM heal_rejected ORDER BY 1")]
-    assert left == ["file_integrity", "logging"][1 - kept :]
+    assert left == ["logging", "patching"][: 1 + kept]
 
 
 def test_only_showing_forgets_nothing(tmp_path: Path) -> None:
