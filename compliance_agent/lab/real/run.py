@@ -70,6 +70,11 @@ class Asked:
 @click.option(
     "--check", is_flag=True, help="Boot nothing; only say whether hosts could be booted here (exit status 69 if not)."
 )
+@click.option(
+    "--prepare",
+    is_flag=True,
+    help="Boot nothing; only make the root file systems and the image that are not there yet.",
+)
 def main(
     only: tuple[str, ...],
     hosts: int,
@@ -78,6 +83,7 @@ def main(
     opponent: bool | None,
     with_virtual: bool,
     check: bool,
+    prepare: bool,
 ) -> None:
     """Do every fault to a real host, and judge what its agent said and did."""
     configure("CRITICAL")
@@ -94,7 +100,8 @@ def main(
         sys.exit(_refused(error))
     if check:
         sys.exit(0)
-    sys.exit(enclosed(lambda scratch: _work(asked, scratch), recipe.cache_directory()))
+    work = _prepared if prepare else _work
+    sys.exit(enclosed(lambda scratch: work(asked, scratch), recipe.cache_directory()))
 
 
 def _chosen(only: tuple[str, ...], with_virtual: bool) -> tuple[tuple[Table, ...], tuple[Table, ...]]:
@@ -110,6 +117,18 @@ def _chosen(only: tuple[str, ...], with_virtual: bool) -> tuple[tuple[Table, ...
 def _refused(error: AgentError) -> int:
     click.echo(f"error: {error}" + (f" ({error.hint})" if error.hint else ""), err=True)
     return error.exit_status
+
+
+def _prepared(asked: Asked, _: Path) -> int:
+    """Make what is kept from run to run."""
+    try:
+        if asked.tables or asked.opponent:
+            click.echo(f"root file system {recipe.root_filesystem().name}")
+        if asked.virtual and not missing():
+            click.echo(f"image {image.image().directory.name}")
+    except AgentError as error:
+        return _refused(error)
+    return 0
 
 
 def _work(asked: Asked, scratch: Path) -> int:
