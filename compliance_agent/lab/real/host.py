@@ -11,7 +11,7 @@ from typing import Any
 
 from compliance_agent.evidence.logged import read_log_keys
 from compliance_agent.evidence.verify import load_keys, verify_paths
-from compliance_agent.lab.real.install import install
+from compliance_agent.lab.real.install import BASELINE, baseline, install
 from compliance_agent.lab.real.judge import Bundle, Judged, Observed, expected, judge, rest
 from compliance_agent.lab.real.machine import Machine
 from compliance_agent.lab.real.network import Network, Repository
@@ -40,6 +40,13 @@ class Host:
         booted = time.monotonic() - started
         install(self.machine, self._network, list(self._tables.values()), settings)
         return f"booted in {booted:.1f} s, agent running after {time.monotonic() - started:.1f} s"
+
+    def turn_to(self, table: Table) -> None:
+        """Have the agent watch this check alone: one that reads a whole file system all the time would slow the others down."""
+        path, wanted = self.machine.root / BASELINE, baseline((table,))
+        if path.read_text("utf-8") != wanted:
+            path.write_text(wanted, "utf-8")
+            self.machine.must("systemctl restart compliance-agent", timeout_s=120)
 
     def do(self, row: Row) -> Judged:
         """Make the fault, wait for the record that must come of it, ask the machine, put the host back until it is as before."""

@@ -22,6 +22,7 @@ from compliance_agent.lab.real.network import SERVER, Network
 from compliance_agent.lab.real.recipe import fit_out
 from compliance_agent.lab.real.row import Table
 
+BASELINE = "etc/msp/baseline.yaml"
 PREFIX = "usr/lib/compliance-agent"
 SETTINGS = {
     "mcp_poll_interval_sec": "1", "healing_cooldown_sec": "0", "healing_budget_per_hour": "1000", "flap_limit": "100",
@@ -81,7 +82,7 @@ def install(machine: Machine, network: Network, tables: Sequence[Table], setting
     """Furnish a booted host that has joined the network; configure, enrol and start its agent."""
     root = machine.root
     (root / "etc/apt/sources.list").write_text(APT, "utf-8")
-    (root / "etc/msp/baseline.yaml").write_text(baseline(tables), "utf-8")
+    (root / BASELINE).write_text(baseline(tables[:1]), "utf-8")
     token = root / "root" / "token"
     token.touch(mode=0o600)
     token.write_text(network.token() + "\n", "utf-8")

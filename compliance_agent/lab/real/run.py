@@ -56,7 +56,7 @@ class Asked:
     metavar="[vm:]CHECK[:FAULT]",
     help="Only these rows; may be given more than once. `vm` stands for all of the virtual host.",
 )
-@click.option("--hosts", type=click.IntRange(1, 20), default=3, show_default=True, help="Hosts that share the checks.")
+@click.option("--hosts", type=click.IntRange(1, 20), default=4, show_default=True, help="Hosts that share the checks.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 @click.option(
     "--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON object to this file too."
@@ -182,7 +182,10 @@ def _run(asked: Asked, scratch: Path) -> dict[str, Any]:
 
     def rows(number: int, tables: tuple[Table, ...]) -> tuple[list[Judged], dict[str, Any]]:
         made = host(number, tables, install.SETTINGS)
-        judged = [_row(made, table, index, progress) for table in tables for index in range(len(table.rows))]
+        judged: list[Judged] = []
+        for table in tables:
+            made.turn_to(table)
+            judged += [_row(made, table, index, progress) for index in range(len(table.rows))]
         return judged, made.verified()
 
     def opponent() -> tuple[dict[str, Any], dict[str, Any]]:
