@@ -11,7 +11,7 @@ from typing import Any
 
 from compliance_agent.evidence.logged import read_log_keys
 from compliance_agent.evidence.verify import load_keys, verify_paths
-from compliance_agent.lab.real.install import BASELINE, baseline, install
+from compliance_agent.lab.real.install import furnish, install
 from compliance_agent.lab.real.judge import Bundle, Judged, Observed, expected, judge, rest
 from compliance_agent.lab.real.machine import Machine
 from compliance_agent.lab.real.network import Network, Repository
@@ -29,6 +29,7 @@ class Host:
         self.name = machine.name
         self._network = network
         self._tables = {table.check: table for table in tables}
+        self._watched = ""
         self._read: dict[str, Bundle] = {}
 
     def start(self, settings: dict[str, str]) -> str:
@@ -38,15 +39,17 @@ class Host:
         self.machine.boot()
         self._network.join(self.machine)
         booted = time.monotonic() - started
-        install(self.machine, self._network, list(self._tables.values()), settings)
+        first = next(iter(self._tables.values()))
+        install(self.machine, self._network, first, settings)
+        self._watched = first.check
         return f"booted in {booted:.1f} s, agent running after {time.monotonic() - started:.1f} s"
 
     def turn_to(self, table: Table) -> None:
-        """Have the agent watch this check alone: one that reads a whole file system all the time would slow the others down."""
-        path, wanted = self.machine.root / BASELINE, baseline((table,))
-        if path.read_text("utf-8") != wanted:
-            path.write_text(wanted, "utf-8")
+        """Have the agent watch this check."""
+        if table.check != self._watched:
+            furnish(self.machine, table)
             self.machine.must("systemctl restart compliance-agent", timeout_s=120)
+            self._watched = table.check
 
     def do(self, row: Row) -> Judged:
         """Make the fault, wait for the record that must come of it, ask the machine, put the host back until it is as before."""

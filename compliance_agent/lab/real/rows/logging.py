@@ -15,7 +15,7 @@ _ARRIVES = "logger -t lab back && sleep 1 && grep -q 'lab: back' /var/log/syslog
 _FULL = (
     "mkdir /run/full; mount -t tmpfs -o size=16k tmpfs /run/full; touch /run/full/syslog; chmod 666 /run/full/syslog\n"
     "dd if=/dev/zero of=/run/full/rest bs=4k count=9; mount --bind /run/full/syslog /var/log/syslog; systemctl restart rsyslog",
-    "systemctl stop rsyslog; umount /var/log/syslog /run/full; rmdir /run/full; systemctl restart rsyslog",
+    "systemctl stop rsyslog; umount -l /var/log/syslog /run/full; rmdir /run/full; systemctl restart rsyslog",
 )
 
 TABLE = Table(
