@@ -97,6 +97,7 @@ class Repository:
         entries = "".join(self._package(name, version, kind == "broken") for name, version in versions.items())
         (index / "Packages").write_text(entries, "utf-8")
         (index / "Packages.gz").write_bytes(gzip.compress(entries.encode(), mtime=0))
+        time.sleep(1.1)  # dates in HTTP have whole seconds: apt would take this list for the one it has
         made = datetime.now(UTC) - timedelta(days=5 if kind == "old" else 0)
         lines = [
             "Origin: Debian",
