@@ -18,7 +18,7 @@ COLUMNS = (
     "hipaa_controls", "statements", "bundle_id", "key_id", "epoch", "seq", "log_index", "bundle_sha256", "directory",
 )  # fmt: skip
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_SPECIAL = re.compile('["\r\n=+@\t]|,-')  # lines with these are written cell by cell
+_SPECIAL = re.compile('["\r\n]|,[-=+@\t]')  # lines with these are written cell by cell
 
 
 def table(scope: Scope, records: Iterable[Record]) -> bytes:

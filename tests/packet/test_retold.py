@@ -196,6 +196,13 @@ def test_a_plain_line_of_the_table_is_what_the_library_writes(cells: list[str]) 
         assert plain is not None
 
 
+def test_the_line_of_a_record_is_a_plain_one(made: Made) -> None:
+    """`pass=1` in a cell needs nothing; a million lines are written the short way."""
+    cells = [["" if value is None else str(value) for value in table._cells(record)] for record in inside(made)[1]]
+    assert any("=" in text for line in cells for text in line)
+    assert all(table.plainly(line) for line in cells)
+
+
 def test_what_records_say_does_not_depend_on_their_order(made: Made) -> None:
     """Workers see them in the order of their files, and each a part of them."""
     _, records = inside(made)
