@@ -111,7 +111,7 @@ def test_control_c_is_130() -> None:
         "import asyncio, sys\n"
         "from compliance_agent import cli\n"
         "from compliance_agent.cli import check\n"
-        "async def wait(*_):\n    print('waiting', flush=True)\n    await asyncio.sleep(60)\n"
+        "async def wait(*_, **__):\n    print('waiting', flush=True)\n    await asyncio.sleep(60)\n"
         "check.look_at = wait\n"
         "sys.argv = ['compliance-agent', 'check']\n"
         "cli.main()\n"
