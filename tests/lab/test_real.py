@@ -20,6 +20,7 @@ from compliance_agent.lab.real.judge import Observed, judge
 from compliance_agent.lab.real.matrix import ROWS, TABLES, chosen, spread
 from compliance_agent.lab.real.report import Progress, document, show
 from compliance_agent.lab.real.row import Row
+from compliance_agent.lab.real.run import different
 from compliance_agent.models import Outcome
 from compliance_agent.remedies import actions
 
@@ -224,3 +225,27 @@ def test_a_run_with_one_thing_wrong_is_wrong(
     row: Row, observed: Observed, fought: dict[str, Any], host: dict[str, Any]
 ) -> None:
     assert not document([judge(row, observed)], fought, [host], 9.0)["ok"]
+
+
+def told(**changed: Any) -> dict[str, Any]:
+    """A report of three lines, one of which differs."""
+    rows = [("patching", []), ("backup", ["expected fail, found pass"]), ("time_sync", [])]
+    return {
+        "rows": [{"check": check, "differences": found} for check, found in rows],
+        "false_healed": 0, "blind_passes": 0, "opponent": {"ok": True}, "evidence": [{"ok": True}],
+    } | changed  # fmt: skip
+
+
+def test_only_checks_that_differ_are_done_again() -> None:
+    assert different(told()) == ("backup",)
+    assert different(told(rows=[{"check": "time_sync", "differences": ["late"]}])) == ("time_sync", "vm:time_sync")
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [{"false_healed": 1}, {"blind_passes": 1}, {"opponent": {"ok": False}}, {"evidence": [{"ok": True}, {"ok": False}]},
+     {"rows": []}],
+)  # fmt: skip
+def test_a_lie_is_never_tried_until_it_is_right(lie: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"lie|no line"):
+        different(told(**lie))

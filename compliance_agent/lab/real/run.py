@@ -7,8 +7,10 @@ Exit status 0 when every line is as it must be, 1 when one is not, 69 where no h
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -56,6 +58,11 @@ class Asked:
     metavar="[vm:]CHECK[:FAULT]",
     help="Only these rows; may be given more than once. `vm` stands for all of the virtual host.",
 )
+@click.option(
+    "--again",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Only the checks of which a line of this report differs; refused where a pass or a cure in it was a lie.",
+)
 @click.option("--hosts", type=click.IntRange(1, 20), default=4, show_default=True, help="Hosts that share the checks.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 @click.option(
@@ -77,6 +84,7 @@ class Asked:
 )
 def main(
     only: tuple[str, ...],
+    again: Path | None,
     hosts: int,
     as_json: bool,
     report: Path | None,
@@ -88,9 +96,10 @@ def main(
     """Do every fault to a real host, and judge what its agent said and did."""
     configure("CRITICAL")
     try:
+        only = only if again is None else different(json.loads(again.read_text("utf-8")))
         tables, virtual = _chosen(only, with_virtual)
     except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--only") from error
+        raise click.BadParameter(str(error), param_hint="--only" if again is None else "--again") from error
     asked = Asked(
         tables, virtual, hosts, not only if opponent is None else opponent, as_json, report and report.absolute()
     )
@@ -102,6 +111,27 @@ def main(
         sys.exit(0)
     work = _prepared if prepare else _work
     sys.exit(enclosed(lambda scratch: work(asked, scratch), recipe.cache_directory()))
+
+
+def different(report: Mapping[str, Any]) -> tuple[str, ...]:
+    """The checks of which a line of a report differs, on either kind of host.
+
+    Raises:
+        ValueError: none does, or something in it must not be tried until it is right.
+    """
+    checks = dict.fromkeys(row["check"] for row in report["rows"] if row["differences"])
+    fought = report["opponent"] is None or report["opponent"]["ok"]
+    if (
+        report["false_healed"]
+        or report["blind_passes"]
+        or not fought
+        or not all(one["ok"] for one in report["evidence"])
+    ):
+        raise ValueError("a pass or a cure in it was a lie, or evidence did not verify: once is enough")
+    if not checks:
+        raise ValueError("no line of it differs")
+    inside = {row.check for row in vm_matrix.ROWS}
+    return tuple(name for check in checks for name in (check, f"vm:{check}") if name == check or check in inside)
 
 
 def _chosen(only: tuple[str, ...], with_virtual: bool) -> tuple[tuple[Table, ...], tuple[Table, ...]]:
