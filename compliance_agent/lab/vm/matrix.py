@@ -107,7 +107,8 @@ _NO_CRON = "! systemctl is-active cron && ! systemctl is-enabled cron"
 # So that the agent sees all of it or nothing.
 _AT_ONCE = "kill -{} $(systemctl show -p MainPID --value compliance-agent)"
 # Holds the look after the cure, once the cure's own start of the unit has returned.
-_BEFORE_RECORD = """case "$*" in *show*vsftpd*) [ ! -e /run/lab-acted ] || /usr/local/sbin/lab-hold ;; esac
+# What the service manager wrote is on the disk before the power goes: otherwise what is left depends on how many seconds it took.
+_BEFORE_RECORD = """case "$*" in *show*vsftpd*) [ ! -e /run/lab-acted ] || { sync; /usr/local/sbin/lab-hold; } ;; esac
 $real "$@"; status=$?
 case "$*" in *start*cron*) touch /run/lab-acted ;; esac
 exit $status"""
