@@ -2,7 +2,7 @@
 
 import hashlib
 
-from compliance_agent.lab.real.row import Of, Row, Scripts, Table, kept, made, refusing, then
+from compliance_agent.lab.real.row import Of, Row, Scripts, Table, at_once, kept, made, refusing, then
 
 _OF = Of("accounts")
 _SUDOERS = "root ALL=(ALL:ALL) ALL\n%sudo ALL=(ALL:ALL) ALL\n@includedir /etc/sudoers.d\n"
@@ -50,11 +50,11 @@ _ROWS: tuple[Row, ...] = (
     _OF.blind("sudoers_unreadable", "io_error", ("mkfifo /etc/sudoers.d/lab", "rm /etc/sudoers.d/lab")),
     _OF.blind("sudoers_not_understood", "unparsable", made("/etc/sudoers.d/lab", "frontdesk may do anything\\n")),
     _OF.undone(  # somebody edits the accounts, and usermod waits for nobody
-        "accounts_locked", "empty_passwords", then(_EMPTY, ("echo 1 >/etc/shadow.lock; sync", "rm -f /etc/shadow.lock")),
+        "accounts_locked", "empty_passwords", at_once(then(_EMPTY, ("echo 1 >/etc/shadow.lock; sync", "rm -f /etc/shadow.lock"))),
         "lock_failed", "passwd -S frontdesk | grep -q ' NP '",
     ),
     _OF.undone(
-        "lock_takes_no_effect", "empty_passwords", then(_EMPTY, refusing("/usr/sbin/usermod", '[ "$1" = -L ]')),
+        "lock_takes_no_effect", "empty_passwords", at_once(then(_EMPTY, refusing("/usr/sbin/usermod", '[ "$1" = -L ]'))),
         "lock_failed", "passwd -S frontdesk | grep -q ' NP '",
     ),
 )  # fmt: skip

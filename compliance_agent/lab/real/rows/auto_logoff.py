@@ -49,7 +49,7 @@ _ROWS: tuple[Row, ...] = (
         f"grep -q 900 {_LOGIND}",
     ),
     _OF.undone(
-        "shell_file_not_written", "shell_not_ended", then(f"rm {_SHELL}", _read_only("/etc/profile.d")), "read_only",
+        "shell_file_not_written", "shell_not_ended", at_once(then(f"rm {_SHELL}", _read_only("/etc/profile.d"))), "read_only",
         f"[ ! -e {_SHELL} ]",
     ),
     _OF.undone(

@@ -1,6 +1,6 @@
 """ssh_access: ways in without a key, weak algorithms, open keys, a daemon that is down or blind, cures that must not break it."""
 
-from compliance_agent.lab.real.row import Of, Row, Scripts, Table, hidden, kept, made, refusing, stopped, then
+from compliance_agent.lab.real.row import Of, Row, Scripts, Table, at_once, hidden, kept, made, refusing, stopped, then
 
 _OF = Of("ssh_access")
 _MAIN = "/etc/ssh/sshd_config"
@@ -91,7 +91,7 @@ _ROWS: tuple[Row, ...] = (
     ),
     _OF.undone(
         "policy_refused", "password_login",
-        then((_REMOVED, "systemctl restart ssh"), refusing("/usr/sbin/sshd", f'[ "$1" = -t ] && [ -e {_DROP_IN} ]')),
+        at_once(then((_REMOVED, "systemctl restart ssh"), refusing("/usr/sbin/sshd", f'[ "$1" = -t ] && [ -e {_DROP_IN} ]'))),
         "config_refused", _LAX_AGAIN,
     ),
     _OF.undone(  # an address that this host does not have: told to read it, the daemon would end
@@ -99,11 +99,11 @@ _ROWS: tuple[Row, ...] = (
         _GETS_IN,
     ),
     _OF.undone(
-        "reload_ends_it", "password_login", then(f"rm {_DROP_IN}", _reload("/bin/kill -KILL $MAINPID", "no")),
+        "reload_ends_it", "password_login", at_once(then(f"rm {_DROP_IN}", _reload("/bin/kill -KILL $MAINPID", "no"))),
         "unit_reload_failed", _LAX_AGAIN,
     ),
     _OF.undone(
-        "reload_hangs_it", "password_login", then(f"rm {_DROP_IN}", _reload("/bin/kill -STOP $MAINPID")),
+        "reload_hangs_it", "password_login", at_once(then(f"rm {_DROP_IN}", _reload("/bin/kill -STOP $MAINPID"))),
         "no_handshake_after", _LAX_AGAIN,
     ),
 )  # fmt: skip
