@@ -320,7 +320,7 @@ class ComplianceAgent(Life):
                     await self.recording.verdict(drift)
             for drift in drifted:
                 await self._remediate_and_record(drift)
-        except Exception:
+        except Exception:  # whatever it was: these verdicts were taken and not dealt with, so they are looked for anew
             if (detector := self._detector()) is not None:
                 detector.due_again(checks)
             raise

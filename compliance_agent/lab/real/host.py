@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from compliance_agent.evidence.logged import read_log_keys
-from compliance_agent.evidence.verify import load_keys, verify_paths
 from compliance_agent.lab.real.install import furnish, install
 from compliance_agent.lab.real.judge import Bundle, Judged, Observed, expected, judge, rest
 from compliance_agent.lab.real.machine import Machine
-from compliance_agent.lab.real.network import Network, Repository
-from compliance_agent.lab.real.row import PUBLISH, Row, Table
+from compliance_agent.lab.real.network import Network
+from compliance_agent.lab.real.proof import proven
+from compliance_agent.lab.real.row import Row, Table
+from compliance_agent.lab.real.shell import until
 
 SETTLE_S = 60.0
 SCRIPT_S = 120.0
@@ -103,12 +103,7 @@ class Host:
         public = self.machine.directory / "host.pub.pem"
         public.write_text(self.machine.must("compliance-agent config public-key"), "utf-8")
         evidence = self.machine.root / "var/lib/compliance-agent/evidence"
-        report = verify_paths([evidence], load_keys([public]), log_keys=read_log_keys(self._network.log_keys()))
-        receipted = sum(chain.receipted for chain in report.chains)
-        problems = [f"{problem.code} {problem.where}" for problem in report.problems]
-        # The last words of an agent that is stopped wait on its disk for its next start.
-        ok = report.ok and report.found > 0 and receipted >= report.found - 2
-        return {"host": self.name, "bundles": report.found, "receipts": receipted, "problems": problems[:20], "ok": ok}
+        return proven(self.name, evidence, public, self._network.log_keys())
 
     def _rests(self, check: str) -> bool:
         """Whether the last word on it comes to be that of a host without a fault."""
@@ -117,25 +112,11 @@ class Host:
         )
 
     def _script(self, script: str) -> None:
-        if script.startswith(PUBLISH):
-            first, _, script = script.partition("\n")
-            version, _, kind = first.removeprefix(PUBLISH).partition(" ")
-            Repository(self._network.repository).publish({"lab-widget": version}, kind)
-        self.machine.run(script, timeout_s=SCRIPT_S)
+        self.machine.run(self._network.published(script), timeout_s=SCRIPT_S)
 
     def _paths(self) -> list[Path]:
         """Bundles on the host's disk; a directory with a hidden name is not whole yet."""
         return sorted((self.machine.root / "var/lib/compliance-agent/evidence").glob("*/*/*/[!.]*/bundle.json"))
-
-
-def until(holds: Callable[[], bool], seconds: float) -> bool:
-    """Whether it came to hold in time."""
-    ends = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > ends:
-            return False
-        time.sleep(0.3)
-    return True
 
 
 def _stamp(moment: datetime) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from importlib import resources
@@ -21,8 +20,10 @@ from compliance_agent.lab.real.machine import Machine
 from compliance_agent.lab.real.network import SERVER, Network
 from compliance_agent.lab.real.recipe import fit_out
 from compliance_agent.lab.real.row import Table
+from compliance_agent.lab.real.shell import must
 
 BASELINE = "etc/msp/baseline.yaml"
+SLOW_S = 300.0  # for what fetches or compiles
 PREFIX = "usr/lib/compliance-agent"
 SETTINGS = {
     "mcp_poll_interval_sec": "1", "healing_cooldown_sec": "0", "healing_budget_per_hour": "1000", "flap_limit": "100",
@@ -58,12 +59,14 @@ def agent(tree: Path, root: Path, scratch: Path) -> None:
         raise Unavailable("make lab: no installer in .tools; start it with ./run lab")
     made = scratch / "wheel"
     if not made.is_dir():
-        _must(uv, "build", "--quiet", "--wheel", "--out-dir", str(made), str(tree))
+        must(uv, "build", "--quiet", "--wheel", "--out-dir", str(made), str(tree), timeout_s=SLOW_S)
     version = next((root / PREFIX / "lib").glob("python3.*")).name.removeprefix("python")
     target = ["--python", sys.executable, "--python-version", version, "--prefix", str(root / PREFIX)]
-    _must(uv, "pip", "install", "--quiet", *target, "--require-hashes", "-r", str(tree / "requirements" / "agent.txt"))
-    _must(uv, "pip", "install", "--quiet", *target, "--no-deps", str(next(made.glob("*.whl"))))
-    _must("chroot", str(root), f"/{PREFIX}/bin/python3", "-m", "compileall", "-q", "-j", "2", f"/{PREFIX}/lib")
+    add = (uv, "pip", "install", "--quiet", *target)
+    must(*add, "--require-hashes", "-r", str(tree / "requirements" / "agent.txt"), timeout_s=SLOW_S)
+    must(*add, "--no-deps", str(next(made.glob("*.whl"))), timeout_s=SLOW_S)
+    compiled = ("-m", "compileall", "-q", "-j", "2", f"/{PREFIX}/lib")
+    must("chroot", str(root), f"/{PREFIX}/bin/python3", *compiled, timeout_s=SLOW_S)
 
 
 def baseline(tables: Sequence[Table]) -> str:
@@ -99,9 +102,3 @@ def install(machine: Machine, network: Network, first: Table, settings: dict[str
     said = enrolled + "".join(f"{name}: {value}\n" for name, value in settings.items())
     (root / "etc/msp/agent.yaml").write_text(said, "utf-8")
     machine.must("systemctl daemon-reload && systemctl start compliance-agent")
-
-
-def _must(*words: str) -> None:
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
-    if done.returncode != 0:
-        raise Unavailable(f"lab: {' '.join(words)[:120]} ended with {done.returncode}: {done.stderr[-400:]}")

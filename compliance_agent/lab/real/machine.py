@@ -13,13 +13,16 @@ from pathlib import Path
 
 from compliance_agent.errors import Unavailable
 from compliance_agent.lab.real.enclosure import group_of
+from compliance_agent.lab.real.shell import PAUSE_S, Shell
 
 BOOT_S = 90.0
 PATH = "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-class Machine:
+class Machine(Shell):
     """A Debian host of its own network, process table and file system; the kernel (and its clock) is this machine's."""
+
+    kind = "lab host"
 
     def __init__(self, name: str, lower: Sequence[Path], scratch: Path) -> None:
         self.name = name
@@ -62,7 +65,7 @@ class Machine:
             self.leader = self.leader or _child_of(self._nspawn.pid)
             if self.leader and self.sh("systemctl is-system-running").strip() in {"running", "degraded"}:
                 return
-            time.sleep(0.2)
+            time.sleep(PAUSE_S)
         said = (self.directory / "console").read_text("utf-8", "replace")[-400:]
         raise Unavailable(f"lab host {self.name} did not boot within {BOOT_S:.0f} s: {said}")
 
@@ -73,23 +76,6 @@ class Machine:
         return subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=timeout_s, env=environment, stdin=subprocess.DEVNULL
         )  # fmt: skip
-
-    def sh(self, script: str, *, timeout_s: float = 60.0) -> str:
-        """Its output, however it ended."""
-        return self.run(script, timeout_s=timeout_s).stdout
-
-    def must(self, script: str, *, timeout_s: float = 60.0) -> str:
-        """Its output; a script of the lab that fails is a fault of the lab.
-
-        Raises:
-            Unavailable: it failed.
-        """
-        done = self.run(script, timeout_s=timeout_s)
-        if done.returncode != 0:
-            raise Unavailable(
-                f"lab host {self.name}: `{script[:120]}` ended with {done.returncode}: {done.stderr[-400:]}"
-            )
-        return done.stdout
 
 
 def mount_over(lower: Sequence[Path], root: Path, upper: Path) -> None:

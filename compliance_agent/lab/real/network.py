@@ -12,13 +12,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from compliance_agent.errors import Unavailable
 from compliance_agent.lab.real.enclosure import leave_network
 from compliance_agent.lab.real.machine import Machine
+from compliance_agent.lab.real.row import PUBLISH
+from compliance_agent.lab.real.shell import must, until
 
 SERVER = "10.77.0.1"
 SKEWED, SKEWED_BY_S = "10.77.0.2", 30.0  # the second time source
@@ -44,30 +45,40 @@ class Network:
         leave_network()
         self._services.mount()
         # An address of its own: else it takes a host's and changes it when others join, and nobody finds it any more.
-        _must("ip", "link", "add", "lab", "address", "02:00:00:00:00:01", "type", "bridge")
+        must("ip", "link", "add", "lab", "address", "02:00:00:00:00:01", "type", "bridge")
         for device in ("lo", "lab"):
-            _must("ip", "link", "set", device, "up")
+            must("ip", "link", "set", device, "up")
         for address in (SERVER, SKEWED):
-            _must("ip", "address", "add", f"{address}/24", "dev", "lab")
+            must("ip", "address", "add", f"{address}/24", "dev", "lab")
         self._start("chroot", str(self._services.root), "chronyd", "-x", "-n", "-u", "root", *TIME_SOURCE)
         self._start(sys.executable, "-m", "compliance_agent.lab.real.skewed", SKEWED, str(SKEWED_BY_S))
         Repository(self.repository).publish({"lab-widget": "1.0"})
         self._start(sys.executable, "-m", "http.server", "--bind", SERVER, "--directory", str(self.repository), "8000")
         server = (sys.executable, "-m", "compliance_agent", "server", "--data-dir", str(self.data), "--tls")
         self._start(*server, "--host", SERVER, "--port", "8443")
-        _until(lambda: (self.data / "tls" / "ca.pem").exists() and _listens(8443), "the server did not start")
+        if not until(lambda: (self.data / "tls" / "ca.pem").exists() and _listens(8443), 30.0):
+            raise Unavailable("lab: the server did not start")
 
     def join(self, machine: Machine) -> None:
         """Give a booted host an address on the bridge."""
         number = next(self._hosts)
         outside = f"ve{number}"
-        _must("ip", "link", "add", outside, "type", "veth", "peer", "name", "host0", "netns", str(machine.leader))
-        _must("ip", "link", "set", outside, "master", "lab", "up")
+        must("ip", "link", "add", outside, "type", "veth", "peer", "name", "host0", "netns", str(machine.leader))
+        must("ip", "link", "set", outside, "master", "lab", "up")
         machine.must(f"ip address add 10.77.0.{number}/24 dev host0 && ip link set host0 up && ip link set lo up")
+
+    def published(self, script: str) -> str:
+        """Publish what the script's first line asks for, if it does; the rest of it is for the host."""
+        first, _, rest = script.partition("\n")
+        if not first.startswith(PUBLISH):
+            return script
+        version, _, kind = first.removeprefix(PUBLISH).partition(" ")
+        Repository(self.repository).publish({"lab-widget": version}, kind)
+        return rest
 
     def token(self) -> str:
         """A one-time enrolment token."""
-        return _must(
+        return must(
             sys.executable, "-m", "compliance_agent", "server", "--data-dir", str(self.data),
             "enrol-token", "--site", SITE, "--client", "lab",
         ).strip()  # fmt: skip
@@ -123,7 +134,7 @@ class Repository:
         script.write_text(f"#!/bin/sh\nexit {int(broken)}\n", "utf-8")
         script.chmod(0o755)
         target = self._directory / "pool" / f"{name}_{version}_all.deb"
-        _must("dpkg-deb", "--root-owner-group", "--build", str(made), str(target))
+        must("dpkg-deb", "--root-owner-group", "--build", str(made), str(target))
         body = target.read_bytes()
         return (
             f"{control}Filename: pool/{target.name}\nSize: {len(body)}\nSHA256: {hashlib.sha256(body).hexdigest()}\n\n"
@@ -136,18 +147,3 @@ def _listens(port: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _must(*words: str) -> str:
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL)
-    if done.returncode != 0:
-        raise Unavailable(f"lab: {' '.join(words)[:160]} ended with {done.returncode}: {done.stderr[-300:]}")
-    return done.stdout
-
-
-def _until(holds: Callable[[], bool], problem: str, seconds: float = 30.0) -> None:
-    ends = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > ends:
-            raise Unavailable(f"lab: {problem}")
-        time.sleep(0.2)

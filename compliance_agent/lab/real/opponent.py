@@ -19,7 +19,7 @@ def fight(host: Host) -> dict[str, Any]:
     while time.monotonic() < ends:
         host.machine.run("nft flush ruleset")
         undone += 1
-        time.sleep(1.0)
+        time.sleep(1.0)  # every second, as the row says
     fought = host.bundles("firewall")[before:]
     heals = sum(bundle["outcome"] == "success" for bundle in fought)
     alarms = sum(bundle["outcome"] == "alert" and bundle["error"] == "flapping" for bundle in fought)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from compliance_agent.errors import Unavailable
 from compliance_agent.lab.real.machine import mount_over
+from compliance_agent.lab.real.shell import must
 
 PACKAGES = (
     "systemd-sysv", "dbus", "nftables", "rsyslog", "chrony", "clamav-daemon", "clamav-freshclam", "restic", "openssh-server",
@@ -174,8 +175,4 @@ def fit_out(root: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")
         path.chmod(0o755 if name in _EXECUTABLE else 0o644)
-    done = subprocess.run(
-        ["chroot", str(root), "/bin/sh", "-c", _SETUP], capture_output=True, text=True, check=False, timeout=120
-    )
-    if done.returncode != 0:
-        raise Unavailable(f"make lab: setting up a host ended with {done.returncode}: {done.stderr[-400:]}")
+    must("chroot", str(root), "/bin/sh", "-c", _SETUP, timeout_s=120)

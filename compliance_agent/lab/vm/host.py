@@ -11,17 +11,16 @@ import json
 import tarfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from compliance_agent.errors import Unavailable
-from compliance_agent.evidence.logged import read_log_keys
-from compliance_agent.evidence.verify import load_keys, verify_paths
 from compliance_agent.lab.real.install import baseline
 from compliance_agent.lab.real.judge import Bundle, Judged, Observed, expected, judge
-from compliance_agent.lab.real.network import Network, Repository
-from compliance_agent.lab.real.row import PUBLISH, Row, Table
+from compliance_agent.lab.real.network import Network
+from compliance_agent.lab.real.proof import proven
+from compliance_agent.lab.real.row import Row, Table
+from compliance_agent.lab.real.shell import until
 from compliance_agent.lab.vm.matrix import TABLES
 from compliance_agent.lab.vm.place import install_on, put
 from compliance_agent.lab.vm.row import CLOCK, POINT, Cut
@@ -75,7 +74,7 @@ class VirtualHost:
         line = self._judged(row, known, injected)
         self._script(row.restore)
         if table.rests[0] == "pass" and not until(lambda: self.verdicts().get(row.check) == "pass", SETTLE_S):
-            line = _but(line, "put back, and does not pass again")
+            line = line.but("put back, and does not pass again")
         return [line]
 
     def trail(self, row: Row, since: datetime) -> str:
@@ -125,7 +124,7 @@ class VirtualHost:
             (not left, "the cut did not leave what it was meant to leave"),
             (not self._recovered(known, row), "the record does not say that it is of a cure that was cut off"),
         ):
-            line = _but(line, text) if wrong else line
+            line = line.but(text) if wrong else line
         lines = [line]
         if row.then is not None:
             since, at = set(self._read), datetime.now(UTC)
@@ -160,9 +159,9 @@ class VirtualHost:
         former = self._holds(row.former) if row.outcome in {"reverted", "failed", "rejected"} else None
         line = judge(row, Observed(injected, tuple(said), truth, former))
         if row.result == "pass" and truth is not True:
-            line = _but(line, "passed, and the machine did not confirm it")
+            line = line.but("passed, and the machine did not confirm it")
         if row.outcome == "rejected" and former is not True:
-            line = _but(line, "refused, and the host is not as it was")
+            line = line.but("refused, and the host is not as it was")
         return line
 
     def _holds(self, script: str) -> bool:
@@ -173,10 +172,7 @@ class VirtualHost:
         return before - CLOCK_S <= told <= time.time() + CLOCK_S
 
     def _script(self, script: str) -> None:
-        if script.startswith(PUBLISH):
-            first, _, script = script.partition("\n")
-            Repository(self._network.repository).publish({"lab-widget": first.removeprefix(PUBLISH)})
-        self.virtual.run(script, timeout_s=SCRIPT_S)
+        self.virtual.run(self._network.published(script), timeout_s=SCRIPT_S)
 
     def _adopt(self, table: Table, mode: str, *, restart: bool = False) -> None:
         """Have the baseline hold the table's entry, and the agent under it run."""
@@ -230,26 +226,5 @@ class VirtualHost:
             tar.extractall(copied, filter="data")
         public = copied / "host.pub.pem"
         public.write_text(self.virtual.must("compliance-agent config public-key", timeout_s=SCRIPT_S), "utf-8")
-        report = verify_paths(
-            [copied / "evidence"], load_keys([public]), log_keys=read_log_keys(self._network.log_keys())
-        )
-        receipted = sum(chain.receipted for chain in report.chains)
-        problems = [f"{problem.code} {problem.where}" for problem in report.problems]
-        problems += [f"lost {path}" for path in self._read if not (copied / "evidence" / path).exists()]
-        # The last words of an agent that is stopped wait on its disk for its next start.
-        ok = report.ok and not problems and report.found > 0 and receipted >= report.found - 2
-        return {"host": self.name, "bundles": report.found, "receipts": receipted, "problems": problems[:20], "ok": ok}
-
-
-def _but(line: Judged, difference: str) -> Judged:
-    return replace(line, differences=(*line.differences, difference))
-
-
-def until(holds: Callable[[], bool], seconds: float) -> bool:
-    """Whether it came to hold in time."""
-    ends = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > ends:
-            return False
-        time.sleep(0.5)
-    return True
+        lost = [path for path in self._read if not (copied / "evidence" / path).exists()]
+        return proven(self.name, copied / "evidence", public, self._network.log_keys(), lost)

@@ -9,14 +9,13 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import shutil
-import subprocess
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from compliance_agent.errors import Unavailable
 from compliance_agent.lab.real import recipe
 from compliance_agent.lab.real.machine import Machine
+from compliance_agent.lab.real.shell import must
 from compliance_agent.lab.vm.auditd import RULES
 
 PACKAGES = (
@@ -133,16 +132,3 @@ def _make(base: Path, made: Path) -> None:
 def ext4(tree: Path, target: Path, size: str) -> None:
     """A file system image that holds a directory's content."""
     must("mke2fs", "-q", "-t", "ext4", "-d", str(tree), str(target), size, timeout_s=300)
-
-
-def must(*words: str, timeout_s: float) -> None:
-    """Run a program that has to end with status 0.
-
-    Raises:
-        Unavailable: it did not.
-    """
-    done = subprocess.run(
-        words, capture_output=True, text=True, check=False, timeout=timeout_s, stdin=subprocess.DEVNULL
-    )
-    if done.returncode != 0:
-        raise Unavailable(f"lab: {' '.join(words)[:120]} ended with {done.returncode}: {done.stderr[-600:]}")

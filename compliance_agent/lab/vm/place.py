@@ -12,7 +12,8 @@ from pathlib import Path
 from compliance_agent.lab.real import install, recipe
 from compliance_agent.lab.real.machine import Machine
 from compliance_agent.lab.real.network import SERVER, Network
-from compliance_agent.lab.vm.image import PACKAGES, ext4, must
+from compliance_agent.lab.real.shell import must
+from compliance_agent.lab.vm.image import PACKAGES, ext4
 from compliance_agent.lab.vm.matrix import TABLES
 from compliance_agent.lab.vm.virtual import Virtual
 

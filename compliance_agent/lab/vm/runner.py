@@ -43,12 +43,12 @@ def done(script: str, timeout_s: float) -> dict[str, object]:
 def main() -> None:
     """Serve until the machine goes down."""
     while not PORT.exists():
-        time.sleep(0.1)
+        time.sleep(0.1)  # until the kernel has made the port
     port = os.open(PORT, os.O_RDWR)
     held = b""
     while True:
         piece = os.read(port, 65536)
-        if not piece:  # nobody at the other end
+        if not piece:  # nobody at the other end, which a read of this port does not wait for
             time.sleep(0.1)
             continue
         held += piece

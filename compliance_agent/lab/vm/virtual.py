@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from compliance_agent.errors import Unavailable
-from compliance_agent.lab.vm.image import Image, must
+from compliance_agent.lab.real.shell import PAUSE_S, Shell, must
+from compliance_agent.lab.vm.image import Image
 
 NEEDED = {"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "mke2fs": "e2fsprogs"}
 BOOT_S = 150.0
@@ -46,7 +47,7 @@ class Ran:
     stderr: str
 
 
-class Virtual:
+class Virtual(Shell):
     """A host with a kernel, a clock and disks of its own.
 
     Args:
@@ -55,6 +56,8 @@ class Virtual:
         disks: more disks, by serial, as (file, read-only).
         scratch: for its layer, console and socket.
     """
+
+    kind = "virtual host"
 
     def __init__(self, name: str, image: Image, disks: dict[str, tuple[Path, bool]], scratch: Path) -> None:
         self.name = name
@@ -84,7 +87,7 @@ class Virtual:
             with contextlib.suppress(Unavailable):
                 if self.run("systemctl is-system-running", timeout_s=5.0).stdout.strip() in {"running", "degraded"}:
                     return round(time.monotonic() - started, 1)
-                time.sleep(0.5)
+                time.sleep(PAUSE_S)
         raise Unavailable(f"virtual host {self.name} was not up within {BOOT_S:.0f} s: {self.console()[-600:]}")
 
     def start(self, *words: str) -> None:
@@ -136,23 +139,6 @@ class Virtual:
                 f"virtual host {self.name}: no answer to `{script[:120]}`; {self.console()[-300:]}"
             ) from error
 
-    def sh(self, script: str, *, timeout_s: float = 60.0) -> str:
-        """Its output, however it ended."""
-        return self.run(script, timeout_s=timeout_s).stdout
-
-    def must(self, script: str, *, timeout_s: float = 60.0) -> str:
-        """Its output; a script of the lab that fails is a fault of the lab.
-
-        Raises:
-            Unavailable: it failed.
-        """
-        done = self.run(script, timeout_s=timeout_s)
-        if done.returncode != 0:
-            raise Unavailable(
-                f"virtual host {self.name}: `{script[:120]}` ended with {done.returncode}: {done.stderr[-400:]}"
-            )
-        return done.stdout
-
     def console(self) -> str:
         """What it wrote on its serial line since it was switched on last."""
         try:
@@ -195,7 +181,7 @@ class Virtual:
                 line.close()
                 if time.monotonic() > ends or not self.running:
                     raise TimeoutError("the machine's port is not there") from error
-                time.sleep(0.2)
+                time.sleep(PAUSE_S)
         return self._line
 
     def _answer(self, line: socket.socket, ends: float) -> dict[str, Any]:
