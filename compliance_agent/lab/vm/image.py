@@ -41,7 +41,7 @@ _FILES = {
     "[Service]\nExecStart=/usr/bin/compliance-agent run\nRestart=on-failure\n[Install]\nWantedBy=multi-user.target\n",
     # A service that must not be there. It ends when it is told to, unless the lab holds it.
     "usr/lib/systemd/system/vsftpd.service": "[Service]\nExecStart=/usr/bin/sleep infinity\n"
-    "ExecStop=/usr/local/sbin/lab-hold\nTimeoutStopSec=infinity\n[Install]\nWantedBy=multi-user.target\n",
+    "ExecStop=/bin/sync\nExecStop=/usr/local/sbin/lab-hold\nTimeoutStopSec=infinity\n[Install]\nWantedBy=multi-user.target\n",
     "usr/bin/compliance-agent": '#!/bin/sh\nexec /usr/lib/compliance-agent/bin/python3 -m compliance_agent "$@"\n',
     # Where the lab wants to cut the power: it says that it has come this far, and goes no further.
     "usr/local/sbin/lab-hold": "#!/bin/sh\n[ -e /run/lab-hold ] || exit 0\ntouch /run/lab-held\nsleep 3600\n",
