@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, cast
 
 from compliance_agent import crypto
 from compliance_agent.adapters.durable import put_at, read_file, replaced_handle
+from compliance_agent.core.retention import SiteRules
 from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.errors import BadEvidence, ConfigError, NoInput
 from compliance_agent.log.checkpoint import Checkpoint
@@ -36,13 +37,14 @@ from compliance_agent.log.tiles import ENTRIES, FULL, Tile, decode_entries, writ
 from compliance_agent.log.tree import Edge, TileTree
 from compliance_agent.packet import oscal, packing
 from compliance_agent.packet.choosing import Choice, Chosen, Wanted, choose
-from compliance_agent.packet.content import PacketHost, Record, Scope, first_moment, section, stamp
+from compliance_agent.packet.content import BaselineUse, PacketHost, Record, Scope, first_moment, section, stamp
 from compliance_agent.packet.outside import OLDER, YEAR, outside
 from compliance_agent.packet.readme import NOT_PROVEN, Shown, readme
 from compliance_agent.packet.report import Report
 from compliance_agent.packet.verify import verify_file
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.records import Host, Kept, Shard, SiteReader
+from compliance_agent.server.services.retention import rules_of
 from compliance_agent.server.store import SqlStore
 
 WITNESSES, AUTHORITY = "witnesses.policy", "tsa-ca.pem"  # under keys/, where the server leaves them
@@ -150,6 +152,8 @@ async def _written(store: SqlStore, data_dir: Path, wanted: Wanted, sleep: Sleep
     of = {key for key, host in keys.items() if _is_of(host, wanted)}
     choice = await choose(_rows(reader, wanted.site_id), wanted, log.size, keys, of)
     hosts = [_host(item) for item in keys.values() if item.key_id in choice.keys]
+    rules = await rules_of(reader, wanted.site_id)
+    labels = {host.host_id for host in hosts}
     scope = Scope(
         **_period(wanted),
         control=wanted.control,
@@ -160,6 +164,8 @@ async def _written(store: SqlStore, data_dir: Path, wanted: Wanted, sleep: Sleep
         hosts=tuple(sorted(hosts, key=lambda host: (host.host_id, host.key_id))),
         pending=choice.pending,
         elsewhere={str(year): count for year, count in sorted(choice.elsewhere.items())},
+        baselines=tuple(_uses(rules, labels)),
+        held=tuple(sorted(label for label in labels if rules.keep(label, None, wanted.until).holds)),
     )
     source = _Source(reader, wanted.site_id, log, choice, asyncio.get_running_loop())
     public = {f"keys/{host.key_id}.pem": crypto.public_pem(keys[host.key_id].public_key).encode() for host in hosts}
@@ -187,6 +193,12 @@ def _aside(directory: Path) -> BinaryIO:
 def _host(host: Host) -> PacketHost:
     revoked = stamp(host.revoked_at) if host.revoked_at else None
     return PacketHost(host.host_id, host.key_id, stamp(host.enrolled_at), revoked)
+
+
+def _uses(rules: SiteRules, labels: set[str]) -> Iterator[BaselineUse]:
+    for (label, version), day in sorted(rules.last_used.items()):
+        if label in labels:
+            yield BaselineUse(label, version, day.isoformat(), (label, version) in rules.in_effect)
 
 
 def _is_of(host: Host, wanted: Wanted) -> bool:

@@ -36,6 +36,21 @@ class PacketHost:
 
 
 @dataclass(frozen=True)
+class BaselineUse:
+    """Until when a baseline version was in effect on the hosts of one label, as the server knows it.
+
+    Attributes:
+        last_day: of the last record that names it, those that are not in the packet included.
+        in_effect: it is in effect still, so that what is kept for it has no last day yet.
+    """
+
+    host_id: str
+    version: str
+    last_day: str
+    in_effect: bool
+
+
+@dataclass(frozen=True)
 class Scope:
     """What was asked for, and what the packet can therefore be held to.
 
@@ -47,6 +62,8 @@ class Scope:
         hosts: whom the packet concerns.
         pending: records of the period that were not in the log yet.
         elsewhere: records of the period that are in the logs of other years, by year.
+        baselines: of these hosts, by label and version; with them follows how long each record is kept.
+        held: labels of the hosts whose records are under a hold.
     """
 
     site_id: str
@@ -60,6 +77,8 @@ class Scope:
     hosts: tuple[PacketHost, ...]
     pending: int
     elsewhere: Mapping[str, int]
+    baselines: tuple[BaselineUse, ...] = ()
+    held: tuple[str, ...] = ()
 
     @property
     def start(self) -> datetime:
@@ -77,7 +96,8 @@ class Scope:
 
     def encode(self) -> bytes:
         """`packet.json`."""
-        return canonical({"schema": SCHEMA, **asdict(self), "hosts": [asdict(host) for host in self.hosts]})
+        lists = {name: [asdict(item) for item in getattr(self, name)] for name in ("hosts", "baselines")}
+        return canonical({"schema": SCHEMA, **asdict(self), **lists, "held": list(self.held)})
 
     @classmethod
     def parse(cls, raw: bytes) -> Scope:
@@ -87,7 +107,8 @@ class Scope:
             if not isinstance(found, dict) or found.pop("schema", None) != SCHEMA:
                 raise ValueError
             hosts = tuple(PacketHost(**host) for host in found.pop("hosts"))
-            scope = cls(hosts=hosts, **found)
+            baselines = tuple(BaselineUse(**use) for use in found.pop("baselines"))
+            scope = cls(hosts=hosts, baselines=baselines, held=tuple(found.pop("held")), **found)
             _check(scope)
             if scope.encode() != raw:
                 raise ValueError
@@ -223,7 +244,7 @@ def _check(scope: Scope) -> None:
         (scope.end - timedelta(days=1)).date().isoformat(),
     ]:
         raise ValueError
-    labels: Sequence[str] = [scope.site_id, *(host.host_id for host in scope.hosts)]
+    labels: Sequence[str] = [scope.site_id, *(host.host_id for host in scope.hosts), *scope.held]
     labels = [*labels, scope.host] if scope.host is not None else labels
     if not all(_LABEL.fullmatch(label) for label in labels) or scope.start >= scope.end:
         raise ValueError
@@ -235,5 +256,11 @@ def _check(scope: Scope) -> None:
         moment(text)
     for host in scope.hosts:
         moment(host.revoked_at or host.enrolled_at)
+    uses = [(use.host_id, use.version) for use in scope.baselines]
+    if uses != sorted(set(uses)) or list(scope.held) != sorted(set(scope.held)):
+        raise ValueError
+    for use in scope.baselines:
+        if date.fromisoformat(use.last_day).isoformat() != use.last_day or type(use.in_effect) is not bool:
+            raise ValueError
     if min(scope.size, scope.pending, *scope.elsewhere.values()) < 0 or not isinstance(scope.origin, str):
         raise ValueError

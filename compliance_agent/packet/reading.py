@@ -32,6 +32,7 @@ from compliance_agent.log.proof import Proof
 from compliance_agent.packet import ocsf, oscal, table
 from compliance_agent.packet.archive import PARTS, Container, Entry, InOrder, before, check_crc
 from compliance_agent.packet.content import Record, Scope, directory_of
+from compliance_agent.packet.due import Due
 from compliance_agent.packet.four import NAMES, Four
 from compliance_agent.packet.manifest import DIGEST_BYTES, MANIFEST, MANIFEST_SIGNATURE, line_of
 from compliance_agent.packet.stretches import RECORD, Batch
@@ -137,6 +138,7 @@ class Reader:
     def __init__(self, container: Container, manifest: Entry | None, held: Held, tags: Tagger) -> None:
         self._container, self._manifest, self._held, self._tags = container, manifest, held, tags
         self._numbers = {check: number for number, check in enumerate(checks())}
+        self._due = None if held.scope is None else Due(held.scope)
 
     def __call__(self, batch: Batch) -> Part:
         part, lines = Part(), list[str]()
@@ -309,9 +311,9 @@ class Reader:
         """Its row, and what is kept beside it."""
         document, scope, log = record.document, self._held.scope, self._held.checkpoint
         flags, csv, events, check = INCIDENT * (document["incident"] is not None), b"", b"", _NO_CHECK
-        if scope is not None and scope.holds(document):
+        if scope is not None and self._due is not None and scope.holds(document):
             flags |= INSIDE
-            csv, events = table.line(record), ocsf.of(record)
+            csv, events = table.line(record, self._due), ocsf.of(record)
             if (about := oscal.own_check(document)) is not None:
                 check = self._numbers[about]
             part.stated.take(record)

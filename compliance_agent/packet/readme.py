@@ -184,6 +184,7 @@ WHAT THIS PACKET DOES NOT PROVE
 8. Anything about records that were still on their way. README.txt counts those of the period that were known and not yet in the
    log; what a host has not delivered is not known to the server at all.
 9. The exports. They are a convenience, made from the records and signed by the server that made them. The records are the evidence.
+   Until when a record is kept (`retain_until`) depends on records that need not be here, and on holds: the server's word.
 """
 
 

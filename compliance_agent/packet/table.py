@@ -12,10 +12,12 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from compliance_agent.packet.content import RESULTS, Record, Scope, in_order, statements
+from compliance_agent.packet.due import Due
 
 COLUMNS = (
     "host", "timestamp_start", "kind", "check", "result", "reason", "outcome", "post_result", "error", "severity",
     "hipaa_controls", "statements", "bundle_id", "key_id", "epoch", "seq", "log_index", "bundle_sha256", "directory",
+    "retain_until", "retain_why",
 )  # fmt: skip
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _SPECIAL = re.compile('["\r\n]|,[-=+@\t]')  # lines with these are written cell by cell
@@ -28,12 +30,13 @@ def table(scope: Scope, records: Iterable[Record]) -> bytes:
 
 def pieces(scope: Scope, records: Iterable[Record]) -> Iterator[bytes]:
     """Its lines, one after the other."""
-    return itertools.chain([HEAD], map(line, in_order(records, scope)))
+    due = Due(scope)
+    return itertools.chain([HEAD], (line(record, due) for record in in_order(records, scope)))
 
 
-def line(record: Record) -> bytes:
+def line(record: Record, due: Due) -> bytes:
     """The line of a record."""
-    cells = ["" if value is None else str(value) for value in _cells(record)]
+    cells = ["" if value is None else str(value) for value in (*_cells(record), *due.of(record.document))]
     plain = plainly(cells)
     return _line(map(cell, cells)) if plain is None else plain.encode()
 

@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from compliance_agent.packet import ocsf, oscal, table
 from compliance_agent.packet.content import Record, Scope
+from compliance_agent.packet.due import Due
 
 Aside = Callable[[], BinaryIO]  # an empty file that is gone when it is closed
 _PIECE = 1 << 20
@@ -29,7 +30,7 @@ class Telling:
     """
 
     def __init__(self, scope: Scope, aside: Aside) -> None:
-        self._scope = scope
+        self._scope, self._due = scope, Due(scope)
         self._csv, self._ocsf, self._cited = aside(), aside(), aside()
         self._root, self._stated = oscal.Root(scope), oscal.Stated()
         self._host = ""
@@ -48,7 +49,7 @@ class Telling:
         if host != self._host:
             self._close()
             self._host = host
-        self._csv.write(table.line(record))
+        self._csv.write(table.line(record, self._due))
         self._ocsf.write(ocsf.of(record))
         self._root.take(record.digest)
         self._stated.take(record)
