@@ -169,6 +169,28 @@ def bench_verify() -> list[Figure]:
     return figures
 
 
+def bench_tls() -> list[Figure]:
+    """A new and an idle TLS connection, by who ends it, against one strict signature check of 2 KiB in the same run (E)."""
+    from compliance_agent.lab.bench_log import strict_verifies_per_s
+    from compliance_agent.lab.bench_tls import costs
+
+    check_us = 1e6 / strict_verifies_per_s()
+    figures = [Figure("strict Ed25519 check of 2 KiB", check_us, "us", "E of this run", None)]
+    with tempfile.TemporaryDirectory(prefix="compliance-bench-", dir=_disk()) as scratch:
+        measured = costs(Path(scratch))
+    for cost in measured:
+        figures += [
+            Figure(f"{cost.front}: new connection, CPU", cost.new_us, "us", "", None),
+            Figure(f"{cost.front}: new connection / E", cost.new_us / check_us, "x", "", None),
+            Figure(
+                f"{cost.front}: new connection / the server itself", cost.new_us / measured[0].new_us, "x", "0.25", None
+            ),
+            Figure(f"{cost.front}: request on a kept connection, CPU", cost.request_us, "us", "", None),
+            Figure(f"{cost.front}: idle connection, PSS", cost.idle_bytes / 1_024, "KiB", "12 KB = 11.7", None),
+        ]
+    return figures
+
+
 def _disk() -> str:
     """A directory on a real disk: /tmp may be memory."""
     return os.environ.get("BENCH_DIR") or str(Path.cwd())
@@ -192,6 +214,7 @@ BENCHES: dict[str, Callable[[], Sequence[Figure]]] = {
     "agent": bench_agent,
     "evidence": bench_evidence,
     "log": bench_log,
+    "tls": bench_tls,
     "verify": bench_verify,
 }
 

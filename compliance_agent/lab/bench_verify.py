@@ -74,7 +74,7 @@ def run(*words: str) -> Ran:
     def watch() -> None:
         while not stop.wait(0.1):
             for at, name in enumerate(("Rss", "Pss")):
-                peaks[at] = max(peaks[at], sum(_memory(pid, name) for pid in _family(process.pid)))
+                peaks[at] = max(peaks[at], sum(memory(pid, name) for pid in _family(process.pid)))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -96,7 +96,8 @@ def _family(pid: int) -> Iterator[int]:
         yield from _family(int(child))
 
 
-def _memory(pid: int, name: str) -> int:
+def memory(pid: int, name: str) -> int:
+    """Bytes of a process by this name in its smaps_rollup; 0 when it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines()
     except OSError:

@@ -20,6 +20,7 @@ from compliance_agent.server.settings import ServerSettings
 
 DRAIN_S = 3  # for requests in flight, within the 5 s that a service manager may count on
 BACKLOG = 2_048
+KEEP_ALIVE_S = 75  # longer than hosts wait between two calls: a TLS connection is paid for once
 
 
 class _Server(uvicorn.Server):
@@ -85,7 +86,7 @@ def _config(settings: ServerSettings, app: Callable[..., object]) -> uvicorn.Con
         server_header=False,
         proxy_headers=False,  # a forged X-Forwarded-For must mean nothing
         backlog=BACKLOG,
-        timeout_keep_alive=75,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=DRAIN_S,
         ssl_context_factory=_tls_factory(settings) if settings.tls else None,
     )
