@@ -18,6 +18,7 @@ from compliance_agent.adapters.durable import create_file, read_file
 from compliance_agent.cli import server_backup, server_retention
 from compliance_agent.cli.common import json_option, print_json, table, utc
 from compliance_agent.cli.server_common import data_dir_option as _data_dir_option
+from compliance_agent.cli.server_common import existing
 from compliance_agent.cli.server_common import settings_of as _settings
 from compliance_agent.cli.server_common import with_services as _with_services
 from compliance_agent.errors import BadEvidence, NoInput, NotPermitted
@@ -48,7 +49,7 @@ def command(
     tls: bool | None,
 ) -> None:
     """Run the server (without a subcommand), or look after its tokens, users and hosts."""
-    ctx.obj = {"data_dir": data_dir, "config_path": config_path}
+    ctx.obj = {"data_dir": data_dir, "config_path": config_path, "tls": tls}
     if ctx.invoked_subcommand is not None:
         return
     from compliance_agent.logs import configure
@@ -88,6 +89,21 @@ def _label(name: str, text: str) -> str:
     return text
 
 
+@command.command("init")
+@click.option("--tls", is_flag=True, default=None, help="Make the server's own certificate authority too.")
+@_data_dir_option
+@click.pass_context
+def init(ctx: click.Context, tls: bool | None) -> None:
+    """Make a new server's database and keys, so that tokens can be made before it runs. Its first start does the same."""
+    from compliance_agent.server.app import database, ensure_admin
+
+    settings = _settings(ctx, tls=tls or ctx.obj["tls"])
+    if database(settings).exists():
+        raise NotPermitted(f"{settings.data_dir}: holds a server already; nothing was changed")
+    password = _with_services(settings, ensure_admin, new=True)
+    click.echo(f"a new server in {settings.data_dir}; admin's password is in {password}", err=True)
+
+
 @command.command("enrol-token")
 @click.option("--site", required=True, help="The clinic the host belongs to; made when it is new.")
 @click.option("--client", help="The client a new site belongs to.")
@@ -101,11 +117,12 @@ def enrol_token(ctx: click.Context, site: str, client: str | None, expires: str,
 
     settings = _settings(ctx)
     site, client = _label("--site", site), _label("--client", client or settings.client_id)
-    life, authority = duration(expires), known_authority(settings.data_dir / "tls")
+    life = duration(expires)
     if out is not None and os.path.lexists(out):
         raise NotPermitted(f"{out}: exists; a token is not written over anything")
 
     async def make(services: Services) -> str:
+        authority = known_authority(settings.data_dir / "tls")  # which exists now where the settings say tls
         token, expires_at, made = await services.enrolment.new_token(
             site, client, life, ca_sha256=authority, actor="operator"
         )
@@ -291,14 +308,12 @@ def readopt(ctx: click.Context) -> None:
     from compliance_agent.server.services.readopt import Readopt, Readopted
 
     settings = _settings(ctx)
-    if not (settings.data_dir / "server.db").is_file():
-        raise NoInput(f"{settings.data_dir}: holds no server.db", hint="name the server's directory with --data-dir")
 
     async def act(services: Services) -> list[Readopted]:
         files, keys, heads = services.log_files, services.log_keys, services.log_heads
         return await Readopt(services.store, files, keys, heads, services.clock, services.settings.name).run()
 
-    with only_server(settings.data_dir):
+    with only_server(existing(settings)):
         found = _with_services(settings, act)
     for item in found:
         click.echo(
@@ -313,10 +328,7 @@ def readopt(ctx: click.Context) -> None:
 @click.pass_context
 def fsck(ctx: click.Context, as_json: bool) -> None:
     """Compute every log once more, from the database and from the files, and hold it against what was signed."""
-    settings = _settings(ctx)
-    if not (settings.data_dir / "server.db").is_file():
-        raise NoInput(f"{settings.data_dir}: holds no server.db", hint="name the server's directory with --data-dir")
-    found = _with_services(settings, _logs)
+    found = _with_services(_settings(ctx), _logs)
     if as_json:
         print_json({"schema": "compliance-agent/server-fsck/v1", "valid": _sound(found), "logs": found})
     else:

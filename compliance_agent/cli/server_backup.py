@@ -28,12 +28,7 @@ _PATH = click.Path(path_type=Path, readable=False)
 @click.pass_context
 def backup(ctx: click.Context, out: Path, as_json: bool) -> None:
     """Copy database, logs and keys while the server runs, check the copy, and note how much of each log it holds."""
-    from compliance_agent.server.backup import DATABASE, back_up
-
-    settings = settings_of(ctx)
-    live = settings.data_dir / DATABASE
-    if not live.is_file():
-        raise NoInput(f"{settings.data_dir}: holds no {DATABASE}", hint="name the server's directory with --data-dir")
+    from compliance_agent.server.backup import back_up
 
     target = out.absolute()
 
@@ -41,7 +36,7 @@ def backup(ctx: click.Context, out: Path, as_json: bool) -> None:
         with progress("copying the database", lambda: None) as told:
             return await back_up(services, target, told)
 
-    made = with_services(settings, act)
+    made = with_services(settings_of(ctx), act)
     if as_json:
         document = {"schema": "compliance-agent/server-backup/v1", "directory": str(target)}
         print_json({**document, **asdict(made), "made_at": utc(made.made_at)})

@@ -12,7 +12,7 @@ import click
 
 from compliance_agent.adapters.durable import read_file
 from compliance_agent.documents import MAX_BYTES
-from compliance_agent.errors import AgentError, ConfigError
+from compliance_agent.errors import AgentError, ConfigError, NoInput
 
 if TYPE_CHECKING:
     from compliance_agent.server.api.deps import Services
@@ -50,11 +50,33 @@ def _default_data_dir() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "compliance-agent-server"
 
 
-def with_services(settings: ServerSettings, act: Callable[[Services], Awaitable[T]]) -> T:
-    """Run `act` with the services over the data directory."""
+def existing(settings: ServerSettings) -> Path:
+    """The data directory, which holds a server: a mistyped one must not become a second, empty one with keys of its own.
+
+    Raises:
+        NoInput: it holds none.
+    """
+    from compliance_agent.server.app import database
+
+    if not database(settings).is_file():
+        raise NoInput(
+            f"{settings.data_dir}: holds no server",
+            hint="name the server's directory with --data-dir; `compliance-agent server init` makes a new one",
+        )
+    return settings.data_dir
+
+
+def with_services(settings: ServerSettings, act: Callable[[Services], Awaitable[T]], *, new: bool = False) -> T:
+    """Run `act` with the services over the data directory.
+
+    Raises:
+        NoInput: it holds no server, and none is to be made there (`new`).
+    """
     from compliance_agent.logs import configure
     from compliance_agent.server.app import opened
 
+    if not new:
+        existing(settings)
     configure("ERROR")
 
     async def run() -> T:

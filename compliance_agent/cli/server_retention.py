@@ -9,18 +9,10 @@ import click
 from compliance_agent.cli.common import json_option, print_json, table, utc
 from compliance_agent.cli.server_common import data_dir_option, settings_of, with_services
 from compliance_agent.core.retention import RULE
-from compliance_agent.errors import NoInput
 
 if TYPE_CHECKING:
     from compliance_agent.server.api.deps import Services
     from compliance_agent.server.services.pruning import LogState
-
-
-def _settings(ctx: click.Context) -> Any:
-    settings = settings_of(ctx)
-    if not (settings.data_dir / "server.db").is_file():
-        raise NoInput(f"{settings.data_dir}: holds no server.db", hint="name the server's directory with --data-dir")
-    return settings
 
 
 @click.group("retention")
@@ -35,7 +27,7 @@ def retention() -> None:
 @click.pass_context
 def show(ctx: click.Context, site: str | None, as_json: bool) -> None:
     """Say for each log what was destroyed, what may be, and what keeps the rest. Nothing is changed."""
-    _print(with_services(_settings(ctx), lambda services: services.pruning.show(site)), as_json, done=False)
+    _print(with_services(settings_of(ctx), lambda services: services.pruning.show(site)), as_json, done=False)
 
 
 @retention.command("prune")
@@ -55,7 +47,7 @@ def prune(ctx: click.Context, site: str | None, dry_run: bool, clock_checked: bo
             return await services.pruning.show(site)
         return await services.pruning.prune(site, clock_checked=clock_checked)
 
-    _print(with_services(_settings(ctx), act), as_json, done=not dry_run)
+    _print(with_services(settings_of(ctx), act), as_json, done=not dry_run)
 
 
 def _print(found: list[LogState], as_json: bool, *, done: bool) -> None:
@@ -105,7 +97,7 @@ _reason = click.option("--reason-id", required=True, help="Id of the matter in y
 @click.pass_context
 def hold_add(ctx: click.Context, site: str, host: str | None, reason_id: str) -> None:
     """Hold every record of a site, or of one of its hosts. It stands until it is released."""
-    with_services(_settings(ctx), lambda services: services.holds.add(site, host, reason_id))
+    with_services(settings_of(ctx), lambda services: services.holds.add(site, host, reason_id))
     click.echo(f"hold {reason_id} on {site}/{host or '*'} stands", err=True)
 
 
@@ -117,7 +109,7 @@ def hold_add(ctx: click.Context, site: str, host: str | None, reason_id: str) ->
 @click.pass_context
 def hold_release(ctx: click.Context, site: str, host: str | None, reason_id: str) -> None:
     """End a hold. What it covered is kept as long as the rule says, and no longer than that."""
-    with_services(_settings(ctx), lambda services: services.holds.release(site, host, reason_id))
+    with_services(settings_of(ctx), lambda services: services.holds.release(site, host, reason_id))
     click.echo(f"hold {reason_id} on {site}/{host or '*'} released", err=True)
 
 
@@ -128,7 +120,7 @@ def hold_release(ctx: click.Context, site: str, host: str | None, reason_id: str
 @click.pass_context
 def hold_list(ctx: click.Context, site: str | None, as_json: bool) -> None:
     """List holds, released ones too."""
-    found = with_services(_settings(ctx), lambda services: services.holds.of(site))
+    found = with_services(settings_of(ctx), lambda services: services.holds.of(site))
     items = [
         {
             "site_id": item.site_id,

@@ -153,6 +153,7 @@ def test_what_stops_it_from_starting_is_one_line(tmp_path: Path) -> None:
 
 def test_commands_say_what_is_wrong(tmp_path: Path) -> None:
     directory = str(tmp_path / "data")
+    assert command("server", "init", "--data-dir", directory).returncode == 0
     out = tmp_path / "token"
     done = command("server", "enrol-token", "--site", "clinic-1", "--out", str(out), "--data-dir", directory)
     assert (done.returncode, done.stdout) == (0, "")
