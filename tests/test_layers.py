@@ -80,6 +80,7 @@ LAYERS: dict[str, str] = {
     "packet.kept": "stages",
     "packet.logbook": "stages",
     "packet.look": "stages",
+    "packet.opening": "wiring",
     "packet.reading": "stages",
     "packet.report": "stages",
     "packet.retold": "stages",
@@ -149,7 +150,7 @@ FENCES = (
     Fence(
         "a clinic host must not carry, nor be able to run, the server",
         targets=("server", "web"),
-        but_sources=("server", "web", "cli", "lab", "packet.build", "packet.choosing"),
+        but_sources=("server", "web", "cli", "lab", "packet.build", "packet.choosing", "packet.opening"),
     ),
     Fence(
         "the server extra is not installed on a clinic host",

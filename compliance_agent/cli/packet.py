@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def build(
         print_json(facts)
     else:
         click.echo(f"{out}: {facts['records']} record(s), {facts['bytes']} bytes, sha256 {facts['sha256']}")
-        for word in ("pending", "elsewhere"):
+        for word in ("pending", "elsewhere", "destroyed"):
             if facts[word]:
                 click.echo(f"not in it, {word}: {facts[word]}", err=True)
         _name(report)
@@ -82,6 +82,7 @@ def _built(
         "sha256": _digest(out),
         "pending": built.scope.pending,
         "elsewhere": dict(built.scope.elsewhere),
+        "destroyed": built.scope.destroyed,
         "problems": built.report.as_document()["problems"],
     }
     return built.report, facts
@@ -109,7 +110,8 @@ def verify(
     Exit status: 0 all verified, 65 something is wrong, and each wrong thing is named, 66 no such file.
     """
     trusted = read_file(policy, limit_bytes=65_536) if policy else None
-    report = verify_file(file, trusted, stamps=authority(tsa_ca), each_time=each_time, spread=spread)
+    now = datetime.now(UTC)
+    report = verify_file(file, trusted, stamps=authority(tsa_ca), each_time=each_time, spread=spread, now=now)
     if as_json:
         print_json(report.as_document())
     else:
@@ -150,7 +152,7 @@ def show(ctx: click.Context, file: Path, as_json: bool) -> None:
     """
     from compliance_agent.packet import archive, grid
 
-    report = verify_file(file, spread=spread)
+    report = verify_file(file, spread=spread, now=datetime.now(UTC))
     if report.scope is None:
         _name(report)
         raise BadEvidence(f"{file}: cannot be read as a packet", code="bad_scope")
@@ -183,6 +185,6 @@ def _show(page: dict[str, Any]) -> None:
     for item in page["coverage"]:
         for span in item["silent"]:
             click.echo(f"silent: {item['host']} from {span['from']} to {span['to']}")
-    for word in ("pending", "elsewhere"):
+    for word in ("pending", "elsewhere", "destroyed"):
         if page[word]:
             click.echo(f"not in it, {word}: {page[word]}")

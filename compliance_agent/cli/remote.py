@@ -83,7 +83,7 @@ def _read(server: _Server, prefix: str, trust: Trust, tags: Tagger) -> ServedLog
     if note is not None:
         policy = for_origin(policy, note.partition(b"\n")[0].decode("utf-8", "replace"))
     with progress("entries", lambda: _size(note)) as update:
-        return read_log(lambda path: server.get(prefix + path), policy, tags, trust.stamps, update)
+        return read_log(lambda path: server.get(prefix + path), policy, tags, trust.stamps, update, datetime.now(UTC))
 
 
 def _size(note: bytes | None) -> int | None:

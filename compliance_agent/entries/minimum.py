@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 
 from compliance_agent.core.retention import RULE, kept_until
 from compliance_agent.documents import read_json
@@ -20,6 +20,7 @@ from compliance_agent.log.tiles import ENTRIES, FULL, Tile
 NAME = "retention.json"
 SCHEMA = "compliance-agent/log-retention/v1"
 MAX_BYTES = 4_096
+CLOCKS = timedelta(days=2)  # a server's may be ahead of ours
 _FIELDS: Mapping[str, type] = {"minimum_index": int, "origin": str, "policy": str, "pruned_at": str, "schema": str}
 
 
@@ -72,8 +73,10 @@ class Pruned:
             raise BadEvidence(f"{NAME}: entries of {year} were not old enough", code="bad_retention")
         return found
 
-    def of(self, origin: str, size: int) -> Pruned:
-        """This, when it is about that log and no larger than it; code `bad_retention`."""
+    def of(self, origin: str, size: int, now: datetime | None = None) -> Pruned:
+        """This, when it is about that log, no larger than it, and of no time after `now`; code `bad_retention`."""
         if self.origin != origin or self.minimum > size:
             raise BadEvidence(f"{NAME}: is of another log", code="bad_retention")
+        if now is not None and self.pruned_at > now + CLOCKS:
+            raise BadEvidence(f"{NAME}: says {self.pruned_at:%Y-%m-%d}, a day that is to come", code="bad_retention")
         return self

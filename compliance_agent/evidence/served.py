@@ -12,6 +12,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from compliance_agent.core.receipt import read_note
@@ -63,9 +64,14 @@ class ServedLog:
 
 
 def read_log(
-    get: Get, policy: Policy, tags: Tagger, stamps: Stamps | None = None, progress: Callable[[int], None] | None = None
+    get: Get,
+    policy: Policy,
+    tags: Tagger,
+    stamps: Stamps | None = None,
+    progress: Callable[[int], None] | None = None,
+    now: datetime | None = None,
 ) -> ServedLog:
-    """Fetch a log and check all that it can show by itself.
+    """Fetch a log and check all that it can show by itself; at `now` no log was pruned at a later time.
 
     Raises:
         BadEvidence: its checkpoint is not there, or does not verify.
@@ -82,7 +88,7 @@ def read_log(
             raise BadEvidence("the log does not serve it", code="no_tile")
         return content
 
-    pruned, problems = _pruned(get(NAME), verified)
+    pruned, problems = _pruned(get(NAME), verified, now)
     book = Book.read(verified.checkpoint, tile, tags, progress=progress, pruned=pruned)
     said = Said()
     problems += book.problems
@@ -95,12 +101,12 @@ def read_log(
     return ServedLog(note, verified, book, said, problems)
 
 
-def _pruned(raw: bytes | None, verified: Verified) -> tuple[Pruned | None, list[Problem]]:
+def _pruned(raw: bytes | None, verified: Verified, now: datetime | None) -> tuple[Pruned | None, list[Problem]]:
     """What the log says of entries that it serves no more; one that cannot be believed excuses nothing."""
     if raw is None:
         return None, []
     try:
-        return Pruned.parse(raw).of(verified.checkpoint.origin, verified.checkpoint.size), []
+        return Pruned.parse(raw).of(verified.checkpoint.origin, verified.checkpoint.size, now), []
     except BadEvidence as error:
         return None, [Problem(error.code, NAME, str(error))]
 

@@ -16,42 +16,34 @@ import itertools
 import json
 import mmap
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from compliance_agent import crypto
-from compliance_agent.adapters.durable import put_at, read_file, replaced_handle
+from compliance_agent.adapters.durable import put_at, replaced_handle
 from compliance_agent.core.retention import SiteRules
 from compliance_agent.crypto import Ed25519Signer
-from compliance_agent.errors import BadEvidence, ConfigError, NoInput
-from compliance_agent.log.checkpoint import Checkpoint
-from compliance_agent.log.fields import from_base64
-from compliance_agent.log.merkle import hash_leaf
-from compliance_agent.log.note import Note, VerifierKey
-from compliance_agent.log.policy import Policy
+from compliance_agent.entries.minimum import NAME
+from compliance_agent.errors import ConfigError, NoInput
 from compliance_agent.log.proof import Proof
-from compliance_agent.log.tiles import ENTRIES, FULL, Tile, decode_entries, written
-from compliance_agent.log.tree import Edge, TileTree
+from compliance_agent.log.tiles import Tile
+from compliance_agent.log.tree import TileTree
 from compliance_agent.packet import oscal, packing
-from compliance_agent.packet.choosing import Choice, Chosen, Wanted, choose
+from compliance_agent.packet.choosing import Choice, Chosen, Wanted, choose, going
 from compliance_agent.packet.content import BaselineUse, PacketHost, Record, Scope, first_moment, section, stamp
-from compliance_agent.packet.outside import OLDER, YEAR, outside
+from compliance_agent.packet.opening import Log, Sleep, open_log
+from compliance_agent.packet.outside import outside
 from compliance_agent.packet.readme import NOT_PROVEN, Shown, readme
 from compliance_agent.packet.report import Report
 from compliance_agent.packet.verify import verify_file
-from compliance_agent.server.log_files import LogFiles
-from compliance_agent.server.records import Host, Kept, Shard, SiteReader
+from compliance_agent.server.records import Host, Kept, SiteReader
 from compliance_agent.server.services.retention import rules_of
 from compliance_agent.server.store import SqlStore
 
-WITNESSES, AUTHORITY = "witnesses.policy", "tsa-ca.pem"  # under keys/, where the server leaves them
-LOOKS, LOOK_S = 25, 0.2  # for a checkpoint that its witnesses have cosigned; a new one is visible before they have
 PAGE = 500  # bundles in memory at once
-_TILES = 64  # files of entries in memory at once
-Sleep = Callable[[float], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -63,37 +55,6 @@ class Built:
     records: int
     size_bytes: int
     report: Report
-
-
-@dataclass(frozen=True)
-class _Log:
-    """A log under its published checkpoint, as its files show it."""
-
-    shard: Shard
-    note: bytes
-    key: VerifierKey
-    size: int
-    hashes: dict[Tile, bytes]
-    first: bytes  # entry
-    times: list[tuple[int, Mapping[str, Any]]]
-    read: Callable[[Tile], bytes]  # a file of entries
-    policy: bytes = b""  # its key, and the witnesses that the server asks about it
-    authority: bytes = b""  # certificates of the time-stamping authority it asks
-    _entries: Callable[[Tile], list[bytes]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        decoded = functools.lru_cache(_TILES)(lambda tile: decode_entries(self.read(tile), tile.width))
-        object.__setattr__(self, "_entries", decoded)
-
-    def entry(self, index: int) -> bytes:
-        """The entry of this index."""
-        first = index // FULL
-        return self._entries(Tile(ENTRIES, first, min(FULL, self.size - first * FULL)))[index % FULL]
-
-    @property
-    def tiles(self) -> list[Tile]:
-        """The files of entries."""
-        return [tile for tile in written(0, self.size) if tile.level == ENTRIES]
 
 
 async def build(
@@ -145,12 +106,12 @@ async def _written(store: SqlStore, data_dir: Path, wanted: Wanted, sleep: Sleep
     reader = store.for_sites({wanted.site_id})
     if not await reader.site_rows():
         raise NoInput(f"site {wanted.site_id}: not known to this server")
-    log = await _log(reader, data_dir, wanted, sleep)
+    log = await open_log(reader, data_dir, wanted, sleep)
     keys = {item.key_id: item for item in await reader.hosts(wanted.site_id) if wanted.host in {None, item.host_id}}
     if not keys:
         raise NoInput(f"site {wanted.site_id}: no host {wanted.host or ''}".rstrip())
     of = {key for key, host in keys.items() if _is_of(host, wanted)}
-    choice = await choose(_rows(reader, wanted.site_id), wanted, log.size, keys, of)
+    choice = await choose(_rows(reader, wanted.site_id), wanted, range(log.minimum, log.size), keys, of)
     hosts = [_host(item) for item in keys.values() if item.key_id in choice.keys]
     rules = await rules_of(reader, wanted.site_id)
     labels = {host.host_id for host in hosts}
@@ -164,6 +125,8 @@ async def _written(store: SqlStore, data_dir: Path, wanted: Wanted, sleep: Sleep
         hosts=tuple(sorted(hosts, key=lambda host: (host.host_id, host.key_id))),
         pending=choice.pending,
         elsewhere={str(year): count for year, count in sorted(choice.elsewhere.items())},
+        minimum=log.minimum,
+        destroyed=choice.destroyed,
         baselines=tuple(_uses(rules, labels)),
         held=tuple(sorted(label for label in labels if rules.keep(label, None, wanted.until).holds)),
     )
@@ -219,76 +182,6 @@ async def _rows(reader: SiteReader, site_id: str) -> AsyncIterator[Kept]:
         after = rows[-1].number
 
 
-# --- the log ----------------------------------------------------------------------------------------
-
-
-async def _log(reader: SiteReader, data_dir: Path, wanted: Wanted, sleep: Sleep) -> _Log:
-    shards = {shard.year: shard for shard in await reader.shards()}
-    served = LogFiles(data_dir / "log")
-    note = served.published(wanted.site_id, wanted.year)
-    shard = shards.get(wanted.year)
-    if shard is None or note is None:
-        there = ", ".join(map(str, sorted(shards))) or "none"
-        raise NoInput(f"site {wanted.site_id}: no log of {wanted.year} (there is: {there})")
-    vkey = read_file(data_dir / "keys" / f"{wanted.site_id}-{wanted.year}.vkey", limit_bytes=4_096)
-    key = VerifierKey.parse(vkey.decode("ascii", "replace").strip())
-    witnesses, authority = (_left(data_dir / "keys" / name) for name in (WITNESSES, AUTHORITY))
-    policy = f"log {key}\n".encode() + (witnesses or b"quorum none\n")
-    for _ in range(LOOKS):
-        if not _lacks_witnesses(policy, note):
-            break
-        await sleep(LOOK_S)
-        note = served.published(wanted.site_id, wanted.year) or note
-        shard = next(one for one in await reader.shards() if one.year == wanted.year)
-    log = await asyncio.to_thread(_opened, shard, served, note, key)
-    return replace(log, policy=policy, authority=authority)
-
-
-def _lacks_witnesses(policy: bytes, note: bytes) -> bool:
-    """Whether waiting may help; what is wrong with either is for the packet's verifier to name."""
-    try:
-        return not Policy.parse(policy).verify(note).quorum_met
-    except BadEvidence:
-        return False
-
-
-def _left(path: Path) -> bytes:
-    """What the server left there, nothing where it asks nobody."""
-    return read_file(path, limit_bytes=65_536) if path.exists() else b""
-
-
-def _opened(shard: Shard, served: LogFiles, note: bytes, key: VerifierKey) -> _Log:
-    signed = Note.parse(note)
-    signed.verify([key])
-    checkpoint = Checkpoint.parse(signed.text)
-    gone = served.pruned(shard.site_id, shard.year)
-    if gone is not None:
-        raise NoInput(
-            f"log {shard.origin}: entries below {gone.minimum} were destroyed when their time was over;"
-            " a packet needs all entries of its log", code="pruned",
-            hint="use a packet that was built before; verify the log itself by its address",
-        )  # fmt: skip
-
-    def read(tile: Tile) -> bytes:
-        return served.read(shard.site_id, shard.year, tile)
-
-    log = _Log(shard, note, key, checkpoint.size, {}, b"", [], read)
-    edge, first, whole = Edge(), b"", set(written(0, checkpoint.size))  # not what it has while it grows
-    for tile in log.tiles:
-        entries = decode_entries(read(tile), tile.width)
-        edge, grown = edge.grow(map(hash_leaf, entries))
-        log.hashes.update((grew, content) for grew, content in grown if grew in whole)
-        first = first or entries[0]
-        here = enumerate(entries, tile.index * FULL)
-        log.times.extend((at, json.loads(entry)) for at, entry in here if b'"kind":"time"' in entry)
-    if checkpoint.origin != shard.origin or edge.root() != checkpoint.root:
-        raise BadEvidence(
-            f"log {shard.origin}: its entries do not make the tree that its checkpoint signs", code="bad_tile",
-            hint="compliance-agent server log",
-        )  # fmt: skip
-    return replace(log, first=first)
-
-
 # --- the records ------------------------------------------------------------------------------------
 
 
@@ -296,7 +189,7 @@ class _Source:
     """The records that were chosen, read again from the database in pages: from another thread than the one it belongs to."""
 
     def __init__(
-        self, reader: SiteReader, site_id: str, log: _Log, choice: Choice, loop: asyncio.AbstractEventLoop
+        self, reader: SiteReader, site_id: str, log: Log, choice: Choice, loop: asyncio.AbstractEventLoop
     ) -> None:
         self._reader, self._site_id, self._loop = reader, site_id, loop
         self.log, self.choice = log, choice
@@ -327,9 +220,11 @@ class _Source:
                 yield one, _record(found[one.number], self.log)
 
 
-def _record(kept: Kept, log: _Log) -> Record:
+def _record(kept: Kept, log: Log) -> Record:
     if kept.index is None:
         raise RuntimeError("a record without an index was taken")
+    if not kept.body:
+        raise going(log.shard.origin)
     return Record(json.loads(kept.body), kept.body, kept.sig, log.entry(kept.index), kept.index)
 
 
@@ -347,9 +242,10 @@ def _parts(source: _Source, scope: Scope, keys: Mapping[str, bytes]) -> packing.
         "README.txt": page,
         "NOT-PROVEN.txt": NOT_PROVEN,
         "log/checkpoint": log.note,
+        **({f"log/{NAME}": log.gone.encode()} if log.gone is not None else {}),
         **keys,
         **{f"log/{tile.path}": content for tile, content in log.hashes.items()},
-        **_older(log),
+        **log.older,
         **seen.files,
         **({"time/ca.pem": log.authority} if log.authority else {}),
     }
@@ -365,12 +261,3 @@ def _parts(source: _Source, scope: Scope, keys: Mapping[str, bytes]) -> packing.
     }
     directories: Callable[[], Iterable[str]] = lambda: (one.directory for one in source.choice.stored())  # noqa: E731
     return packing.Parts(scope, plain, directories, source.told, source.stored, predicate)
-
-
-def _older(log: _Log) -> dict[str, bytes]:
-    """The checkpoint of the year before, which the first entry binds."""
-    first: Mapping[str, Any] = json.loads(log.first)
-    previous = first.get("previous")
-    if not previous:
-        return {}
-    return {f"{OLDER}{log.shard.year - 1}{YEAR}": from_base64(previous, "previous", "bad_entry")}

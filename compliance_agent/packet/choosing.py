@@ -15,7 +15,7 @@ from datetime import date
 from typing import NamedTuple
 
 from compliance_agent.errors import BadEvidence, NoInput
-from compliance_agent.packet.content import concerns, day_of
+from compliance_agent.packet.content import concerns, day_of, moment
 from compliance_agent.server.records import Host, Kept
 
 
@@ -98,6 +98,7 @@ class Choice:
     keys: set[str]
     chains: dict[str, tuple[Chain, Sequence[int]]] = field(default_factory=dict)
     pending: int = 0
+    destroyed: int = 0
     elsewhere: Counter[int] = field(default_factory=Counter)
 
     def told(self) -> Iterator[Chosen]:
@@ -130,14 +131,14 @@ def _of_host(chain: Chain, taken: Sequence[int], host: str) -> Iterator[Chosen]:
 
 
 async def choose(
-    rows: AsyncIterator[Kept], wanted: Wanted, size: int, keys: Mapping[str, Host], of: set[str]
+    rows: AsyncIterator[Kept], wanted: Wanted, there: range, keys: Mapping[str, Host], of: set[str]
 ) -> Choice:
     """Choose among all records of a site.
 
     Args:
         rows: of the site, by arrival.
         wanted: what was asked for.
-        size: of the log that is published.
+        there: the entries of the log that are published and whose records were not destroyed.
         keys: of the hosts that were asked for.
         of: those of them that were enrolled at some time of the period.
 
@@ -147,12 +148,17 @@ async def choose(
     chains: dict[str, Chain] = defaultdict(Chain)
     choice = Choice(wanted, set(of))
     async for kept in rows:
-        if kept.key_id not in keys or not kept.body:
-            continue  # one without a body was destroyed when its time was over; a log with such records makes no packet
+        if kept.key_id not in keys:
+            continue
+        if not kept.body:
+            if kept.year == wanted.year and kept.index in there:
+                raise going(f"{wanted.site_id} of {wanted.year}")
+            choice.destroyed += wanted.since <= moment(kept.created_at).date() <= wanted.until
+            continue
         document = json.loads(kept.body)
         day = date.fromisoformat(day_of(document))
         matches = wanted.since <= day <= wanted.until and concerns(document, wanted.control)
-        if kept.year == wanted.year and kept.index is not None and kept.index < size:
+        if kept.year == wanted.year and kept.index is not None and kept.index in there:
             bundle = uuid.UUID(document["bundle_id"]).bytes
             chains[kept.key_id].add(kept, document["host"]["id"], day, bundle, matches)
         elif matches and kept.year not in {None, wanted.year}:
@@ -185,6 +191,11 @@ def _stretch(chain: Chain, order: Sequence[int], wanted: Wanted) -> Sequence[int
     return order[low : high + 1]
 
 
+def going(log: str) -> NoInput:
+    """A record was destroyed since the log was read."""
+    return NoInput(f"log {log}: records are being destroyed at this moment", code="pruned", hint="try again afterwards")
+
+
 def _nothing(choice: Choice, days: Sequence[int]) -> NoInput:
     wanted = choice.wanted
     what = f"site {wanted.site_id}, {wanted.since} to {wanted.until}"
@@ -196,4 +207,7 @@ def _nothing(choice: Choice, days: Sequence[int]) -> NoInput:
     there = "this log holds no evidence"
     if days:
         there = f"there is evidence from {date.fromordinal(min(days))} to {date.fromordinal(max(days))}"
+    if choice.destroyed:
+        gone = f"{choice.destroyed} record(s), destroyed when their time was over"
+        return NoInput(f"{what}: {gone}", code="pruned", hint=f"{there}; or use a packet that was built before")
     return NoInput(f"{what}: no evidence" + (f" for {wanted.control}" if wanted.control else ""), hint=there)

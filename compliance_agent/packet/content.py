@@ -62,6 +62,8 @@ class Scope:
         hosts: whom the packet concerns.
         pending: records of the period that were not in the log yet.
         elsewhere: records of the period that are in the logs of other years, by year.
+        minimum: of the log; records below it were destroyed when their time was over.
+        destroyed: such records of the period, by when they were made, of whatever log.
         baselines: of these hosts, by label and version; with them follows how long each record is kept.
         held: labels of the hosts whose records are under a hold.
     """
@@ -77,6 +79,8 @@ class Scope:
     hosts: tuple[PacketHost, ...]
     pending: int
     elsewhere: Mapping[str, int]
+    minimum: int = 0
+    destroyed: int = 0
     baselines: tuple[BaselineUse, ...] = ()
     held: tuple[str, ...] = ()
 
@@ -262,5 +266,7 @@ def _check(scope: Scope) -> None:
     for use in scope.baselines:
         if date.fromisoformat(use.last_day).isoformat() != use.last_day or type(use.in_effect) is not bool:
             raise ValueError
-    if min(scope.size, scope.pending, *scope.elsewhere.values()) < 0 or not isinstance(scope.origin, str):
+    if min(scope.size, scope.pending, scope.minimum, scope.destroyed, *scope.elsewhere.values()) < 0 or not isinstance(
+        scope.origin, str
+    ):
         raise ValueError

@@ -96,6 +96,7 @@ def as_document(scope: Scope, records: Sequence[Record]) -> dict[str, Any]:
         "beside_the_period": len(records) - len(shown),
         "pending": scope.pending,
         "elsewhere": dict(scope.elsewhere),
+        "destroyed": scope.destroyed,
         "counts": counted(result for record in shown for _, result, _ in statements(record.document)),
         "grid": [
             {"host": row.host_id, "check": row.check, "day": row.day, "counts": row.counts}

@@ -9,18 +9,21 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
+from compliance_agent.entries.minimum import NAME, Pruned
 from compliance_agent.errors import BadEvidence
 from compliance_agent.evidence.book import Book
 from compliance_agent.evidence.chains import Row, Tagger
 from compliance_agent.evidence.problems import Problem
+from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.fields import to_base64
 from compliance_agent.log.policy import Policy, Verified
 from compliance_agent.log.tiles import Tile, written
 from compliance_agent.packet.content import Scope, moment
 from compliance_agent.packet.outside import OLDER, YEAR
 
-CHECKPOINT = "log/checkpoint"
+CHECKPOINT, RETENTION = "log/checkpoint", f"log/{NAME}"
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Logbook:
     Attributes:
         tags: that `book` was read with.
         paths: of every file that belongs to the log.
+        minimum: records of entries below it were destroyed when their time was over.
     """
 
     policy: Policy
@@ -38,6 +42,7 @@ class Logbook:
     book: Book
     tags: Tagger
     paths: set[str]
+    minimum: int = 0
 
     def holds(self, row: Row) -> bool:
         """Whether the head that a record names is a prefix of this log."""
@@ -96,9 +101,11 @@ def open_head(files: Mapping[str, bytes], policy: bytes, room: int, problems: li
     return Head(trusted, verified, note)
 
 
-def open_log(files: Mapping[str, bytes], head: Head, tags: Tagger, problems: list[Problem]) -> Logbook:
-    """The log under that checkpoint; what is wrong goes to `problems`."""
-    steps = reading_log(files, head, tags, problems)
+def open_log(
+    files: Mapping[str, bytes], head: Head, tags: Tagger, problems: list[Problem], now: datetime | None = None
+) -> Logbook:
+    """The log under that checkpoint; what is wrong goes to `problems`. At `now` no log was pruned at a later time."""
+    steps = reading_log(files, head, tags, problems, now)
     while True:
         try:
             next(steps)
@@ -108,7 +115,7 @@ def open_log(files: Mapping[str, bytes], head: Head, tags: Tagger, problems: lis
 
 
 def reading_log(
-    files: Mapping[str, bytes], head: Head, tags: Tagger, problems: list[Problem]
+    files: Mapping[str, bytes], head: Head, tags: Tagger, problems: list[Problem], now: datetime | None = None
 ) -> Generator[None, None, Logbook]:
     """As `open_log`, a file of entries at a time, for whoever has other work between them."""
 
@@ -118,14 +125,31 @@ def reading_log(
         return files[path]
 
     checkpoint = head.verified.checkpoint
-    book = yield from _unnumbered(Book.reading(checkpoint, tile, tags, path=lambda wanted: f"log/{wanted.path}"))
+    pruned = _pruned(files, checkpoint, problems, now)
+    book = yield from _unnumbered(
+        Book.reading(checkpoint, tile, tags, path=lambda wanted: f"log/{wanted.path}", pruned=pruned)
+    )
     if book.whole and not book.problems:
         book.forest.lean_on(tile)
     older = _older(files, book)
     problems += [*book.problems, *older]
-    paths = {f"log/{wanted.path}" for wanted in written(0, checkpoint.size)} | {CHECKPOINT}
+    tiles = (wanted for wanted in written(0, checkpoint.size) if pruned is None or not pruned.covers(wanted))
+    paths = {f"log/{wanted.path}" for wanted in tiles} | {CHECKPOINT} | ({RETENTION} if pruned is not None else set())
     paths |= {path for path in files if _is_of_the_year_before(path)} if not older else set()
-    return Logbook(head.policy, head.verified, head.note, book, tags, paths)
+    return Logbook(head.policy, head.verified, head.note, book, tags, paths, pruned.minimum if pruned else 0)
+
+
+def _pruned(
+    files: Mapping[str, bytes], checkpoint: Checkpoint, problems: list[Problem], now: datetime | None
+) -> Pruned | None:
+    """What the log says of entries that are not here any more; one that cannot be believed excuses nothing."""
+    if RETENTION not in files:
+        return None
+    try:
+        return Pruned.parse(files[RETENTION]).of(checkpoint.origin, checkpoint.size, now)
+    except BadEvidence as error:
+        problems.append(Problem(error.code, RETENTION, str(error)))
+        return None
 
 
 def _unnumbered(steps: Generator[int, None, Book]) -> Generator[None, None, Book]:
@@ -186,7 +210,10 @@ def completeness(
     if scope.control is not None:
         return
     for host in scope.hosts:
-        indexes = log.book.keys[host.key_id].indexes if host.key_id in log.book.keys else []
+        every = log.book.keys[host.key_id].indexes if host.key_id in log.book.keys else []
+        indexes = [index for index in every if index >= log.minimum or index in here]
+        if indexes and indexes[0] < log.minimum:
+            yield Problem("bad_retention", RETENTION, f"the record of entry {indexes[0]} of {host.host_id} is here")
         taken = [at for at, index in enumerate(indexes) if index in here]
         if indexes and not taken:
             yield Problem("missing_record", host.host_id, "has records in the log and none here")

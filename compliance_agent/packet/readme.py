@@ -183,6 +183,7 @@ WHAT THIS PACKET DOES NOT PROVE
 7. That a restore, a review or a drill was certified by anyone. It shows that a machine recorded it.
 8. Anything about records that were still on their way. README.txt counts those of the period that were known and not yet in the
    log; what a host has not delivered is not known to the server at all.
+   Where it says that records were destroyed, that their time was over is the server's word, and their hosts may not be named.
 9. The exports. They are a convenience, made from the records and signed by the server that made them. The records are the evidence.
    Until when a record is kept (`retain_until`) depends on records that need not be here, and on holds: the server's word.
 """
@@ -258,4 +259,8 @@ def _left_out(scope: Scope, beside: int) -> str:
         found.append(f"NOT HERE: {scope.pending} record(s) of the period that were not in the log yet.")
     for year, count in sorted(scope.elsewhere.items()):
         found.append(f"NOT HERE: {count} record(s) of the period that are in the log of {year}; ask for its packet.")
+    if scope.destroyed:
+        found.append(f"NOT HERE: {scope.destroyed} record(s) of the period, destroyed when their time was over.")
+    if scope.minimum:
+        found.append(f"log/retention.json: the records of the log's entries below {scope.minimum} were destroyed.")
     return "".join(f"{line}\n" for line in found)

@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 
 from compliance_agent import __version__, crypto
@@ -66,6 +67,7 @@ def verify_file(
     stamps: Stamps | None = None,
     each_time: bool = False,
     spread: Spread = map,
+    now: datetime | None = None,
 ) -> Report:
     """Verify a zip file, read where it stands; NoInput when it is not there.
 
@@ -75,10 +77,11 @@ def verify_file(
         stamps: verifies time stamps; None leaves them unchecked, and says so.
         each_time: keep the interval of every record.
         spread: as `map`, possibly in other processes.
+        now: no log was pruned later; None believes what a packet says of that time.
     """
     with opened_file(path) as (read, size):
         try:
-            return _Verification(archive.Container(read, size), policy, stamps, each_time).run(spread)
+            return _Verification(archive.Container(read, size), policy, stamps, each_time, now).run(spread)
         except BadEvidence as error:
             if error.code != "bad_container":
                 raise
@@ -139,8 +142,15 @@ class _Verification:
     and looks at the hosts that are complete, so that it neither waits for all of them nor holds all of their rows.
     """
 
-    def __init__(self, container: Container, policy: bytes | None, stamps: Stamps | None, each_time: bool) -> None:
-        self._container = container
+    def __init__(
+        self,
+        container: Container,
+        policy: bytes | None,
+        stamps: Stamps | None,
+        each_time: bool,
+        now: datetime | None = None,
+    ) -> None:
+        self._container, self._now = container, now
         self.files = Files(container, beside(container))
         self._stamps = stamps
         self._each_time = each_time
@@ -273,7 +283,7 @@ class _Verification:
 
     def _behind(self, head: Head | None, problems: list[Problem]) -> Generator[None, None, Logbook | None]:
         """Read the log, then look at each host once its records are all here; in small steps."""
-        log = None if head is None else (yield from reading_log(self.files, head, self._tags, problems))
+        log = None if head is None else (yield from reading_log(self.files, head, self._tags, problems, self._now))
         look = Look(log, self._stamps, self._each_time, self._seen, self._retold)
         while not self._rows.finished:
             for line in self._rows.ready() or ():
@@ -313,8 +323,8 @@ class _Verification:
 
     def _held_to(self, scope: Scope, log: Logbook) -> None:
         """The log as a whole, and what should be in the packet because of it."""
-        if (scope.origin, scope.size) != (log.origin, log.size):
-            self._wrong("bad_scope", "packet.json", "names another log or size than the checkpoint")
+        if (scope.origin, scope.size, scope.minimum) != (log.origin, log.size, log.minimum):
+            self._wrong("bad_scope", "packet.json", "names another log, size or minimum index than log/")
         if self._public("keys/log.pem") not in log.public_keys:
             self._wrong("bad_key", "keys/log.pem", "is not the log's key in the policy")
         if log.book.whole:

@@ -13,7 +13,7 @@ from compliance_agent.errors import BadEvidence
 from compliance_agent.evidence.stamped import stamps_under
 from compliance_agent.log.note import KeyType, Note
 from compliance_agent.packet import archive, verify
-from compliance_agent.packet.build import LOOKS
+from compliance_agent.packet.opening import LOOKS
 from compliance_agent.packet.outside import Stamped, outside
 from compliance_agent.packet.report import Report
 from compliance_agent.packet.verify import verify_files

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from compliance_agent.packet.build import Built, Sleep, build
+from compliance_agent.packet.build import Built, build
+from compliance_agent.packet.opening import Sleep
 from compliance_agent.server import app as module
 from compliance_agent.server.log_keys import LogKeys
 from compliance_agent.transport.http import HttpTransport

@@ -17,7 +17,7 @@ import pytest
 
 from compliance_agent.core import retention
 from compliance_agent.entries.minimum import NAME, Pruned
-from compliance_agent.errors import AgentError, BadEvidence, LogStopped, StorageError
+from compliance_agent.errors import BadEvidence, LogStopped, StorageError
 from compliance_agent.evidence.chains import Row, Tagger
 from compliance_agent.evidence.served import Held, ServedLog, held_to_older, read_log
 from compliance_agent.log.checkpoint import Checkpoint
@@ -26,7 +26,6 @@ from compliance_agent.log.note import Note, VerifierKey
 from compliance_agent.log.policy import Policy
 from compliance_agent.log.tiles import Tile
 from compliance_agent.log.tree import TileTree
-from compliance_agent.packet.build import build
 from compliance_agent.server import log_files
 from compliance_agent.server.app import opened
 from compliance_agent.server.services.fsck import Fsck
@@ -386,13 +385,6 @@ async def test_the_commands(data: Path) -> None:
     assert done.returncode == 0 and "2032-11-22 (six_years)" in done.stdout
     assert command("server", "retention", "prune", "--dry-run", "--site", "clinic-9", *here).returncode == 66
     assert emptied(data) == 0
-
-
-async def test_no_packet_of_half_a_log(data: Path) -> None:
-    await pruned(data, NEXT_DAY)
-    with pytest.raises(AgentError) as caught:
-        await build(data, "clinic-1", date(2026, 12, 1), date(2026, 12, 31), data / "packet.zip")
-    assert caught.value.code == "pruned"
 
 
 async def test_a_backup_that_lacks_destroyed_entries_is_not_taken_for_the_log(data: Path, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class Backlog:
 
 @dataclass(frozen=True)
 class Kept:
-    """A stored bundle as it goes into a packet; year and index are None while it waits for the log."""
+    """A stored bundle as it goes into a packet; year and index are None while it waits for the log; destroyed, it has no body."""
 
     number: int
     key_id: str
@@ -66,6 +66,7 @@ class Kept:
     sig: bytes
     year: int | None
     index: int | None
+    created_at: str
 
 
 @dataclass(frozen=True)

@@ -282,7 +282,7 @@ class BoundReader(KeepingRows):
         b, e = tables.bundles.c, tables.log_entries.c
         same_place = and_(b.key_id == e.key_id, b.epoch == e.epoch, b.seq == e.seq)
         return (
-            select(b.number, b.key_id, b.epoch, b.seq, b.body, b.sig, e.year, e.leaf_index.label("index"))
+            select(b.number, b.key_id, b.epoch, b.seq, b.body, b.sig, e.year, e.leaf_index.label("index"), b.created_at)
             .select_from(tables.bundles.outerjoin(tables.log_entries, same_place))
             .where(b.site_id.in_(self._sites & {site_id}))
         )
