@@ -52,6 +52,12 @@ def verify(public: bytes, signature: bytes, message: bytes) -> bool:
     return True
 
 
+def pae(payload_type: str, body: bytes) -> bytes:
+    """The bytes that DSSE signs (protocol 1.0.2): type and body, each after its length."""
+    kind = payload_type.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(body), body)
+
+
 def verify_chunks(public: bytes, signature: bytes, message: Callable[[], Iterable[bytes]]) -> bool:
     """As `verify`, for a message that is not held in memory.
 

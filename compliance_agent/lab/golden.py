@@ -30,6 +30,7 @@ ROOT = PACKAGE.parent
 NOT_THE_AGENT = {"server", "web", "lab", "cli", "packet"}  # their codes never stand in a bundle
 WORD_LISTS = {
     "core.gates": "REASONS",
+    "core.orders": "REASONS",
     "core.receipt": "CODES",
     "healing": "CODES",
 }  # modules that declare codes of their own

@@ -18,6 +18,7 @@ from typing import Any
 from compliance_agent import config, errors
 from compliance_agent.config import AgentConfig
 from compliance_agent.core.gates import REASONS
+from compliance_agent.core.orders import REASONS as OF_ORDERS
 from compliance_agent.evidence.problems import CODES as PROBLEMS
 from compliance_agent.evidence.problems import FLAGS
 from compliance_agent.healing import CODES
@@ -157,6 +158,12 @@ def reasons_page() -> str:
             "## How a cure ended",
             "",
             *_words("code", {name: _sentence(text) for name, text in CODES.items()}),
+            "",
+            "## Why an order was refused, or how it ended",
+            "",
+            "As `error` of a bundle of kind `order`. One that asks for a cure also ends with the words of the two lists above.",
+            "",
+            *_words("reason", {name: _sentence(text) for name, text in OF_ORDERS.items()}),
             "",
             "## What `verify` names",
             "",

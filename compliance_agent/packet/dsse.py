@@ -19,12 +19,6 @@ PREDICATE = "https://oscal-compass.github.io/compliance-trestle/predicates/oscal
 _SIGNED = {"canonicalization": "RFC8785", "digestAlgorithm": "sha256", "digestSource": "canonical-json"}
 
 
-def pae(payload_type: str, body: bytes) -> bytes:
-    """The bytes that are signed: type and body, each after its length."""
-    kind = payload_type.encode()
-    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(body), body)
-
-
 def statement(name: str, sha256: str, predicate: Mapping[str, Any]) -> bytes:
     """A statement about one file of canonical JSON, by the digest of its bytes, which are their own canonical form."""
     subject = [{"name": name, "digest": {"sha256": sha256}}]
@@ -35,7 +29,7 @@ def statement(name: str, sha256: str, predicate: Mapping[str, Any]) -> bytes:
 
 def envelope(payload: bytes, public: bytes, sign: Callable[[bytes], bytes]) -> bytes:
     """The payload, signed."""
-    signature = {"keyid": keyid(public), "sig": _b64(sign(pae(PAYLOAD_TYPE, payload)))}
+    signature = {"keyid": keyid(public), "sig": _b64(sign(crypto.pae(PAYLOAD_TYPE, payload)))}
     return canonical({"payload": _b64(payload), "payloadType": PAYLOAD_TYPE, "signatures": [signature]})
 
 
@@ -50,7 +44,7 @@ def verify(raw: bytes, public: bytes, name: str, sha256: str) -> None:
         types = (found["payloadType"], said["_type"])
     except (DocumentError, KeyError, TypeError, ValueError, binascii.Error) as error:
         raise _bad("is not a DSSE envelope around an in-toto statement") from error
-    if not any(crypto.verify(public, signature, pae(PAYLOAD_TYPE, payload)) for signature in signatures):
+    if not any(crypto.verify(public, signature, crypto.pae(PAYLOAD_TYPE, payload)) for signature in signatures):
         raise _bad("is not signed by keys/packet.pem")
     if not is_canonical(raw) or [item.get("keyid") for item in found["signatures"]] != [keyid(public)]:
         raise _bad("is spelt in another way, or names another key")

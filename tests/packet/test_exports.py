@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import SSlibKey  # type: ignore[attr-defined]
 
+from compliance_agent import crypto
 from compliance_agent.core.citations import SECTIONS
 from compliance_agent.crypto import read_public_pem
 from compliance_agent.errors import BadEvidence
@@ -249,7 +250,7 @@ def test_the_envelope_verifies_elsewhere(made: Made) -> None:
 
 def test_pae_is_that_of_the_protocol() -> None:
     """The example of protocol.md."""
-    assert dsse.pae("http://example.com/HelloWorld", b"hello world") == (
+    assert crypto.pae("http://example.com/HelloWorld", b"hello world") == (
         b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
     )
 
