@@ -8,17 +8,16 @@ from __future__ import annotations
 import os
 import re
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from compliance_agent.adapters.durable import create_file, read_file
-from compliance_agent.cli import server_backup, server_retention
+from compliance_agent.adapters.durable import create_file
+from compliance_agent.cli import server_backup, server_people, server_retention
 from compliance_agent.cli.common import json_option, print_json, table, utc
 from compliance_agent.cli.server_common import data_dir_option as _data_dir_option
-from compliance_agent.cli.server_common import existing
+from compliance_agent.cli.server_common import duration, existing, label_of
 from compliance_agent.cli.server_common import settings_of as _settings
 from compliance_agent.cli.server_common import with_services as _with_services
 from compliance_agent.errors import BadEvidence, NoInput, NotPermitted
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from compliance_agent.server.settings import ServerSettings
 
 T = TypeVar("T")
-_DURATION = re.compile(r"([1-9][0-9]{0,5})([smhd])", re.ASCII)
-_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _PATH = click.Path(path_type=Path, readable=False)
 
 
@@ -69,26 +66,6 @@ def _announce(settings: ServerSettings, url: str) -> None:
     sys.stdout.flush()
 
 
-def duration(text: str) -> timedelta:
-    """`90s`, `15m`, `1h` or `7d`.
-
-    Raises:
-        click.BadParameter: anything else.
-    """
-    found = _DURATION.fullmatch(text)
-    if found is None:
-        raise click.BadParameter(f"expected a duration such as 15m, 1h or 7d, found {text[:20]!r}")
-    return timedelta(seconds=int(found[1]) * _SECONDS[found[2]])
-
-
-def _label(name: str, text: str) -> str:
-    from compliance_agent.config import LABEL
-
-    if not LABEL.fullmatch(text):
-        raise click.BadParameter(f"{name}: expected letters, digits and ._-, at most 63, found {text[:60]!r}")
-    return text
-
-
 @command.command("init")
 @click.option("--tls", is_flag=True, default=None, help="Make the server's own certificate authority too.")
 @_data_dir_option
@@ -116,7 +93,7 @@ def enrol_token(ctx: click.Context, site: str, client: str | None, expires: str,
     from compliance_agent.server.tls import known_authority
 
     settings = _settings(ctx)
-    site, client = _label("--site", site), _label("--client", client or settings.client_id)
+    site, client = label_of("--site", site), label_of("--client", client or settings.client_id)
     life = duration(expires)
     if out is not None and os.path.lexists(out):
         raise NotPermitted(f"{out}: exists; a token is not written over anything")
@@ -136,63 +113,6 @@ def enrol_token(ctx: click.Context, site: str, client: str | None, expires: str,
         click.echo(token)
     elif not create_file(out, f"{token}\n".encode()):
         raise NotPermitted(f"{out}: exists; a token is not written over anything")
-
-
-@command.group("user")
-def user() -> None:
-    """People who may look, and their scripts."""
-
-
-@user.command("add")
-@click.argument("name")
-@click.option(
-    "--password-file", type=_PATH, help="File with the password; else it is asked for, or read from standard input."
-)
-@click.option("--admin", is_flag=True, help="May do everything, not only look.")
-@click.option("--site", "sites", multiple=True, help="A site this user may see, may be given more than once [all].")
-@_data_dir_option
-@click.pass_context
-def user_add(ctx: click.Context, name: str, password_file: Path | None, admin: bool, sites: tuple[str, ...]) -> None:
-    """Make a user."""
-    password = _password(password_file)
-    limited = frozenset(_label("--site", item) for item in sites) or None
-    role = "admin" if admin else "viewer"
-    _with_services(_settings(ctx), lambda services: services.users.add(name, password, role=role, sites=limited))
-    click.echo(f"user {name} made", err=True)
-
-
-@user.command("password")
-@click.argument("name")
-@click.option("--password-file", type=_PATH, help="File with the new password; else it is asked for.")
-@_data_dir_option
-@click.pass_context
-def user_password(ctx: click.Context, name: str, password_file: Path | None) -> None:
-    """Change a user's password; every session of the user ends."""
-    password = _password(password_file)
-    _with_services(_settings(ctx), lambda services: services.users.set_password(name, password))
-    click.echo(f"password of {name} changed", err=True)
-
-
-@user.command("token")
-@click.argument("name")
-@click.option("--expires", default="30d", show_default=True, help="How long the token is good for: 1h, 30d.")
-@_data_dir_option
-@click.pass_context
-def user_token(ctx: click.Context, name: str, expires: str) -> None:
-    """Make a token with which a user's scripts call the API. It is shown once."""
-    life = duration(expires)
-    click.echo(_with_services(_settings(ctx), lambda services: services.users.new_token(name, life)))
-
-
-def _password(path: Path | None) -> str:
-    if path is not None:
-        try:
-            return read_file(path, limit_bytes=1_024, secret=True).decode("utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise NoInput(f"{path}: not UTF-8 text") from error
-    if sys.stdin.isatty():
-        return str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
-    return sys.stdin.readline(1_024).rstrip("\r\n")
 
 
 @command.command("hosts")
@@ -371,3 +291,4 @@ async def _logs(services: Services) -> list[dict[str, Any]]:
 command.add_command(server_backup.backup)
 command.add_command(server_backup.restore)
 command.add_command(server_retention.retention)
+command.add_command(server_people.user)

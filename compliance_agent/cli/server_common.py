@@ -1,10 +1,12 @@
-"""What the modules of `compliance-agent server` share: which directory is meant, and the services over it."""
+"""What the modules of `compliance-agent server` share: which directory is meant, the services over it, and how values are typed."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SYSTEM_CONFIG = Path("/etc/msp/server.yaml")
+_DURATION = re.compile(r"([1-9][0-9]{0,5})([smhd])", re.ASCII)
+_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _PATH = click.Path(path_type=Path, readable=False)
 
 
@@ -96,3 +100,28 @@ def data_dir_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--data-dir", type=_PATH, expose_value=False, callback=keep, help="Directory of the database and the keys."
     )(function)
+
+
+def duration(text: str) -> timedelta:
+    """`90s`, `15m`, `1h` or `7d`.
+
+    Raises:
+        click.BadParameter: anything else.
+    """
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        raise click.BadParameter(f"expected a duration such as 15m, 1h or 7d, found {text[:20]!r}")
+    return timedelta(seconds=int(found[1]) * _SECONDS[found[2]])
+
+
+def label_of(name: str, text: str) -> str:
+    """A site's or client's id, as typed.
+
+    Raises:
+        click.BadParameter: it is none.
+    """
+    from compliance_agent.config import LABEL
+
+    if not LABEL.fullmatch(text):
+        raise click.BadParameter(f"{name}: expected letters, digits and ._-, at most 63, found {text[:60]!r}")
+    return text

@@ -250,7 +250,7 @@ async def ensure_admin(services: Services) -> Path | None:
     password = base64.b32encode(secrets.token_bytes(15)).decode("ascii").lower()
     create_file(path, f"{password}\n".encode())  # before the user: a crash in between finds it again
     written = read_file(path, limit_bytes=1024, secret=True).decode("ascii").strip()
-    await services.users.add(ADMIN, written, role="admin")
+    await services.users.add(ADMIN, written, role="owner")
     return path
 
 

@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 from compliance_agent.server.api.deps import services_of, session_cookie
 from compliance_agent.server.records import SiteReader, User
+from compliance_agent.server.services import roles
 from compliance_agent.server.services.fleet import Fleet
 
 
@@ -35,15 +36,17 @@ def session_of(request: Request) -> str | None:
     return request.cookies.get(session_cookie(request))
 
 
-async def caller_of(request: Request) -> Caller:
-    """Who is looking.
+async def caller_of(request: Request, act: roles.Act = roles.Act.LOOK) -> Caller:
+    """Who is looking, or does more where the page says so.
 
     Raises:
         SignedOut: nobody, or a session that has ended.
+        Refusal: 403, the person's role does not have the act.
     """
     services = services_of(request)
     user = await services.users.of_session(session_of(request))
     if user is None:
         raise SignedOut
+    roles.check(user, act)
     reader = await services.users.reader(user)
     return Caller(user, reader, services.fleet(reader))

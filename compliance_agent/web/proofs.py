@@ -51,6 +51,7 @@ CODES: Mapping[str, str] = {
     "bad_tile": "A tile is not of its proper length.",
     "bad_entry_bundle": "The entry bundle does not hold whole entries.",
     "pruned": "What this is to be compared with was destroyed when its time was over.",
+    "outside_dates": "That record is outside the dates that you may see.",
     "file_missing": "A file of the log that this needs is not there.",
     "unreadable": "The log's files cannot be read at the moment.",
     "log_signed": "The log's key signed this checkpoint.",

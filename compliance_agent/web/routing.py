@@ -39,10 +39,13 @@ _PROBLEMS = {
 }
 
 
-def error_page(request: Request, status: int) -> HTMLResponse:
+_REFUSED = {"not_allowed": ("Not for your role", "Your role may not do this. An owner can give you another one.")}
+
+
+def error_page(request: Request, status: int, code: str = "") -> HTMLResponse:
     """The page that says what went wrong, in words that name nothing of the inside."""
     known = status if status in _PROBLEMS else 500
-    heading, sentence = _PROBLEMS[known]
+    heading, sentence = _REFUSED.get(code, _PROBLEMS[known])
     response = page(
         request, "error.html", status_code=known, user=None, status=known, heading=heading, sentence=sentence
     )
@@ -99,7 +102,7 @@ class PageRoute(APIRoute):
                 status = status_of(error)
                 if status >= 500:
                     log.error("web.failed", route=self.path, error=type(error).__name__, where=where(error))
-                return error_page(request, status)
+                return error_page(request, status, error.code if isinstance(error, Refusal) else "")
 
         return guarded
 

@@ -46,7 +46,7 @@ async def serving(folder: Path, *, seeded: bool = True) -> AsyncIterator[Served]
         while await services.sequencer.round():
             pass  # every record has its receipt before anybody looks
         await services.users.add(NAME, PASSWORD)
-        await services.users.add(OTHER, PASSWORD, sites=frozenset({"clinic-harbour"}))
+        await services.users.add(OTHER, PASSWORD, sites=frozenset({"clinic-harbour"} if seeded else ()))
         yield Served(app, services, hosts, clock, database(settings))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from compliance_agent.server.log_heads import LogHeads
 from compliance_agent.server.log_keys import LogKeys
 from compliance_agent.server.records import Clock, SiteReader, Store, User
 from compliance_agent.server.sequencer import Sequencer
+from compliance_agent.server.services import roles
 from compliance_agent.server.services.access import HostAccess
 from compliance_agent.server.services.board import Board
 from compliance_agent.server.services.checkin import Checkin
@@ -126,11 +128,21 @@ async def current_user(request: Request) -> User:
     return user
 
 
-async def current_fleet(request: Request, user: Annotated[User, Depends(current_user)]) -> Fleet:
+def allowed(act: roles.Act) -> Callable[[Request], Awaitable[User]]:
+    """A dependency: who is signed in, and has this act; Refusal 401 or 403."""
+
+    async def user_with_act(request: Request) -> User:
+        user = await current_user(request)
+        roles.check(user, act)
+        return user
+
+    return user_with_act
+
+
+async def current_fleet(request: Request, user: Annotated[User, Depends(allowed(roles.Act.LOOK))]) -> Fleet:
     """What the signed-in user may see."""
     services = services_of(request)
     return services.fleet(await services.users.reader(user))
 
 
-CurrentUser = Annotated[User, Depends(current_user)]
 CurrentFleet = Annotated[Fleet, Depends(current_fleet)]

@@ -19,6 +19,7 @@ from compliance_agent.errors import BadEvidence, NoInput, Refusal
 from compliance_agent.log.tiles import ENTRIES, Tile
 from compliance_agent.server.api.deps import body_of, services_of, user_or_none
 from compliance_agent.server.api.schemas import LogReceipt, ReceiptsReply, ReceiptsRequest, strict_body
+from compliance_agent.server.services import roles
 from compliance_agent.server.services.receipts import Receipt
 from compliance_agent.server.services.secrets import API_KEY_PREFIX
 
@@ -122,7 +123,9 @@ async def _sites(request: Request) -> frozenset[str]:
         except Refusal:
             return frozenset()
     user = await user_or_none(request)
-    return frozenset() if user is None else (await services.users.reader(user)).sites
+    if user is None or not roles.may(user, roles.Act.LOOK):
+        return frozenset()
+    return (await services.users.reader(user)).sites
 
 
 def _not_found() -> Refusal:

@@ -26,7 +26,7 @@ from compliance_agent.server.records.chains import (
 )
 from compliance_agent.server.records.keeping import Durable, Hold, LoggedRecord, Minimum
 from compliance_agent.server.records.logs import Backlog, Kept, Leaf, NewLeaf, PendingLeaf, Shard
-from compliance_agent.server.records.people import Token, User
+from compliance_agent.server.records.people import Dates, Token, User
 from compliance_agent.server.records.reading import Keeping, SiteReader
 from compliance_agent.server.records.store import Store, Work
 from compliance_agent.server.records.writing import Transaction
@@ -40,6 +40,7 @@ __all__ = [
     "BundleQuery",
     "CheckVerdict",
     "Clock",
+    "Dates",
     "Durable",
     "Event",
     "Fork",

@@ -1,9 +1,9 @@
-"""Who is let in: enrolment tokens and users."""
+"""Who is let in: enrolment tokens and people."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, date, datetime, time, timedelta
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,45 @@ class Token:
 
 
 @dataclass(frozen=True)
+class Dates:
+    """Days in UTC, both included. A record belongs to the day on which its host says that it was made."""
+
+    first: date
+    last: date
+
+    @property
+    def start(self) -> datetime:
+        """The first moment."""
+        return datetime.combine(self.first, time(), UTC)
+
+    @property
+    def stop(self) -> datetime:
+        """The moment after the last one."""
+        return datetime.combine(self.last, time(), UTC) + timedelta(days=1)
+
+    def hold(self, at: datetime | None) -> bool:
+        """Whether something happened within them."""
+        return at is not None and self.start <= at < self.stop
+
+
+@dataclass(frozen=True)
 class User:
-    """A person (or an operator's script). `sites` None means every site of this server."""
+    """A person (or an operator's script).
+
+    Attributes:
+        person_id: random, and the person's for good: what logs may hold instead of the name.
+        role: see `services.roles`.
+        sites: the only ones; None is every site of the client.
+        client_id: the MSP whose sites these are; None is every MSP of this server.
+        dates: the days whose records are there for this person; None is all.
+    """
 
     name: str
+    person_id: str
     password_hash: str
-    role: str  # admin | viewer
+    role: str
     sites: frozenset[str] | None
     created_at: datetime
     disabled_at: datetime | None = None
+    client_id: str | None = None
+    dates: Dates | None = None

@@ -9,6 +9,7 @@ from typing import Protocol
 from compliance_agent.server.records.chains import Bundle, BundleQuery, CheckVerdict, Event, Fork, Gap, Host, Site
 from compliance_agent.server.records.keeping import Hold, LoggedRecord, Minimum
 from compliance_agent.server.records.logs import Backlog, Kept, Leaf, Shard
+from compliance_agent.server.records.people import Dates
 
 
 class Keeping(Protocol):
@@ -36,11 +37,20 @@ class Keeping(Protocol):
 
 
 class SiteReader(Keeping, Protocol):
-    """The rows of certain sites. What belongs to another site is not there."""
+    """The rows of certain sites. What belongs to another site is not there.
+
+    A handle with dates is an auditor's: records of other days are not there either, and of a record's neighbours outside them no
+    more than place and digest. The log is whole all the same: it holds digests and signatures, and proves nothing in pieces.
+    """
 
     @property
     def sites(self) -> frozenset[str]:
         """The sites this handle is bound to."""
+        ...
+
+    @property
+    def dates(self) -> Dates | None:
+        """The days whose records are there; None is all."""
         ...
 
     def only(self, site_id: str) -> SiteReader:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Protocol, TypeVar
 
 from compliance_agent.server.records.chains import Host
-from compliance_agent.server.records.people import User
+from compliance_agent.server.records.people import Dates, User
 from compliance_agent.server.records.reading import SiteReader
 from compliance_agent.server.records.writing import Transaction
 
@@ -26,12 +26,12 @@ class Store(Protocol):
         """
         ...
 
-    def for_sites(self, sites: Iterable[str]) -> SiteReader:
-        """The handle through which everything that belongs to a site is read."""
+    def for_sites(self, sites: Iterable[str], dates: Dates | None = None) -> SiteReader:
+        """The handle through which everything that belongs to a site is read; with dates, the records of these days alone."""
         ...
 
-    async def all_sites(self) -> frozenset[str]:
-        """Ids of all sites: what a user without limits may see."""
+    async def all_sites(self, client_id: str | None = None) -> frozenset[str]:
+        """Ids of all sites, or of all sites of one client."""
         ...
 
     async def host_of_api_key(self, key_hash: str) -> Host | None:
@@ -40,6 +40,10 @@ class Store(Protocol):
 
     async def user(self, name: str) -> User | None:
         """A user by name."""
+        ...
+
+    async def users(self) -> list[User]:
+        """Every user, by name."""
         ...
 
     async def user_of_session(self, session_hash: str, now: datetime) -> User | None:

@@ -176,12 +176,24 @@ class Transaction(Keeping, Protocol):
         """
         ...
 
+    async def user(self, name: str) -> User | None:
+        """A user as it is now."""
+        ...
+
     async def add_user(self, user: User) -> bool:
         """A new user; False when the name is taken."""
         ...
 
-    async def set_password(self, name: str, password_hash: str, now: datetime) -> None:
-        """Change a password and end the user's sessions."""
+    async def save_user(self, user: User) -> None:
+        """Write back a user's role, limits, password and whether it is disabled."""
+        ...
+
+    async def has_owner(self) -> bool:
+        """Whether somebody is an owner of every client and not disabled."""
+        ...
+
+    async def end_credentials(self, name: str, now: datetime, *, tokens: bool) -> None:
+        """End every session of a user, and every operator token where asked."""
         ...
 
     async def count_attempt(self, bucket: int, now: datetime, *, window_s: int, at_most: int) -> bool:

@@ -202,7 +202,10 @@ class BundleStanding:
 
 
 class Fleet:
-    """What one caller may see. Everything raises Refusal 404 for what is not there, or not theirs."""
+    """What one caller may see. Everything raises Refusal 404 for what is not there, or not theirs.
+
+    Of days that are over nobody can say who is silent now: a handle with such dates shows no host as silent.
+    """
 
     def __init__(self, reader: SiteReader, clock: Clock, silence: Silence, verifier: Verifier | None = None) -> None:
         self._reader = reader
@@ -311,7 +314,8 @@ class Fleet:
         self, host: Host, verdicts: Iterable[CheckVerdict], remediations: Mapping[str, Bundle], *, gapped: bool = False
     ) -> HostStanding:
         now = self._clock()
-        silent = self._silence.silent(host, now)
+        dates = self._reader.dates
+        silent = (dates is None or dates.hold(now)) and self._silence.silent(host, now)
         checks = tuple(self._shown(item, host, now, silent, remediations.get(item.check)) for item in verdicts)
         return HostStanding(host, silent, checks, broken=gapped or host.forks > 0)
 

@@ -161,7 +161,9 @@ class Prover:
         previous, following = await self._reader.neighbours(bundle)
         before, after = await self._bytes(previous), await self._bytes(following)
         named, own = _document(body).get("prev"), _digest(body)
-        if before is None:
+        if before is None and previous is not None:
+            lines = [Line("before", State.UNTOLD, "outside_dates", {"prev": _short(named)})]
+        elif before is None:
             first = Line("before", State.VERIFIED, "first", {"prev": NO_DIGEST})
             lines = [first if named == NO_DIGEST else Line("before", State.WRONG, "not_held", {"prev": _short(named)})]
         elif not before:
@@ -169,7 +171,9 @@ class Prover:
         else:
             right, figures = named == _digest(before), {"prev": _short(named), "record before": _digest(before)}
             lines = [_line("before", right, "linked", "broken_link", figures)]
-        if after is None:
+        if after is None and following is not None:
+            lines.append(Line("after", State.UNTOLD, "outside_dates", {"these bytes": own}))
+        elif after is None:
             lines.append(Line("after", State.UNTOLD, "newest", {"these bytes": own}))
         elif not after:
             lines.append(Line("after", State.UNTOLD, "pruned", {"these bytes": own}))

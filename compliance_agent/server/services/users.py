@@ -1,8 +1,9 @@
-"""People: passwords (argon2id), sessions, operator tokens, and which sites each may see.
+"""People: passwords (argon2id), sessions, operator tokens, their roles, and which sites and days each may see.
 
 A login attempt is counted in one transaction before the password is looked at, so that parallel guesses share one
 limit. The counter is kept per name whether or not the name exists; the answer is the same for both. Sessions are random,
-kept as hashes, revocable.
+kept as hashes, revocable. Role and limits are read anew with every request, so a change counts from the next one on; who is
+disabled, or moves to another client, keeps no session and no token.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 import structlog
@@ -18,7 +21,8 @@ from argon2.exceptions import InvalidHashError, VerificationError
 
 from compliance_agent.errors import Refusal
 from compliance_agent.facts import NAME
-from compliance_agent.server.records import Clock, SiteReader, Store, Transaction, User
+from compliance_agent.server.records import Clock, Dates, SiteReader, Store, Transaction, User
+from compliance_agent.server.services import roles
 from compliance_agent.server.services.secrets import OPERATOR_PREFIX, Rng, hashed, new_secret
 
 SESSION_LIFE = timedelta(hours=12)
@@ -45,24 +49,118 @@ class Users:
         self._nobody: str | None = None
         self.failed = 0
 
-    async def add(self, name: str, password: str, *, role: str = "viewer", sites: frozenset[str] | None = None) -> None:
+    async def add(
+        self,
+        name: str,
+        password: str,
+        *,
+        role: str = "viewer",
+        client_id: str | None = None,
+        sites: frozenset[str] | None = None,
+        dates: Dates | None = None,
+    ) -> User:
         """A new user.
 
         Raises:
-            Refusal: the name is taken or malformed, or the password is too short or too long.
+            Refusal: the name is taken or malformed, the password too short or too long, or the role or its limits are wrong.
         """
         if not NAME.fullmatch(name):
             raise Refusal("name: expected letters, digits and @._:/+-, at most 96", code="bad_name", status=422)
-        digest, now = await self._digest(password), self._clock()
+        now, person = self._clock(), f"p{self._rng(8).hex()}"
+        user = User(name, person, "", role, sites, now, client_id=client_id, dates=dates)
+        await self._check(user)
+        user = replace(user, password_hash=await self._digest(password))
 
         async def work(tx: Transaction) -> bool:
-            added = await tx.add_user(User(name, digest, role, sites, now))
+            added = await tx.add_user(user)
             if added:
                 await tx.audit(now, "operator", "user.added", subject=name)
             return added
 
         if not await self._store.write(work):
             raise Refusal(f"name: user {name} exists already", code="user_exists", status=409)
+        return user
+
+    async def set_role(self, name: str, role: str, dates: Dates | None = None) -> User:
+        """Another role, from the next request on. Dates are an auditor's, and no one else keeps any.
+
+        Raises:
+            Refusal: no such user, a role that does not fit the limits, or nobody would be left who may do everything.
+        """
+        return await self._change(name, "user.role", lambda user: replace(user, role=role, dates=dates))
+
+    async def set_sites(
+        self, name: str, *, client_id: str | None, sites: frozenset[str] | None, dates: Dates | None = None
+    ) -> User:
+        """Other sites, from the next request on; a move to another client ends every session and token.
+
+        Args:
+            name: of the user.
+            client_id: the client; None is every client of this server.
+            sites: the only sites; None is all of the client.
+            dates: an auditor's dates; None leaves them as they are.
+
+        Raises:
+            Refusal: no such user or site, or limits that the role must have are missing.
+        """
+
+        def limited(user: User) -> User:
+            return replace(user, client_id=client_id, sites=sites, dates=dates or user.dates)
+
+        return await self._change(name, "user.sites", limited)
+
+    async def set_disabled(self, name: str, disabled: bool) -> User:
+        """Let a person in no more, and end every session and token; or let in again.
+
+        Raises:
+            Refusal: no such user, or nobody would be left who may do everything.
+        """
+        at = self._clock() if disabled else None
+        action = "user.disabled" if disabled else "user.enabled"
+        return await self._change(name, action, lambda user: replace(user, disabled_at=at))
+
+    async def all(self) -> list[User]:
+        """Everybody, by name."""
+        return await self._store.users()
+
+    async def _change(self, name: str, action: str, change: Callable[[User], User]) -> User:
+        now, held = self._clock(), await self._known(name)
+        await self._check(change(held))
+
+        async def work(tx: Transaction) -> User:
+            before = await tx.user(name)
+            if before is None:
+                raise _unknown(name)
+            user = change(before)
+            roles.check_limits(user)
+            await tx.save_user(user)
+            if user.disabled_at is not None or user.client_id != before.client_id:
+                await tx.end_credentials(name, now, tokens=True)
+            if not await tx.has_owner():
+                raise Refusal(
+                    f"name: {name} is the last owner of all; make another one first", code="last_owner", status=409
+                )
+            await tx.audit(now, "operator", action, subject=name)
+            return user
+
+        return await self._store.write(work)
+
+    async def _check(self, user: User) -> None:
+        roles.check_limits(user)
+        unknown = (user.sites or frozenset()) - await self._store.all_sites(user.client_id)
+        if unknown:
+            where = "this server" if user.client_id is None else f"client {user.client_id}"
+            raise Refusal(
+                f"sites: {where} has no site {sorted(unknown)[0]}; a site is made with its first enrolment token",
+                code="no_such_site",
+                status=422,
+            )
+
+    async def _known(self, name: str) -> User:
+        user = await self._store.user(name)
+        if user is None:
+            raise _unknown(name)
+        return user
 
     async def login(self, name: str, password: str) -> str:
         """A new session's secret, for the cookie.
@@ -119,8 +217,7 @@ class Users:
         Raises:
             Refusal: no such user.
         """
-        if await self._store.user(name) is None:
-            raise Refusal(f"name: no user {name}", code="no_such_user", status=404)
+        await self._known(name)
         secret, now = new_secret(OPERATOR_PREFIX, self._rng), self._clock()
 
         async def work(tx: Transaction) -> None:
@@ -136,14 +233,23 @@ class Users:
         Raises:
             Refusal: no such user, or a password that is too short or too long.
         """
-        if await self._store.user(name) is None:
-            raise Refusal(f"name: no user {name}", code="no_such_user", status=404)
+        await self._known(name)
         digest, now = await self._digest(password), self._clock()
-        await self._store.write(lambda tx: tx.set_password(name, digest, now))
+
+        async def work(tx: Transaction) -> None:
+            user = await tx.user(name)
+            if user is None:
+                raise _unknown(name)
+            await tx.save_user(replace(user, password_hash=digest))
+            await tx.end_credentials(name, now, tokens=False)
+            await tx.audit(now, "operator", "user.password", subject=name)
+
+        await self._store.write(work)
 
     async def reader(self, user: User) -> SiteReader:
-        """The rows this user may see."""
-        return self._store.for_sites(user.sites if user.sites is not None else await self._store.all_sites())
+        """The one way to what a person may see: of the sites of the client, the person's own, on the person's days."""
+        sites = await self._store.all_sites(user.client_id)
+        return self._store.for_sites(sites if user.sites is None else sites & user.sites, user.dates)
 
     async def _digest(self, password: str) -> str:
         if not SHORTEST_PASSWORD <= len(password) <= LONGEST_PASSWORD or not password.isprintable():
@@ -169,6 +275,10 @@ class Users:
                 return await asyncio.to_thread(self._hasher.verify, digest, password)
             except (VerificationError, InvalidHashError, UnicodeEncodeError):
                 return False
+
+
+def _unknown(name: str) -> Refusal:
+    return Refusal(f"name: no user {name}", code="no_such_user", status=404)
 
 
 def _bucket(name: str) -> int:

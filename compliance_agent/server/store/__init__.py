@@ -17,7 +17,7 @@ from sqlalchemy import Select, Table, insert, inspect, select
 from sqlalchemy.engine import Connection, RowMapping
 
 from compliance_agent.errors import StorageError
-from compliance_agent.server.records import Host, SiteReader, User, Work
+from compliance_agent.server.records import Dates, Host, SiteReader, User, Work
 from compliance_agent.server.store import migration, rows, tables
 from compliance_agent.server.store.engine import SqliteDatabase, translated
 from compliance_agent.server.store.reader import BoundReader
@@ -57,13 +57,16 @@ class SqlStore:
         """Run `work` in one transaction; durable when this returns."""
         return await self.database.transaction(lambda statements: work(BoundTransaction(statements)))
 
-    def for_sites(self, sites: Iterable[str]) -> SiteReader:
-        """The handle that sees the rows of these sites."""
-        return BoundReader(self.database, sites)
+    def for_sites(self, sites: Iterable[str], dates: Dates | None = None) -> SiteReader:
+        """The handle that sees the rows of these sites, and of these days alone where they are given."""
+        return BoundReader(self.database, sites, dates)
 
-    async def all_sites(self) -> frozenset[str]:
-        """Ids of all sites."""
-        return frozenset(row["site_id"] for row in await self._all(select(tables.sites.c.site_id)))
+    async def all_sites(self, client_id: str | None = None) -> frozenset[str]:
+        """Ids of all sites, or of all sites of one client."""
+        query = select(tables.sites.c.site_id)
+        if client_id is not None:
+            query = query.where(tables.sites.c.client_id == client_id)
+        return frozenset(row["site_id"] for row in await self._all(query))
 
     async def host_of_api_key(self, key_hash: str) -> Host | None:
         """The host that holds this API key, revoked or not."""
@@ -81,6 +84,10 @@ class SqlStore:
         """A user by name."""
         found = await self._all(select(tables.users).where(tables.users.c.name == name))
         return rows.user(found[0]) if found else None
+
+    async def users(self) -> list[User]:
+        """Every user, by name."""
+        return [rows.user(row) for row in await self._all(select(tables.users).order_by(tables.users.c.name))]
 
     async def user_of_session(self, session_hash: str, now: datetime) -> User | None:
         """The user of a live session."""

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterable, Iterator
 from datetime import date
 from itertools import islice
@@ -52,6 +53,7 @@ def _from_2(connection: Connection) -> None:
     for index in ("ix_bundles_bundle_id", "ix_bundles_key_number"):
         connection.execute(text(f"DROP INDEX IF EXISTS {index}"))
     tables.metadata.create_all(connection, tables=[tables.log_durable])
+    _people(connection)
     if not inspect(connection).has_table(tables.baseline_uses.name):
         tables.metadata.create_all(connection, tables=tables.KEEPING_TABLES)
         uses = [
@@ -60,6 +62,18 @@ def _from_2(connection: Connection) -> None:
         ]
         if uses:
             connection.execute(insert(tables.baseline_uses), uses)
+
+
+def _people(connection: Connection) -> None:
+    """Everybody gets an id that is no name, and a role of today."""
+    if "person_id" in {column["name"] for column in inspect(connection).get_columns("users")}:
+        return
+    for column in ("person_id", "client_id", "first_on", "last_on"):
+        connection.execute(text(f"ALTER TABLE users ADD COLUMN {column} VARCHAR"))
+    c = tables.users.c
+    for name, role in connection.execute(select(c.name, c.role)).all():
+        changed = {"person_id": f"p{secrets.token_hex(8)}", "role": "owner" if role == "admin" else role}
+        connection.execute(update(tables.users).where(c.name == name).values(changed))
 
 
 def _uses(connection: Connection) -> dict[tuple[str, str, str], date]:

@@ -1,13 +1,14 @@
-"""Reading what belongs to clinics: every statement here names the sites it may see."""
+"""Reading what belongs to clinics: every statement here names the sites it may see, and the dates where the handle has any."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Executable, Select, and_, func, not_, or_, select
+from sqlalchemy import Column, ColumnElement, Executable, Select, and_, func, not_, or_, select
 from sqlalchemy.engine import RowMapping
 
 from compliance_agent.entries.leaf import bundle_leaf
@@ -16,6 +17,7 @@ from compliance_agent.server.records import (
     Bundle,
     BundleQuery,
     CheckVerdict,
+    Dates,
     Event,
     Fork,
     Gap,
@@ -36,18 +38,30 @@ MOST_ROWS = 200
 class BoundReader(KeepingRows):
     """`records.SiteReader` over connections that can only read."""
 
-    def __init__(self, database: SqliteDatabase, sites: Iterable[str]) -> None:
+    def __init__(self, database: SqliteDatabase, sites: Iterable[str], dates: Dates | None = None) -> None:
         self._database = database
         self._sites = frozenset(sites)
+        self._dates = dates
 
     @property
     def sites(self) -> frozenset[str]:
         """The sites this handle is bound to."""
         return self._sites
 
+    @property
+    def dates(self) -> Dates | None:
+        """The days whose records are there."""
+        return self._dates
+
     def only(self, site_id: str) -> BoundReader:
         """The same for one site; nothing for a site that is not among ours."""
-        return BoundReader(self._database, self._sites & {site_id})
+        return BoundReader(self._database, self._sites & {site_id}, self._dates)
+
+    def _dated(self, column: Column[Any]) -> tuple[ColumnElement[bool], ...]:
+        """The predicate for a column of times; none for a handle without dates."""
+        if self._dates is None:
+            return ()
+        return (column >= rows.text(self._dates.start), column < rows.text(self._dates.stop))
 
     async def events(self, since: datetime) -> list[Event]:
         wanted = (_bundles.site_id, _bundles.key_id, _bundles.check, _bundles.kind, _bundles.result, _bundles.outcome)
@@ -58,6 +72,7 @@ class BoundReader(KeepingRows):
                 _bundles.received_at >= rows.text(since),
                 _bundles.kind.in_(("drift", "remediation")),
                 _bundles.check.is_not(None),
+                *self._dated(_bundles.created_at),
             )
             .order_by(_bundles.key_id, _bundles.check, _bundles.epoch, _bundles.seq)
         )
@@ -71,22 +86,48 @@ class BoundReader(KeepingRows):
         query = self._hosts().order_by(tables.hosts.c.site_id, tables.hosts.c.host_id, tables.hosts.c.enrolled_at)
         if site_id is not None:
             query = query.where(tables.hosts.c.site_id == site_id)
-        return [rows.host(row) for row in await self._all(query)]
+        return [self._life(rows.host(row)) for row in await self._all(query)]
 
     async def host(self, key_id: str) -> Host | None:
         found = await self._all(self._hosts().where(tables.hosts.c.key_id == key_id))
-        return rows.host(found[0]) if found else None
+        return self._life(rows.host(found[0])) if found else None
 
     def _hosts(self) -> Select[Any]:
         return (
             select(tables.hosts, tables.sites.c.client_id)
             .join(tables.sites, tables.sites.c.site_id == tables.hosts.c.site_id)
-            .where(tables.hosts.c.site_id.in_(self._sites))
+            .where(tables.hosts.c.site_id.in_(self._sites), *self._lived())
+        )
+
+    def _lived(self) -> tuple[ColumnElement[bool], ...]:
+        """Hosts that were enrolled at some time of the dates."""
+        if self._dates is None:
+            return ()
+        start, stop, c = rows.text(self._dates.start), rows.text(self._dates.stop), tables.hosts.c
+        return (c.enrolled_at < stop, or_(c.revoked_at.is_(None), c.revoked_at >= start))
+
+    def _life(self, host: Host) -> Host:
+        """A host as far as the dates go: what it is now is no part of days that are over."""
+        if self._dates is None or self._dates.hold(host.last_seen_at):
+            return host
+        return replace(
+            host,
+            revoked_at=host.revoked_at if self._dates.hold(host.revoked_at) else None,
+            head=None,
+            last_seen_at=None,
+            heartbeat_at=None,
+            heartbeat_made_at=None,
+            agent_version="",
+            baseline_version="",
+            baseline_sha256="",
+            pending=None,
+            forks=0,
         )
 
     async def verdicts(self, key_id: str | None = None) -> list[CheckVerdict]:
         table = tables.verdicts
-        query = select(table).where(table.c.site_id.in_(self._sites)).order_by(table.c.key_id, table.c.check)
+        query = select(table).where(table.c.site_id.in_(self._sites), *self._dated(table.c.seen_at))
+        query = query.order_by(table.c.key_id, table.c.check)
         if key_id is not None:
             query = query.where(table.c.key_id == key_id)
         return [rows.verdict(row) for row in await self._all(query)]
@@ -99,10 +140,13 @@ class BoundReader(KeepingRows):
                 _bundles.key_id == key_id,
                 _bundles.kind == "remediation",
                 _bundles.check.is_not(None),
+                *self._dated(_bundles.created_at),
             )
             .group_by(_bundles.check)
         )
-        whole = select(*rows.BUNDLE_COLUMNS).where(tables.site_of(tables.bundles).in_(self._sites))
+        whole = select(*rows.BUNDLE_COLUMNS).where(
+            tables.site_of(tables.bundles).in_(self._sites), *self._dated(_bundles.created_at)
+        )
         found = await self._all(whole.where(_bundles.number.in_(newest)))
         return {row["check"]: rows.bundle(row) for row in found}
 
@@ -112,7 +156,12 @@ class BoundReader(KeepingRows):
     async def bundles(self, query: BundleQuery) -> list[Bundle]:
         # One host's records arrive in the order of its chain, which has an index.
         newest = (_bundles.number.desc(),) if query.key_id is None else (_bundles.epoch.desc(), _bundles.seq.desc())
-        statement = self._bundles().order_by(*newest).limit(min(max(query.limit, 1), MOST_ROWS))
+        statement = (
+            self._bundles()
+            .where(*self._dated(_bundles.created_at))
+            .order_by(*newest)
+            .limit(min(max(query.limit, 1), MOST_ROWS))
+        )
         for name in ("key_id", "check", "kind", "result", "outcome"):
             value = getattr(query, name)
             if value is not None:
@@ -130,6 +179,7 @@ class BoundReader(KeepingRows):
             select(tables.bundles)
             .where(tables.site_of(tables.bundles).in_(self._sites), _bundles.bundle_id == bundle_id)
             .where(_bundles.key_id.in_(hosts) if key_id is None else _bundles.key_id == key_id)
+            .where(*self._dated(_bundles.created_at))
             .order_by(_bundles.number)
             .limit(1)
         )
@@ -142,18 +192,27 @@ class BoundReader(KeepingRows):
         after = or_(_bundles.epoch > bundle.epoch, and_(_bundles.epoch == bundle.epoch, _bundles.seq > bundle.seq))
         previous = await self._all(chain.where(before).order_by(_bundles.epoch.desc(), _bundles.seq.desc()))
         following = await self._all(chain.where(after).order_by(_bundles.epoch, _bundles.seq))
-        return (rows.bundle(previous[0]) if previous else None, rows.bundle(following[0]) if following else None)
+        return self._neighbour(previous), self._neighbour(following)
+
+    def _neighbour(self, found: list[RowMapping]) -> Bundle | None:
+        """The record, or no more than its place and digest where it is outside the dates: the chain goes on there."""
+        bundle = rows.bundle(found[0]) if found else None
+        if bundle is None or self._dates is None or self._dates.hold(rows.when(bundle.created_at)):
+            return bundle
+        unsaid = replace(bundle, number=0, bundle_id="", kind="", created_at="")
+        return replace(unsaid, check=None, result=None, reason=None, outcome=None, error=None)
 
     async def gapped(self) -> frozenset[str]:
         c = tables.gaps.c
-        query = select(c.key_id).distinct().where(c.site_id.in_(self._sites), c.closed_at.is_(None))
+        open_gaps = (c.site_id.in_(self._sites), c.closed_at.is_(None), *self._dated(c.seen_at))
+        query = select(c.key_id).distinct().where(*open_gaps)
         return frozenset(row["key_id"] for row in await self._all(query))
 
     async def gaps(self, key_id: str) -> list[Gap]:
         table = tables.gaps
         query = (
             select(table)
-            .where(table.c.site_id.in_(self._sites), table.c.key_id == key_id)
+            .where(table.c.site_id.in_(self._sites), table.c.key_id == key_id, *self._dated(table.c.seen_at))
             .order_by(table.c.closed_at.is_not(None), table.c.number.desc())
             .limit(100)
         )
@@ -163,7 +222,7 @@ class BoundReader(KeepingRows):
         table = tables.forks
         query = (
             select(table)
-            .where(table.c.site_id.in_(self._sites), table.c.key_id == key_id)
+            .where(table.c.site_id.in_(self._sites), table.c.key_id == key_id, *self._dated(table.c.received_at))
             .order_by(table.c.number.desc())
             .limit(100)
         )
@@ -237,6 +296,7 @@ class BoundReader(KeepingRows):
                 _bundles.key_id == key_id,
                 _bundles.bundle_id.in_(bundle_ids),
                 table.c.leaf_index.is_not(None),
+                *self._dated(_bundles.created_at),
             )
         )
         return [rows.leaf(row) for row in await self._all(query)]
@@ -247,7 +307,7 @@ class BoundReader(KeepingRows):
         query = (
             select(b.number, b.key_id, b.epoch, b.seq, b.prev, b.sha256, b.body, b.sig, e.leaf, e.leaf_index)
             .select_from(tables.bundles.outerjoin(tables.log_entries, same_place))
-            .where(b.site_id.in_(self._sites & {site_id}), b.number > after)
+            .where(b.site_id.in_(self._sites & {site_id}), b.number > after, *self._dated(b.created_at))
             .order_by(b.number)
             .limit(limit)
         )
@@ -267,7 +327,11 @@ class BoundReader(KeepingRows):
         same_log = and_(p.site_id == e.site_id, p.year == e.year)
         entries = tables.bundles.outerjoin(tables.log_entries, same_place).outerjoin(tables.pruned_logs, same_log)
         below = and_(e.leaf_index.is_not(None), p.minimum.is_not(None), e.leaf_index < p.minimum)
-        query = select(b.number).select_from(entries).where(b.site_id.in_(self._sites & {site_id}))
+        query = (
+            select(b.number)
+            .select_from(entries)
+            .where(b.site_id.in_(self._sites & {site_id}), *self._dated(b.created_at))
+        )
         return [row["number"] for row in await self._all(query.where(func.length(b.body) == 0, not_(below)))]
 
     async def kept(self, site_id: str, after: int, limit: int) -> list[Kept]:
@@ -284,7 +348,7 @@ class BoundReader(KeepingRows):
         return (
             select(b.number, b.key_id, b.epoch, b.seq, b.body, b.sig, e.year, e.leaf_index.label("index"), b.created_at)
             .select_from(tables.bundles.outerjoin(tables.log_entries, same_place))
-            .where(b.site_id.in_(self._sites & {site_id}))
+            .where(b.site_id.in_(self._sites & {site_id}), *self._dated(b.created_at))
         )
 
     async def _kept(self, query: Executable) -> list[Kept]:

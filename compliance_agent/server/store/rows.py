@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 from sqlalchemy import Column, RowMapping
@@ -13,6 +13,7 @@ from sqlalchemy import Column, RowMapping
 from compliance_agent.server.records import (
     Bundle,
     CheckVerdict,
+    Dates,
     Fork,
     Gap,
     Head,
@@ -210,14 +211,30 @@ def token(row: RowMapping) -> Token:
 
 def user(row: RowMapping) -> User:
     """A user."""
+    dates = None
+    if row["first_on"] is not None:
+        dates = Dates(date.fromisoformat(row["first_on"]), date.fromisoformat(row["last_on"]))
     return User(
         row["name"],
+        row["person_id"],
         row["password_hash"],
         row["role"],
         None if row["sites"] is None else frozenset(row["sites"].split()),
         when(row["created_at"]),
         when_or_none(row["disabled_at"]),
+        row["client_id"],
+        dates,
     )
+
+
+def user_limits(item: User) -> dict[str, Any]:
+    """The columns that say what a user may see."""
+    return {
+        "client_id": item.client_id,
+        "sites": None if item.sites is None else " ".join(sorted(item.sites)),
+        "first_on": item.dates.first.isoformat() if item.dates else None,
+        "last_on": item.dates.last.isoformat() if item.dates else None,
+    }
 
 
 def leaf(row: RowMapping) -> Leaf:

@@ -278,9 +278,13 @@ users = Table(
     "users",
     metadata,
     Column("name", String, primary_key=True),
+    Column("person_id", String, nullable=False),
     Column("password_hash", String, nullable=False),
     Column("role", String, nullable=False),
-    Column("sites", String),  # ids separated by spaces; NULL is every site
+    Column("client_id", String),  # NULL is every client of this server
+    Column("sites", String),  # ids separated by spaces; NULL is every site of the client
+    Column("first_on", String),  # days, both or neither
+    Column("last_on", String),
     Column("created_at", String, nullable=False),
     Column("disabled_at", String),
 )

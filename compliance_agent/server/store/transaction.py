@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import starmap
 from typing import Any
 
@@ -20,15 +20,15 @@ from compliance_agent.server.records import (
     Shard,
     Site,
     Token,
-    User,
 )
 from compliance_agent.server.store import rows, tables
 from compliance_agent.server.store.engine import Statements
 from compliance_agent.server.store.keeping import KeepingRows
+from compliance_agent.server.store.people import PeopleRows
 from compliance_agent.server.store.taking import TakingRows
 
 
-class BoundTransaction(TakingRows, KeepingRows):
+class BoundTransaction(TakingRows, KeepingRows, PeopleRows):
     """`records.Transaction` over a connection that has begun to write."""
 
     def __init__(self, connection: Statements) -> None:
@@ -252,68 +252,6 @@ class BoundTransaction(TakingRows, KeepingRows):
         if not await self._changed(moved):
             await run(insert(pruned).values(**log, minimum=stop, pruned_at=at))
         return emptied
-
-    # --- people ---------------------------------------------------------------------------------
-
-    async def add_user(self, user: User) -> bool:
-        table = tables.users
-        if await self._all(select(table.c.name).where(table.c.name == user.name)):
-            return False
-        await self._connection.execute(
-            insert(table).values(
-                name=user.name,
-                password_hash=user.password_hash,
-                role=user.role,
-                sites=None if user.sites is None else " ".join(sorted(user.sites)),
-                created_at=rows.text(user.created_at),
-            )
-        )
-        return True
-
-    async def set_password(self, name: str, password_hash: str, now: datetime) -> None:
-        users, sessions = tables.users, tables.sessions
-        await self._connection.execute(update(users).where(users.c.name == name).values(password_hash=password_hash))
-        await self._connection.execute(
-            update(sessions)
-            .where(sessions.c.name == name, sessions.c.revoked_at.is_(None))
-            .values(revoked_at=rows.text(now))
-        )
-
-    async def count_attempt(self, bucket: int, now: datetime, *, window_s: int, at_most: int) -> bool:
-        table = tables.login_attempts
-        found = await self._all(select(table).where(table.c.bucket == bucket))
-        started, attempts = now, 0
-        if found and rows.when(found[0]["started_at"]) > now - timedelta(seconds=window_s):
-            started, attempts = rows.when(found[0]["started_at"]), found[0]["attempts"]
-        if attempts >= at_most:
-            return False
-        values: dict[str, Any] = {"started_at": rows.text(started), "attempts": attempts + 1}
-        statement = update(table).where(table.c.bucket == bucket) if found else insert(table)
-        await self._connection.execute(statement.values(values if found else {"bucket": bucket, **values}))
-        return True
-
-    async def forget_attempts(self, bucket: int) -> None:
-        await self._connection.execute(delete(tables.login_attempts).where(tables.login_attempts.c.bucket == bucket))
-
-    async def add_session(self, session_hash: str, name: str, now: datetime, expires_at: datetime) -> None:
-        table = tables.sessions
-        await self._connection.execute(delete(table).where(table.c.expires_at <= rows.text(now)))
-        await self._credential(table, session_hash, name, now, expires_at)
-
-    async def end_session(self, session_hash: str, now: datetime) -> None:
-        table = tables.sessions
-        ended = update(table).where(table.c.hash == session_hash, table.c.revoked_at.is_(None))
-        await self._connection.execute(ended.values(revoked_at=rows.text(now)))
-
-    async def add_operator_token(self, token_hash: str, name: str, now: datetime, expires_at: datetime) -> None:
-        await self._credential(tables.operator_tokens, token_hash, name, now, expires_at)
-
-    async def _credential(self, table: Any, secret_hash: str, name: str, now: datetime, expires_at: datetime) -> None:
-        await self._connection.execute(
-            insert(table).values(
-                hash=secret_hash, name=name, created_at=rows.text(now), expires_at=rows.text(expires_at)
-            )
-        )
 
     async def audit(
         self,

@@ -1,0 +1,235 @@
+"""`compliance-agent server user`: people, what each may do and see, and their scripts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from compliance_agent.adapters.durable import read_file
+from compliance_agent.cli.common import json_option, print_json, table, utc
+from compliance_agent.cli.server_common import data_dir_option, duration, label_of, settings_of, with_services
+from compliance_agent.errors import NoInput
+
+if TYPE_CHECKING:
+    from compliance_agent.server.records import Dates, User
+
+ROLES = ("owner", "operator", "viewer", "auditor")
+_PATH = click.Path(path_type=Path, readable=False)
+_DAY = click.DateTime(("%Y-%m-%d",))
+
+
+def limits(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say what a person may see."""
+    for option in (
+        click.option("--until", "last", type=_DAY, help="Last day whose records an auditor may see (UTC)."),
+        click.option("--from", "first", type=_DAY, help="First day whose records an auditor may see (UTC)."),
+        click.option("--every-client", is_flag=True, help="Sites of every client of this server."),
+        click.option("--client", help="Sites of this client alone."),
+        click.option("--site", "sites", multiple=True, help="Only this site; may be given more than once [all]."),
+    ):
+        function = option(function)
+    return function
+
+
+def _dates(first: datetime | None, last: datetime | None) -> Dates | None:
+    from compliance_agent.server.records import Dates
+
+    if first is None and last is None:
+        return None
+    if first is None or last is None or not first <= last or last.year > 9_000:
+        raise click.BadParameter("--from and --until: give both, in order")
+    return Dates(first.date(), last.date())
+
+
+def _sites(names: tuple[str, ...]) -> frozenset[str] | None:
+    return frozenset(label_of("--site", item) for item in names) or None
+
+
+def _client(client: str | None, every: bool, otherwise: str | None) -> str | None:
+    if client is not None and every:
+        raise click.BadParameter("--client and --every-client: give one of them")
+    return None if every else label_of("--client", client) if client is not None else otherwise
+
+
+@click.group("user")
+def user() -> None:
+    """People: what they may do and see; and their scripts."""
+
+
+@user.command("add")
+@click.argument("name")
+@click.option("--role", type=click.Choice(ROLES), default="viewer", show_default=True, help="What the person may do.")
+@click.option(
+    "--password-file", type=_PATH, help="File with the password; else it is asked for, or read from standard input."
+)
+@limits
+@json_option
+@data_dir_option
+@click.pass_context
+def add(
+    ctx: click.Context,
+    name: str,
+    role: str,
+    password_file: Path | None,
+    sites: tuple[str, ...],
+    client: str | None,
+    every_client: bool,
+    first: datetime | None,
+    last: datetime | None,
+    as_json: bool,
+) -> None:
+    """Let a person in. Without --client and --every-client, for the sites of the server's own client."""
+    settings = settings_of(ctx)
+    of_client = _client(client, every_client, settings.client_id)
+    password, only, dates = _password(password_file), _sites(sites), _dates(first, last)
+    made = with_services(
+        settings,
+        lambda services: services.users.add(name, password, role=role, client_id=of_client, sites=only, dates=dates),
+    )
+    _print([made], as_json, said=f"user {name} made")
+
+
+@user.command("list")
+@json_option
+@data_dir_option
+@click.pass_context
+def list_(ctx: click.Context, as_json: bool) -> None:
+    """List people, disabled ones too."""
+    _print(with_services(settings_of(ctx), lambda services: services.users.all()), as_json)
+
+
+@user.command("role")
+@click.argument("name")
+@click.argument("role", type=click.Choice(ROLES))
+@click.option("--from", "first", type=_DAY, help="First day whose records an auditor may see (UTC).")
+@click.option("--until", "last", type=_DAY, help="Last day whose records an auditor may see (UTC).")
+@json_option
+@data_dir_option
+@click.pass_context
+def role_(
+    ctx: click.Context, name: str, role: str, first: datetime | None, last: datetime | None, as_json: bool
+) -> None:
+    """Give a person another role. It counts from the next request on."""
+    dates = _dates(first, last)
+    changed = with_services(settings_of(ctx), lambda services: services.users.set_role(name, role, dates))
+    _print([changed], as_json, said=f"{name} is {role} now")
+
+
+@user.command("sites")
+@click.argument("name")
+@limits
+@json_option
+@data_dir_option
+@click.pass_context
+def sites_(
+    ctx: click.Context,
+    name: str,
+    sites: tuple[str, ...],
+    client: str | None,
+    every_client: bool,
+    first: datetime | None,
+    last: datetime | None,
+    as_json: bool,
+) -> None:
+    """Say which sites a person may see: those named, or all of the client. A move to another client ends every session."""
+    only, dates = _sites(sites), _dates(first, last)
+
+    async def act(services: Any) -> User:
+        held = {item.name: item for item in await services.users.all()}.get(name)
+        of_client = _client(client, every_client, held.client_id if held else None)
+        changed: User = await services.users.set_sites(name, client_id=of_client, sites=only, dates=dates)
+        return changed
+
+    _print([with_services(settings_of(ctx), act)], as_json, said=f"sites of {name} changed")
+
+
+@user.command("disable")
+@click.argument("name")
+@json_option
+@data_dir_option
+@click.pass_context
+def disable(ctx: click.Context, name: str, as_json: bool) -> None:
+    """Let a person in no more; every session and token ends."""
+    changed = with_services(settings_of(ctx), lambda services: services.users.set_disabled(name, True))
+    _print([changed], as_json, said=f"{name} is disabled")
+
+
+@user.command("enable")
+@click.argument("name")
+@json_option
+@data_dir_option
+@click.pass_context
+def enable(ctx: click.Context, name: str, as_json: bool) -> None:
+    """Let a disabled person in again; sessions and tokens that ended stay ended."""
+    changed = with_services(settings_of(ctx), lambda services: services.users.set_disabled(name, False))
+    _print([changed], as_json, said=f"{name} is enabled")
+
+
+@user.command("password")
+@click.argument("name")
+@click.option("--password-file", type=_PATH, help="File with the new password; else it is asked for.")
+@data_dir_option
+@click.pass_context
+def password_(ctx: click.Context, name: str, password_file: Path | None) -> None:
+    """Change a person's password; every session ends."""
+    password = _password(password_file)
+    with_services(settings_of(ctx), lambda services: services.users.set_password(name, password))
+    click.echo(f"password of {name} changed", err=True)
+
+
+@user.command("token")
+@click.argument("name")
+@click.option("--expires", default="30d", show_default=True, help="How long the token is good for: 1h, 30d.")
+@data_dir_option
+@click.pass_context
+def token(ctx: click.Context, name: str, expires: str) -> None:
+    """Make a token with which a person's scripts call the API. It is shown once."""
+    life = duration(expires)
+    click.echo(with_services(settings_of(ctx), lambda services: services.users.new_token(name, life)))
+
+
+def _password(path: Path | None) -> str:
+    if path is not None:
+        try:
+            return read_file(path, limit_bytes=1_024, secret=True).decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise NoInput(f"{path}: not UTF-8 text") from error
+    if sys.stdin.isatty():
+        return str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
+    return sys.stdin.readline(1_024).rstrip("\r\n")
+
+
+def _print(found: list[User], as_json: bool, *, said: str = "") -> None:
+    items = [_document(item) for item in found]
+    if as_json:
+        print_json({"schema": "compliance-agent/server-users/v1", "users": items})
+    elif said:
+        click.echo(said, err=True)
+    else:
+        table(("name", "role", "client", "sites", "dates", "person", ""), [_row(item) for item in items])
+
+
+def _document(item: User) -> dict[str, Any]:
+    return {
+        "name": item.name,
+        "person_id": item.person_id,
+        "role": item.role,
+        "client_id": item.client_id,
+        "sites": None if item.sites is None else sorted(item.sites),
+        "first_on": item.dates.first.isoformat() if item.dates else None,
+        "last_on": item.dates.last.isoformat() if item.dates else None,
+        "created_at": utc(item.created_at),
+        "disabled_at": utc(item.disabled_at),
+    }
+
+
+def _row(item: dict[str, Any]) -> list[str]:
+    dates = f"{item['first_on']} to {item['last_on']}" if item["first_on"] else "all"
+    sites = "all" if item["sites"] is None else " ".join(item["sites"])
+    ended = "disabled" if item["disabled_at"] else ""
+    return [item["name"], item["role"], item["client_id"] or "every", sites, dates, item["person_id"], ended]
