@@ -1,0 +1,327 @@
+"""Two tenants at one server, and a case for every route: what is the other one's answers as what does not exist.
+
+A route without a case fails the crawl, so a new route needs a line in CASES. A case is an act of one side (`Crawl`), which asks
+for its own, for the other side's and for unknown ids, and compares whole answers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import httpx2
+from nacl.signing import SigningKey
+
+from compliance_agent.entries.rotation import statement
+from compliance_agent.evidence.canonical import canonical
+from tests.server.builder import FakeHost, Server, Signed, b64, checkin_body, stamp
+
+PASSWORD = "correct horse battery"
+_CHANGING = re.compile(r'"trace_id":"[0-9a-f]+"|value="[\w-]{43}"|"nonce":"[^"]+"|"server_time":"[^"]+"')
+HEADERS_THAT_CHANGE = {"x-request-id", "set-cookie", "content-length"}
+
+
+@dataclass
+class Side:
+    """A tenant: a site with a host, a record, and a person who may see this site alone."""
+
+    site_id: str
+    host: FakeHost
+    bundle: Signed
+    token: Mapping[str, str]  # headers of the person's scripts
+    session: Mapping[str, str]  # headers of the person's browser
+
+    @property
+    def ids(self) -> dict[str, str]:
+        return {
+            "site_id": self.site_id,
+            "key_id": self.host.key_id,
+            "bundle_id": str(self.bundle.document["bundle_id"]),
+            "year": "2026",
+            "name": "bundle.json",
+            "path": "0/000.p/1",
+            "digest": "0" * 12,
+        }
+
+    @property
+    def canaries(self) -> tuple[str, ...]:
+        """What nobody else may ever read."""
+        ids = self.ids
+        return (
+            self.site_id,
+            self.host.host_id,
+            ids["key_id"],
+            ids["bundle_id"],
+            self.bundle.sha256,
+            b64(self.host.public),
+        )
+
+
+@dataclass
+class Nobody:
+    """What does not exist: ids of the same form."""
+
+    host: FakeHost = field(default_factory=lambda: FakeHost(host_id="zz-00", site_id="clinic-0"))
+    bundle: Signed = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bundle = self.host.next()
+
+    @property
+    def ids(self) -> dict[str, str]:
+        return Side("clinic-0", self.host, self.bundle, {}, {}).ids
+
+
+def filled(path: str, ids: Mapping[str, str]) -> str:
+    """A route's path with these ids."""
+    return path.replace(":path}", "}").format(**ids)
+
+
+async def side(server: Server, site_id: str, client_id: str | None, label: str) -> Side:
+    """A tenant at this server. `client_id` None limits the person by the site alone."""
+    token = await server.token(site_id, client_id or "msp")
+    host = FakeHost(host_id=label, site_id=site_id, client_id=client_id or "msp", now=server.clock())
+    host.api_key = (await server.try_enrol(host, token)).json()["api_key"]
+    bundle = host.next()
+    assert (await server.deliver(host, bundle, host.heartbeat(time_sync="pass"))).status_code == 200
+    users, name = server.services.users, f"of-{site_id}"
+    sites = frozenset({site_id}) if client_id is None else None
+    await users.add(name, PASSWORD, role="owner", client_id=client_id or "msp", sites=sites)
+    bearer = await users.new_token(name, timedelta(days=1))
+    cookie = await users.login(name, PASSWORD)
+    return Side(site_id, host, bundle, {"authorization": f"Bearer {bearer}"}, {"cookie": f"session={cookie}"})
+
+
+@dataclass
+class Crawl:
+    """One side that asks, and the other one, which must not exist for it."""
+
+    server: Server
+    mine: Side
+    theirs: Side
+    nobody: Nobody = field(default_factory=Nobody)
+
+    async def ask(self, method: str, path: str, headers: Mapping[str, str], **body: Any) -> httpx2.Response:
+        return await self.server.client.request(method, path, headers=dict(headers), **body)
+
+    @property
+    def callers(self) -> dict[str, Mapping[str, str]]:
+        return {"token": self.mine.token, "session": self.mine.session, "host": self.mine.host.headers, "nobody": {}}
+
+    def told(self, reply: httpx2.Response, *of: Side | Nobody) -> tuple[Any, ...]:
+        """All of an answer but what is new in each, and but the ids that were asked for."""
+        kept = {name: value for name, value in reply.headers.items() if name not in HEADERS_THAT_CHANGE}
+        said = [_CHANGING.sub("", reply.text), *(f"{name}: {value}" for name, value in sorted(kept.items()))]
+        for value in sorted({value for one in of for value in one.ids.values()}, key=len, reverse=True):
+            said = [text.replace(value, "ID") for text in said]
+        return reply.status_code, said
+
+    def nothing_of_theirs(self, text: str, what: str) -> None:
+        for canary in self.theirs.canaries:
+            assert canary not in text, f"{what}: tells {canary}"
+
+    async def hidden(self, method: str, path: str, query: str = "", *, own: int = 200) -> None:
+        """With every credential, theirs answers as unknown does; with the right ones, mine is there."""
+        seen = []
+        for name, headers in self.callers.items():
+            mine, theirs, unknown = [
+                await self.ask(method, filled(path + query, one.ids), headers)
+                for one in (self.mine, self.theirs, self.nobody)
+            ]
+            assert self.told(theirs, self.theirs) == self.told(unknown, self.nobody), (
+                f"{method} {path}{query} as {name}"
+            )
+            assert theirs.status_code in {401, 404, 303}, f"{method} {path}{query} as {name}: {theirs.status_code}"
+            if mine.status_code != theirs.status_code or own != 200:
+                seen.append(mine.status_code)
+                assert theirs.status_code == 404, f"{method} {path}{query} as {name}: {theirs.status_code}"
+        assert own in seen, f"{method} {path}{query}: nobody sees the own one"
+
+    async def listed(self, method: str, path: str) -> None:
+        """A list has what is mine, and nothing of theirs."""
+        replies = [await self.ask(method, path, headers) for headers in self.callers.values()]
+        whole = [reply.text for reply in replies if reply.status_code == 200]
+        assert any(canary in text for text in whole for canary in self.mine.canaries), f"{path}: nobody sees the own"
+        for reply in replies:
+            self.nothing_of_theirs(reply.text, path)
+
+    async def public(self, method: str, path: str) -> None:
+        """For everybody, and about nobody."""
+        for headers in self.callers.values():
+            text = (await self.ask(method, filled(path, self.theirs.ids), headers)).text
+            for canary in (*self.theirs.canaries, *self.mine.canaries):
+                assert canary not in text, f"{path}: tells {canary}"
+
+    async def posted(self, path: str, body: Callable[[Side | Nobody], Any]) -> None:
+        """A body about theirs is answered as one about nobody, with every credential."""
+        for name, headers in self.callers.items():
+            theirs, unknown = [
+                await self.ask("POST", filled(path, one.ids), headers, content=canonical(body(one)))
+                for one in (self.theirs, self.nobody)
+            ]
+            assert self.told(theirs, self.theirs) == self.told(unknown, self.nobody), f"POST {path} as {name}"
+
+
+async def _evidence(crawl: Crawl, method: str, path: str) -> None:
+    await crawl.posted(path, lambda one: {"protocol": 1, "bundles": [one.bundle.item], "gaps": []})
+    await crawl.posted(path, lambda one: {"protocol": 1, "bundles": [_relabelled(crawl, one)], "gaps": []})
+
+
+def _relabelled(crawl: Crawl, one: Side | Nobody) -> dict[str, str]:
+    """My own bundle that says it is of another site's host."""
+    mine = crawl.mine.host
+    document = mine.document(site_id=one.ids["site_id"], host={"id": one.host.host_id, "key_id": one.host.key_id})
+    return mine.sign({**document, "bundle_id": "0" * 36}).item
+
+
+async def _checkin(crawl: Crawl, method: str, path: str) -> None:
+    await crawl.posted(path, lambda one: checkin_body(one.host))
+
+
+async def _receipts(crawl: Crawl, method: str, path: str) -> None:
+    await crawl.posted(path, lambda one: {"protocol": 1, "bundles": [one.ids["bundle_id"]]})
+
+
+async def _challenge(crawl: Crawl, method: str, path: str) -> None:
+    await crawl.posted(path, lambda one: {"protocol": 1, "public_key": b64(one.host.public)})
+
+
+async def _enrol(crawl: Crawl, method: str, path: str) -> None:
+    """Only who holds a key learns that it is enrolled; a token of one site makes no host at another."""
+    token = await crawl.server.token(crawl.mine.site_id, crawl.mine.host.client_id)
+
+    def without_the_key(one: Side | Nobody) -> dict[str, Any]:
+        nonce, proof = b64(bytes(32)), b64(bytes(64))
+        return {"protocol": 1, "token": token, "public_key": b64(one.host.public), "host_id": one.host.host_id,
+                "nonce": nonce, "proof": proof}  # fmt: skip
+
+    await crawl.posted(path, without_the_key)
+    new = FakeHost(host_id="new")
+    reply = await crawl.server.try_enrol(new, token)
+    assert (reply.status_code, reply.json()["site_id"]) == (201, crawl.mine.site_id)
+    crawl.nothing_of_theirs(reply.text, path)
+    await crawl.server.services.enrolment.revoke(crawl.mine.site_id, new.key_id, actor="test")
+
+
+async def _rotate(crawl: Crawl, method: str, path: str) -> None:
+    new = SigningKey.generate()
+
+    def stolen(one: Side | Nobody) -> dict[str, str | int]:
+        head = (one.host.epoch, one.host.seq, one.host.prev)
+        ids = {"site_id": one.ids["site_id"], "host_id": one.host.host_id}
+        raw = statement(one.host.public, bytes(new.verify_key), **ids, head=head, at=stamp(crawl.server.clock()))
+        sigs = {"old_sig": b64(one.host.key.sign(raw).signature), "new_sig": b64(new.sign(raw).signature)}
+        return {"protocol": 1, "statement": b64(raw), **sigs}
+
+    await crawl.posted(path, stolen)
+
+
+async def _cosignature(crawl: Crawl, method: str, path: str) -> None:
+    await crawl.posted(path, lambda one: {"any": "bytes"})
+
+
+Case = Callable[[Crawl, str, str], Awaitable[None]]
+
+
+def hidden(*queries: str, own: int = 200) -> Case:
+    """Ids in the path, and in these queries."""
+
+    async def case(crawl: Crawl, method: str, path: str) -> None:
+        for query in ("", *queries):
+            await crawl.hidden(method, path, query, own=own)
+
+    return case
+
+
+def listed(*queries: str) -> Case:
+    """A list; the ids in these queries are hidden."""
+
+    async def case(crawl: Crawl, method: str, path: str) -> None:
+        await crawl.listed(method, path)
+        for query in queries:
+            await crawl.hidden(method, path, query)
+
+    return case
+
+
+async def public(crawl: Crawl, method: str, path: str) -> None:
+    """About nobody."""
+    await crawl.public(method, path)
+
+
+CASES: Mapping[str, Case] = {
+    "GET /api/v1/openapi.json": public,
+    "POST /api/v1/enrol/challenge": _challenge,
+    "POST /api/v1/enrol": _enrol,
+    "POST /api/v1/keys/rotate": _rotate,
+    "POST /api/v1/checkin": _checkin,
+    "POST /api/v1/evidence": _evidence,
+    "POST /api/v1/receipts": _receipts,
+    "GET /log/{site_id}/{year}/checkpoint": hidden(),
+    "GET /log/{site_id}/{year}/retention.json": hidden(own=404),
+    "GET /log/{site_id}/{year}/tile/{path:path}": hidden(own=404),
+    "POST /log/{site_id}/{year}/cosignature": _cosignature,
+    "GET /api/v1/sites": listed(),
+    "GET /api/v1/hosts": listed("?site={site_id}"),
+    "GET /api/v1/hosts/{key_id}": hidden(),
+    "GET /api/v1/hosts/{key_id}/checks": hidden(),
+    "GET /api/v1/bundles": listed("?host={key_id}"),
+    "GET /api/v1/bundles/{bundle_id}": hidden("?host={key_id}"),
+    "GET /healthz": public,
+    "GET /readyz": public,
+    "GET /metrics": public,
+    "GET /ca.pem": public,
+    "GET /": listed(),
+    "GET /sites/{site_id}": hidden(),
+    "GET /hosts/{key_id}": hidden(),
+    "GET /hosts/{key_id}/evidence": hidden("?kind=drift"),
+    "GET /hosts/{key_id}/public-key": hidden(),
+    "GET /bundles/{bundle_id}": hidden("?key={key_id}", "?proof=1"),
+    "GET /bundles/{bundle_id}/{name}": hidden("?key={key_id}"),
+    "GET /login": public,
+    "POST /login": public,
+    "POST /logout": public,
+    "GET /verify": public,
+    "GET /sites/{site_id}/log": hidden("?year={year}"),
+    "GET /sites/{site_id}/log/{year}/key": hidden(),
+    "GET /static/{digest}/{name}": public,
+    "GET /{path:path}": public,
+}
+
+
+def all_routes(routes: Any) -> Iterator[Any]:
+    """Every route with a path, those of included routers too, however the framework nests them."""
+    for route in routes:
+        inner = getattr(route, "original_router", None) or getattr(route, "routes", None)
+        if inner is not None:
+            yield from all_routes(getattr(inner, "routes", inner) or ())
+        elif getattr(route, "path", None):
+            yield route
+        else:
+            raise AssertionError(f"a route of a kind that the crawl does not know: {route}")
+
+
+def routes_of(server: Server) -> list[tuple[str, str]]:
+    """Method and path of each; a HEAD is answered by its GET."""
+    found = []
+    for route in all_routes(server.app.router.routes):
+        methods = set(getattr(route, "methods", None) or {"?"})
+        found += [(method, route.path) for method in sorted(methods - {"HEAD"} if "GET" in methods else methods)]
+    return found
+
+
+async def crawl_all(server: Server, one: Side, other: Side) -> int:
+    """Every route, both directions; how many acts of a side that were."""
+    routes = routes_of(server)
+    for mine, theirs in ((one, other), (other, one)):
+        crawl = Crawl(server, mine, theirs)
+        for method, path in routes:
+            case = CASES.get(f"{method} {path}")
+            assert case is not None, f"{method} {path} has no isolation case: add one to CASES"
+            await case(crawl, method, path)
+    gone = set(CASES) - {f"{method} {path}" for method, path in routes}
+    assert not gone, f"cases of routes that are gone: {sorted(gone)}"
+    return 2 * len(routes)
