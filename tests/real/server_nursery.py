@@ -1,0 +1,88 @@
+"""A nursery of servers: told `start` on standard input it forks one, told `kill` it ends that one with SIGKILL.
+
+python -m tests.real.server_nursery DATA_DIR PORT [--lying]
+
+Prints `R` when the server accepts connections and `E <exit status, negative for a signal>` when it is gone. A fork saves the second
+that an interpreter takes to read the server. With `--lying` the server answers before what it answers for is committed, which is
+the fault that the test around it must see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from compliance_agent import logs
+from compliance_agent.server import runner
+from compliance_agent.server.settings import ServerSettings
+from compliance_agent.server.store import engine
+
+COMMIT_AFTER_S = 1.5  # longer than an answer waits for its receipts
+
+
+def say(line: str) -> None:
+    os.write(1, f"{line}\n".encode("ascii"))
+
+
+def lie() -> None:
+    """From here on a transaction's result is given out a moment before its commit."""
+
+    async def transaction(self: engine.SqliteDatabase, work: Callable[[engine.Statements], Awaitable[Any]]) -> Any:
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[Any] = loop.create_future()
+
+        def write() -> None:
+            try:
+                with self._lock(), self.writer.begin() as connection:
+                    result: Any = engine._driven(work(engine._Direct(connection)))  # type: ignore[arg-type]
+                    loop.call_soon_threadsafe(answered.set_result, result)
+                    time.sleep(COMMIT_AFTER_S)
+            except BaseException as error:
+                loop.call_soon_threadsafe(answered.set_exception, error)
+
+        writing = loop.run_in_executor(self._writing, write)
+        result = await answered
+        del writing  # nobody waits for it: that is the lie
+        return result
+
+    engine.SqliteDatabase.transaction = transaction  # type: ignore[method-assign]
+
+
+def born(settings: ServerSettings, lying: bool) -> NoReturn:
+    """The forked server."""
+    status = 70
+    try:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        if lying:
+            lie()
+        status = runner.serve(settings, lambda _url: say("R"))
+    finally:
+        os._exit(status)
+
+
+def main() -> None:
+    logs.configure("ERROR", sys.stderr)
+    settings = ServerSettings(data_dir=Path(sys.argv[1]), port=int(sys.argv[2]))
+    child = 0
+    for order in iter(sys.stdin.readline, ""):
+        if order.strip() == "start" and not child:
+            child = os.fork()
+            if not child:
+                born(settings, "--lying" in sys.argv)
+        elif order.strip() == "kill" and child:
+            os.kill(child, signal.SIGKILL)
+            say(f"E {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}")
+            child = 0
+    if child:
+        os.kill(child, signal.SIGTERM)
+        say(f"E {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}")
+
+
+if __name__ == "__main__":
+    main()
