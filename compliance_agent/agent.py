@@ -29,6 +29,7 @@ from compliance_agent.adapters.database import Database
 from compliance_agent.adapters.log_store import LogStore
 from compliance_agent.adapters.offload import Offload
 from compliance_agent.adapters.open_databases import release, shared
+from compliance_agent.adapters.order_store import OrderStore, Taken
 from compliance_agent.adapters.shed_store import ShedStore
 from compliance_agent.baseline import Baseline
 from compliance_agent.config import AgentConfig
@@ -53,6 +54,7 @@ from compliance_agent.models import (
     Result,
     Verdict,
 )
+from compliance_agent.ordering import Orders
 from compliance_agent.ports import Clock
 from compliance_agent.queue import OfflineQueue
 from compliance_agent.receipts import Receipts
@@ -130,6 +132,7 @@ class ComplianceAgent(Life):
             )
             self.mcp_client: Any = mcp_client if mcp_client is not _DEFAULT else self._mcp_client()
             self.key_rotation = KeyRotation(self, config, self._database, FormerKeys(self._database), key_files)
+            self.orders = Orders(self, config, OrderStore(self._database), Taken)
         except BaseException:
             release(self._database)
             raise
@@ -253,6 +256,7 @@ class ComplianceAgent(Life):
         for result in [*(ended if isinstance(ended, tuple) else ()), *(results if isinstance(results, list) else ())]:
             now = self.clock.now()
             await self.recording.remediation(Done(self._drift_of(result), result, now, now, "start"))
+        await self.orders.recover()
 
     def _drift_of(self, result: RemediationResult) -> DriftResult:
         """The drift that this cure was for, as far as its rollback point kept it."""
@@ -281,6 +285,7 @@ class ComplianceAgent(Life):
         self._iterating = True
         try:
             await self.recording.what_was_kept()
+            await self.orders.record_again()
             detector = self._detector()
             look = self.drift_detector.check_all if detector is None else detector.check_due
             drifted = await self._take_in(await settled(look()))
@@ -288,26 +293,53 @@ class ComplianceAgent(Life):
         finally:
             self._iterating = False
         await self.delivery.turn()
+        await self._do_orders()
         await self._rotate_key_if_due()
         log.info("cycle.completed", drifted=drifted, duration_ms=int((self.clock.monotonic() - started) * 1000))
 
     async def _late(self) -> None:
         detector = self._detector()
-        await (detector.late() if detector is not None else asyncio.Event().wait())
+        late = detector.late() if detector is not None else asyncio.Event().wait()
+        waiting = [asyncio.ensure_future(each) for each in (late, self.orders.offered())]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waiting:
+                each.cancel()
 
     async def _late_turn(self) -> None:
-        """Heal and record what slow looks have found."""
+        """Heal and record what slow looks have found, and do orders that came between two ticks."""
         detector = self._detector()
-        if detector is None:
-            return
         self._iterating = True
         try:
-            await self._take_in(detector.came_back())
+            if detector is not None:
+                await self._take_in(detector.came_back())
         finally:
             self._iterating = False
+        await self._do_orders()
         await self.delivery.turn()
 
-    async def _take_in(self, results: Sequence[DriftResult]) -> int:
+    async def _do_orders(self) -> None:
+        """Do what the server forwarded, one after the other; records go out in the background meanwhile."""
+        self._iterating = True
+        try:
+            await self.orders.run()
+        finally:
+            self._iterating = False
+
+    async def order_look(self, checks: Sequence[str], order_id: str) -> list[DriftResult]:
+        """Look at these now, by order; heal and record what they found as after any look."""
+        found = list(await asyncio.gather(*(self.drift_detector.check_one(name) for name in checks)))
+        await self._take_in(found, trigger="order", order_id=order_id)
+        return found
+
+    async def order_cure(self, drift: DriftResult, order_id: str) -> RemediationResult:
+        """Ask for one cure, by order, through the same gates, recorded the same way."""
+        return await self._remediate_and_record(drift, "order", order_id)
+
+    async def _take_in(
+        self, results: Sequence[DriftResult], trigger: str = "schedule", order_id: str | None = None
+    ) -> int:
         """Heal and record what these looks found; how many found drift."""
         checks = {drift.check for drift in results}
         drifted = [drift for drift in results if drift.drifted]
@@ -319,7 +351,7 @@ class ComplianceAgent(Life):
                 if not drift.drifted:
                     await self.recording.verdict(drift)
             for drift in drifted:
-                await self._remediate_and_record(drift)
+                await self._remediate_and_record(drift, *((trigger, order_id) if order_id else ()))
         except Exception:  # whatever it was: these verdicts were taken and not dealt with, so they are looked for anew
             if (detector := self._detector()) is not None:
                 detector.due_again(checks)
@@ -362,7 +394,9 @@ class ComplianceAgent(Life):
         await self.recording.insist()
         return remediation
 
-    async def _remediate_and_record(self, drift: DriftResult, trigger: str = "schedule") -> RemediationResult:
+    async def _remediate_and_record(
+        self, drift: DriftResult, trigger: str = "schedule", order_id: str | None = None
+    ) -> RemediationResult:
         """Ask for the cure; record what was done, or why nothing was when that has not been recorded yet."""
         start = self.clock.now()
         remediation = await self._remediated(drift)
@@ -376,7 +410,7 @@ class ComplianceAgent(Life):
             return remediation
         # The wall clock may have been set back meanwhile; no record ends before it begins.
         end = max(start, self.clock.now())
-        await self.recording.remediation(Done(drift, remediation, start, end, trigger))
+        await self.recording.remediation(Done(drift, remediation, start, end, trigger, order_id))
         return remediation
 
     def _after_cure(self, drift: DriftResult, remediation: RemediationResult) -> None:

@@ -82,6 +82,10 @@ class AgentConfig:
         "The host's Ed25519 key; `keys/signing-key.pem` in state_dir when not given.", None
     )
 
+    order_keys_file: Path | None = setting(
+        "File (root's, JSON) that says whose signed orders count on this host; without it none does.", None
+    )
+
     key_rotation_days: int = setting(
         "Days after which this host's key gives way to a new one by itself; 0 leaves it to `keys rotate`.",
         0,

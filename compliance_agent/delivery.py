@@ -131,6 +131,8 @@ class Delivery:
     def keep_ack(self, ack: Acknowledged) -> None:
         """Keep the proof, and the receipt that came with it, until the bundle is marked as delivered."""
         self._acks[ack.bundle_id] = ack.ack
+        if (orders := getattr(self._parts, "orders", None)) is not None:
+            orders.saw_time(ack.received_at)
         if ack.receipt is not None:
             self._offered[ack.bundle_id] = ack.receipt
 
@@ -332,7 +334,7 @@ class Delivery:
             return True
         self._checked_in_at = now
         try:
-            answer = await settled(check_in(**await self._report()))
+            answer = await settled(check_in(**await self._report(), **self._nonce()))
         except Unavailable as error:
             self._say(error.code)
             return False
@@ -342,7 +344,14 @@ class Delivery:
         if isinstance(answer, CheckinReply):
             self._answer, self._known = answer, answer.known
             await self._reconcile()
+            if (orders := getattr(self._parts, "orders", None)) is not None:
+                orders.offer(answer.orders)
         return True
+
+    def _nonce(self) -> dict[str, str]:
+        """What orders to this host have to name, where the client can say it."""
+        orders = getattr(self._parts, "orders", None)
+        return {"order_nonce": orders.nonce} if orders is not None and self._log_client() is not None else {}
 
     async def _report(self) -> dict[str, Any]:
         stats = await settled(self._parts.offline_queue.get_stats())

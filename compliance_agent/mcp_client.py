@@ -184,7 +184,13 @@ class MCPClient:
             raise answer.stopped
 
     async def check_in(
-        self, *, head: tuple[int, int, str], pending: int, baseline: tuple[str, str], checks: dict[str, tuple[str, str]]
+        self,
+        *,
+        head: tuple[int, int, str],
+        pending: int,
+        baseline: tuple[str, str],
+        checks: dict[str, tuple[str, str]],
+        order_nonce: str | None = None,
     ) -> protocol.CheckinReply:
         """Tell the server this host is alive and how far its chain reaches; learn how far the server's copy does.
 
@@ -192,7 +198,7 @@ class MCPClient:
             ServerRefused, Unavailable, BadReply: as for `upload_evidence`.
         """
         body = protocol.checkin_request(
-            key_id=self._key_id, head=head, pending=pending, baseline=baseline, checks=checks
+            key_id=self._key_id, head=head, pending=pending, baseline=baseline, checks=checks, order_nonce=order_nonce
         )
         api_key = self._secrets().api_key
         answer: protocol.CheckinReply = await self._guarded(

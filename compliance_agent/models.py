@@ -69,6 +69,7 @@ class BundleKind(StrEnum):
     KEY_EVENT = "key_event"
     INCIDENT = "incident"
     DRILL = "drill"  # a detector was made to fire, or did not
+    ORDER = "order"  # an order came: how it ended, or why it was refused
 
 
 STATS = (
@@ -285,6 +286,7 @@ class EvidenceBundle:
     states: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     incident: Mapping[str, str] | None = None
+    artifacts: Sequence[Mapping[str, Any]] = ()  # of an order: name, digest and length of its exact bytes
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class Done:
     start: datetime
     end: datetime
     trigger: str = "schedule"
+    order_id: str | None = None
 
 
 class Parts(Protocol):
@@ -161,6 +162,7 @@ class Recording:
             outcome=remediation.outcome,
             kind=BundleKind.REMEDIATION,
             trigger=done.trigger,
+            order_id=done.order_id,
             pre_state=drift.pre_state,
             post_state=remediation.post_state,
             post_result=remediation.post_result,

@@ -73,17 +73,32 @@ class Healer:
         self.unfinished: list[RemediationResult] = []
         self.kept: dict[str, RemediationResult] = {}  # cures that ended, until they are said
         self.error: Exception | None = None
+        self.paused = False
+        self.approved: list[tuple[str, str]] = []
+        self.cured: list[str] = []
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def resume(self) -> None:
+        self.paused = False
+
+    def approve(self, check: str, target: str) -> None:
+        self.approved.append((check, target))
 
     async def remediate(self, drift: DriftResult) -> RemediationResult:
         self.asked.append(drift.check)
         if self.error is not None:
             raise self.error
+        if self.paused:
+            return RemediationResult(drift.check, Outcome.DEFERRED, reason="paused")
         if drift.check in self.held:
             return RemediationResult(drift.check, Outcome.DEFERRED, reason=self.held[drift.check])
         if drift.check in self.in_part:
             taken = ActionTaken("run_backup_unit")
             return RemediationResult(drift.check, Outcome.ALERT, actions=[taken], reason="cured_in_part")
         self.detector.fix(drift.check)
+        self.cured.append(drift.check)
         point_id = str(uuid.uuid4())
         self.kept[point_id] = RemediationResult(
             drift.check,

@@ -85,6 +85,7 @@ LAYERS: dict[str, str] = {
     "packet.report": "stages",
     "packet.retold": "stages",
     "packet.verify": "stages",
+    "ordering": "stages",
     "proposal": "stages",
     "queue": "hands",
     "receipts": "stages",

@@ -163,6 +163,20 @@ class AgentView:
         )
         return [Record(json.loads(body), str(state)) for body, state in rows]
 
+    def orders(self, most: int) -> dict[str, Any] | None:
+        """The number of the last order taken, whether a stop stands, and the newest orders; None in an older state."""
+        known = self._rows("order_state", "SELECT counter, stopped FROM order_state")
+        if not known:
+            return None
+        rows = self._rows(
+            "orders",
+            "SELECT at, order_id, kind, state, outcome, error FROM orders ORDER BY number DESC LIMIT ?",
+            (most,),
+        )
+        names = ("at", "order_id", "kind", "state", "outcome", "error")
+        recent = [dict(zip(names, (value or None for value in row), strict=True)) for row in rows]
+        return {"counter": known[0][0], "stopped": bool(known[0][1]), "recent": recent}
+
     def paused(self) -> bool:
         """Whether a person paused healing."""
         return bool(self._rows("heal_flag", "SELECT 1 FROM heal_flag WHERE name = 'paused'"))

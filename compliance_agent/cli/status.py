@@ -14,6 +14,7 @@ from compliance_agent.config import AgentConfig
 from compliance_agent.drills import DRILLS
 
 SCHEMA = "compliance-agent/status/v1"
+RECENT_ORDERS = 5
 
 
 @click.command()
@@ -54,6 +55,7 @@ def as_document(config: AgentConfig, view: AgentView, now: datetime) -> dict[str
             "next_attempt_at": utc(parsed(queue["next_attempt_at"])),
         },
         "chain": view.chain(),
+        "orders": _orders(view.orders(RECENT_ORDERS)),
         "log": _log(view.log(), config.witness_policy_file is not None, now),
         "proven": [
             {"drill": drill.id, "check": drill.check, "last_fired": utc(view.moment(f"proven.{drill.id}"))}
@@ -72,6 +74,12 @@ def _log(log: dict[str, Any] | None, has_witnesses: bool, now: datetime) -> dict
     if has_witnesses:
         witnessing = "none_followed" if not log["origin"] else "witnessed" if times["witnessed_at"] else "unwitnessed"
     return {**log, **times, "witnessing": witnessing, "oldest_unlogged_age_s": _age_s(oldest, now)}
+
+
+def _orders(orders: dict[str, Any] | None) -> dict[str, Any] | None:
+    if orders is None:
+        return None
+    return {**orders, "recent": [{**item, "at": utc(parsed(item["at"]))} for item in orders["recent"]]}
 
 
 def _age_s(at: datetime | None, now: datetime) -> int | None:
@@ -118,8 +126,13 @@ def _print(document: dict[str, Any]) -> None:
         click.echo(f"chain      epoch {chain['epoch']}, bundle {chain['seq']}, key {chain['key_id'][:16]}")
     if document["log"] is not None:
         _print_log(document["log"])
-    if document["healing_paused"]:
+    if document["orders"] is not None and document["orders"]["stopped"]:
+        click.echo("orders     STOPPED by a signed stop_all; a resume that two people signed ends it")
+    elif document["healing_paused"]:
         click.echo("healing    paused by a person")
+    for item in document["orders"]["recent"] if document["orders"] is not None else ():
+        ended = f"{item['outcome'] or 'under way'} {item['error'] or ''}".rstrip()
+        click.echo(f"order      {item['at']} {item['kind'] or 'unreadable'} {(item['order_id'] or '')[:16]}: {ended}")
     fired = ", ".join(f"{item['drill']} {(item['last_fired'] or 'never')[:10]}" for item in document["proven"])
     click.echo(f"proven     {fired}")
     click.echo("since      " + ", ".join(f"{name} {value}" for name, value in document["statistics"].items()))

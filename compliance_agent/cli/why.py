@@ -15,6 +15,7 @@ from compliance_agent.checks import registry
 from compliance_agent.cli.common import config_option, json_option, parsed, print_json, require_config, table, utc
 from compliance_agent.config import AgentConfig
 from compliance_agent.core.gates import REASONS, Context, Limits, Moment, decide
+from compliance_agent.core.orders import REASONS as OF_ORDERS
 from compliance_agent.core.schedule import MaintenanceWindow
 from compliance_agent.errors import CannotTell, NoInput
 from compliance_agent.healing import CODES
@@ -71,6 +72,7 @@ def as_document(config: AgentConfig, view: AgentView, check: str) -> dict[str, A
         "held_by_text": in_words(check, standing.gate) if untouched else None,
         "not_before": not_before(config, standing) if untouched else None,
         "remediations": [_remediation(check, record) for record in view.records(check, SHOWN, kind="remediation")],
+        "orders": [_order(check, record) for record in view.records(check, SHOWN, kind="order")],
     }
 
 
@@ -78,6 +80,7 @@ def in_words(check: str, token: str) -> str:
     """What a reason or gate means, in a sentence; the token itself where no list explains it."""
     spec = registry()[check].spec
     said = spec.reasons.get(token) or REASONS.get(token) or CODES.get(token)
+    said = said or OF_ORDERS.get(token)
     said = said or next((action.codes[token] for action in actions().values() if token in action.codes), None)
     return said or {"as_expected": "as the baseline says"}.get(token) or token.replace("_", " ")
 
@@ -128,6 +131,18 @@ def _remediation(check: str, record: Record) -> dict[str, Any]:
     }
 
 
+def _order(check: str, record: Record) -> dict[str, Any]:
+    document = record.document
+    return {
+        "at": document["timestamp_start"],
+        "order_id": document["order_id"],
+        "outcome": document["outcome"],
+        "error": document["error"],
+        "error_text": in_words(check, document["error"]) if document["error"] else None,
+        "bundle_id": document["bundle_id"],
+    }
+
+
 def _print(document: dict[str, Any]) -> None:
     click.echo(f"{document['check']}: {document['result']} since {document['since'][:19]} UTC")
     click.echo(f"  because {document['reason_text']} ({document['reason']})")
@@ -151,3 +166,10 @@ def _print(document: dict[str, Any]) -> None:
     if rows:
         click.echo()
         table(("cure at (UTC)", "outcome", "why", "steps", "evidence"), rows)
+    asked = [
+        [item["at"][:19], item["outcome"], item["error_text"] or "", (item["order_id"] or "")[:16], item["bundle_id"]]
+        for item in document["orders"]
+    ]
+    if asked:
+        click.echo()
+        table(("order at (UTC)", "outcome", "why", "order", "evidence"), asked)

@@ -54,7 +54,6 @@ REASONS = {
     "not_drifted": "the check does not fail, so there is nothing to put back",
     "order_interrupted": "the agent was stopped in the middle of it; it is not done a second time, the checks look again",
     "order_failed": "what it asked for could not be done",
-    "state_lost": "what this host had taken was lost; it takes orders again with its next nonce",
 }
 
 

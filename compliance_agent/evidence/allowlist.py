@@ -268,7 +268,7 @@ def _schema(known: Registry) -> dict[str, Any]:
         "states": ByWord(checks, {"result": result, "reason": any_reason}),
         "counts": ByWord(COUNTS, NATURAL),
         "incident": Maybe({"origin": LOG, "ours": SignedNote(), "theirs": SignedNote(), "code": code}),
-        "artifacts": Rows({"name": Choice(()), "sha256": Digest(), "size": NATURAL}, at_most=0),
+        "artifacts": Rows({"name": Choice(("order",)), "sha256": Digest(), "size": NATURAL}, at_most=1),
     }
 
 
@@ -297,6 +297,8 @@ def check_document(
     _check_words(document, known)
     _check_logic(document)
     _check_incident(document)
+    if document["artifacts"] and document["kind"] != BundleKind.ORDER:
+        raise _bad("artifacts", "none in a bundle of another kind than order")
 
 
 def _bad(field: str, expected: str) -> BadEvidence:
@@ -508,7 +510,7 @@ def build(
         "states": words.states(bundle.states),
         "counts": words.counts(bundle.counts),
         "incident": dict(bundle.incident) if bundle.incident else None,
-        "artifacts": [],
+        "artifacts": [dict(item) for item in bundle.artifacts],
     }
     return document, words.undeclared
 

@@ -33,6 +33,7 @@ WORD_LISTS = {
     "core.orders": "REASONS",
     "core.receipt": "CODES",
     "healing": "CODES",
+    "rotation": "WHY_NOT",
 }  # modules that declare codes of their own
 
 

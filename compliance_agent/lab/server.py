@@ -139,12 +139,14 @@ class FakeServer:
         self.ready = True
         self.min_interval_s = 1
         self.time = "2026-11-22T12:00:00Z"  # as it says at check-in
+        self.signed_time = "2026-11-22T12:00:00.000000Z"  # as it signs with every acknowledgement
         self.durable: dict[str, int] | None = (
             None  # by origin, what a backup holds; None is an older server, which says nothing
         )
         self.faults: deque[Fault] = deque()
         self.requests: list[str] = []
         self.check_ins: list[dict[str, Any]] = []
+        self.orders: list[bytes] = []  # that every check-in is answered with
         self.chains: dict[str, Chain] = {}
         self.authority: bytes = b""
         self.log = FakeLog(site_id) if logged else None
@@ -304,7 +306,7 @@ class FakeServer:
             {
                 "schema": protocol.ACK_SCHEMA,
                 "key_id": crypto.key_id(chain_.public),
-                "received_at": "2026-11-22T12:00:00.000000Z",
+                "received_at": self.signed_time,
                 "bundles": named[:-1] if fault is Fault.ACK_SHORT else named,
             }
         )
@@ -373,7 +375,7 @@ class FakeServer:
             "server_time": self.time,
             "known": known,
             "min_interval_s": self.min_interval_s,
-            "orders": [],
+            "orders": [_b64(raw) for raw in self.orders],
         }
         if self.durable is not None:
             said["durable"] = [{"origin": origin, "size": size} for origin, size in self.durable.items()]

@@ -31,6 +31,7 @@ MAX_RETRY_AFTER_S = 3_600.0
 _WORD = re.compile(r"[!-~]{1,256}")  # no space, no control character: it goes into headers and configurations
 MAX_LOGS = 64  # of one site: one a year
 MAX_RECEIPTS = 100  # that one request may ask for
+MAX_ORDERS = 64  # that one reply may bring
 MAX_BATCH_BYTES = 700_000  # of bundles in one request, before base64: the server takes a body of at most 1 MiB
 
 Verify = Callable[[bytes, bytes, bytes], bool]  # public key, signature, message
@@ -69,6 +70,7 @@ class Acknowledged:
         ack: kept as proof: the server's signature and, after its 64 bytes, the document that it signed, which names this
             bundle and every other that the same answer acknowledges.
         receipt: what the server offered with it; None when the bundle was not in the log yet.
+        received_at: the server's time, which it signed.
     """
 
     bundle_id: str
@@ -76,6 +78,7 @@ class Acknowledged:
     seq: int
     ack: bytes
     receipt: OfferedReceipt | None = None
+    received_at: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,14 @@ class CheckinReply:
         min_interval_s: seconds the server asks to leave between check-ins.
         server_time: the server's clock, as a claim.
         durable: by origin of a log, how many of its entries a backup of the server holds, as a claim; empty from an older server.
+        orders: envelopes that the server forwards; nothing of them is believed.
     """
 
     known: tuple[int, int, str] | None
     min_interval_s: int
     server_time: str
     durable: Mapping[str, int] = field(default_factory=dict)
+    orders: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,10 +154,10 @@ def read_evidence_reply(
         BadReply: the reply cannot be believed; nothing may be forgotten because of it.
     """
     document = _document(reply, {200})
-    ack, count = _ack(_field(document, "ack", dict), sent, key_id, server_key, verify)
+    ack, count, received_at = _ack(_field(document, "ack", dict), sent, key_id, server_key, verify)
     receipts = _offered(document.get("receipts"), [bundle.bundle_id for bundle in sent[:count]])
     acknowledged = tuple(
-        Acknowledged(bundle.bundle_id, bundle.epoch, bundle.seq, ack, receipt)
+        Acknowledged(bundle.bundle_id, bundle.epoch, bundle.seq, ack, receipt, received_at)
         for bundle, receipt in zip(sent, receipts, strict=False)
     )
     stopped = document.get("stopped")
@@ -166,8 +171,8 @@ def read_evidence_reply(
     )
 
 
-def _ack(item: Any, sent: Sequence[Sent], key_id: str, server_key: bytes, verify: Verify) -> tuple[bytes, int]:
-    """The signature with the document that it is over, and how many of `sent` that names, from the first on."""
+def _ack(item: Any, sent: Sequence[Sent], key_id: str, server_key: bytes, verify: Verify) -> tuple[bytes, int, str]:
+    """The signature with the document that it is over, how many of `sent` that names, from the first on, and when."""
     raw, signature = _bytes(item, "document"), _bytes(item, "sig")
     if len(signature) != SIGNATURE_BYTES or not verify(server_key, signature, raw):
         raise BadReply("acknowledgement: the server's signature does not verify", code="bad_ack")
@@ -182,7 +187,7 @@ def _ack(item: Any, sent: Sequence[Sent], key_id: str, server_key: bytes, verify
         _names(named, {"bundle_sha256": bundle.sha256, "epoch": bundle.epoch, "seq": bundle.seq})
         if named.get("status") not in ("stored", "known"):
             raise BadReply("acknowledgement: status is not as agreed", code="bad_ack")
-    return signature + raw, len(bundles)
+    return signature + raw, len(bundles), ack["received_at"]
 
 
 def _names(document: Any, ours: Mapping[str, str | int]) -> None:
@@ -300,9 +305,11 @@ def checkin_request(
     pending: int,
     baseline: tuple[str, str],
     checks: Mapping[str, tuple[str, str]],
+    order_nonce: str | None = None,
 ) -> bytes:
     """The body of `POST /api/v1/checkin`."""
     epoch, seq, digest = head
+    nonce = {} if order_nonce is None else {"order_nonce": order_nonce}
     return canonical(
         {
             "protocol": PROTOCOL,
@@ -312,6 +319,7 @@ def checkin_request(
             "agent_version": __version__,
             "baseline": {"version": baseline[0], "sha256": baseline[1]},
             "checks": {name: {"result": result, "reason": reason} for name, (result, reason) in checks.items()},
+            **nonce,
         }
     )
 
@@ -333,7 +341,15 @@ def read_checkin_reply(reply: HttpReply) -> CheckinReply:
     server_time = _field(document, "server_time", str)
     if not is_timestamp(server_time):
         raise BadReply("reply to check-in: server_time is not a time")
-    return CheckinReply(known, _whole(document, "min_interval_s", 1, 86_400), server_time, _durable(document))
+    interval = _whole(document, "min_interval_s", 1, 86_400)
+    return CheckinReply(known, interval, server_time, _durable(document), _orders(document))
+
+
+def _orders(document: Mapping[str, Any]) -> tuple[bytes, ...]:
+    listed = document.get("orders", [])
+    if not isinstance(listed, list) or len(listed) > MAX_ORDERS:
+        raise BadReply(f"reply to check-in: orders is not a list of at most {MAX_ORDERS}")
+    return tuple(_bytes({"orders": item}, "orders") for item in listed)
 
 
 def _durable(document: Mapping[str, Any]) -> dict[str, int]:

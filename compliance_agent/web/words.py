@@ -47,6 +47,7 @@ KINDS: Mapping[str, Word] = {
     "heartbeat": Word("Heartbeat", "Hourly signed statement of every check's verdict."),
     "key_event": Word("Key event", "The host's key was made, rotated or withdrawn."),
     "incident": Word("Incident", "Something that must not happen was seen, and kept."),
+    "order": Word("Order", "Signed people asked this host for something; it says how that ended, or why it refused."),
     "drill": Word("Drill", "A detector was made to fire on purpose, and it was seen whether it did."),
 }
 

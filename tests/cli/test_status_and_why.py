@@ -15,6 +15,7 @@ from compliance_agent.errors import NotPermitted
 from compliance_agent.models import STATS, ActionTaken, Outcome, RemediationResult, Result, Verdict
 from tests.agent_scene import Scene
 from tests.cli.command import configured, run
+from tests.order_scene import OrderScene
 
 
 async def _live(scene: Scene) -> None:
@@ -75,7 +76,7 @@ def test_status_beside_a_running_agent(scene: Scene) -> None:
     document = json.loads(ended.out)
     assert set(document) == {
         "schema", "site_id", "host_id", "running", "healing_paused", "last_heartbeat", "last_heartbeat_age_s",
-        "statistics", "queue", "chain", "log", "proven", "checks",
+        "statistics", "queue", "chain", "orders", "log", "proven", "checks",
     }  # fmt: skip
     assert document["schema"] == "compliance-agent/status/v1"
     assert document["running"] is True
@@ -187,3 +188,30 @@ def test_heal_beside_a_running_agent_is_75(scene: Scene) -> None:
     ended = run("heal", "--config", config(scene))
     assert ended.status == 75
     assert "in use" in ended.line
+
+
+def test_orders_are_shown_by_both(tmp_path: Path) -> None:
+    """What came, how it ended and why; a stop is said loudly."""
+    made = OrderScene(tmp_path)
+
+    async def ordered() -> None:
+        agent = made.agent()
+        await made.cycle(agent)
+        await made.give(agent, made.signed("approve"), made.signed("remediate", host="ef" * 32), b"no order")
+        await made.give(agent, made.signed("stop_all"))
+
+    asyncio.run(ordered())
+    configured(tmp_path)
+    document = json.loads(run("status", "--json", "--config", tmp_path / "agent.yaml").out)["orders"]
+    assert (document["counter"], document["stopped"]) == (1, True)
+    assert [(item["kind"], item["state"], item["outcome"], item["error"]) for item in document["recent"]] == [
+        ("stop_all", "said", "success", None),
+        (None, "said", "rejected", "order_unreadable"),
+        ("remediate", "said", "rejected", "other_host"),
+        ("approve", "said", "success", None),
+    ]
+    text = run("status", "--config", tmp_path / "agent.yaml").out
+    assert "STOPPED by a signed stop_all" in text and "unreadable : rejected order_unreadable" in text
+    asked = json.loads(run("why", "time_sync", "--json", "--config", tmp_path / "agent.yaml").out)["orders"]
+    assert [(item["order_id"], item["outcome"]) for item in asked] == [("0" * 31 + "1", "success")]
+    assert "order at (UTC)" in run("why", "time_sync", "--config", tmp_path / "agent.yaml").out

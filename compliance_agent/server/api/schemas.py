@@ -49,6 +49,7 @@ Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", max_l
 Version = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+~:_-]{0,39}$", max_length=40)]
 BundleId = Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", min_length=36, max_length=36)]
 Word = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$", max_length=40)]
+OrderNonce = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", min_length=32, max_length=32)]
 Protocol = Annotated[int, Field(ge=1, le=1)]  # not Literal[1], which takes `true` for 1
 Natural = Annotated[int, Field(ge=0, le=LARGEST_INT)]
 
@@ -112,6 +113,7 @@ class CheckinRequest(Sent):
     agent_version: Version
     baseline: BaselineSaid
     checks: dict[Word, CheckSaid] = Field(max_length=256)
+    order_nonce: OrderNonce | None = None
 
 
 class SignedBundle(Sent):
@@ -184,7 +186,7 @@ class CheckinReply(BaseModel):
     server_time: str
     known: Head | None
     min_interval_s: int
-    orders: list[Any]
+    orders: list[str]
     durable: list[DurableLog]
 
 
