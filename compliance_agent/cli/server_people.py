@@ -182,6 +182,51 @@ def password_(ctx: click.Context, name: str, password_file: Path | None) -> None
     click.echo(f"password of {name} changed", err=True)
 
 
+@user.command("sessions")
+@click.argument("name")
+@click.option("--end", "ended", metavar="ID", help="End this session; `all` ends every one.")
+@json_option
+@data_dir_option
+@click.pass_context
+def sessions(ctx: click.Context, name: str, ended: str | None, as_json: bool) -> None:
+    """List where a person is signed in, and end sessions."""
+
+    async def act(services: Any) -> list[Any]:
+        held = services.users.sessions
+        if ended is not None:
+            await held.end_named(name, None if ended == "all" else ended, actor="operator")
+        found: list[Any] = await held.all_of(name)
+        return found
+
+    items = [
+        {
+            "session_id": item.id,
+            "created_at": utc(item.created_at),
+            "used_at": utc(item.used_at),
+            "expires_at": utc(item.expires_at),
+            "proved_at": utc(item.proved_at),
+        }
+        for item in with_services(settings_of(ctx), act)
+    ]
+    if as_json:
+        print_json({"schema": "compliance-agent/server-sessions/v1", "name": name, "sessions": items})
+        return
+    columns = ("session_id", "created_at", "used_at", "proved_at")
+    table(
+        ("session", "since", "last used", "second factor"), [[item[key] or "no" for key in columns] for item in items]
+    )
+
+
+@user.command("reset-factor")
+@click.argument("name")
+@data_dir_option
+@click.pass_context
+def reset_factor(ctx: click.Context, name: str) -> None:
+    """Take a person's second factor away, whose phone is lost; every session ends."""
+    with_services(settings_of(ctx), lambda services: services.users.factors.reset(name))
+    click.echo(f"{name} has no second factor now", err=True)
+
+
 @user.command("token")
 @click.argument("name")
 @click.option("--expires", default="30d", show_default=True, help="How long the token is good for: 1h, 30d.")

@@ -4,7 +4,8 @@
     uvicorn.run(app)                    # the lifespan opens the data directory, and drains and closes it at the end
 
 The data directory: `server.db`, `keys/ack.pem` and `keys/ack.pub.pem` (what acknowledgements are signed with), `keys/log.pem` and
-`keys/<site>-<year>.vkey` (what checkpoints are signed with), `keys/witnesses.policy` and `keys/tsa-ca.pem` (copies, for packets),
+`keys/<site>-<year>.vkey` (what checkpoints are signed with), `keys/factors.key` (what second factors are sealed under),
+`keys/witnesses.policy` and `keys/tsa-ca.pem` (copies, for packets),
 `log/` (the logs as they are served), `heads/` (the largest checkpoint ever signed of each), `tls/` when the server does TLS
 itself, `admin-password` (made at the first start, 0600).
 """
@@ -47,12 +48,14 @@ from compliance_agent.server.services.access import HostAccess
 from compliance_agent.server.services.board import Board
 from compliance_agent.server.services.checkin import Checkin
 from compliance_agent.server.services.enrol import Enrolment
+from compliance_agent.server.services.factors import Factors
 from compliance_agent.server.services.fleet import Silence
 from compliance_agent.server.services.ingest import Ingest
 from compliance_agent.server.services.pruning import Pruning
 from compliance_agent.server.services.receipts import Receipts
 from compliance_agent.server.services.retention import Holds
 from compliance_agent.server.services.rotation import Rotations
+from compliance_agent.server.services.sessions import Limits
 from compliance_agent.server.services.users import Users
 from compliance_agent.server.services.verification import Verifier
 from compliance_agent.server.settings import ServerSettings
@@ -62,6 +65,7 @@ from compliance_agent.transport.http import HttpTransport
 
 ADMIN = "admin"
 WITNESSES_FILE = "witnesses.policy"
+FACTORS_KEY = "factors.key"
 TSA_CA_FILE = "tsa-ca.pem"
 MAX_POLICY_BYTES = 65_536
 ANY_LOG = "any/log/2026"  # where a policy is read for its witnesses alone
@@ -141,7 +145,7 @@ async def opened(
             checkin=Checkin(store, clock),
             enrolment=Enrolment(store, clock, verify=verifier.verify),
             rotations=Rotations(store, signer.sign, clock),
-            users=Users(store, clock),
+            users=_users(settings, store, clock),
             holds=Holds(store, clock),
             pruning=Pruning(store, files, clock),
             ack_public_key=signer.public_bytes,
@@ -167,6 +171,22 @@ async def opened(
         )
     finally:
         await store.close()
+
+
+def _users(settings: ServerSettings, store: SqlStore, clock: Clock) -> Users:
+    """People, their sessions as the settings say, and the key that their second factors are sealed under."""
+    path, wanted = settings.data_dir / "keys" / FACTORS_KEY, settings.second_factor_for.split()
+    create_file(path, secrets.token_bytes(32))
+    key = read_file(path, limit_bytes=64, secret=True)
+    if len(key) != 32:
+        raise ConfigError(f"{path}: expected 32 bytes, found {len(key)}", hint="bring the file back from the backup")
+    return Users(
+        store,
+        clock,
+        Factors(store, clock, key),
+        sessions=Limits(timedelta(seconds=settings.session_idle_s), timedelta(seconds=settings.session_life_s)),
+        demands_factor=lambda user: wanted != ["none"] and (wanted == ["all"] or user.client_id in {None, *wanted}),
+    )
 
 
 def _cosigning(
@@ -313,9 +333,10 @@ def create_app(
 
 
 def _mount_viewer(app: FastAPI) -> None:
-    from compliance_agent.web import log_views, views
+    from compliance_agent.web import account, log_views, views
 
     app.include_router(views.router)
+    app.include_router(account.router)
     app.include_router(log_views.router)
     views.mount_static(app)
 

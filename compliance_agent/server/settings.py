@@ -47,6 +47,11 @@ class ServerSettings:
     min_interval_s: int = _setting(1, "Least seconds a host shall leave between two check-ins.", 1, 86_400)
     silent_after_s: int = _setting(600, "Seconds without a word after which a host is silent.", 5, 604_800)
     stale_after_s: int = _setting(11_700, "Seconds after which a verdict nobody repeated is unknown.", 60, 604_800)
+    session_idle_s: int = _setting(900, "Seconds without use after which a person's session ends.", 60, 86_400)
+    session_life_s: int = _setting(43_200, "Seconds after which a person's session ends, used or not.", 60, 86_400)
+    second_factor_for: str = _setting(
+        "none", "Whose people must have a second factor: none, all, or ids of clients separated by spaces."
+    )
     log_interval_ms: int = _setting(250, "Milliseconds between two rounds of the transparency log.", 1, 60_000)
     log_mldsa44: bool = _setting(False, "Make a second, post-quantum key that signs every checkpoint of the log too.")
     witness_policy_file: Path | None = _setting(
@@ -73,6 +78,10 @@ class ServerSettings:
                 raise ConfigError(
                     f"{name}: expected letters, digits and ._-, at most 63, found {getattr(self, name)[:60]!r}"
                 )
+        if not all(_LABEL.fullmatch(item) for item in self.second_factor_for.split() or [""]):
+            raise ConfigError(
+                f"second_factor_for: expected none, all, or ids of clients, found {self.second_factor_for[:60]!r}"
+            )
         if self.log_level not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
             raise ConfigError(f"log_level: expected DEBUG, INFO, WARNING or ERROR, found {self.log_level[:20]!r}")
         if not self.host or len(self.host) > 253 or not re.fullmatch(r"[A-Za-z0-9.:-]+", self.host):

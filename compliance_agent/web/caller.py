@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from starlette.requests import Request
 
 from compliance_agent.server.api.deps import services_of, session_cookie
-from compliance_agent.server.records import SiteReader, User
+from compliance_agent.server.records import Session, SiteReader, User
 from compliance_agent.server.services import roles
 from compliance_agent.server.services.fleet import Fleet
+
+FRESH = timedelta(minutes=5)
 
 
 class SignedOut(Exception):
     """Nobody is signed in. Only `PageRoute` catches it."""
+
+
+class FactorNeeded(Exception):
+    """The person must set up a second factor before anything else. Only `PageRoute` catches it."""
+
+
+class StepUpNeeded(Exception):
+    """The page is for who has shown the second factor just now. Only `PageRoute` catches it."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +54,37 @@ async def caller_of(request: Request, act: roles.Act = roles.Act.LOOK) -> Caller
         Refusal: 403, the person's role does not have the act.
     """
     services = services_of(request)
-    user = await services.users.of_session(session_of(request))
-    if user is None:
-        raise SignedOut
+    user = (await session_or_out(request)).user
+    if await services.users.lacks_factor(user):
+        raise FactorNeeded
     roles.check(user, act)
     reader = await services.users.reader(user)
     return Caller(user, reader, services.fleet(reader))
+
+
+async def session_or_out(request: Request) -> Session:
+    """The live session, also of a person who still has to set up a second factor: for the pages of the own account alone.
+
+    Raises:
+        SignedOut: nobody, or a session that has ended.
+    """
+    by_itself = (
+        request.headers.get("hx-request") == "true"
+    )  # a live page asks every few seconds, whether somebody looks or not
+    session = await services_of(request).users.sessions.of(session_of(request), use=not by_itself)
+    if session is None:
+        raise SignedOut
+    return session
+
+
+async def stepped_up(request: Request, within: timedelta = FRESH) -> Session:
+    """The session, if its person has shown the second factor within this time: before an order is approved (ASVS 7.5.3).
+
+    Raises:
+        SignedOut: nobody is signed in.
+        StepUpNeeded: the second factor was not shown, or too long ago; the browser is sent to show it, and back.
+    """
+    session = await session_or_out(request)
+    if not services_of(request).users.sessions.proven(session, within):
+        raise StepUpNeeded
+    return session

@@ -17,7 +17,7 @@ from starlette.types import Scope
 from compliance_agent.errors import AgentError, Refusal
 from compliance_agent.logs import where
 from compliance_agent.web import security
-from compliance_agent.web.caller import SignedOut, now_of
+from compliance_agent.web.caller import FactorNeeded, SignedOut, StepUpNeeded, now_of
 from compliance_agent.web.rendering import render
 
 log = structlog.get_logger()
@@ -96,6 +96,11 @@ class PageRoute(APIRoute):
                 return await answer(request)
             except SignedOut:
                 return to_login(request)
+            except FactorNeeded:
+                return RedirectResponse("/account/factor", status_code=303)
+            except StepUpNeeded:
+                back = _here(request) if request.method == "GET" else "/"
+                return RedirectResponse(f"/account/prove?next={quote(back, safe='')}", status_code=303)
             except (
                 Exception
             ) as error:  # the edge: whatever it is, the reader gets a page and the log the kind of failure

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, FastAPI
 from starlette.exceptions import HTTPException
@@ -31,10 +31,10 @@ from compliance_agent.server.services.fleet import Fleet, Moved
 from compliance_agent.web import present, proofs, security, timeline, words
 from compliance_agent.web.assets import STATIC_ROUTE
 from compliance_agent.web.caller import caller_of, now_of, session_of
+from compliance_agent.web.forms import form_of, inside
 from compliance_agent.web.pages import Counts, SiteRow, by_urgency, hosts_by_urgency
 from compliance_agent.web.routing import Fallback, PageRoute, page
 
-LONGEST_FORM_BYTES = 8192
 RECENT = 10
 CHANGES = ("drift", "remediation", "key_event", "incident")
 DRAWN = 200
@@ -239,7 +239,7 @@ async def login_page(request: Request) -> Response:
     """The form to sign in with."""
     if await services_of(request).users.of_session(session_of(request)) is not None:
         return RedirectResponse("/", status_code=303)
-    return _login(request, _inside(request.query_params.get("next", "")), 200)
+    return _login(request, inside(request.query_params.get("next", "")), 200)
 
 
 def _login(request: Request, back: str, status_code: int, name: str = "", problem: str = "") -> Response:
@@ -249,14 +249,18 @@ def _login(request: Request, back: str, status_code: int, name: str = "", proble
 @router.post("/login")
 async def login(request: Request) -> Response:
     """Sign in. Attempts are limited by the users service; a new session always has a new id."""
-    form = await _form(request)
-    name, back = form.get("name", ""), _inside(form.get("next", ""))
+    form = await form_of(request)
+    name, back = form.get("name", ""), inside(form.get("next", ""))
     try:
-        secret = await services_of(request).users.login(name, form.get("password", ""))
+        users = services_of(request).users
+        secret = await users.login(name, form.get("password", ""), form.get("code", ""))
     except Refusal as refusal:
         if refusal.status == 429:
             return _login(request, back, 429, name, "Too many attempts for this name. Wait a quarter of an hour.")
-        return _login(request, back, 401, name, "Name or password is wrong.")
+        return _login(request, back, 401, name, "Name, password or code is wrong.")
+    before = session_of(request)
+    if before:
+        await users.logout(before)
     response = RedirectResponse(back, status_code=303)
     security.set_cookie(request, response, session_cookie(request), secret)
     return response
@@ -265,38 +269,10 @@ async def login(request: Request) -> Response:
 @router.post("/logout")
 async def logout(request: Request) -> Response:
     """End the session, here and at the server."""
-    await _form(request)
+    await form_of(request)
     secret = session_of(request)
     if secret:
         await services_of(request).users.logout(secret)
     response = RedirectResponse("/login", status_code=303)
     security.drop_cookie(request, response, session_cookie(request))
     return response
-
-
-async def _form(request: Request) -> dict[str, str]:
-    """The fields of a small posted form that came from one of our own pages.
-
-    Raises:
-        HTTPException: 413 too large, 400 not a form, 403 not ours.
-    """
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > LONGEST_FORM_BYTES:
-            raise HTTPException(413)
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
-        raise HTTPException(400)
-    try:
-        fields = dict(parse_qsl(body.decode("ascii"), keep_blank_values=True, max_num_fields=20))
-    except ValueError as error:
-        raise HTTPException(400) from error
-    if not security.form_is_ours(request, fields.get(security.FORM_FIELD, "")):
-        raise HTTPException(403)
-    return fields
-
-
-def _inside(path: str) -> str:
-    """Where to go after signing in: a path of this site, whatever the link said."""
-    safe = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isascii() and path.isprintable()
-    return path if safe and "\\" not in path and len(path) <= 512 else "/"

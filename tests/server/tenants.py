@@ -6,6 +6,7 @@ for its own, for the other side's and for unknown ids, and compares whole answer
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from compliance_agent.entries.rotation import statement
 from compliance_agent.evidence.canonical import canonical
 from tests.server.builder import FakeHost, Server, Signed, b64, checkin_body, stamp
 
+FORM = "application/x-www-form-urlencoded"
 PASSWORD = "correct horse battery"
 _CHANGING = re.compile(r'"trace_id":"[0-9a-f]+"|value="[\w-]{43}"|"nonce":"[^"]+"|"server_time":"[^"]+"')
 HEADERS_THAT_CHANGE = {"x-request-id", "set-cookie", "content-length"}
@@ -33,6 +35,12 @@ class Side:
     bundle: Signed
     token: Mapping[str, str]  # headers of the person's scripts
     session: Mapping[str, str]  # headers of the person's browser
+
+    @property
+    def session_id(self) -> str:
+        return (
+            hashlib.sha256(self.session["cookie"].partition("=")[2].encode()).hexdigest()[:16] if self.session else ""
+        )
 
     @property
     def ids(self) -> dict[str, str]:
@@ -52,6 +60,7 @@ class Side:
         ids = self.ids
         return (
             self.site_id,
+            self.session_id,
             self.host.host_id,
             ids["key_id"],
             ids["bundle_id"],
@@ -87,7 +96,7 @@ async def side(server: Server, site_id: str, client_id: str | None, label: str) 
     host.api_key = (await server.try_enrol(host, token)).json()["api_key"]
     bundle = host.next()
     assert (await server.deliver(host, bundle, host.heartbeat(time_sync="pass"))).status_code == 200
-    users, name = server.services.users, f"of-{site_id}"
+    users, name = server.services.users, f"person-{site_id[-1]}"
     sites = frozenset({site_id}) if client_id is None else None
     await users.add(name, PASSWORD, role="owner", client_id=client_id or "msp", sites=sites)
     bearer = await users.new_token(name, timedelta(days=1))
@@ -219,6 +228,34 @@ async def _rotate(crawl: Crawl, method: str, path: str) -> None:
     await crawl.posted(path, stolen)
 
 
+async def _account(crawl: Crawl, method: str, path: str) -> None:
+    """My own sessions, and nobody else's."""
+    page = await crawl.ask(method, path, crawl.mine.session)
+    assert crawl.mine.session_id in page.text
+    crawl.nothing_of_theirs(page.text, path)
+
+
+async def _end_session(crawl: Crawl, method: str, path: str) -> None:
+    """The id of another person's session ends nothing, and is answered as one that does not exist."""
+    token = form_token((await crawl.ask("GET", "/account", crawl.mine.session)).text)
+    crawl.server.client.cookies.clear()
+    headers = {"cookie": f"{crawl.mine.session['cookie']}; form={token}", "content-type": FORM}
+    replies = [
+        await crawl.ask(method, path, headers, content=f"form_token={token}&session={session_id}")
+        for session_id in (crawl.theirs.session_id, "0" * 16)
+    ]
+    assert [reply.status_code for reply in replies] == [404, 404]
+    assert crawl.told(replies[0], crawl.theirs) == crawl.told(replies[1], crawl.nobody)
+    assert (await crawl.ask("GET", "/account", crawl.theirs.session)).status_code == 200
+
+
+def form_token(page: str) -> str:
+    """The token that a page's forms bring back."""
+    found = re.search(r'name="form_token" value="([\w-]{43})"', page)
+    assert found is not None
+    return found[1]
+
+
 async def _cosignature(crawl: Crawl, method: str, path: str) -> None:
     await crawl.posted(path, lambda one: {"any": "bytes"})
 
@@ -285,6 +322,13 @@ CASES: Mapping[str, Case] = {
     "POST /login": public,
     "POST /logout": public,
     "GET /verify": public,
+    "GET /account": _account,
+    "POST /account/sessions/end": _end_session,
+    "GET /account/factor": public,
+    "POST /account/factor/begin": public,
+    "POST /account/factor/confirm": public,
+    "GET /account/prove": public,
+    "POST /account/prove": public,
     "GET /sites/{site_id}/log": hidden("?year={year}"),
     "GET /sites/{site_id}/log/{year}/key": hidden(),
     "GET /static/{digest}/{name}": public,

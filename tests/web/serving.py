@@ -38,7 +38,7 @@ class Served:
 async def serving(folder: Path, *, seeded: bool = True) -> AsyncIterator[Served]:
     """The server over a new data directory, started, with two users and, when asked for, the seeded fleet."""
     clock = MovingClock(datetime.now(UTC).replace(microsecond=0))
-    settings = ServerSettings(data_dir=folder.resolve() / "server")
+    settings = ServerSettings(data_dir=folder.resolve() / "server", session_idle_s=86_400)  # tests move the clock
     app = create_app(settings, clock=clock, log_clock=utc_now)
     async with app.router.lifespan_context(app):
         services: Services = app.state.services

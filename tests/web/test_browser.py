@@ -31,6 +31,9 @@ def paths(served: Served) -> list[str]:
         f"/bundles/{host.bundle_ids[0]}",
         f"/bundles/{host.cures['firewall']}",
         f"/bundles/{host.cures['patching']}",
+        "/account",
+        "/account/factor",
+        "/account/prove",
     ]
 
 

@@ -261,7 +261,7 @@ async def test_wrong_password_says_the_same_for_every_name(served: Served) -> No
         wrong = await sign_in(visitor, NAME, "wrong")
         nobody = await sign_in(visitor, "nobody", "wrong")
         assert (wrong.status_code, nobody.status_code) == (401, 401)
-        assert "Name or password is wrong." in wrong.text
+        assert "Name, password or code is wrong." in wrong.text
         assert wrong.text.replace(NAME, "x") == nobody.text.replace("nobody", "x").replace(NAME, "x")
 
 

@@ -113,7 +113,9 @@ async def user_or_none(request: Request) -> User | None:
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return await users.of_token(secret)
-    return await users.of_session(request.cookies.get(session_cookie(request)))
+    return await users.of_session(
+        request.cookies.get(session_cookie(request)), use=request.headers.get("hx-request") != "true"
+    )
 
 
 async def current_user(request: Request) -> User:

@@ -26,7 +26,7 @@ from compliance_agent.server.records.chains import (
 )
 from compliance_agent.server.records.keeping import Durable, Hold, LoggedRecord, Minimum
 from compliance_agent.server.records.logs import Backlog, Kept, Leaf, NewLeaf, PendingLeaf, Shard
-from compliance_agent.server.records.people import Dates, Token, User
+from compliance_agent.server.records.people import Dates, Factor, Session, Token, User
 from compliance_agent.server.records.reading import Keeping, SiteReader
 from compliance_agent.server.records.store import Store, Work
 from compliance_agent.server.records.writing import Transaction
@@ -43,6 +43,7 @@ __all__ = [
     "Dates",
     "Durable",
     "Event",
+    "Factor",
     "Fork",
     "Gap",
     "Head",
@@ -58,6 +59,7 @@ __all__ = [
     "NewLeaf",
     "PendingLeaf",
     "Place",
+    "Session",
     "Shard",
     "Site",
     "SiteReader",

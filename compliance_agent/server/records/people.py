@@ -61,3 +61,36 @@ class User:
     disabled_at: datetime | None = None
     client_id: str | None = None
     dates: Dates | None = None
+
+
+@dataclass(frozen=True)
+class Session:
+    """Somebody who is signed in.
+
+    Attributes:
+        hash: of the secret in the cookie.
+        used_at: when it was used last, a minute more or less.
+        proved_at: when the second factor was shown last.
+    """
+
+    hash: str
+    user: User
+    created_at: datetime
+    used_at: datetime
+    expires_at: datetime
+    proved_at: datetime | None
+
+    @property
+    def id(self) -> str:
+        """Names the session, and opens nothing."""
+        return self.hash[:16]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A person's second factor: its sealed secret, since when it counts (None: not yet), and the last time step used."""
+
+    name: str
+    sealed: bytes
+    confirmed_at: datetime | None
+    last_step: int

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Protocol, TypeVar
 
 from compliance_agent.server.records.chains import Host
-from compliance_agent.server.records.people import Dates, User
+from compliance_agent.server.records.people import Dates, Factor, Session, User
 from compliance_agent.server.records.reading import SiteReader
 from compliance_agent.server.records.writing import Transaction
 
@@ -46,8 +46,16 @@ class Store(Protocol):
         """Every user, by name."""
         ...
 
-    async def user_of_session(self, session_hash: str, now: datetime) -> User | None:
-        """The user of a live session, unless disabled."""
+    async def session(self, session_hash: str) -> Session | None:
+        """A session that nobody ended, unless its user is disabled; how old it may be is another question."""
+        ...
+
+    async def sessions(self, name: str) -> list[Session]:
+        """The same of one user, the newest first."""
+        ...
+
+    async def factor(self, name: str) -> Factor | None:
+        """A user's second factor."""
         ...
 
     async def user_of_token(self, token_hash: str, now: datetime) -> User | None:

@@ -9,7 +9,7 @@ from typing import Protocol
 from compliance_agent.server.records.chains import CheckVerdict, Fork, Gap, Host, NewBundle, Place, Site
 from compliance_agent.server.records.keeping import Durable, Hold, LoggedRecord
 from compliance_agent.server.records.logs import NewLeaf, PendingLeaf, Shard
-from compliance_agent.server.records.people import Token, User
+from compliance_agent.server.records.people import Factor, Token, User
 from compliance_agent.server.records.reading import Keeping
 
 
@@ -204,12 +204,46 @@ class Transaction(Keeping, Protocol):
         """A login succeeded."""
         ...
 
-    async def add_session(self, session_hash: str, name: str, now: datetime, expires_at: datetime) -> None:
+    async def add_session(
+        self, session_hash: str, name: str, now: datetime, expires_at: datetime, proved_at: datetime | None
+    ) -> None:
         """A signed-in session, known by its hash; expired ones are dropped."""
         ...
 
-    async def end_session(self, session_hash: str, now: datetime) -> None:
-        """Sign out."""
+    async def use_session(self, session_hash: str, now: datetime) -> None:
+        """Note that it was used."""
+        ...
+
+    async def prove_session(self, session_hash: str, now: datetime) -> None:
+        """Note that the second factor was shown."""
+        ...
+
+    async def end_session(self, session_hash: str, now: datetime) -> str | None:
+        """Sign out; the user's name, None when there is no such live session."""
+        ...
+
+    async def factor(self, name: str) -> Factor | None:
+        """A user's second factor as it is now."""
+        ...
+
+    async def add_factor(self, factor: Factor) -> None:
+        """A new second factor."""
+        ...
+
+    async def drop_factor(self, name: str) -> None:
+        """No factor, and no recovery codes, from now on."""
+        ...
+
+    async def confirm_factor(self, name: str, now: datetime, recovery_hashes: Collection[str]) -> None:
+        """It counts from now on, and these recovery codes do."""
+        ...
+
+    async def use_step(self, name: str, step: int) -> bool:
+        """Use up a time step; False when this or a later one was used."""
+        ...
+
+    async def use_recovery_code(self, name: str, code_hash: str, now: datetime) -> bool:
+        """Use up a recovery code; False when there is none unused."""
         ...
 
     async def add_operator_token(self, token_hash: str, name: str, now: datetime, expires_at: datetime) -> None:

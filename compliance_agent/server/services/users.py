@@ -21,11 +21,12 @@ from argon2.exceptions import InvalidHashError, VerificationError
 
 from compliance_agent.errors import Refusal
 from compliance_agent.facts import NAME
-from compliance_agent.server.records import Clock, Dates, SiteReader, Store, Transaction, User
+from compliance_agent.server.records import Clock, Dates, Session, SiteReader, Store, Transaction, User
 from compliance_agent.server.services import roles
+from compliance_agent.server.services.factors import Factors
 from compliance_agent.server.services.secrets import OPERATOR_PREFIX, Rng, hashed, new_secret
+from compliance_agent.server.services.sessions import Limits, Sessions
 
-SESSION_LIFE = timedelta(hours=12)
 ATTEMPTS = 10
 WINDOW_S = 900
 SHORTEST_PASSWORD = 12
@@ -39,10 +40,21 @@ class Users:
     """Who may look, and at what."""
 
     def __init__(
-        self, store: Store, clock: Clock, *, hasher: PasswordHasher | None = None, rng: Rng = secrets.token_bytes
+        self,
+        store: Store,
+        clock: Clock,
+        factors: Factors,
+        *,
+        sessions: Limits | None = None,
+        demands_factor: Callable[[User], bool] = lambda _user: False,
+        hasher: PasswordHasher | None = None,
+        rng: Rng = secrets.token_bytes,
     ) -> None:
         self._store = store
         self._clock = clock
+        self.factors = factors
+        self.sessions = Sessions(store, clock, sessions or Limits())
+        self._demands_factor = demands_factor
         self._hasher = hasher or PasswordHasher()
         self._rng = rng
         self._hashing = asyncio.Semaphore(2)  # each takes 64 MiB and a core for tens of milliseconds
@@ -162,11 +174,11 @@ class Users:
             raise _unknown(name)
         return user
 
-    async def login(self, name: str, password: str) -> str:
+    async def login(self, name: str, password: str, code: str = "") -> str:
         """A new session's secret, for the cookie.
 
         Raises:
-            Refusal: 401 wrong name or password, 429 too many attempts.
+            Refusal: 401 wrong name, password or code, 429 too many attempts. Which of them was wrong is not said.
         """
         now, bucket = self._clock(), _bucket(name)
 
@@ -179,31 +191,96 @@ class Users:
             )
         user = await self._store.user(name) if NAME.fullmatch(name) else None
         right = await self._matches(user.password_hash if user else await self._stand_in(), password)
-        if not right or user is None or user.disabled_at is not None:
+        secret = None
+        if right and user is not None and user.disabled_at is None:
+            secret = await self._new_session(user, bucket, code)
+        if secret is None:
             self.failed += 1
             log.warning("login.failed")
-            raise Refusal("name or password is wrong", code="bad_login", status=401)
-        return await self._new_session(user, bucket)
+            raise Refusal("name, password or code is wrong", code="bad_login", status=401)
+        return secret
 
-    async def _new_session(self, user: User, bucket: int) -> str:
+    async def _new_session(self, user: User, bucket: int, code: str) -> str | None:
+        """A session, its id new; None when the person has a second factor and this is no code of it."""
         secret, now = new_secret("", self._rng), self._clock()
 
-        async def work(tx: Transaction) -> None:
+        async def work(tx: Transaction) -> bool:
+            held = await tx.factor(user.name)
+            counts = held is not None and held.confirmed_at is not None
+            if counts and not await self.factors.take(tx, user.name, code, now):
+                return False
             await tx.forget_attempts(bucket)
-            await tx.add_session(hashed(secret), user.name, now, now + SESSION_LIFE)
+            ends = now + self.sessions.limits.life
+            await tx.add_session(hashed(secret), user.name, now, ends, now if counts else None)
             await tx.audit(now, user.name, "login")
+            return True
 
-        await self._store.write(work)
-        return secret
+        return secret if await self._store.write(work) else None
 
     async def logout(self, secret: str) -> None:
         """End a session; an unknown one is ended already."""
-        now = self._clock()
-        await self._store.write(lambda tx: tx.end_session(hashed(secret), now))
+        await self.sessions.end(secret)
 
-    async def of_session(self, secret: str | None) -> User | None:
-        """The user of a live session."""
-        return await self._store.user_of_session(hashed(secret), self._clock()) if secret else None
+    async def of_session(self, secret: str | None, *, use: bool = True) -> User | None:
+        """Who is signed in; nobody while the person still has to set up a second factor."""
+        session = await self.sessions.of(secret, use=use)
+        return None if session is None or await self.lacks_factor(session.user) else session.user
+
+    async def lacks_factor(self, user: User) -> bool:
+        """Whether the person's client demands a second factor, and there is none."""
+        return self._demands_factor(user) and not await self.factors.has(user.name)
+
+    async def confirm_factor(self, session: Session, secret: str, code: str) -> list[str]:
+        """The person's new factor counts from now on; every other session of the person ends. Recovery codes, shown once.
+
+        Raises:
+            Refusal: the code is wrong.
+        """
+        codes = await self.factors.confirm(session.user.name, code)
+        await self.sessions.prove(secret)
+        await self.sessions.end_named(session.user.name, None, actor=session.user.name, but=session.id)
+        return codes
+
+    async def step_up(self, session: Session, secret: str, code: str) -> None:
+        """Show the second factor again, for what needs it fresh; guesses count as those at the login do.
+
+        Raises:
+            Refusal: 403 wrong code or no factor, 429 too many attempts.
+        """
+        name, now, bucket = session.user.name, self._clock(), _bucket(session.user.name)
+
+        async def work(tx: Transaction) -> str:
+            if not await tx.count_attempt(bucket, now, window_s=WINDOW_S, at_most=ATTEMPTS):
+                return "too_many_attempts"
+            if not await self.factors.take(tx, name, code, now):
+                return "bad_code"
+            await tx.forget_attempts(bucket)
+            await tx.prove_session(hashed(secret), now)
+            await tx.audit(now, name, "step_up")
+            return ""
+
+        refused = await self._store.write(work)
+        if refused == "too_many_attempts":
+            raise Refusal("too many attempts for this name", code=refused, status=429, retry_after_s=WINDOW_S)
+        if refused:
+            self.failed += 1
+            raise Refusal("code: wrong, used, or from another minute", code=refused, status=403)
+
+    async def password_is(self, user: User, password: str) -> bool:
+        """Whether this is the person's password; guesses count as those at the login do.
+
+        Raises:
+            Refusal: 429 too many attempts.
+        """
+        now, bucket = self._clock(), _bucket(user.name)
+        if not await self._store.write(lambda tx: tx.count_attempt(bucket, now, window_s=WINDOW_S, at_most=ATTEMPTS)):
+            raise Refusal(
+                "too many attempts for this name", code="too_many_attempts", status=429, retry_after_s=WINDOW_S
+            )
+        right = await self._matches(user.password_hash, password)
+        if right:
+            await self._store.write(lambda tx: tx.forget_attempts(bucket))
+        return right
 
     async def of_token(self, secret: str) -> User | None:
         """The user of an operator token."""

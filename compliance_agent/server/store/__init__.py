@@ -13,11 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, Table, insert, inspect, select
+from sqlalchemy import Select, insert, inspect, select
 from sqlalchemy.engine import Connection, RowMapping
 
 from compliance_agent.errors import StorageError
-from compliance_agent.server.records import Dates, Host, SiteReader, User, Work
+from compliance_agent.server.records import Dates, Factor, Host, Session, SiteReader, User, Work
 from compliance_agent.server.store import migration, rows, tables
 from compliance_agent.server.store.engine import SqliteDatabase, translated
 from compliance_agent.server.store.reader import BoundReader
@@ -89,23 +89,32 @@ class SqlStore:
         """Every user, by name."""
         return [rows.user(row) for row in await self._all(select(tables.users).order_by(tables.users.c.name))]
 
-    async def user_of_session(self, session_hash: str, now: datetime) -> User | None:
-        """The user of a live session."""
-        return await self._user_of(tables.sessions, session_hash, now)
+    async def session(self, session_hash: str) -> Session | None:
+        """A session that nobody ended."""
+        found = await self._all(_sessions().where(tables.sessions.c.hash == session_hash))
+        return rows.session(found[0]) if found else None
+
+    async def sessions(self, name: str) -> list[Session]:
+        """The same of one user, the newest first."""
+        c = tables.sessions.c
+        found = await self._all(_sessions().where(c.name == name).order_by(c.created_at.desc(), c.hash))
+        return [rows.session(row) for row in found]
+
+    async def factor(self, name: str) -> Factor | None:
+        """A user's second factor."""
+        found = await self._all(select(tables.factors).where(tables.factors.c.name == name))
+        return rows.factor(found[0]) if found else None
 
     async def user_of_token(self, token_hash: str, now: datetime) -> User | None:
         """The user of a live operator token."""
-        return await self._user_of(tables.operator_tokens, token_hash, now)
-
-    async def _user_of(self, credentials: Table, secret_hash: str, now: datetime) -> User | None:
-        users = tables.users
+        users, tokens = tables.users, tables.operator_tokens
         query = (
             select(users)
-            .join(credentials, credentials.c.name == users.c.name)
+            .join(tokens, tokens.c.name == users.c.name)
             .where(
-                credentials.c.hash == secret_hash,
-                credentials.c.revoked_at.is_(None),
-                credentials.c.expires_at > rows.text(now),
+                tokens.c.hash == token_hash,
+                tokens.c.revoked_at.is_(None),
+                tokens.c.expires_at > rows.text(now),
                 users.c.disabled_at.is_(None),
             )
         )
@@ -119,6 +128,15 @@ class SqlStore:
 
     async def _all(self, query: Select[Any]) -> list[RowMapping]:
         return await self.database.all(query)
+
+
+def _sessions() -> Select[Any]:
+    users, sessions = tables.users, tables.sessions
+    return (
+        select(sessions, *(column.label(f"user_{column.name}") for column in users.c))
+        .join(users, sessions.c.name == users.c.name)
+        .where(sessions.c.revoked_at.is_(None), users.c.disabled_at.is_(None))
+    )
 
 
 def _prepare(connection: Connection) -> None:

@@ -65,7 +65,11 @@ def _from_2(connection: Connection) -> None:
 
 
 def _people(connection: Connection) -> None:
-    """Everybody gets an id that is no name, and a role of today."""
+    """Everybody gets an id that is no name, and a role of today; sessions end, for nobody knows when they were used."""
+    tables.metadata.create_all(connection, tables=tables.PEOPLE_TABLES)
+    if "used_at" not in {column["name"] for column in inspect(connection).get_columns("sessions")}:
+        tables.sessions.drop(connection)
+        tables.sessions.create(connection)
     if "person_id" in {column["name"] for column in inspect(connection).get_columns("users")}:
         return
     for column in ("person_id", "client_id", "first_on", "last_on"):

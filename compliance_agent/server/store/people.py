@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Executable, Table, delete, insert, select, update
+from sqlalchemy import Executable, Table, Update, delete, insert, select, update
 from sqlalchemy.engine import RowMapping
 
-from compliance_agent.server.records import User
+from compliance_agent.server.records import Factor, User
 from compliance_agent.server.store import rows, tables
 
 
@@ -75,22 +76,67 @@ class PeopleRows:
     async def forget_attempts(self, bucket: int) -> None:
         await self._changed(delete(tables.login_attempts).where(tables.login_attempts.c.bucket == bucket))
 
-    async def add_session(self, session_hash: str, name: str, now: datetime, expires_at: datetime) -> None:
+    async def add_session(
+        self, session_hash: str, name: str, now: datetime, expires_at: datetime, proved_at: datetime | None
+    ) -> None:
         table = tables.sessions
         await self._changed(delete(table).where(table.c.expires_at <= rows.text(now)))
-        await self._credential(table, session_hash, name, now, expires_at)
+        used = {"used_at": rows.text(now), "proved_at": rows.text_or_none(proved_at)}
+        await self._credential(table, session_hash, name, now, expires_at, **used)
 
-    async def end_session(self, session_hash: str, now: datetime) -> None:
-        table = tables.sessions
-        ended = update(table).where(table.c.hash == session_hash, table.c.revoked_at.is_(None))
-        await self._changed(ended.values(revoked_at=rows.text(now)))
+    async def use_session(self, session_hash: str, now: datetime) -> None:
+        await self._changed(_live_session(session_hash).values(used_at=rows.text(now)))
+
+    async def prove_session(self, session_hash: str, now: datetime) -> None:
+        await self._changed(_live_session(session_hash).values(proved_at=rows.text(now)))
+
+    async def end_session(self, session_hash: str, now: datetime) -> str | None:
+        c = tables.sessions.c
+        found = await self._all(select(c.name).where(c.hash == session_hash))
+        ended = await self._changed(_live_session(session_hash).values(revoked_at=rows.text(now)))
+        return str(found[0]["name"]) if ended and found else None
+
+    async def factor(self, name: str) -> Factor | None:
+        found = await self._all(select(tables.factors).where(tables.factors.c.name == name))
+        return rows.factor(found[0]) if found else None
+
+    async def add_factor(self, factor: Factor) -> None:
+        confirmed = rows.text_or_none(factor.confirmed_at)
+        columns = {"name": factor.name, "sealed": factor.sealed, "last_step": factor.last_step}
+        await self._changed(insert(tables.factors).values(**columns, confirmed_at=confirmed))
+
+    async def drop_factor(self, name: str) -> None:
+        for table in (tables.factors, tables.recovery_codes):
+            await self._changed(delete(table).where(table.c.name == name))
+
+    async def confirm_factor(self, name: str, now: datetime, recovery_hashes: Collection[str]) -> None:
+        same = tables.factors.c.name == name
+        await self._changed(update(tables.factors).where(same).values(confirmed_at=rows.text(now)))
+        for code in recovery_hashes:
+            await self._changed(insert(tables.recovery_codes).values(name=name, hash=code))
+
+    async def use_step(self, name: str, step: int) -> bool:
+        c = tables.factors.c
+        return (
+            await self._changed(update(tables.factors).where(c.name == name, c.last_step < step).values(last_step=step))
+            == 1
+        )
+
+    async def use_recovery_code(self, name: str, code_hash: str, now: datetime) -> bool:
+        c = tables.recovery_codes.c
+        unused = update(tables.recovery_codes).where(c.name == name, c.hash == code_hash, c.used_at.is_(None))
+        return await self._changed(unused.values(used_at=rows.text(now))) == 1
 
     async def add_operator_token(self, token_hash: str, name: str, now: datetime, expires_at: datetime) -> None:
         await self._credential(tables.operator_tokens, token_hash, name, now, expires_at)
 
-    async def _credential(self, table: Table, secret_hash: str, name: str, now: datetime, expires_at: datetime) -> None:
-        await self._changed(
-            insert(table).values(
-                hash=secret_hash, name=name, created_at=rows.text(now), expires_at=rows.text(expires_at)
-            )
-        )
+    async def _credential(
+        self, table: Table, secret_hash: str, name: str, now: datetime, expires_at: datetime, **more: str | None
+    ) -> None:
+        times = {"created_at": rows.text(now), "expires_at": rows.text(expires_at)}
+        await self._changed(insert(table).values(hash=secret_hash, name=name, **times, **more))
+
+
+def _live_session(session_hash: str) -> Update:
+    c = tables.sessions.c
+    return update(tables.sessions).where(c.hash == session_hash, c.revoked_at.is_(None))

@@ -14,6 +14,7 @@ from compliance_agent.server.records import (
     Bundle,
     CheckVerdict,
     Dates,
+    Factor,
     Fork,
     Gap,
     Head,
@@ -23,6 +24,7 @@ from compliance_agent.server.records import (
     LoggedRecord,
     NewBundle,
     Place,
+    Session,
     Shard,
     Site,
     Token,
@@ -209,7 +211,7 @@ def token(row: RowMapping) -> Token:
     )
 
 
-def user(row: RowMapping) -> User:
+def user(row: RowMapping | Mapping[str, Any]) -> User:
     """A user."""
     dates = None
     if row["first_on"] is not None:
@@ -225,6 +227,18 @@ def user(row: RowMapping) -> User:
         row["client_id"],
         dates,
     )
+
+
+def session(row: RowMapping) -> Session:
+    """A session; the row joins its user, whose columns are named with `user_`."""
+    of_user = {name.removeprefix("user_"): value for name, value in row.items() if name.startswith("user_")}
+    created, used, expires = (when(row[name]) for name in ("created_at", "used_at", "expires_at"))
+    return Session(row["hash"], user(of_user), created, used, expires, when_or_none(row["proved_at"]))
+
+
+def factor(row: RowMapping) -> Factor:
+    """A second factor."""
+    return Factor(row["name"], row["sealed"], when_or_none(row["confirmed_at"]), row["last_step"])
 
 
 def user_limits(item: User) -> dict[str, Any]:

@@ -290,7 +290,7 @@ users = Table(
 )
 
 
-def _credentials(name: str) -> Table:
+def _credentials(name: str, *more: Column[str]) -> Table:
     """Sessions and operator tokens: a random secret's hash, its user, and how long it is worth something."""
     return Table(
         name,
@@ -300,11 +300,30 @@ def _credentials(name: str) -> Table:
         Column("created_at", String, nullable=False),
         Column("expires_at", String, nullable=False),
         Column("revoked_at", String),
+        *more,
     )
 
 
-sessions = _credentials("sessions")
+sessions = _credentials("sessions", Column("used_at", String, nullable=False), Column("proved_at", String))
 operator_tokens = _credentials("operator_tokens")
+
+factors = Table(
+    "factors",
+    metadata,
+    Column("name", String, ForeignKey("users.name"), primary_key=True),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("confirmed_at", String),  # NULL: begun, and of no use yet
+    Column("last_step", BigInteger, nullable=False),
+)
+
+recovery_codes = Table(
+    "recovery_codes",
+    metadata,
+    Column("name", String, ForeignKey("users.name"), primary_key=True),
+    Column("hash", String, primary_key=True),
+    Column("used_at", String),
+)
+PEOPLE_TABLES = (factors, recovery_codes)
 
 login_attempts = Table(
     "login_attempts",
