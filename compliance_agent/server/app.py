@@ -51,6 +51,7 @@ from compliance_agent.server.services.enrol import Enrolment
 from compliance_agent.server.services.factors import Factors
 from compliance_agent.server.services.fleet import Silence
 from compliance_agent.server.services.ingest import Ingest
+from compliance_agent.server.services.limits import Quotas
 from compliance_agent.server.services.pruning import Pruning
 from compliance_agent.server.services.receipts import Receipts
 from compliance_agent.server.services.retention import Holds
@@ -133,6 +134,7 @@ async def opened(
     heads = LogHeads(settings.data_dir / "heads")
     store = await SqlStore.open(database(settings))
     cosigning = _cosigning(settings, store, files, keys, board, clock)
+    limits = Quotas(settings)
     try:
         yield Services(
             settings=settings,
@@ -140,7 +142,8 @@ async def opened(
             clock=clock,
             verifier=verifier,
             silence=Silence(settings.min_interval_s, settings.silent_after_s, settings.stale_after_s),
-            access=HostAccess(store, clock),
+            limits=limits,
+            access=HostAccess(store, clock, limits),
             ingest=Ingest(store, signer.sign, clock, verifier),
             checkin=Checkin(store, clock),
             enrolment=Enrolment(store, clock, verify=verifier.verify),

@@ -74,6 +74,12 @@ class _Snapshot:
         yield CounterMetricFamily("compliance_server_forks", "Contradicting chains seen.", totals.forks)
         yield CounterMetricFamily("compliance_server_checkins", "Check-ins accepted.", self._services.checkin.total)
         yield CounterMetricFamily("compliance_server_logins_failed", "Failed logins.", self._services.users.failed)
+        limits = self._services.limits
+        limited = CounterMetricFamily("compliance_server_limited", "Requests refused by a limit.", labels=["limit"])
+        for one in limits.all:
+            limited.add_metric([one.name], one.refused)
+        limited.add_metric(["host_in_flight"], limits.crowded)
+        yield limited
         hosts = GaugeMetricFamily("compliance_server_hosts", "Hosts by state.", labels=["state"])
         for state, count in self._hosts.items():
             hosts.add_metric([state], count)

@@ -1,4 +1,4 @@
-"""Running the server in one process: uvicorn on uvloop and httptools, one listening socket, a bounded end."""
+"""Running the server in one process: uvicorn on uvloop and httptools, guarded (guard.py), one listening socket, a bounded end."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import uvicorn
 from compliance_agent.errors import AgentError, NotPermitted, Unavailable
 from compliance_agent.server import tls
 from compliance_agent.server.app import create_app, names_of, utc_now
+from compliance_agent.server.guard import Crowd, guarded_by, room
 from compliance_agent.server.settings import ServerSettings
 
 DRAIN_S = 3  # for requests in flight, within the 5 s that a service manager may count on
@@ -77,8 +78,8 @@ def serve(settings: ServerSettings, announce: Callable[[str], None]) -> int:
 def _config(settings: ServerSettings, app: Callable[..., object]) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        loop="uvloop",
-        http="httptools",
+        loop="compliance_agent.server.guard:Loop",
+        http=guarded_by(Crowd(room())),
         ws="none",
         lifespan="on",
         log_config=None,

@@ -65,6 +65,21 @@ class ServerSettings:
     time_entry_interval_s: int = _setting(
         300, "Least seconds between two entries that prove time in a log; needs witnesses or a tsa_url.", 10, 86_400
     )
+    host_requests_per_min: int = _setting(
+        1_200, "Requests a host may make in a minute, and at once after a quiet one; 0 is no limit.", 0, 10_000_000
+    )
+    host_bundles_per_min: int = _setting(
+        20_000, "Bundles a host may send in a minute, and at once after a quiet one; 0 is no limit.", 0, 100_000_000
+    )
+    site_bundles_per_min: int = _setting(
+        120_000, "Bundles that the hosts of a site may send in a minute together; 0 is no limit.", 0, 100_000_000
+    )
+    host_bundles_per_day: int = _setting(
+        200_000, "Bundles a host may send in a day, and at once after a quiet one; 0 is no limit.", 0, 1_000_000_000
+    )
+    site_bundles_per_day: int = _setting(
+        5_000_000, "Bundles that the hosts of a site may send in a day together; 0 is no limit.", 0, 1_000_000_000
+    )
     log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR.")
 
     def __post_init__(self) -> None:

@@ -25,6 +25,7 @@ from compliance_agent.server.services.checkin import Checkin
 from compliance_agent.server.services.enrol import Enrolment
 from compliance_agent.server.services.fleet import Fleet, Silence
 from compliance_agent.server.services.ingest import Ingest
+from compliance_agent.server.services.limits import Quotas
 from compliance_agent.server.services.logbook import Logbook
 from compliance_agent.server.services.proving import Prover
 from compliance_agent.server.services.pruning import Pruning
@@ -42,6 +43,7 @@ class Services:
 
     Attributes:
         ack_public_key: raw 32-byte key that acknowledgements verify under; hosts pin it at enrolment.
+        limits: what one host and one site may ask for.
         log_keys, log_files: what signs the transparency logs, and where they are served from.
         log_heads: the largest checkpoint ever signed of each.
         board: what of them is published, and why one stands still.
@@ -56,6 +58,7 @@ class Services:
     clock: Clock
     verifier: Verifier
     silence: Silence
+    limits: Quotas
     access: HostAccess
     ingest: Ingest
     checkin: Checkin

@@ -1,7 +1,9 @@
 """The edge of the app, before any route: a trace id, the body's limit and deadline, the last net for errors, the figures.
 
 A body that is too large by its own declaration is refused unread; one that lies is refused as soon as it exceeds the limit. A body
-that does not arrive within the deadline is given up. Whatever a route raises that nobody expected ends here, logged, as a 500.
+that does not arrive within the deadline is given up, and so is an answer that has not begun in time. A compressed body is unpacked
+when a route asks for it, within the same limit (encoding.py). Whatever a route raises that nobody expected ends here, logged, as a
+500. What comes before a request is whole is watched by `server/guard.py`.
 """
 
 from __future__ import annotations
@@ -13,13 +15,18 @@ import time
 from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from compliance_agent.errors import AgentError, Refusal
 from compliance_agent.server.api import problems
+from compliance_agent.server.api.encoding import ENCODINGS, unpacked
 
 MOST_BODY_BYTES = 1_048_576
 BODY_DEADLINE_S = 20.0
+ANSWER_DEADLINE_S = 60.0
+MOST_OPEN_BYTES = 65_536  # of a body that is read before anybody has shown who they are
+_OPEN = ("/api/v1/enrol", "/login")
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 Observe = Callable[[str, str, int, float], None]  # route, method, status, seconds
@@ -39,27 +46,34 @@ class Edge:
         headers = Headers(scope=scope)
         scope["trace_id"] = trace_id = _trace_id(headers)
         started, status = time.perf_counter(), 0
+        deadline: asyncio.Timeout | None = None
+        answer: Response | None = None
 
         async def noting_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                answer = MutableHeaders(scope=message)
-                answer["X-Request-Id"] = trace_id
-                answer["X-Content-Type-Options"] = "nosniff"
-                answer.setdefault("Cache-Control", "no-store")
+                if deadline is not None:
+                    deadline.reschedule(None)  # a long answer may go on
+                said = MutableHeaders(scope=message)
+                said["X-Request-Id"] = trace_id
+                said["X-Content-Type-Options"] = "nosniff"
+                said.setdefault("Cache-Control", "no-store")
             await send(message)
 
         try:
-            _check_declared(headers)
-            await self._app(scope, _limited(receive), noting_send)
+            most = MOST_OPEN_BYTES if scope["path"].startswith(_OPEN) else MOST_BODY_BYTES
+            _check_declared(headers, most)
+            async with asyncio.timeout(ANSWER_DEADLINE_S) as deadline:
+                await self._app(scope, _taken_in(receive, headers, most), noting_send)
         except AgentError as error:
-            if status == 0:
-                await problems.of_agent_error(error, trace_id)(scope, receive, noting_send)
+            answer = problems.of_agent_error(error, trace_id)
         except Exception as error:
-            answer = problems.of_unexpected(error, trace_id)
-            if status == 0:
-                await answer(scope, receive, noting_send)
+            late = deadline is not None and deadline.expired()
+            answer = problems.of_agent_error(_too_late(), trace_id) if late else problems.of_unexpected(error, trace_id)
+        deadline = None
+        if answer is not None and status == 0:
+            await answer(scope, receive, noting_send)
         route = getattr(scope.get("route"), "path", "none")
         self._observe(route, scope["method"], status, time.perf_counter() - started)
 
@@ -69,21 +83,56 @@ def _trace_id(headers: Headers) -> str:
     return found[1] if found and found[1] != "0" * 32 else secrets.token_hex(16)
 
 
-def _check_declared(headers: Headers) -> None:
+def _check_declared(headers: Headers, most: int) -> None:
     length = headers.get("content-length", "0")
-    if not length.isascii() or not length.isdigit() or len(length) > 15 or int(length) > MOST_BODY_BYTES:
-        raise _too_large()
-    if headers.get("content-encoding", "identity").lower() != "identity":
+    if not length.isascii() or not length.isdigit() or len(length) > 15 or int(length) > most:
+        raise _too_large(most)
+    if _encoding(headers) not in ("identity", *ENCODINGS):
         raise Refusal(
-            "content-encoding: expected none; bodies are not decompressed here", code="bad_encoding", status=415
+            f"content-encoding: expected none, or one of {', '.join(ENCODINGS)}", code="bad_encoding", status=415
         )
 
 
-def _too_large() -> Refusal:
-    return Refusal(f"body: longer than {MOST_BODY_BYTES} bytes", code="too_large", status=413)
+def _encoding(headers: Headers) -> str:
+    return headers.get("content-encoding", "identity").lower()
 
 
-def _limited(receive: Receive) -> Receive:
+def _too_late() -> Refusal:
+    return Refusal("the answer took too long; nothing is promised", code="too_late", status=503, retry_after_s=5)
+
+
+def _too_large(most: int) -> Refusal:
+    return Refusal(f"body: longer than {most} bytes", code="too_large", status=413)
+
+
+def _taken_in(receive: Receive, headers: Headers, most: int) -> Receive:
+    """The body as a route reads it."""
+    limited, encoding = _limited(receive, most), _encoding(headers)
+    return limited if encoding == "identity" else _unpacking(limited, encoding, most)
+
+
+def _unpacking(receive: Receive, encoding: str, most: int) -> Receive:
+    done = False
+
+    async def unpacking() -> Message:
+        nonlocal done
+        if done:
+            return await receive()
+        raw = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return message
+            raw += message.get("body", b"")
+            if not message.get("more_body", False):
+                break
+        done = True
+        return {"type": "http.request", "body": unpacked(bytes(raw), encoding, most), "more_body": False}
+
+    return unpacking
+
+
+def _limited(receive: Receive, most: int) -> Receive:
     taken = 0
     deadline: float | None = None
 
@@ -100,8 +149,8 @@ def _limited(receive: Receive) -> Receive:
             raise Refusal("body: did not arrive in time", code="too_slow", status=408) from error
         if message["type"] == "http.request":
             taken += len(message.get("body", b""))
-            if taken > MOST_BODY_BYTES:
-                raise _too_large()
+            if taken > most:
+                raise _too_large(most)
             if not message.get("more_body", False):
                 taken = -1
         return message

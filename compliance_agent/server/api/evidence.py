@@ -90,8 +90,10 @@ async def take_evidence(request: Request) -> Response:
     request.scope["route"] = ROUTE  # as FastAPI does for its own, for the figures
     services = services_of(request)
     caller = await services.access.caller(request.headers.get("authorization"))
-    bundles = read_envelope(await request.body())
-    taken = await services.ingest.submit(caller, bundles)
+    with services.limits.in_flight(caller):
+        bundles = read_envelope(await request.body())
+        services.limits.bundles(caller, len(bundles))
+        taken = await services.ingest.submit(caller, bundles)
     services.sequencer.notify(sum(held.new for held in taken.held))
     receipts = await services.receipts.soon(caller, taken.held, WAIT_S)
     return Response(written(taken, receipts), media_type="application/json")

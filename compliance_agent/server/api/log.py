@@ -120,7 +120,9 @@ async def _sites(request: Request) -> frozenset[str]:
     if authorization.partition(" ")[2].startswith(API_KEY_PREFIX):
         try:
             return frozenset({(await services.access.caller(authorization)).site_id})
-        except Refusal:
+        except Refusal as refusal:
+            if refusal.status == 429:
+                raise
             return frozenset()
     user = await user_or_none(request)
     if user is None or not roles.may(user, roles.Act.LOOK):

@@ -36,14 +36,24 @@ async def readyz(request: Request) -> Response:
     return JSONResponse({"status": "not ready" if reasons else "ok", "reasons": reasons}, status)
 
 
-@router.get("/metrics", summary="Figures for Prometheus")
+@router.get(
+    "/metrics",
+    summary="Figures for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}, "description": "The text format"}},
+)
 async def metrics(request: Request) -> Response:
     """Totals only: no host, site or user is named."""
     body, media_type = await request.app.state.metrics.exposition(services_of(request))
     return Response(body, media_type=media_type)
 
 
-@router.get("/ca.pem", summary="The server's own certificate authority")
+@router.get(
+    "/ca.pem",
+    summary="The server's own certificate authority",
+    response_class=Response,
+    responses={200: {"content": {"application/x-pem-file": {}}, "description": "The certificate"}},
+)
 async def ca_pem(request: Request) -> Response:
     """For a host that enrols: its token holds the SHA-256 of this certificate, so it need not trust this answer."""
     pem = services_of(request).ca_pem

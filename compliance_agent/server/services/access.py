@@ -1,7 +1,7 @@
 """Who is calling: a host by its API key. The answer says which site's rows the call may touch.
 
 The key's hash is looked up once and remembered for a short while; every write looks at the host again inside its transaction, so
-a revoked host is refused from the next request on.
+a revoked host is refused from the next request on. Each request is charged to its host here (limits.py), before its body is read.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 
 from compliance_agent.errors import Refusal
 from compliance_agent.server.records import Clock, Host, Store
+from compliance_agent.server.services.limits import Quotas
 from compliance_agent.server.services.secrets import API_KEY_PREFIX, hashed
 
 REMEMBERED = timedelta(seconds=60)
@@ -19,17 +20,23 @@ MOST_REMEMBERED = 10_000
 class HostAccess:
     """Authenticates hosts."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, limits: Quotas) -> None:
         self._store = store
         self._clock = clock
+        self._limits = limits
         self._known: dict[str, tuple[datetime, Host]] = {}
 
     async def caller(self, authorization: str | None) -> Host:
         """The host behind an `Authorization` header.
 
         Raises:
-            Refusal: 401 without a known key, 403 for a revoked host.
+            Refusal: 401 without a known key, 403 for a revoked host, 429 when it asks too often.
         """
+        host = await self._known_caller(authorization)
+        self._limits.request(host)
+        return host
+
+    async def _known_caller(self, authorization: str | None) -> Host:
         scheme, _, secret = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not secret.startswith(API_KEY_PREFIX) or len(secret) > 128:
             raise Refusal("authorization: expected a host's API key", code="no_api_key", status=401)

@@ -2,7 +2,8 @@
 
 Each request is one host's batch, in order. It is taken up to the first bundle that cannot be; that one is named in the reply.
 Verification happens before any transaction. Requests that arrive while a transaction is being written wait together and go into the
-next one, so that many share one fsync; the acknowledgement of each is signed after it has returned.
+next one, so that many share one fsync; the acknowledgement of each is signed after it has returned. Whoever waits, for verification
+or for a transaction, waits in a fair order (turns.py): one site's flood does not stand in front of another's bundle.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ import structlog
 from compliance_agent.errors import Refusal
 from compliance_agent.server.records import Clock, Held, Host, Store
 from compliance_agent.server.services.placing import Checked, Outcome, Placing, Stopped, Submission
+from compliance_agent.server.services.turns import Fair, Turns
 from compliance_agent.server.services.verification import Verifier
 
 ACK_SCHEMA = "compliance-agent/ack/v2"
 MOST_BUNDLES = 100
 GROUP = 32  # requests that share one transaction at most
+GROUP_BUNDLES = 400  # and about so many bundles: who comes next waits for no more than that
+VERIFYING = 3  # batches that are verified at once, off the event loop
 IN_THREAD = 8  # from this many bundles on, verification moves off the event loop
 
 _STATUS = {True: "stored", False: "known"}
@@ -69,7 +73,8 @@ class Ingest:
         self._sign = sign
         self._clock = clock
         self._verifier = verifier or Verifier()
-        self._waiting: list[_Waiting] = []
+        self._waiting: Fair[_Waiting] = Fair()
+        self._turns = Turns(VERIFYING)
         self._writer: asyncio.Task[None] | None = None
         self.totals = Totals()
 
@@ -80,10 +85,7 @@ class Ingest:
             Refusal: the very first one was refused, or the host is revoked; nothing was stored.
             StorageError: nothing of it may be promised; the host sends it again.
         """
-        check = self._check
-        submission = (
-            await asyncio.to_thread(check, host, bundles) if len(bundles) >= IN_THREAD else check(host, bundles)
-        )
+        submission = await self._checked(host, bundles)
         if not submission.items and submission.stopped is not None:
             raise self._counted(submission.stopped.refusal)
         outcome = await self._written(submission)
@@ -97,6 +99,12 @@ class Ingest:
         while self._writer is not None and not self._writer.done():
             await asyncio.wait([self._writer])
 
+    async def _checked(self, host: Host, bundles: Sequence[tuple[bytes, bytes]]) -> Submission:
+        if len(bundles) < IN_THREAD:
+            return self._check(host, bundles)
+        async with self._turns.turn(host.site_id, host.key_id, len(bundles)):
+            return await asyncio.to_thread(self._check, host, bundles)
+
     def _check(self, host: Host, bundles: Sequence[tuple[bytes, bytes]]) -> Submission:
         items: list[Checked] = []
         for index, (body, sig) in enumerate(bundles):
@@ -109,14 +117,15 @@ class Ingest:
 
     async def _written(self, submission: Submission) -> Outcome:
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._waiting.append((submission, future))
+        host = submission.host
+        self._waiting.put(host.site_id, host.key_id, len(submission.items), (submission, future))
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write_waiting())
         return await future
 
     async def _write_waiting(self) -> None:
-        while self._waiting:
-            group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
+        while len(self._waiting):
+            group = self._next_group()
             try:
                 await self._write_group(group)
             except Exception as error:
@@ -125,9 +134,17 @@ class Ingest:
                 else:
                     await self._write_singly(group)
             except BaseException as error:  # cancelled: nobody who waits may be left without an answer
-                _fail(group + self._waiting, error)
-                self._waiting = []
+                _fail(group + self._waiting.drain(), error)
                 raise
+
+    def _next_group(self) -> list[_Waiting]:
+        """Those whose turn it is, as many as go into one transaction."""
+        group: list[_Waiting] = []
+        bundles = 0
+        while len(self._waiting) and len(group) < GROUP and bundles < GROUP_BUNDLES:
+            group.append(self._waiting.get())
+            bundles += len(group[-1][0].items)
+        return group
 
     async def _write_singly(self, group: Sequence[_Waiting]) -> None:
         """After a group failed: one submission that cannot be written must not take the others with it."""
