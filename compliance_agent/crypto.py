@@ -116,6 +116,19 @@ def check_public_key(public: bytes) -> None:
         raise BadEvidence("public key is of small order or not canonical", code="weak_key")
 
 
+def key_words(key_id: str) -> str:
+    """The first 80 bits of a key's id as words that two people can hold against each other over a telephone.
+
+    They are proquints: each word is 16 bits, consonant and vowel in turn (arXiv:0901.4016).
+    """
+    return "-".join(_proquint(int(key_id[at : at + 4], 16)) for at in range(0, 20, 4))
+
+
+def _proquint(bits: int) -> str:
+    signs = ((12, 16), (10, 4), (6, 16), (4, 4), (0, 16))
+    return "".join(("bdfghjklmnprstvz" if size == 16 else "aiou")[bits >> shift & size - 1] for shift, size in signs)
+
+
 def public_pem(public: bytes) -> str:
     """A raw 32-byte public key as the PEM (SubjectPublicKeyInfo) that `openssl pkeyutl -pubin` reads."""
     return _to_pem("PUBLIC KEY", _SPKI_PREFIX + public)

@@ -1,8 +1,8 @@
 """Enrolment: one one-time token turns a host's own new key into a known host (RELIABILITY 3.3).
 
-The key is made here and never leaves. The token is read from a file, never from the command line. The proof is a signature over
-the server's nonce and this token. What comes back is written durably before success is told: the API key (0600) and the
-server's keys for acknowledgements and for its transparency log, which are pinned from then on.
+The key is made here and never leaves. The token is read from a file or standard input, never from the command line or the
+environment. The proof is a signature over the server's nonce and this token. What comes back is written durably before success is
+told: the API key (0600) and the server's keys for acknowledgements and for its transparency log, which are pinned from then on.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from compliance_agent.adapters.durable import make_directory, read_file, remove_file, write_file
 from compliance_agent.config import LABEL, LOG_KEY_NAME
@@ -51,14 +52,17 @@ class Token:
         return f"Token(site={self.site!r}, ***)"
 
 
-def read_token(path: Path) -> Token:
-    """The token in a file.
+def read_token(path: Path, stdin: BinaryIO | None = None) -> Token:
+    """The token in a file, or in what `-` stands for.
 
     Raises:
         ConfigError: absent, readable by others, or not a token; the token itself is never in the message.
     """
     try:
-        raw = read_file(path, limit_bytes=MAX_TOKEN_BYTES, secret=True)
+        if stdin is not None and str(path) == "-":
+            raw = stdin.read(MAX_TOKEN_BYTES + 1)
+        else:
+            raw = read_file(path, limit_bytes=MAX_TOKEN_BYTES, secret=True)
     except AgentError as error:
         raise ConfigError(f"token file {error}", hint=error.hint) from error
     try:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from compliance_agent.adapters import runner
+from compliance_agent.adapters.secrecy import keep_out_of_dumps
 from compliance_agent.cli.common import PATH, config_option, json_option, load_config, print_json
 from compliance_agent.config import LABEL, AgentConfig
-from compliance_agent.crypto import Ed25519Signer
+from compliance_agent.crypto import Ed25519Signer, key_words
 from compliance_agent.enrolment import Token, enrol, pin_authority, read_token, save
 from compliance_agent.errors import ConfigError, NotPermitted
 from compliance_agent.logs import configure
@@ -23,7 +25,9 @@ from compliance_agent.transport.protocol import Enrolled
 
 @click.command()
 @click.option("--server", "url", required=True, help="https://host[:port] of the server.")
-@click.option("--token-file", type=PATH, required=True, help="File with the one-time token (mode 600).")
+@click.option(
+    "--token-file", type=PATH, required=True, help="File with the one-time token (mode 600); - is standard input."
+)
 @click.option("--host-id", help="This host's label at the site; its name when not given.")
 @click.option("--state-dir", type=PATH, help="Where the agent keeps its state and key.")
 @click.option("--ca-file", type=PATH, help="Certificate authority of the server (PEM).")
@@ -39,8 +43,9 @@ def command(
     The host's key is made here and never leaves. What comes back (API key, the server's acknowledgement key) is written under
     the state directory; the settings to put into the agent's configuration are printed.
     """
+    keep_out_of_dumps()
     configure("WARNING")
-    token = read_token(token_file)
+    token = read_token(token_file, sys.stdin.buffer)
     config = _config(url, token, host_id, state_dir, ca_file, config_path)
     api_key_file = config.mcp_api_key_file or config.state_dir / "keys" / "api-key"
     server_key_file = config.mcp_server_key_file or config.state_dir / "keys" / "server-key"
@@ -67,9 +72,17 @@ def command(
         **({"mcp_ca_file": str(config.mcp_ca_file)} if config.mcp_ca_file else {}),
     }
     if as_json:
-        print_json({"schema": "compliance-agent/enrol/v1", "key_id": enrolled.key_id, "settings": settings})
+        said = {"key_id": enrolled.key_id, "key_words": key_words(enrolled.key_id), "waiting": enrolled.waiting}
+        print_json({"schema": "compliance-agent/enrol/v1", **said, "settings": settings})
         return
     click.echo(f"enrolled as {enrolled.host_id} at {enrolled.site_id} with key {enrolled.key_id[:16]}", err=True)
+    click.echo(f"key words: {key_words(enrolled.key_id)}", err=True)
+    if enrolled.waiting:
+        click.echo(
+            "the server accepts nothing from this host before an operator approved it by these words; until then "
+            "what is recorded waits here",
+            err=True,
+        )
     for name, value in settings.items():
         click.echo(f"{name}: {value}")
 
@@ -83,6 +96,11 @@ def _config(
         key: value for key, value in (("host_id", host_id), ("state_dir", state_dir), ("mcp_ca_file", ca_file)) if value
     }
     config = load_config(config_path)
+    if config is not None and config.site_id != token.site:
+        raise ConfigError(
+            f"the token is for site {token.site}, and the configuration says site_id {config.site_id}; nothing was sent",
+            hint=f"ask for a token of {config.site_id}, or change site_id",
+        )
     if config is not None:
         return dataclasses.replace(config, **given)
     given.setdefault("host_id", name if LABEL.fullmatch(name) else "host")

@@ -5,22 +5,19 @@ The subcommands work on the data directory itself, also while the server runs: b
 
 from __future__ import annotations
 
-import os
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from compliance_agent.adapters.durable import create_file
-from compliance_agent.cli import server_backup, server_people, server_retention
+from compliance_agent.cli import server_backup, server_enrolment, server_people, server_retention
 from compliance_agent.cli.common import json_option, print_json, table, utc
 from compliance_agent.cli.server_common import data_dir_option as _data_dir_option
-from compliance_agent.cli.server_common import duration, existing, label_of
+from compliance_agent.cli.server_common import existing
 from compliance_agent.cli.server_common import settings_of as _settings
 from compliance_agent.cli.server_common import with_services as _with_services
-from compliance_agent.errors import BadEvidence, NoInput, NotPermitted
+from compliance_agent.errors import BadEvidence, NotPermitted
 
 if TYPE_CHECKING:
     from compliance_agent.server.api.deps import Services
@@ -81,75 +78,6 @@ def init(ctx: click.Context, tls: bool | None) -> None:
     click.echo(f"a new server in {settings.data_dir}; admin's password is in {password}", err=True)
 
 
-@command.command("enrol-token")
-@click.option("--site", required=True, help="The clinic the host belongs to; made when it is new.")
-@click.option("--client", help="The client a new site belongs to.")
-@click.option("--expires", default="1h", show_default=True, help="How long the token is good for: 15m, 1h, 7d.")
-@click.option("--out", type=_PATH, help="Write the token to this new file (0600) instead of standard output.")
-@_data_dir_option
-@click.pass_context
-def enrol_token(ctx: click.Context, site: str, client: str | None, expires: str, out: Path | None) -> None:
-    """Make a one-time token with which one host can enrol. It is shown once and kept nowhere."""
-    from compliance_agent.server.tls import known_authority
-
-    settings = _settings(ctx)
-    site, client = label_of("--site", site), label_of("--client", client or settings.client_id)
-    life = duration(expires)
-    if out is not None and os.path.lexists(out):
-        raise NotPermitted(f"{out}: exists; a token is not written over anything")
-
-    async def make(services: Services) -> str:
-        authority = known_authority(settings.data_dir / "tls")  # which exists now where the settings say tls
-        token, expires_at, made = await services.enrolment.new_token(
-            site, client, life, ca_sha256=authority, actor="operator"
-        )
-        click.echo(
-            f"for one host of {made.site_id} (client {made.client_id}), until {expires_at:%Y-%m-%d %H:%M:%SZ}", err=True
-        )
-        return token
-
-    token = _with_services(settings, make)
-    if out is None:
-        click.echo(token)
-    elif not create_file(out, f"{token}\n".encode()):
-        raise NotPermitted(f"{out}: exists; a token is not written over anything")
-
-
-@command.command("hosts")
-@json_option
-@_data_dir_option
-@click.pass_context
-def hosts(ctx: click.Context, as_json: bool) -> None:
-    """List every host: site, label, key, when it was last seen, and what stands."""
-    found = _with_services(_settings(ctx), _hosts)
-    if as_json:
-        print_json({"schema": "compliance-agent/server-hosts/v1", "hosts": found})
-        return
-    for item in found:
-        seen = item["last_seen_at"] or "never"
-        counts = " ".join(f"{name}={count}" for name, count in item["counts"].items() if count)
-        click.echo(
-            f"{item['site_id']}  {item['host_id']}  {item['key_id'][:16]}  {item['state']}  seen {seen}  {counts}"
-        )
-
-
-async def _hosts(services: Services) -> list[dict[str, Any]]:
-    fleet = services.fleet(services.store.for_sites(await services.store.all_sites()))
-    return [
-        {
-            "site_id": item.host.site_id,
-            "client_id": item.host.client_id,
-            "host_id": item.host.host_id,
-            "key_id": item.host.key_id,
-            "state": "revoked" if item.host.revoked_at else "silent" if item.silent else "live",
-            "broken": item.broken,
-            "last_seen_at": item.host.last_seen_at.strftime("%Y-%m-%dT%H:%M:%SZ") if item.host.last_seen_at else None,
-            "counts": item.counts,
-        }
-        for item in await fleet.hosts()
-    ]
-
-
 @command.command("logs")
 @json_option
 @_data_dir_option
@@ -194,29 +122,6 @@ async def _log_states(services: Services) -> list[dict[str, Any]]:
             }
         )
     return found
-
-
-@command.command("revoke")
-@click.argument("key_id")
-@_data_dir_option
-@click.pass_context
-def revoke(ctx: click.Context, key_id: str) -> None:
-    """Accept nothing more from a host, named by its key id or by 12 or more of its first characters."""
-    if not re.fullmatch(r"[0-9a-f]{12,64}", key_id):
-        raise click.BadParameter("KEY_ID: expected at least 12 hexadecimal characters")
-
-    async def act(services: Services) -> str:
-        fleet = services.fleet(services.store.for_sites(await services.store.all_sites()))
-        found = [item.host for item in await fleet.hosts() if item.host.key_id.startswith(key_id)]
-        if len(found) != 1:
-            raise NoInput(
-                f"KEY_ID: {len(found)} hosts have a key that begins so; expected one",
-                hint="compliance-agent server hosts",
-            )
-        await services.enrolment.revoke(found[0].site_id, found[0].key_id, actor="operator")
-        return found[0].host_id
-
-    click.echo(f"host {_with_services(_settings(ctx), act)} revoked", err=True)
 
 
 @command.command("readopt")
@@ -292,3 +197,5 @@ command.add_command(server_backup.backup)
 command.add_command(server_backup.restore)
 command.add_command(server_retention.retention)
 command.add_command(server_people.user)
+command.add_command(server_enrolment.enrol_token)
+command.add_command(server_enrolment.hosts)

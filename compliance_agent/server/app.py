@@ -146,7 +146,7 @@ async def opened(
             access=HostAccess(store, clock, limits),
             ingest=Ingest(store, signer.sign, clock, verifier),
             checkin=Checkin(store, clock),
-            enrolment=Enrolment(store, clock, verify=verifier.verify),
+            enrolment=Enrolment(store, clock, approval=settings.enrol_approval, verify=verifier.verify),
             rotations=Rotations(store, signer.sign, clock),
             users=_users(settings, store, clock),
             holds=Holds(store, clock),

@@ -45,11 +45,16 @@ class Metrics:
 async def _host_states(services: Services) -> dict[str, int]:
     hosts = await services.store.for_sites(await services.store.all_sites()).hosts()
     now = services.clock()
-    states = {"live": 0, "silent": 0, "revoked": 0, "forked": 0}
+    states = {"live": 0, "silent": 0, "revoked": 0, "waiting": 0, "forked": 0, "contested": 0}
     for host in (host for host in hosts if host.rotated_to is None):
-        revoked = host.revoked_at is not None
-        states["revoked" if revoked else "silent" if services.silence.silent(host, now) else "live"] += 1
+        if host.revoked_at is not None:
+            states["revoked"] += 1
+        elif host.waiting_since is not None:
+            states["waiting"] += 1
+        else:
+            states["silent" if services.silence.silent(host, now) else "live"] += 1
         states["forked"] += host.forks > 0
+        states["contested"] += host.contested_at is not None
     return states
 
 

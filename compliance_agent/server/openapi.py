@@ -17,7 +17,14 @@ from compliance_agent.server.api.problems import MEDIA_TYPE
 from compliance_agent.server.api.schemas import AGENT_MODELS, EvidenceReply, Problem
 
 _REF = "#/components/schemas/{model}"
-_AGENT = ("/api/v1/enrol/challenge", "/api/v1/enrol", "/api/v1/checkin", "/api/v1/evidence", "/api/v1/receipts")
+_AGENT = (
+    "/api/v1/enrol/challenge",
+    "/api/v1/enrol",
+    "/api/v1/checkin",
+    "/api/v1/evidence",
+    "/api/v1/receipts",
+    "/api/v1/keys/rotate",
+)
 _OPEN = (*_AGENT[:2], "/healthz", "/readyz", "/metrics", "/ca.pem", "/log/{site_id}/{year}/cosignature")
 
 

@@ -44,6 +44,7 @@ class ServerSettings:
         None, "Address under which hosts and people reach the server, when it is another."
     )
     client_id: str = _setting("msp", "Client that a new site belongs to when the command does not say.")
+    enrol_approval: bool = _setting(False, "Every new host waits until an operator approved its key words.")
     min_interval_s: int = _setting(1, "Least seconds a host shall leave between two check-ins.", 1, 86_400)
     silent_after_s: int = _setting(600, "Seconds without a word after which a host is silent.", 5, 604_800)
     stale_after_s: int = _setting(11_700, "Seconds after which a verdict nobody repeated is unknown.", 60, 604_800)

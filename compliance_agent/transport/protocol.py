@@ -120,7 +120,12 @@ class CheckinReply:
 
 @dataclass(frozen=True)
 class Enrolled:
-    """What enrolment gave this host. `log_key` is None where the server keeps no transparency log."""
+    """What enrolment gave this host.
+
+    Attributes:
+        log_key: None where the server keeps no transparency log.
+        waiting: nothing is accepted from this host before an operator approved it.
+    """
 
     client_id: str
     site_id: str
@@ -130,6 +135,7 @@ class Enrolled:
     server_key: bytes
     server_name: str
     log_key: bytes | None = None
+    waiting: bool = False
 
 
 def headers(api_key: str | None) -> dict[str, str]:
@@ -421,7 +427,10 @@ def read_enrol_reply(reply: HttpReply) -> Enrolled:
     for name, word in words.items():
         if not _WORD.fullmatch(word if name != "server_name" else word.replace(" ", "_")):
             raise BadReply(f"reply to enrolment: {name} is empty, too long or not plain text")
-    return Enrolled(server_key=server_key, log_key=log_key, **words)
+    waiting = document.get("waiting", False)
+    if not isinstance(waiting, bool):
+        raise BadReply("reply to enrolment: waiting is neither true nor false")
+    return Enrolled(server_key=server_key, log_key=log_key, waiting=waiting, **words)
 
 
 def _document(reply: HttpReply, wanted: set[int]) -> dict[str, Any]:

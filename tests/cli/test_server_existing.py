@@ -9,7 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from compliance_agent.cli import group
+from compliance_agent.cli import group, server_enrolment
 from compliance_agent.cli import server as server_command
 from compliance_agent.cli.server_common import with_services
 from compliance_agent.enrolment import parse_token
@@ -24,7 +24,11 @@ DECISIONS: dict[str, list[str] | None] = {
     "backup": ["--out", "TMP/copy"],
     "enrol-token": ["--site", "clinic-1"],
     "fsck": [],
+    "enrol-token list": [],
+    "enrol-token revoke": ["0" * 16],
     "hosts": [],
+    "hosts approve": ["0" * 64],
+    "hosts revoke": ["0" * 64],
     "init": None,
     "logs": [],
     "readopt": [],
@@ -34,9 +38,13 @@ DECISIONS: dict[str, list[str] | None] = {
     "retention hold release": ["--site", "clinic-1", "--reason-id", "case-1"],
     "retention prune": [],
     "retention show": [],
-    "revoke": ["0" * 64],
     "user add": ["j.doe"],
+    "user disable": ["j.doe"],
+    "user enable": ["j.doe"],
+    "user list": [],
     "user password": ["j.doe"],
+    "user role": ["j.doe", "viewer"],
+    "user sites": ["j.doe"],
     "user token": ["j.doe"],
 }
 REFUSING = sorted(path for path, words in DECISIONS.items() if words is not None)
@@ -44,8 +52,9 @@ REFUSING = sorted(path for path, words in DECISIONS.items() if words is not None
 
 def leaves(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[str]:
     """Every subcommand that does something, by its words."""
-    if not isinstance(command, click.Group):
+    if path and (not isinstance(command, click.Group) or command.invoke_without_command):
         yield " ".join(path)
+    if not isinstance(command, click.Group):
         return
     context = click.Context(command)
     for name in command.list_commands(context):
@@ -81,7 +90,7 @@ def test_a_command_that_makes_one_is_caught(tmp_path: Path, monkeypatch: pytest.
     def careless(settings: ServerSettings, act: object, **_: object) -> object:
         return with_services(settings, act, new=True)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(server_command, "_with_services", careless)
+    monkeypatch.setattr(server_enrolment, "with_services", careless)
     with pytest.raises(AssertionError):
         test_where_no_server_is_none_is_made(tmp_path, "hosts", there=False)
 

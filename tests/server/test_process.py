@@ -115,7 +115,7 @@ def test_it_runs_enrols_and_ends_at_a_signal(tmp_path: Path) -> None:
             listed = command("server", "hosts", "--json", "--data-dir", str(tmp_path / "data"))
             [found] = json.loads(listed.stdout)["hosts"]
             assert (found["host_id"], found["state"], found["counts"]["pass"]) == ("ws-01", "live", 1)
-            revoked = command("server", "revoke", host.key_id[:16], "--data-dir", str(tmp_path / "data"))
+            revoked = command("server", "hosts", "revoke", host.key_id[:16], "--data-dir", str(tmp_path / "data"))
             assert revoked.returncode == 0, revoked.stderr
             reply = client.post("/api/v1/evidence", content=body)  # the kept connection does not hold the end up
             assert reply.status_code == 403
@@ -163,8 +163,8 @@ def test_commands_say_what_is_wrong(tmp_path: Path) -> None:
     for arguments, status in (
         (["enrol-token", "--site", "../x"], 2),
         (["enrol-token", "--site", "a", "--expires", "forever"], 2),
-        (["revoke", "xyz"], 2),
-        (["revoke", "0" * 64], 66),
+        (["hosts", "revoke", "xyz"], 2),
+        (["hosts", "revoke", "0" * 64], 66),
     ):
         done = command("server", *arguments, "--data-dir", directory)
         assert (done.returncode, "Traceback" in done.stderr) == (status, False), done.stderr

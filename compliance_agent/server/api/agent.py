@@ -62,6 +62,7 @@ async def enrol_host(request: Request) -> EnrolReply:
         log_key=base64.b64encode(services.log_keys.public_bytes).decode("ascii"),
         server_name=services.settings.name,
         min_interval_s=services.settings.min_interval_s,
+        waiting=host.waiting_since is not None,
     )
 
 

@@ -92,7 +92,7 @@ async def cosignature(request: Request, site_id: str, year: str) -> Response:
 async def receipts(request: Request) -> ReceiptsReply:
     """In the order asked for; null for what is not published yet, and for what this host never delivered."""
     services = services_of(request)
-    caller = await services.access.caller(request.headers.get("authorization"))
+    caller = await services.access.caller(request.headers.get("authorization"), fresh=True)
     body = await strict_body(request, ReceiptsRequest)
     found = await services.receipts.of(caller, body.bundles)
     return ReceiptsReply(receipts=[None if item is None else LogReceipt(**shown(item)) for item in found])
@@ -119,7 +119,7 @@ async def _sites(request: Request) -> frozenset[str]:
     services, authorization = services_of(request), request.headers.get("authorization", "")
     if authorization.partition(" ")[2].startswith(API_KEY_PREFIX):
         try:
-            return frozenset({(await services.access.caller(authorization)).site_id})
+            return frozenset({(await services.access.caller(authorization, fresh=True)).site_id})
         except Refusal as refusal:
             if refusal.status == 429:
                 raise

@@ -51,6 +51,8 @@ def _host(item: HostStanding) -> HostOut:
         silent=item.silent,
         broken=item.broken,
         forks=host.forks,
+        waiting_since=host.waiting_since,
+        contested_at=host.contested_at,
         agent_version=host.agent_version,
         baseline_version=host.baseline_version,
         head=Head(epoch=host.head.epoch, seq=host.head.seq, digest=host.head.digest) if host.head else None,

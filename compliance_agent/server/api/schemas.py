@@ -156,6 +156,7 @@ class EnrolReply(BaseModel):
     log_key: str
     server_name: str
     min_interval_s: int
+    waiting: bool
 
 
 class RotateReply(BaseModel):
@@ -273,6 +274,8 @@ class HostOut(BaseModel):
     silent: bool
     broken: bool
     forks: int
+    waiting_since: datetime | None
+    contested_at: datetime | None
     agent_version: str
     baseline_version: str
     head: Head | None

@@ -38,6 +38,9 @@ class Host:
         pending: bundles that wait at the host, as it said at its last check-in.
         forks: bundles that contradict the chain.
         rotated_to: the key that took this one's place; then `revoked_at` says when.
+        waiting_since: nothing is accepted from it until an operator approves it; None where it need not wait.
+        set_back_at, set_back_digest: when it last spoke of less than was held here, as after a restored disk; what was held.
+        contested_at: since when more than one machine seems to hold its key, until an operator looked into it.
     """
 
     key_id: str
@@ -57,6 +60,10 @@ class Host:
     pending: int | None = None
     forks: int = 0
     rotated_to: str | None = None
+    waiting_since: datetime | None = None
+    set_back_at: datetime | None = None
+    set_back_digest: str | None = None
+    contested_at: datetime | None = None
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,22 @@ class Token:
     hash: str
     site_id: str
     client_id: str
+    created_at: datetime
     expires_at: datetime
     used_at: datetime | None
     used_by: str | None
+    revoked_at: datetime | None = None
+
+    @property
+    def id(self) -> str:
+        """What people call it by; worth nothing to enrol with."""
+        return self.hash[:16]
+
+    def state(self, now: datetime) -> str:
+        """`used`, `revoked`, `expired`, or `open`."""
+        ended = {"used": self.used_at, "revoked": self.revoked_at}
+        gone = next((word for word, at in ended.items() if at is not None), None)
+        return gone or ("expired" if self.expires_at <= now else "open")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Protocol
 from compliance_agent.server.records.chains import Bundle, BundleQuery, CheckVerdict, Event, Fork, Gap, Host, Site
 from compliance_agent.server.records.keeping import Hold, LoggedRecord, Minimum
 from compliance_agent.server.records.logs import Backlog, Kept, Leaf, Shard
-from compliance_agent.server.records.people import Dates
+from compliance_agent.server.records.people import Dates, Token
 
 
 class Keeping(Protocol):
@@ -71,6 +71,10 @@ class SiteReader(Keeping, Protocol):
 
     async def host(self, key_id: str) -> Host | None:
         """One host."""
+        ...
+
+    async def tokens(self) -> list[Token]:
+        """Enrolment tokens, newest first."""
         ...
 
     async def verdicts(self, key_id: str | None = None) -> list[CheckVerdict]:

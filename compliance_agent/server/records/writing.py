@@ -70,6 +70,10 @@ class Transaction(Keeping, Protocol):
         """The token with this hash."""
         ...
 
+    async def revoke_token(self, site_id: str, token_hash: str, now: datetime) -> bool:
+        """Let an unused token be worth nothing; False when it was used or revoked before."""
+        ...
+
     async def redeem_token(self, token_hash: str, key_id: str, now: datetime) -> bool:
         """Mark an unused token as used by this key; False when someone was first."""
         ...
@@ -94,6 +98,10 @@ class Transaction(Keeping, Protocol):
 
     async def add_host(self, host: Host) -> None:
         """A new host."""
+        ...
+
+    async def approve_host(self, site_id: str, key_id: str) -> None:
+        """An operator looked into this host: it need not wait, and its key is its own."""
         ...
 
     async def revoke_host(self, site_id: str, key_id: str, now: datetime) -> None:

@@ -1,7 +1,8 @@
 """Who is calling: a host by its API key. The answer says which site's rows the call may touch.
 
-The key's hash is looked up once and remembered for a short while; every write looks at the host again inside its transaction, so
-a revoked host is refused from the next request on. Each request is charged to its host here (limits.py), before its body is read.
+The key's hash is looked up once and remembered for a short while; every write looks at the host again inside its transaction, and
+a call that only reads asks anew (`fresh`), so a revoked host is refused from the next request on. Each request is charged to its
+host here (limits.py), before its body is read.
 """
 
 from __future__ import annotations
@@ -26,29 +27,31 @@ class HostAccess:
         self._limits = limits
         self._known: dict[str, tuple[datetime, Host]] = {}
 
-    async def caller(self, authorization: str | None) -> Host:
-        """The host behind an `Authorization` header.
+    async def caller(self, authorization: str | None, *, fresh: bool = False) -> Host:
+        """The host behind an `Authorization` header; `fresh` for a call that writes nothing.
 
         Raises:
-            Refusal: 401 without a known key, 403 for a revoked host, 429 when it asks too often.
+            Refusal: 401 without a known key, 403 for a host that is revoked or waits for approval, 429 when it asks too often.
         """
-        host = await self._known_caller(authorization)
+        host = await self._known_caller(authorization, fresh)
         self._limits.request(host)
         return host
 
-    async def _known_caller(self, authorization: str | None) -> Host:
+    async def _known_caller(self, authorization: str | None, fresh: bool) -> Host:
         scheme, _, secret = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not secret.startswith(API_KEY_PREFIX) or len(secret) > 128:
             raise Refusal("authorization: expected a host's API key", code="no_api_key", status=401)
         key_hash, now = hashed(secret), self._clock()
         remembered = self._known.get(key_hash)
-        if remembered is not None and now - remembered[0] < REMEMBERED:
+        if remembered is not None and not fresh and now - remembered[0] < REMEMBERED:
             return remembered[1]
         host = await self._store.host_of_api_key(key_hash)
         if host is None:
             raise Refusal("authorization: this API key is not known", code="bad_api_key", status=401)
         if host.revoked_at is not None:
             raise Refusal("this host is revoked", code="host_revoked", status=403)
+        if host.waiting_since is not None:
+            raise Refusal("this host waits for an operator's approval", code="host_waiting", status=403)
         if len(self._known) >= MOST_REMEMBERED:
             self._known.clear()
         self._known[key_hash] = (now, host)

@@ -1,19 +1,22 @@
 """Check-in: a host says it lives and where its chain stands; it hears what we hold and how often to call.
 
-What it says of its checks here is not evidence (it carries no signature), so no verdict changes; a head below ours is the sign of a
-host that was set back or cloned, and is logged.
+What it says of its checks here is not evidence (it carries no signature), so no verdict changes. A head below ours is the sign of a
+host that was set back or cloned: it is logged. When it happens again soon, or another bundle stands where ours does, more than one
+machine seems to hold the key: both are kept, and the key is contested until an operator looked into it (`Enrolment.approve`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import structlog
 
 from compliance_agent.errors import Refusal
 from compliance_agent.server.records import Clock, Durable, Head, Host, Store, Transaction
+
+SET_BACK_AGAIN = timedelta(days=7)
 
 log = structlog.get_logger()
 
@@ -61,14 +64,36 @@ class Checkin:
             host = (await tx.hosts({caller.site_id}, {caller.key_id})).get(caller.key_id)
             if host is None or host.revoked_at is not None:
                 raise Refusal("this host is revoked", code="host_revoked", status=403)
-            await tx.save_hosts([_alive(host, said, now)])
-            return host, await tx.durable(caller.site_id)
+            alive = _contested(_alive(host, said, now), said.head, now)
+            await tx.save_hosts([alive])
+            if alive.contested_at != host.contested_at:
+                await tx.audit(now, f"host:{host.key_id}", "host.contested", site_id=host.site_id, subject=host.host_id)
+            return alive, await tx.durable(caller.site_id)
 
         host, durable = await self._store.write(work)
         self.total += 1
-        if host.head is not None and (said.head.epoch, said.head.seq) < (host.head.epoch, host.head.seq):
+        if host.set_back_at == now:
             log.error("host.set_back", key_id=host.key_id, epoch=said.head.epoch, seq=said.head.seq)
+        if host.contested_at == now:
+            log.error("host.contested", key_id=host.key_id, site_id=host.site_id)
         return Answer(now, host.head, durable)
+
+
+def _contested(host: Host, said: Head, now: datetime) -> Host:
+    """What a head says about the key: set back once may be a restored disk; again within a week, two machines.
+
+    A host whose answer was lost says the same again, and then what is held here has not changed.
+    """
+    held = host.head
+    if held is None or (said.epoch, said.seq) > (held.epoch, held.seq) or said == held:
+        return host
+    if (said.epoch, said.seq) == (held.epoch, held.seq):
+        return replace(host, contested_at=host.contested_at or now)
+    if held.digest == host.set_back_digest:
+        return host
+    again = host.set_back_at is not None and now - host.set_back_at < SET_BACK_AGAIN
+    contested_at = host.contested_at or (now if again else None)
+    return replace(host, set_back_at=now, set_back_digest=held.digest, contested_at=contested_at)
 
 
 def _alive(host: Host, said: Said, now: datetime) -> Host:

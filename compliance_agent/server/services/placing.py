@@ -213,7 +213,7 @@ class Placing:
         fork = Fork(host.key_id, host.site_id, link.epoch, link.seq, item.sha256, item.body, item.sig, self._now)
         if await self._tx.add_fork(fork, at_most=KEPT_FORKS):
             self._use(host, item)
-            self._hosts[host.key_id] = replace(host, forks=host.forks + 1)
+            self._hosts[host.key_id] = replace(host, forks=host.forks + 1, contested_at=host.contested_at or self._now)
             held = self._held.get((host.key_id, link.epoch, link.seq))
             leaf = fork_leaf(host.key_id, link.epoch, link.seq, held, item.sha256, item.sig)
             self._leaves.append(NewLeaf(host.site_id, leaf, host.key_id))

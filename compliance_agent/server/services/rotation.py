@@ -90,6 +90,8 @@ async def _rotate(tx: Transaction, site_id: str, said: Rotation, request: Reques
         return False
     if host is None or host.revoked_at is not None:
         raise Refusal("this key is revoked, or gave way to another one", code="host_revoked", status=403)
+    if host.contested_at is not None:
+        raise Refusal("more than one machine seems to hold this key", code="host_contested", status=409)
     if await tx.key_is_known(said.new_key):
         raise Refusal("statement: its new key was used before", code="key_known", status=409)
     head = host.head or Head(0, 0, "0" * 64)

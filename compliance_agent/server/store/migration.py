@@ -23,6 +23,13 @@ from compliance_agent.entries.leaf import bundle_leaf, fork_leaf, key_leaf
 from compliance_agent.server.store import rows, tables
 
 _CHUNK = 1_000  # rows held in memory at a time
+_COLUMNS_OF_3 = (
+    *(
+        ("hosts", column)
+        for column in ("rotated_to", "waiting_since", "set_back_at", "set_back_digest", "contested_at")
+    ),
+    ("enrol_tokens", "revoked_at"),
+)
 
 
 def bring_up(connection: Connection, version: str) -> bool:
@@ -48,10 +55,13 @@ def _from_1(connection: Connection) -> None:
 
 
 def _from_2(connection: Connection) -> None:
-    if "rotated_to" not in {column["name"] for column in inspect(connection).get_columns("hosts")}:
-        connection.execute(text("ALTER TABLE hosts ADD COLUMN rotated_to VARCHAR"))
-    for index in ("ix_bundles_bundle_id", "ix_bundles_key_number"):
+    for table, column in _COLUMNS_OF_3:
+        if column not in {found["name"] for found in inspect(connection).get_columns(table)}:
+            connection.execute(text(f"ALTER TABLE {table} ADD COLUMN {column} VARCHAR"))
+    for index in ("ix_bundles_bundle_id", "ix_bundles_key_number", "uq_hosts_live_label"):
         connection.execute(text(f"DROP INDEX IF EXISTS {index}"))
+    if "ix_hosts_label" not in {index["name"] for index in inspect(connection).get_indexes("hosts")}:
+        next(index for index in tables.hosts.indexes if index.name == "ix_hosts_label").create(connection)
     tables.metadata.create_all(connection, tables=[tables.log_durable])
     _people(connection)
     if not inspect(connection).has_table(tables.baseline_uses.name):

@@ -26,6 +26,7 @@ from compliance_agent.server.records import (
     Leaf,
     Shard,
     Site,
+    Token,
 )
 from compliance_agent.server.store import rows, tables
 from compliance_agent.server.store.engine import SqliteDatabase
@@ -123,6 +124,12 @@ class BoundReader(KeepingRows):
             pending=None,
             forks=0,
         )
+
+    async def tokens(self) -> list[Token]:
+        table, sites = tables.enrol_tokens, tables.sites
+        query = select(table, sites.c.client_id).join(sites, sites.c.site_id == table.c.site_id)
+        query = query.where(table.c.site_id.in_(self._sites)).order_by(table.c.created_at.desc(), table.c.hash)
+        return [rows.token(row) for row in await self._all(query)]
 
     async def verdicts(self, key_id: str | None = None) -> list[CheckVerdict]:
         table = tables.verdicts

@@ -82,6 +82,10 @@ def host(row: RowMapping) -> Host:
         pending=row["pending"],
         forks=row["forks"],
         rotated_to=row["rotated_to"],
+        waiting_since=when_or_none(row["waiting_since"]),
+        set_back_at=when_or_none(row["set_back_at"]),
+        set_back_digest=row["set_back_digest"],
+        contested_at=when_or_none(row["contested_at"]),
     )
 
 
@@ -99,6 +103,9 @@ def host_life(item: Host) -> dict[str, Any]:
         "baseline_sha256": item.baseline_sha256,
         "pending": item.pending,
         "forks": item.forks,
+        "set_back_at": text_or_none(item.set_back_at),
+        "set_back_digest": item.set_back_digest,
+        "contested_at": text_or_none(item.contested_at),
     }
 
 
@@ -111,6 +118,7 @@ def host_columns(item: Host) -> dict[str, Any]:
         "public_key": item.public_key,
         "enrolled_at": text(item.enrolled_at),
         "revoked_at": text_or_none(item.revoked_at),
+        "waiting_since": text_or_none(item.waiting_since),
         **host_life(item),
     }
 
@@ -205,9 +213,11 @@ def token(row: RowMapping) -> Token:
         row["hash"],
         row["site_id"],
         row["client_id"],
+        when(row["created_at"]),
         when(row["expires_at"]),
         when_or_none(row["used_at"]),
         row["used_by"],
+        when_or_none(row["revoked_at"]),
     )
 
 

@@ -71,16 +71,13 @@ hosts = Table(
     Column("pending", BigInteger),
     Column("forks", Integer, nullable=False),
     Column("rotated_to", String),
+    Column("waiting_since", String),  # for an operator's approval
+    Column("set_back_at", String),
+    Column("set_back_digest", String),
+    Column("contested_at", String),
 )
-# A label belongs to one live host of its site; a revoked host gives it free.
-Index(
-    "uq_hosts_live_label",
-    hosts.c.site_id,
-    hosts.c.host_id,
-    unique=True,
-    sqlite_where=hosts.c.revoked_at.is_(None),
-    postgresql_where=hosts.c.revoked_at.is_(None),
-)
+# Who has this label at this site? A label names no one: two live hosts may carry the same (services.enrol).
+Index("ix_hosts_label", hosts.c.site_id, hosts.c.host_id)
 
 api_keys = Table(
     "api_keys",
@@ -101,6 +98,7 @@ enrol_tokens = Table(
     Column("expires_at", String, nullable=False),
     Column("used_at", String),
     Column("used_by", String),
+    Column("revoked_at", String),
 )
 
 nonces = Table(

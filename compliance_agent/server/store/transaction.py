@@ -72,6 +72,13 @@ class BoundTransaction(TakingRows, KeepingRows, PeopleRows):
         found = await self._all(query)
         return rows.token(found[0]) if found else None
 
+    async def revoke_token(self, site_id: str, token_hash: str, now: datetime) -> bool:
+        c = tables.enrol_tokens.c
+        unused = update(tables.enrol_tokens).where(
+            c.site_id == site_id, c.hash == token_hash, c.used_at.is_(None), c.revoked_at.is_(None)
+        )
+        return await self._changed(unused.values(revoked_at=rows.text(now))) == 1
+
     async def redeem_token(self, token_hash: str, key_id: str, now: datetime) -> bool:
         table = tables.enrol_tokens
         unused = update(table).where(table.c.hash == token_hash, table.c.used_at.is_(None))
@@ -107,6 +114,11 @@ class BoundTransaction(TakingRows, KeepingRows, PeopleRows):
 
     async def add_host(self, host: Host) -> None:
         await self._connection.execute(insert(tables.hosts).values(rows.host_columns(host)))
+
+    async def approve_host(self, site_id: str, key_id: str) -> None:
+        c = tables.hosts.c
+        ours = update(tables.hosts).where(c.site_id == site_id, c.key_id == key_id)
+        await self._connection.execute(ours.values(waiting_since=None, contested_at=None, set_back_at=None))
 
     async def revoke_host(self, site_id: str, key_id: str, now: datetime) -> None:
         for table in (tables.hosts, tables.api_keys):
