@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from compliance_agent.cli import server_backup, server_enrolment, server_people, server_retention
+from compliance_agent.cli import server_backup, server_enrolment, server_orders, server_people, server_retention
 from compliance_agent.cli.common import json_option, print_json, table, utc
 from compliance_agent.cli.server_common import data_dir_option as _data_dir_option
 from compliance_agent.cli.server_common import existing
@@ -199,3 +199,4 @@ command.add_command(server_retention.retention)
 command.add_command(server_people.user)
 command.add_command(server_enrolment.enrol_token)
 command.add_command(server_enrolment.hosts)
+command.add_command(server_orders.order)

@@ -33,7 +33,7 @@ from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.errors import AgentError, ConfigError, StorageError
 from compliance_agent.log.policy import Policy
 from compliance_agent.server import openapi, tls
-from compliance_agent.server.api import agent, evidence, operations, problems, read
+from compliance_agent.server.api import agent, evidence, operations, orders, problems, read
 from compliance_agent.server.api import log as log_api
 from compliance_agent.server.api.deps import Services
 from compliance_agent.server.api.edge import Edge
@@ -52,6 +52,7 @@ from compliance_agent.server.services.factors import Factors
 from compliance_agent.server.services.fleet import Silence
 from compliance_agent.server.services.ingest import Ingest
 from compliance_agent.server.services.limits import Quotas
+from compliance_agent.server.services.orders import OrderDesk
 from compliance_agent.server.services.pruning import Pruning
 from compliance_agent.server.services.receipts import Receipts
 from compliance_agent.server.services.retention import Holds
@@ -149,6 +150,7 @@ async def opened(
             enrolment=Enrolment(store, clock, approval=settings.enrol_approval, verify=verifier.verify),
             rotations=Rotations(store, signer.sign, clock),
             users=_users(settings, store, clock),
+            orders=OrderDesk(store, clock),
             holds=Holds(store, clock),
             pruning=Pruning(store, files, clock),
             ack_public_key=signer.public_bytes,
@@ -327,7 +329,7 @@ def create_app(
     app.state.metrics = metrics
     app.add_middleware(Edge, observe=metrics.observe)
     problems.install(app)
-    for router in (agent.router, log_api.router, read.router, operations.router):
+    for router in (agent.router, log_api.router, read.router, orders.router, operations.router):
         app.include_router(router)
     app.router.routes.append(evidence.ROUTE)
     _mount_viewer(app)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from compliance_agent.core.retention import Keep
 from compliance_agent.server.records import NO_DIGEST, Bundle, Fork, Gap
+from compliance_agent.server.records.orders import OrderRow
 from compliance_agent.server.services.fleet import BundleStanding, CheckStanding, HostStanding, Moved, SiteStanding
+from compliance_agent.server.services.orders import standing
 from compliance_agent.web import words
 from compliance_agent.web.pages import (
     BundlePage,
@@ -278,3 +281,33 @@ def pretty(body: bytes) -> str:
         return json.dumps(json.loads(body), indent=2, ensure_ascii=True)
     except (ValueError, RecursionError):
         return body.decode("utf-8", "backslashreplace")
+
+
+@dataclass(frozen=True)
+class OrderLine:
+    """An order in a host's list."""
+
+    order_id: str
+    what: str
+    state: str
+    drafted_by: str
+    drafted_at: datetime
+    outcome: str | None
+    sentence: str
+    bundle_id: str | None
+
+
+def order_line(row: OrderRow, now: datetime) -> OrderLine:
+    """An order as it stands, with what the host's record says of its end."""
+    asked = json.loads(row.parameters)
+    of = ", ".join(asked.get("checks", [])) or asked.get("check") or asked.get("version") or ""
+    return OrderLine(
+        order_id=row.order_id,
+        what=f"{words.humanise(row.kind)} {of}".strip(),
+        state=words.humanise(standing(row, now)),
+        drafted_by=row.drafted_by,
+        drafted_at=row.drafted_at,
+        outcome=row.outcome,
+        sentence=words.gate_sentence(row.error) if row.error else "",
+        bundle_id=row.bundle_id,
+    )

@@ -106,8 +106,16 @@ async def host(request: Request, key_id: str) -> Response:
         findings=present.findings(await caller.fleet.gaps(key_id), await caller.fleet.forks(key_id)),
         timeline=timeline.draw(row.checks, rows, base=base, last_seen=row.last_seen, silent=row.silent, now=now),
         recent=rows[:RECENT],
+        orders=await _orders(request, key_id),
         heartbeat_at=present.made_at(beats[0]) if beats else None,
     )
+
+
+async def _orders(request: Request, key_id: str) -> list[present.OrderLine]:
+    """The newest orders to this host, with the record that says how each ended."""
+    caller = await caller_of(request)
+    reader = await services_of(request).users.reader(caller.user)
+    return [present.order_line(row, now_of(request)) for row in await reader.orders(key_id, RECENT)]
 
 
 async def _newest(fleet: Fleet, key_id: str, kind: str) -> tuple[Bundle, ...]:

@@ -14,6 +14,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from compliance_agent.core.orders import REASONS as OF_ORDERS
+
 
 @dataclass(frozen=True)
 class Word:
@@ -176,8 +178,10 @@ def reason_sentence(check: str, reason: str) -> str:
 
 
 def gate_sentence(reason: str) -> str:
-    """Why a cure was applied, held back or refused."""
-    return GATES.get(reason) or COMMON_REASONS.get(reason) or humanise(reason)
+    """Why a cure was applied, held back or refused, or an order."""
+    of_orders = OF_ORDERS.get(reason, "")
+    said = of_orders and f"{of_orders[:1].upper()}{of_orders[1:]}."
+    return GATES.get(reason) or said or COMMON_REASONS.get(reason) or humanise(reason)
 
 
 def word(table: Mapping[str, Word], token: str | None) -> Word:

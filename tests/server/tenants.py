@@ -18,6 +18,7 @@ from nacl.signing import SigningKey
 
 from compliance_agent.entries.rotation import statement
 from compliance_agent.evidence.canonical import canonical
+from compliance_agent.server.services.orders import Wanted
 from tests.server.builder import FakeHost, Server, Signed, b64, checkin_body, stamp
 
 FORM = "application/x-www-form-urlencoded"
@@ -35,6 +36,7 @@ class Side:
     bundle: Signed
     token: Mapping[str, str]  # headers of the person's scripts
     session: Mapping[str, str]  # headers of the person's browser
+    order_id: str = "0" * 32
 
     @property
     def session_id(self) -> str:
@@ -52,6 +54,7 @@ class Side:
             "name": "bundle.json",
             "path": "0/000.p/1",
             "digest": "0" * 12,
+            "order_id": self.order_id,
         }
 
     @property
@@ -66,6 +69,7 @@ class Side:
             ids["bundle_id"],
             self.bundle.sha256,
             b64(self.host.public),
+            self.order_id,
         )
 
 
@@ -81,7 +85,7 @@ class Nobody:
 
     @property
     def ids(self) -> dict[str, str]:
-        return Side("clinic-0", self.host, self.bundle, {}, {}).ids
+        return Side("clinic-0", self.host, self.bundle, {}, {}, "f" * 32).ids
 
 
 def filled(path: str, ids: Mapping[str, str]) -> str:
@@ -98,10 +102,12 @@ async def side(server: Server, site_id: str, client_id: str | None, label: str) 
     assert (await server.deliver(host, bundle, host.heartbeat(time_sync="pass"))).status_code == 200
     users, name = server.services.users, f"person-{site_id[-1]}"
     sites = frozenset({site_id}) if client_id is None else None
-    await users.add(name, PASSWORD, role="owner", client_id=client_id or "msp", sites=sites)
+    person = await users.add(name, PASSWORD, role="owner", client_id=client_id or "msp", sites=sites)
+    drafted = await server.services.orders.draft(person, await users.reader(person), Wanted(host.key_id, "pause", {}))
     bearer = await users.new_token(name, timedelta(days=1))
     cookie = await users.login(name, PASSWORD)
-    return Side(site_id, host, bundle, {"authorization": f"Bearer {bearer}"}, {"cookie": f"session={cookie}"})
+    headers = ({"authorization": f"Bearer {bearer}"}, {"cookie": f"session={cookie}"})
+    return Side(site_id, host, bundle, *headers, drafted.order_id)
 
 
 @dataclass
@@ -256,6 +262,14 @@ def form_token(page: str) -> str:
     return found[1]
 
 
+async def _draft_order(crawl: Crawl, method: str, path: str) -> None:
+    await crawl.posted(path, lambda one: {"host": one.ids["key_id"], "kind": "pause", "parameters": {}})
+
+
+def _signature() -> dict[str, str]:
+    return {"public_key": b64(bytes(SigningKey.generate().verify_key)), "sig": b64(bytes(64))}
+
+
 async def _cosignature(crawl: Crawl, method: str, path: str) -> None:
     await crawl.posted(path, lambda one: {"any": "bytes"})
 
@@ -284,6 +298,15 @@ def listed(*queries: str) -> Case:
     return case
 
 
+def acted(body: Callable[[], Any] = dict) -> Case:
+    """An act on what the path names."""
+
+    async def case(crawl: Crawl, method: str, path: str) -> None:
+        await crawl.posted(path, lambda one: body())
+
+    return case
+
+
 async def public(crawl: Crawl, method: str, path: str) -> None:
     """About nobody."""
     await crawl.public(method, path)
@@ -307,6 +330,13 @@ CASES: Mapping[str, Case] = {
     "GET /api/v1/hosts/{key_id}/checks": hidden(),
     "GET /api/v1/bundles": listed("?host={key_id}"),
     "GET /api/v1/bundles/{bundle_id}": hidden("?host={key_id}"),
+    "GET /api/v1/orders": listed("?host={key_id}"),
+    "POST /api/v1/orders": _draft_order,
+    "GET /api/v1/orders/{order_id}": hidden(),
+    "POST /api/v1/orders/{order_id}/approve": acted(),
+    "POST /api/v1/orders/{order_id}/prepare": acted(lambda: {"signers": ["0" * 64]}),
+    "POST /api/v1/orders/{order_id}/signatures": acted(_signature),
+    "POST /api/v1/orders/{order_id}/cancel": acted(),
     "GET /healthz": public,
     "GET /readyz": public,
     "GET /metrics": public,

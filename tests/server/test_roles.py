@@ -97,6 +97,7 @@ async def test_every_route_for_people_asks_the_table(server: Server, monkeypatch
         "name": "bundle.json",
         "path": "0/000.p/1",
         "digest": "0" * 12,
+        "order_id": "0" * 32,
     }
     headers = await server.operator("nothing")
     server.client.cookies.set("session", await server.services.users.login("nothing", "correct horse battery"))

@@ -94,6 +94,7 @@ async def checkin(request: Request) -> CheckinReply:
         agent_version=body.agent_version,
         baseline_version=body.baseline.version,
         baseline_sha256=body.baseline.sha256,
+        order_nonce=body.order_nonce,
     )
     answer = await services.checkin.check_in(caller, said)
     known = answer.known
@@ -101,6 +102,6 @@ async def checkin(request: Request) -> CheckinReply:
         server_time=answer.server_time.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         known=Head(epoch=known.epoch, seq=known.seq, digest=known.digest) if known else None,
         min_interval_s=services.settings.min_interval_s,
-        orders=[],
+        orders=[base64.b64encode(raw).decode("ascii") for raw in answer.orders],
         durable=[DurableLog(origin=item.origin, size=item.size) for item in answer.durable],
     )

@@ -27,6 +27,7 @@ from compliance_agent.server.services.fleet import Fleet, Silence
 from compliance_agent.server.services.ingest import Ingest
 from compliance_agent.server.services.limits import Quotas
 from compliance_agent.server.services.logbook import Logbook
+from compliance_agent.server.services.orders import OrderDesk
 from compliance_agent.server.services.proving import Prover
 from compliance_agent.server.services.pruning import Pruning
 from compliance_agent.server.services.receipts import Receipts
@@ -65,6 +66,7 @@ class Services:
     enrolment: Enrolment
     rotations: Rotations
     users: Users
+    orders: OrderDesk
     holds: Holds
     pruning: Pruning
     ack_public_key: bytes

@@ -116,6 +116,28 @@ class CheckinRequest(Sent):
     order_nonce: OrderNonce | None = None
 
 
+class OrderDraft(Sent):
+    """What is wanted of one host; `life_s` runs from when it is prepared for signing."""
+
+    host: Sha256
+    kind: Word
+    parameters: dict[Word, Any] = Field(default={}, max_length=8)
+    life_s: int = Field(default=900, ge=60, le=86_400)
+
+
+class OrderSigners(Sent):
+    """Key ids of everybody who is going to sign."""
+
+    signers: list[Sha256] = Field(min_length=1, max_length=4)
+
+
+class OrderSignature(Sent):
+    """One signer's raw public key, and its signature over the payload and its type (DSSE)."""
+
+    public_key: Key
+    sig: Signature
+
+
 class SignedBundle(Sent):
     """A bundle's exact bytes and its signature, both in base64."""
 
@@ -316,6 +338,41 @@ class BundleOut(BaseModel):
     received_at: datetime
 
 
+class OrderMarkOut(BaseModel):
+    """Who approved (a person's name) or signed (a key id) an order."""
+
+    what: str
+    who: str
+    at: datetime
+
+
+class OrderOut(BaseModel):
+    """An order: what it asks for, where it stands, the exact bytes, and the record that says how it ended."""
+
+    order_id: str
+    site_id: str
+    key_id: str
+    kind: str
+    parameters: dict[str, Any]
+    state: str
+    life_s: int
+    drafted_by: str
+    drafted_at: datetime
+    baseline_sha256: str | None
+    signers: list[str]
+    counter: int | None
+    not_before: datetime | None
+    expires: datetime | None
+    payload: str | None
+    envelope: str | None
+    sha256: str | None
+    ended_at: datetime | None
+    outcome: str | None
+    error: str | None
+    bundle_id: str | None
+    marks: list[OrderMarkOut]
+
+
 class PageOut(BaseModel):
     """Part of a list, newest first; give `next` as `before` for the following part."""
 
@@ -357,6 +414,9 @@ AGENT_MODELS: tuple[type[BaseModel], ...] = (
     CheckinRequest,
     EvidenceRequest,
     ReceiptsRequest,
+    OrderDraft,
+    OrderSigners,
+    OrderSignature,
 )
 M = TypeVar("M", bound=Sent)
 

@@ -9,6 +9,7 @@ from typing import Protocol
 from compliance_agent.server.records.chains import Bundle, BundleQuery, CheckVerdict, Event, Fork, Gap, Host, Site
 from compliance_agent.server.records.keeping import Hold, LoggedRecord, Minimum
 from compliance_agent.server.records.logs import Backlog, Kept, Leaf, Shard
+from compliance_agent.server.records.orders import OrderMark, OrderRow
 from compliance_agent.server.records.people import Dates, Token
 
 
@@ -63,6 +64,18 @@ class SiteReader(Keeping, Protocol):
 
     async def site_rows(self) -> list[Site]:
         """The sites themselves, by id."""
+        ...
+
+    async def orders(self, key_id: str | None = None, at_most: int = 100) -> list[OrderRow]:
+        """Orders, newest first, of one host or of all."""
+        ...
+
+    async def order(self, order_id: str) -> OrderRow | None:
+        """One order."""
+        ...
+
+    async def order_marks(self, order_id: str) -> list[OrderMark]:
+        """Who approved and signed it, in order."""
         ...
 
     async def hosts(self, site_id: str | None = None) -> list[Host]:

@@ -9,6 +9,7 @@ from typing import Protocol
 from compliance_agent.server.records.chains import CheckVerdict, Fork, Gap, Host, NewBundle, Place, Site
 from compliance_agent.server.records.keeping import Durable, Hold, LoggedRecord
 from compliance_agent.server.records.logs import NewLeaf, PendingLeaf, Shard
+from compliance_agent.server.records.orders import Answer, OrderHost, OrderMark, OrderRow
 from compliance_agent.server.records.people import Factor, Token, User
 from compliance_agent.server.records.reading import Keeping
 
@@ -256,6 +257,42 @@ class Transaction(Keeping, Protocol):
 
     async def add_operator_token(self, token_hash: str, name: str, now: datetime, expires_at: datetime) -> None:
         """A token for a user's scripts."""
+        ...
+
+    async def add_order(self, order: OrderRow) -> None:
+        """A new order."""
+        ...
+
+    async def order(self, site_id: str, order_id: str) -> OrderRow | None:
+        """One order, as it is now."""
+        ...
+
+    async def save_order(self, order: OrderRow) -> None:
+        """Write an order back."""
+        ...
+
+    async def forwardable(self, site_id: str, key_id: str, now: datetime, at_most: int) -> list[OrderRow]:
+        """Signed orders to this host whose time it is and that have no answer, the lowest number first."""
+        ...
+
+    async def add_order_mark(self, mark: OrderMark) -> None:
+        """Somebody approved or signed it."""
+        ...
+
+    async def order_marks(self, site_id: str, order_id: str) -> list[OrderMark]:
+        """Who approved and signed it, in order."""
+        ...
+
+    async def order_host(self, site_id: str, key_id: str) -> OrderHost | None:
+        """What orders to this host must name."""
+        ...
+
+    async def save_order_host(self, host: OrderHost) -> None:
+        """What orders to this host must name from now on."""
+        ...
+
+    async def answer_orders(self, answers: Iterable[Answer], now: datetime) -> None:
+        """Records say how the orders with these bytes ended."""
         ...
 
     async def audit(

@@ -15,6 +15,7 @@ import structlog
 
 from compliance_agent.errors import Refusal
 from compliance_agent.server.records import Clock, Durable, Head, Host, Store, Transaction
+from compliance_agent.server.services import orders
 
 SET_BACK_AGAIN = timedelta(days=7)
 
@@ -31,6 +32,7 @@ class Said:
     agent_version: str
     baseline_version: str
     baseline_sha256: str
+    order_nonce: str | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Answer:
     server_time: datetime
     known: Head | None
     durable: Sequence[Durable] = ()
+    orders: Sequence[bytes] = ()
 
 
 class Checkin:
@@ -60,7 +63,7 @@ class Checkin:
             raise Refusal("key_id: not the key of the host that calls", code="wrong_host", status=403)
         now = self._clock()
 
-        async def work(tx: Transaction) -> tuple[Host, Sequence[Durable]]:
+        async def work(tx: Transaction) -> tuple[Host, Sequence[Durable], Sequence[bytes]]:
             host = (await tx.hosts({caller.site_id}, {caller.key_id})).get(caller.key_id)
             if host is None or host.revoked_at is not None:
                 raise Refusal("this host is revoked", code="host_revoked", status=403)
@@ -68,15 +71,16 @@ class Checkin:
             await tx.save_hosts([alive])
             if alive.contested_at != host.contested_at:
                 await tx.audit(now, f"host:{host.key_id}", "host.contested", site_id=host.site_id, subject=host.host_id)
-            return alive, await tx.durable(caller.site_id)
+            waiting = await orders.exchange(tx, alive, said.order_nonce, now)
+            return alive, await tx.durable(caller.site_id), waiting
 
-        host, durable = await self._store.write(work)
+        host, durable, waiting = await self._store.write(work)
         self.total += 1
         if host.set_back_at == now:
             log.error("host.set_back", key_id=host.key_id, epoch=said.head.epoch, seq=said.head.seq)
         if host.contested_at == now:
             log.error("host.contested", key_id=host.key_id, site_id=host.site_id)
-        return Answer(now, host.head, durable)
+        return Answer(now, host.head, durable, waiting)
 
 
 def _contested(host: Host, said: Head, now: datetime) -> Host:

@@ -30,6 +30,7 @@ from compliance_agent.server.records import (
     Place,
     Transaction,
 )
+from compliance_agent.server.records.orders import Answer
 from compliance_agent.server.services import chain, standing
 
 KEPT_FORKS = 100  # per host: enough to prove it, not enough to fill the disk
@@ -97,6 +98,7 @@ class Placing:
         self._days: dict[str, date] = {}  # the day that counts, by the day that a bundle names
         self._leaves: list[NewLeaf] = []  # what the log is to say of it, in this order
         self._gapped: set[str] = set()  # hosts with an open gap
+        self._answers: list[Answer] = []  # of hosts to orders
         self._advanced: set[str] = set()  # hosts whose expected bundle has come: their gaps are closed
 
     async def run(self, submissions: Sequence[Submission]) -> list[Outcome]:
@@ -117,6 +119,7 @@ class Placing:
         for host in self._hosts.values():
             await self._close_gaps(host)
         await self._tx.add_bundles(self._new)
+        await self._tx.answer_orders(self._answers, self._now)
         if self._uses:
             await self._tx.note_baselines(self._uses)
         await self._tx.add_leaves(self._leaves, self._now)
@@ -192,6 +195,9 @@ class Placing:
         if new.kind == "heartbeat":
             made = min(datetime.fromisoformat(new.created_at), self._now)
             self._hosts[host.key_id] = replace(host, heartbeat_at=self._now, heartbeat_made_at=made)
+        if new.kind == "order":
+            said = (item.document["outcome"], item.document["error"], new.bundle_id)
+            self._answers += [Answer(host.site_id, of["sha256"], *said) for of in item.document["artifacts"]]
         self._advanced.add(host.key_id)
 
     def _use(self, host: Host, item: Checked) -> None:

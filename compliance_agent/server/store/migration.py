@@ -3,7 +3,7 @@
 1 -> 2  the transparency log. Everything the database holds becomes a pending entry, in the order in which it came: a host's
         enrolment before its bundles, then what contradicted them, then its revocation.
 2 -> 3  a host's key may give way to a new one; how much of each log a backup holds; how long each baseline version was in effect,
-        from all records; holds and pruning; fewer indexes over bundles.
+        from all records; holds and pruning; orders; fewer indexes over bundles.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _from_2(connection: Connection) -> None:
         connection.execute(text(f"DROP INDEX IF EXISTS {index}"))
     if "ix_hosts_label" not in {index["name"] for index in inspect(connection).get_indexes("hosts")}:
         next(index for index in tables.hosts.indexes if index.name == "ix_hosts_label").create(connection)
-    tables.metadata.create_all(connection, tables=[tables.log_durable])
+    tables.metadata.create_all(connection, tables=[tables.log_durable, *tables.ORDER_TABLES])
     _people(connection)
     if not inspect(connection).has_table(tables.baseline_uses.name):
         tables.metadata.create_all(connection, tables=tables.KEEPING_TABLES)

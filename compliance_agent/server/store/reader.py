@@ -28,9 +28,11 @@ from compliance_agent.server.records import (
     Site,
     Token,
 )
+from compliance_agent.server.records.orders import OrderMark, OrderRow
 from compliance_agent.server.store import rows, tables
 from compliance_agent.server.store.engine import SqliteDatabase
 from compliance_agent.server.store.keeping import KeepingRows
+from compliance_agent.server.store.orders import mark_of, order_of
 
 _bundles = tables.bundles.c
 MOST_ROWS = 200
@@ -82,6 +84,30 @@ class BoundReader(KeepingRows):
     async def site_rows(self) -> list[Site]:
         query = select(tables.sites).where(tables.sites.c.site_id.in_(self._sites)).order_by(tables.sites.c.site_id)
         return [rows.site(row) for row in await self._all(query)]
+
+    async def orders(self, key_id: str | None = None, at_most: int = 100) -> list[OrderRow]:
+        c = tables.orders.c
+        query = self._orders().order_by(c.drafted_at.desc(), c.order_id).limit(min(at_most, MOST_ROWS))
+        if key_id is not None:
+            query = query.where(c.key_id == key_id)
+        return [order_of(row) for row in await self._all(query)]
+
+    async def order(self, order_id: str) -> OrderRow | None:
+        found = await self._all(self._orders().where(tables.orders.c.order_id == order_id))
+        return order_of(found[0]) if found else None
+
+    async def order_marks(self, order_id: str) -> list[OrderMark]:
+        c = tables.order_marks.c
+        query = select(tables.order_marks).where(c.site_id.in_(self._sites), c.order_id == order_id)
+        return [mark_of(row) for row in await self._all(query.order_by(c.at, c.what, c.who))]
+
+    def _orders(self) -> Select[Any]:
+        c = tables.orders.c
+        query = select(tables.orders).where(c.site_id.in_(self._sites))
+        if self._dates is not None:  # an auditor's days
+            query = query.where(func.substr(c.drafted_at, 1, 10) >= self._dates.first.isoformat())
+            query = query.where(func.substr(c.drafted_at, 1, 10) <= self._dates.last.isoformat())
+        return query
 
     async def hosts(self, site_id: str | None = None) -> list[Host]:
         query = self._hosts().order_by(tables.hosts.c.site_id, tables.hosts.c.host_id, tables.hosts.c.enrolled_at)

@@ -272,6 +272,54 @@ prune_guards = Table(
 )
 KEEPING_TABLES = (baseline_uses, holds, pruned_logs, prune_never, prune_guards)
 
+# Orders: what was drafted, who approved and signed it, the exact bytes, and the record that answered it (services/orders.py).
+orders = Table(
+    "orders",
+    metadata,
+    Column("order_id", String, primary_key=True),
+    _site(),
+    Column("key_id", String, ForeignKey("hosts.key_id"), nullable=False),
+    Column("kind", String, nullable=False),
+    Column("parameters", String, nullable=False),
+    Column("life_s", Integer, nullable=False),
+    Column("drafted_by", String, nullable=False),
+    Column("drafted_at", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("baseline_sha256", String),
+    Column("signers", String, nullable=False),
+    Column("payload", LargeBinary),
+    Column("not_before", String),
+    Column("expires", String),
+    Column("counter", BigInteger),
+    Column("envelope", LargeBinary),
+    Column("sha256", String, index=True),
+    Column("ended_at", String),
+    Column("outcome", String),
+    Column("error", String),
+    Column("bundle_id", String),
+)
+Index("ix_orders_host", orders.c.site_id, orders.c.key_id, orders.c.drafted_at)
+order_marks = Table(
+    "order_marks",
+    metadata,
+    Column("order_id", String, ForeignKey("orders.order_id"), primary_key=True),
+    Column("what", String, primary_key=True),
+    Column("who", String, primary_key=True),
+    _site(),
+    Column("at", String, nullable=False),
+    Column("signature", LargeBinary),
+)
+order_hosts = Table(
+    "order_hosts",
+    metadata,
+    Column("key_id", String, ForeignKey("hosts.key_id"), primary_key=True),
+    _site(),
+    Column("nonce", String, nullable=False),
+    Column("nonce_at", String, nullable=False),
+    Column("counter", BigInteger, nullable=False),
+)
+ORDER_TABLES = (orders, order_marks, order_hosts)
+
 users = Table(
     "users",
     metadata,
@@ -359,4 +407,5 @@ TENANT_TABLES = (
     holds,
     pruned_logs,
     prune_guards,
+    *ORDER_TABLES,
 )

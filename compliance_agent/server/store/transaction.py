@@ -24,11 +24,12 @@ from compliance_agent.server.records import (
 from compliance_agent.server.store import rows, tables
 from compliance_agent.server.store.engine import Statements
 from compliance_agent.server.store.keeping import KeepingRows
+from compliance_agent.server.store.orders import OrderRows
 from compliance_agent.server.store.people import PeopleRows
 from compliance_agent.server.store.taking import TakingRows
 
 
-class BoundTransaction(TakingRows, KeepingRows, PeopleRows):
+class BoundTransaction(OrderRows, TakingRows, KeepingRows, PeopleRows):
     """`records.Transaction` over a connection that has begun to write."""
 
     def __init__(self, connection: Statements) -> None:

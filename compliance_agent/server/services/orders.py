@@ -1,0 +1,321 @@
+"""Orders at the server: drafted, approved by people, signed on their own devices, forwarded, answered by the host's record.
+
+    draft -> approved -> signed -> delivered -> answered            (or cancelled, or out of time)
+
+No key that signs orders is ever here. What is signed is made here once (`prepare`), shown to the signer, and kept as it is; the
+host believes signatures and its own list of signers, and nothing that this server says about approvals. An order is answered by the
+record that names the SHA-256 of its exact bytes, so a made-up copy answers nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from hashlib import sha256
+from typing import Any
+
+import structlog
+
+from compliance_agent import crypto
+from compliance_agent.core import order_keys, orders
+from compliance_agent.core.orders import FORMS, LONGEST_LIFE, Order
+from compliance_agent.errors import DocumentError, Refusal
+from compliance_agent.evidence.allowlist import registry
+from compliance_agent.evidence.canonical import canonical
+from compliance_agent.server.records import Clock, Host, SiteReader, Store, Transaction, User
+from compliance_agent.server.records.orders import OrderHost, OrderMark, OrderRow
+from compliance_agent.server.services import roles
+from compliance_agent.server.services.secrets import Rng
+
+log = structlog.get_logger()
+AT_MOST = 16  # forwarded in one check-in; a host takes as many
+OPEN = ("draft", "approved", "signed", "delivered")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What somebody wants done."""
+
+    key_id: str
+    kind: str
+    parameters: Mapping[str, Any]
+    life_s: int = int(orders.USUAL_LIFE.total_seconds())
+
+
+class OrderDesk:
+    """The desk for orders. Every act names the person, and sees the sites of `reader` alone."""
+
+    def __init__(self, store: Store, clock: Clock, *, rng: Rng = secrets.token_bytes) -> None:
+        self._store = store
+        self._clock = clock
+        self._rng = rng
+
+    async def draft(self, user: User, reader: SiteReader, wanted: Wanted) -> OrderRow:
+        """Write down what is wanted; nothing happens before people have approved and signed it.
+
+        Raises:
+            Refusal: no such host, or not an order of the agreed form.
+        """
+        roles.check(user, roles.Act.DRAFT_ORDER)
+        host = await reader.host(wanted.key_id)
+        if host is None or host.revoked_at is not None:
+            raise Refusal("host: no such host", code="no_such_host", status=404)
+        row = self._drafted(user, host, wanted)
+
+        async def work(tx: Transaction) -> None:
+            await tx.add_order(row)
+            await self._audit(tx, user, "order.drafted", row)
+
+        await self._store.write(work)
+        return row
+
+    def _drafted(self, user: User, host: Host, wanted: Wanted) -> OrderRow:
+        if wanted.kind not in FORMS:
+            raise Refusal(f"kind: expected one of {', '.join(FORMS)}", code="unknown_kind", status=422)
+        if not 60 <= wanted.life_s <= LONGEST_LIFE.total_seconds():
+            raise Refusal("life_s: expected 60 to 86400 seconds", code="order_too_long", status=422)
+        bound = FORMS[wanted.kind].bound
+        if bound and not host.baseline_sha256:
+            raise Refusal("host: has not said which baseline it is held to", code="no_baseline", status=409)
+        now = self._clock()
+        row = OrderRow(
+            order_id=self._rng(16).hex(),
+            site_id=host.site_id,
+            key_id=host.key_id,
+            kind=wanted.kind,
+            parameters=_canonical(wanted.parameters),
+            life_s=wanted.life_s,
+            drafted_by=user.name,
+            drafted_at=now,
+            baseline_sha256=host.baseline_sha256 if bound else None,
+        )
+        made = _order(row, host, now, OrderHost(host.key_id, host.site_id, "0" * 32, now, 1), ["0" * 64])
+        try:
+            orders.payload(made)
+        except DocumentError as error:
+            raise Refusal(f"{error}", code="bad_order", status=422) from error
+        unknown = set(made.checks) - set(registry().checks)
+        if unknown:
+            raise Refusal("parameters: names a check that does not exist", code="unknown_check", status=422)
+        return row
+
+    async def approve(self, user: User, reader: SiteReader, order_id: str) -> OrderRow:
+        """One person says yes. Who says it twice has said it once.
+
+        Raises:
+            Refusal: no such order, or it is not a draft any more.
+        """
+        roles.check(user, roles.Act.APPROVE_ORDER)
+        found = await self.find(reader, order_id)
+        now = self._clock()
+
+        async def work(tx: Transaction) -> OrderRow:
+            row = _in(await tx.order(found.site_id, order_id), {"draft"})
+            marks = await tx.order_marks(row.site_id, order_id)
+            people = {mark.who for mark in marks if mark.what == "approved"}
+            if user.name not in people:
+                await tx.add_order_mark(OrderMark(order_id, row.site_id, "approved", user.name, now))
+                await self._audit(tx, user, "order.approved", row)
+            if len(people | {user.name}) >= order_keys.least(row.kind):
+                row = replace(row, state="approved")
+                await tx.save_order(row)
+            return row
+
+        return await self._store.write(work)
+
+    async def prepare(self, user: User, reader: SiteReader, order_id: str, signers: Sequence[str]) -> OrderRow:
+        """Make the bytes that these signers are to sign, for the host's nonce and next number, from now on.
+
+        Asked again it makes them anew, and signatures over the former bytes are gone.
+
+        Raises:
+            Refusal: not approved yet, too few signers, or the host has not given a nonce.
+        """
+        roles.check(user, roles.Act.APPROVE_ORDER)
+        found = await self.find(reader, order_id)
+        if len(set(signers)) < order_keys.least(found.kind):
+            need = order_keys.least(found.kind)
+            raise Refusal(f"signers: a {found.kind} needs {need} of them", code="too_few_signers", status=422)
+        now = self._clock()
+
+        async def work(tx: Transaction) -> OrderRow:
+            row = _in(await tx.order(found.site_id, order_id), {"approved"})
+            host = (await tx.hosts({row.site_id}, {row.key_id})).get(row.key_id)
+            if host is None or host.revoked_at is not None:
+                raise Refusal("host: is revoked", code="host_revoked", status=409)
+            if host.contested_at is not None:
+                raise Refusal(
+                    "host: two machines seem to have its key; settle that first", code="host_contested", status=409
+                )
+            known = await tx.order_host(row.site_id, row.key_id)
+            numbered = FORMS[row.kind].numbered
+            if numbered and known is None:
+                raise Refusal("host: has not checked in as one that takes orders", code="no_nonce", status=409)
+            if known is not None and numbered:
+                # The time keeps numbers growing although a restored database has forgotten some.
+                known = replace(known, counter=max(known.counter + 1, int(now.timestamp())))
+                await tx.save_order_host(known)
+            made = _order(row, host, now, known, signers)
+            row = replace(
+                row,
+                payload=_payload(made),
+                signers=" ".join(made.signers),
+                not_before=made.not_before,
+                expires=made.expires,
+                counter=made.counter,
+            )
+            await tx.save_order(row)
+            return row
+
+        return await self._store.write(work)
+
+    async def add_signature(
+        self, user: User, reader: SiteReader, order_id: str, public: bytes, signature: bytes
+    ) -> OrderRow:
+        """Keep one signer's signature; with the last one the order goes out at the host's next check-in.
+
+        Raises:
+            Refusal: not prepared, not a signer of it, or not a signature of these bytes.
+        """
+        roles.check(user, roles.Act.APPROVE_ORDER)
+        found = await self.find(reader, order_id)
+        signer, now = crypto.key_id(public), self._clock()
+
+        async def work(tx: Transaction) -> OrderRow:
+            row = _in(await tx.order(found.site_id, order_id), {"approved"})
+            if row.payload is None or row.expires is None or row.expires <= now:
+                raise Refusal(
+                    "order: is not prepared, or out of time; prepare it anew", code="not_prepared", status=409
+                )
+            body = row.payload
+            if signer not in row.signers.split():
+                raise Refusal("public_key: the order names other signers", code="unknown_signer", status=422)
+            if not crypto.verify(public, signature, crypto.pae(orders.TYPE, body)):
+                raise Refusal("sig: not of this order by that key", code="order_signature", status=422)
+            marks = await tx.order_marks(row.site_id, order_id)
+            signatures = {mark.who: mark.signature for mark in marks if mark.signature is not None}
+            kept = {
+                who: sig
+                for who, sig in {**signatures, signer: signature}.items()
+                if who == signer or _still_signs(sig, marks, who, row)
+            }
+            mark = OrderMark(order_id, row.site_id, f"signed:{sha256(body).hexdigest()}", signer, now, signature)
+            if not any((known.what, known.who) == (mark.what, mark.who) for known in marks):
+                await tx.add_order_mark(mark)
+                await self._audit(tx, user, "order.signed", row, signer)
+            if set(kept) == set(row.signers.split()):
+                envelope = orders.envelope(body, kept)
+                row = replace(row, state="signed", envelope=envelope, sha256=sha256(envelope).hexdigest())
+                await tx.save_order(row)
+            return row
+
+        return await self._store.write(work)
+
+    async def cancel(self, user: User, reader: SiteReader, order_id: str) -> OrderRow:
+        """Forward it no more. What a host has taken already is taken.
+
+        Raises:
+            Refusal: no such order, or it has ended.
+        """
+        roles.check(user, roles.Act.DRAFT_ORDER)
+        found = await self.find(reader, order_id)
+        now = self._clock()
+
+        async def work(tx: Transaction) -> OrderRow:
+            row = replace(_in(await tx.order(found.site_id, order_id), set(OPEN)), state="cancelled", ended_at=now)
+            await tx.save_order(row)
+            await self._audit(tx, user, "order.cancelled", row)
+            return row
+
+        return await self._store.write(work)
+
+    async def find(self, reader: SiteReader, order_id: str) -> OrderRow:
+        """One order.
+
+        Raises:
+            Refusal: there is none within these sites.
+        """
+        row = await reader.order(order_id)
+        if row is None:
+            raise Refusal("order: no such order", code="no_such_order", status=404)
+        return row
+
+    async def _audit(self, tx: Transaction, user: User, action: str, row: OrderRow, subject: str = "") -> None:
+        said = f"{row.order_id} {subject}".strip()
+        await tx.audit(self._clock(), user.name, action, site_id=row.site_id, subject=said)
+
+
+def standing(row: OrderRow, now: datetime) -> str:
+    """Where an order stands: its state, or `expired` when its time passed without an answer."""
+    out_of_time = row.expires is not None and row.expires <= now and row.state in {"signed", "delivered"}
+    return "expired" if out_of_time else row.state
+
+
+async def exchange(tx: Transaction, host: Host, nonce: str | None, now: datetime) -> list[bytes]:
+    """At a check-in: note the host's nonce, and give it what waits for it, oldest number first.
+
+    A key that two machines seem to have is given none: nobody could tell which of them took it.
+    """
+    if nonce is None or host.contested_at is not None:
+        return []
+    known = await tx.order_host(host.site_id, host.key_id)
+    if known is None or known.nonce != nonce:
+        counter = known.counter if known is not None else 0
+        await tx.save_order_host(OrderHost(host.key_id, host.site_id, nonce, now, counter))
+    waiting = await tx.forwardable(host.site_id, host.key_id, now, AT_MOST)
+    for row in waiting:
+        if row.state == "signed":
+            await tx.save_order(replace(row, state="delivered"))
+            log.info("order.forwarded", order_id=row.order_id, site_id=row.site_id, kind=row.kind)
+    return [row.envelope for row in waiting if row.envelope is not None]
+
+
+def _still_signs(signature: bytes, marks: Collection[OrderMark], who: str, row: OrderRow) -> bool:
+    """Whether it is over the present bytes, and not over ones that were prepared before."""
+    wanted = f"signed:{sha256(row.payload or b'').hexdigest()}"
+    return any((mark.what, mark.who, mark.signature) == (wanted, who, signature) for mark in marks)
+
+
+def _in(row: OrderRow | None, states: Collection[str]) -> OrderRow:
+    if row is None or row.state not in states:
+        state = "gone" if row is None else row.state
+        raise Refusal(f"order: is {state}; expected {' or '.join(sorted(states))}", code="wrong_state", status=409)
+    return row
+
+
+def _canonical(parameters: Mapping[str, Any]) -> str:
+    try:
+        return canonical(dict(parameters)).decode()
+    except (TypeError, ValueError, DocumentError) as error:
+        raise Refusal(
+            "parameters: expected names, lists of names and whole numbers", code="bad_order", status=422
+        ) from error
+
+
+def _payload(order: Order) -> bytes:
+    try:
+        return orders.payload(order)
+    except DocumentError as error:
+        raise Refusal(f"{error}", code="bad_order", status=422) from error
+
+
+def _order(row: OrderRow, host: Host, now: datetime, known: OrderHost | None, signers: Sequence[str]) -> Order:
+    numbered = FORMS[row.kind].numbered and known is not None
+    start = now.replace(microsecond=0)
+    return Order(
+        order_id=row.order_id,
+        tenant=host.client_id,
+        site=host.site_id,
+        host=host.key_id,
+        kind=row.kind,
+        parameters=json.loads(row.parameters),
+        baseline_sha256=row.baseline_sha256,
+        counter=known.counter if numbered and known else None,
+        nonce=known.nonce if numbered and known else None,
+        not_before=start,
+        expires=start + timedelta(seconds=row.life_s),
+        signers=tuple(sorted(set(signers))),
+    )

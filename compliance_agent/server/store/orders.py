@@ -1,0 +1,92 @@
+"""Orders in the database: whole rows in and out, each statement with its site."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Executable, insert, select, update
+from sqlalchemy.engine import RowMapping
+
+from compliance_agent.server.records.orders import Answer, OrderHost, OrderMark, OrderRow
+from compliance_agent.server.store import rows, tables
+
+_TIMES = {"drafted_at", "not_before", "expires", "ended_at", "at", "nonce_at"}
+_o, _m, _h = tables.orders.c, tables.order_marks.c, tables.order_hosts.c
+
+
+def columns(row: OrderRow | OrderMark | OrderHost) -> dict[str, Any]:
+    """A row's values as they are stored."""
+    return {name: rows.text(value) if isinstance(value, datetime) else value for name, value in asdict(row).items()}
+
+
+def _values(row: RowMapping) -> dict[str, Any]:
+    return {name: rows.when(value) if name in _TIMES and value is not None else value for name, value in row.items()}
+
+
+def order_of(row: RowMapping) -> OrderRow:
+    """An order from its row."""
+    return OrderRow(**_values(row))
+
+
+def mark_of(row: RowMapping) -> OrderMark:
+    """A mark from its row."""
+    return OrderMark(**_values(row))
+
+
+class OrderRows:
+    """The part of `records.Transaction` that is about orders."""
+
+    async def _all(self, query: Executable, **values: Any) -> list[RowMapping]:
+        raise NotImplementedError
+
+    async def _changed(self, statement: Executable) -> int:
+        raise NotImplementedError
+
+    async def add_order(self, order: OrderRow) -> None:
+        await self._changed(insert(tables.orders).values(columns(order)))
+
+    async def order(self, site_id: str, order_id: str) -> OrderRow | None:
+        found = await self._all(select(tables.orders).where(_o.site_id == site_id, _o.order_id == order_id))
+        return order_of(found[0]) if found else None
+
+    async def save_order(self, order: OrderRow) -> None:
+        same = (_o.site_id == order.site_id, _o.order_id == order.order_id)
+        await self._changed(update(tables.orders).where(*same).values(columns(order)))
+
+    async def forwardable(self, site_id: str, key_id: str, now: datetime, at_most: int) -> list[OrderRow]:
+        at = rows.text(now)
+        query = (
+            select(tables.orders)
+            .where(_o.site_id == site_id, _o.key_id == key_id, _o.state.in_(("signed", "delivered")))
+            .where(_o.not_before <= at, _o.expires > at)
+            .order_by(_o.counter, _o.order_id)
+            .limit(at_most)
+        )
+        return [order_of(row) for row in await self._all(query)]
+
+    async def add_order_mark(self, mark: OrderMark) -> None:
+        await self._changed(insert(tables.order_marks).values(columns(mark)))
+
+    async def order_marks(self, site_id: str, order_id: str) -> list[OrderMark]:
+        query = select(tables.order_marks).where(_m.site_id == site_id, _m.order_id == order_id)
+        return [mark_of(row) for row in await self._all(query.order_by(_m.at, _m.what, _m.who))]
+
+    async def order_host(self, site_id: str, key_id: str) -> OrderHost | None:
+        found = await self._all(select(tables.order_hosts).where(_h.site_id == site_id, _h.key_id == key_id))
+        return OrderHost(**_values(found[0])) if found else None
+
+    async def save_order_host(self, host: OrderHost) -> None:
+        same = (_h.site_id == host.site_id, _h.key_id == host.key_id)
+        if not await self._changed(update(tables.order_hosts).where(*same).values(columns(host))):
+            await self._changed(insert(tables.order_hosts).values(columns(host)))
+
+    async def answer_orders(self, answers: Iterable[Answer], now: datetime) -> None:
+        for answer in answers:
+            said = {"outcome": answer.outcome, "error": answer.error, "bundle_id": answer.bundle_id}
+            same = (_o.site_id == answer.site_id, _o.sha256 == answer.sha256)
+            await self._changed(
+                update(tables.orders).where(*same).values(**said, state="answered", ended_at=rows.text(now))
+            )
