@@ -194,7 +194,7 @@ def sessions(ctx: click.Context, name: str, ended: str | None, as_json: bool) ->
     async def act(services: Any) -> list[Any]:
         held = services.users.sessions
         if ended is not None:
-            await held.end_named(name, None if ended == "all" else ended, actor="operator")
+            await held.end_named(name, None if ended == "all" else ended, by=None)
         found: list[Any] = await held.all_of(name)
         return found
 

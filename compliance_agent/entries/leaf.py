@@ -7,6 +7,7 @@ key      a host's key is enrolled or revoked; a signature counts by its place be
 fork     a host signed two records for one place; both digests, and the second one's signature
 time     a checkpoint of this log with its cosignatures, and time stamps (RFC 3161) over exactly that note
 shard    the first entry of a year, which binds the last checkpoint of the year before
+act      what a person did at the server, by ids alone (act.py)
 """
 
 from __future__ import annotations

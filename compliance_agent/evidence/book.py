@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compliance_agent.documents import read_json
+from compliance_agent.entries import act
 from compliance_agent.entries.minimum import Pruned
 from compliance_agent.entries.rotation import read_leaf
 from compliance_agent.errors import BadEvidence, DocumentError
@@ -312,4 +313,6 @@ def _leaf(entry: bytes) -> dict[str, Any]:
             raise BadEvidence(f"has no {name}")
     if leaf["kind"] == "key":
         instant(leaf["at"], "at")
+    if leaf["kind"] == act.KIND:
+        act.check(leaf)
     return leaf

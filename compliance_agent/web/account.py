@@ -49,9 +49,9 @@ async def end_sessions(request: Request) -> Response:
     sessions, name = services_of(request).users.sessions, session.user.name
     chosen = form.get("session", "")
     if chosen == ALL_OTHERS:
-        await sessions.end_named(name, None, actor=name, but=session.id)
+        await sessions.end_named(name, None, by=session.user, but=session.id)
     else:
-        await sessions.end_named(name, chosen, actor=name)
+        await sessions.end_named(name, chosen, by=session.user)
     response = RedirectResponse("/account", status_code=303)
     if chosen == session.id:
         security.drop_cookie(request, response, session_cookie(request))

@@ -105,6 +105,7 @@ ENTRY_KINDS: Mapping[str, str] = {
     "fork": "Contradiction",
     "shard": "First of the year",
     "time": "Time",
+    "act": "Act of a person",
     "unreadable": "Unreadable",
 }
 
@@ -210,6 +211,8 @@ def entry(item: Entry) -> EntryRow:
         detail = "binds the last checkpoint of the year before" if said.get("previous") else "no year before it"
     elif item.kind == "time":
         detail = _time(said)
+    elif item.kind == "act":
+        detail = f"{words.humanise(str(said.get('act')))}, by {str(said.get('actor'))[:17]}"
     else:
         detail = ""
     kind = ENTRY_KINDS.get(item.kind) or words.humanise(item.kind)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from compliance_agent.crypto import Ed25519Signer
+from compliance_agent.entries.act import CONSOLE, Act, act_leaf
 from compliance_agent.evidence import book
 from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.merkle import hash_leaf
@@ -229,12 +230,21 @@ def test_a_log_that_was_written_again_is_named(made: Made, change: Any, code: st
      b'{"kind":"bundle","key":"a","epoch":"0","seq":1,"prev":"","bundle_sha256":""}',
      b'{"kind":"fork","key":"a","epoch":1.5,"seq":1}',
      b'{"kind":"key","key":"a","event":"enrol","at":"soon"}',
-     b'{"kind":"key","key":["a"],"event":"enrol","at":"2026-11-22T12:00:00Z"}'],
+     b'{"kind":"key","key":["a"],"event":"enrol","at":"2026-11-22T12:00:00Z"}',
+     b'{"act":"looked","actor":"console","at":"2026-11-22T12:00:00Z","kind":"act","subject":null,"v":1}',
+     b'{"act":"login","actor":"j.doe","at":"2026-11-22T12:00:00Z","kind":"act","subject":null,"v":1}',
+     b'{"act":"login","actor":"console","at":"2026-11-22T12:00:00Z","kind":"act","note":"text","subject":null,"v":1}'],
     ids=lambda value: value[:60].decode("latin-1"),
 )  # fmt: skip
 def test_a_log_with_an_entry_that_is_none_is_named(made: Made, entry: bytes) -> None:
     report = verify_files(relogged(made, lambda entries: [*entries, entry]))
     assert "bad_entry" in codes(report)
+
+
+def test_an_act_of_a_person_is_an_entry(made: Made) -> None:
+    """Only the exports, made for the log that was one shorter, say another size."""
+    act = act_leaf(Act.LOGIN, CONSOLE, None, "2026-11-22T12:00:00.000000Z")
+    assert codes(verify_files(relogged(made, lambda entries: [*entries, act]))) == {"wrong_export"}
 
 
 def test_an_entry_of_a_later_kind_is_left_alone(made: Made) -> None:

@@ -84,12 +84,12 @@ async def test_holds_are_made_shown_and_released(server: Server) -> None:
     await holds.add("clinic-1", None, "case-1")  # the same matter, again
     assert [hold.released_at is None for hold in await holds.of("clinic-1")] == [False, True, True]
     with closing(sqlite3.connect(server.services.settings.data_dir / "server.db")) as database:
-        said = database.execute("SELECT action, site_id, subject FROM audit WHERE action LIKE 'hold.%'").fetchall()
+        said = database.execute("SELECT action, site_id, subject FROM audit WHERE action LIKE 'hold_%'").fetchall()
     assert said == [
-        ("hold.add", "clinic-1", "*:case-1"),
-        ("hold.add", "clinic-1", "ws-01:case-2"),
-        ("hold.release", "clinic-1", "*:case-1"),
-        ("hold.add", "clinic-1", "*:case-1"),
+        ("hold_added", "clinic-1", "*:case-1"),
+        ("hold_added", "clinic-1", "ws-01:case-2"),
+        ("hold_released", "clinic-1", "*:case-1"),
+        ("hold_added", "clinic-1", "*:case-1"),
     ]
 
 

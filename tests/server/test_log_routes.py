@@ -36,6 +36,7 @@ async def test_the_checkpoint_and_its_tiles_are_there(server: Server, host: Fake
 
 
 async def test_people_who_may_see_the_site_see_its_log(server: Server, host: FakeHost) -> None:
+    await server.token("clinic-2")
     for sites, status in ((None, 200), (frozenset({"clinic-1"}), 200), (frozenset({"clinic-2"}), 404)):
         headers = await server.operator(f"op-{status}-{sites is None}", sites)
         assert (await server.client.get(f"{BASE}/checkpoint", headers=headers)).status_code == status

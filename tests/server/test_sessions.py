@@ -112,11 +112,11 @@ async def test_sessions_are_listed_and_ended_one_by_one(users: Users) -> None:
         secret[:16] == item.id for item in listed for secret in secrets
     )
     [foreign] = await users.sessions.all_of("other")
-    assert await code_of(users.sessions.end_named("j.doe", foreign.id, actor="j.doe")) == "no_such_session"
+    assert await code_of(users.sessions.end_named("j.doe", foreign.id, by=None)) == "no_such_session"
     first = await users.sessions.of(secrets[0])
     assert first is not None
-    assert await users.sessions.end_named("j.doe", first.id, actor="j.doe") == 1
-    assert await users.sessions.end_named("j.doe", None, actor="j.doe", but=None) == 2
+    assert await users.sessions.end_named("j.doe", first.id, by=None) == 1
+    assert await users.sessions.end_named("j.doe", None, by=None, but=None) == 2
     assert [await users.of_session(secret) for secret in secrets] == [None] * 3
     assert await users.of_session(theirs) is not None
 

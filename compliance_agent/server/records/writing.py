@@ -185,6 +185,10 @@ class Transaction(Keeping, Protocol):
         """
         ...
 
+    async def all_sites(self, client_id: str | None) -> frozenset[str]:
+        """Ids of all sites, or of all sites of one client."""
+        ...
+
     async def user(self, name: str) -> User | None:
         """A user as it is now."""
         ...

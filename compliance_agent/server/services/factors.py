@@ -21,6 +21,7 @@ from nacl.secret import SecretBox
 from compliance_agent.errors import Refusal, StorageError
 from compliance_agent.server.records import Clock, Factor, Store, Transaction
 from compliance_agent.server.services import totp
+from compliance_agent.server.services.acts import Act, note, sites_of
 from compliance_agent.server.services.secrets import Rng, hashed
 
 RECOVERY_CODES = 10
@@ -79,7 +80,9 @@ class Factors:
             if held is None or held.confirmed_at is not None or not await self._step(tx, held, code, now):
                 return False
             await tx.confirm_factor(name, now, [hashed(item) for item in codes])
-            await tx.audit(now, name, "factor.confirmed")
+            user = await tx.user(name)
+            if user is not None:
+                await note(tx, now, Act.FACTOR_SET, by=user, sites=await sites_of(tx, user))
             return True
 
         if not await self._store.write(work):
@@ -106,7 +109,10 @@ class Factors:
             held = await tx.factor(name)
             await tx.drop_factor(name)
             await tx.end_credentials(name, now, tokens=False)
-            await tx.audit(now, "operator", "factor.reset", subject=name)
+            user = await tx.user(name)
+            if held is not None and user is not None:
+                sites, subject = await sites_of(tx, user), user.person_id
+                await note(tx, now, Act.FACTOR_RESET, by=None, sites=sites, subject=subject, said=name)
             return held is not None
 
         if not await self._store.write(work):

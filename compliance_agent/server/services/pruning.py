@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from compliance_agent.core.retention import Keep, SiteRules, day_of
+from compliance_agent.entries.act import digest_of
 from compliance_agent.entries.minimum import Pruned
 from compliance_agent.errors import LogStopped, NoInput
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.records import Clock, Keeping, LoggedRecord, Shard, Store, Transaction
+from compliance_agent.server.services.acts import Act, note
 from compliance_agent.server.services.retention import keep_of, rules_of
 
 AT_MOST = 4_096  # entries in one transaction
@@ -120,8 +122,9 @@ class Pruning:
                 raise LogStopped(
                     f"log {shard.origin}: not every record was found; nothing was changed", code="log_damaged"
                 )
-            subject = f"{shard.year}:{stretch.start}-{stretch.stop}"
-            await tx.audit(now, "operator", "log.prune", site_id=shard.site_id, subject=subject)
+            said = f"{shard.year}:{stretch.start}-{stretch.stop}"
+            subject = digest_of({"year": shard.year, "first": stretch.start, "stop": stretch.stop})
+            await note(tx, now, Act.PRUNED, by=None, sites={shard.site_id}, subject=subject, said=said)
         return stretch
 
     async def _shards(self, site_id: str | None) -> list[Shard]:

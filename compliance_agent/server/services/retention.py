@@ -7,8 +7,10 @@ import re
 from datetime import datetime
 
 from compliance_agent.core.retention import REASON_ID, Keep, SiteRules, day_of, in_effect
+from compliance_agent.entries.act import digest_of
 from compliance_agent.errors import ConfigError, NoInput
 from compliance_agent.server.records import Clock, Hold, Keeping, Store, Transaction
+from compliance_agent.server.services.acts import Act, note
 
 
 async def rules_of(rows: Keeping, site_id: str) -> SiteRules:
@@ -55,7 +57,7 @@ class Holds:
         async def act(tx: Transaction) -> bool:
             made = await tx.add_hold(hold)
             if made:
-                await _audit(tx, hold.added_at, "hold.add", hold)
+                await _note(tx, Act.HOLD_ADDED, hold)
             return made
 
         if not await self._store.write(act):
@@ -74,7 +76,7 @@ class Holds:
         async def act(tx: Transaction) -> bool:
             released = await tx.release_hold(site_id, host_id, reason_id, hold.added_at)
             if released:
-                await _audit(tx, hold.added_at, "hold.release", hold)
+                await _note(tx, Act.HOLD_RELEASED, hold)
             return released
 
         if not await self._store.write(act):
@@ -106,6 +108,7 @@ def _named(hold: Hold) -> str:
     return f"{hold.site_id}/{hold.host_id or '*'}/{hold.reason_id}"
 
 
-async def _audit(tx: Transaction, now: datetime, action: str, hold: Hold) -> None:
-    subject = f"{hold.host_id or '*'}:{hold.reason_id}"
-    await tx.audit(now, "operator", action, site_id=hold.site_id, subject=subject)
+async def _note(tx: Transaction, act: Act, hold: Hold) -> None:
+    said = f"{hold.host_id or '*'}:{hold.reason_id}"
+    subject = digest_of({"site_id": hold.site_id, "host_id": hold.host_id, "reason_id": hold.reason_id})
+    await note(tx, hold.added_at, act, by=None, sites={hold.site_id}, subject=subject, said=said)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from compliance_agent.errors import Refusal
-from compliance_agent.server.records import Clock, Session, Store, Transaction
+from compliance_agent.server.records import Clock, Session, Store, Transaction, User
+from compliance_agent.server.services.acts import Act, note, sites_of
 from compliance_agent.server.services.secrets import hashed
 
 IDLE = timedelta(minutes=15)
@@ -54,13 +55,14 @@ class Sessions:
 
         async def work(tx: Transaction) -> None:
             name = await tx.end_session(hashed(secret), now)
-            if name is not None:
-                await tx.audit(now, name, "logout")
+            user = await tx.user(name) if name is not None else None
+            if user is not None:
+                await note(tx, now, Act.LOGOUT, by=user, sites=await sites_of(tx, user))
 
         await self._store.write(work)
 
-    async def end_named(self, name: str, session_id: str | None, *, actor: str, but: str | None = None) -> int:
-        """End one of a person's sessions by its id, or all, `but` one; how many were.
+    async def end_named(self, name: str, session_id: str | None, *, by: User | None, but: str | None = None) -> int:
+        """End one of a person's sessions by its id, or all, `but` one; how many were. `by` None is the console.
 
         Raises:
             Refusal: the person has no live session with this id.
@@ -75,7 +77,8 @@ class Sessions:
         async def work(tx: Transaction) -> None:
             for item in chosen:
                 await tx.end_session(item.hash, now)
-                await tx.audit(now, actor, "session.ended", subject=f"{name}:{item.id}")
+                sites, subject = await sites_of(tx, item.user), item.user.person_id
+                await note(tx, now, Act.SESSION_ENDED, by=by, sites=sites, subject=subject, said=f"{name}:{item.id}")
 
         await self._store.write(work)
         return len(chosen)

@@ -23,6 +23,7 @@ from compliance_agent.errors import Refusal
 from compliance_agent.facts import NAME
 from compliance_agent.server.records import Clock, Dates, Session, SiteReader, Store, Transaction, User
 from compliance_agent.server.services import roles
+from compliance_agent.server.services.acts import Act, note, sites_of
 from compliance_agent.server.services.factors import Factors
 from compliance_agent.server.services.secrets import OPERATOR_PREFIX, Rng, hashed, new_secret
 from compliance_agent.server.services.sessions import Limits, Sessions
@@ -86,7 +87,8 @@ class Users:
         async def work(tx: Transaction) -> bool:
             added = await tx.add_user(user)
             if added:
-                await tx.audit(now, "operator", "user.added", subject=name)
+                sites = await sites_of(tx, user)
+                await note(tx, now, Act.USER_ADDED, by=None, sites=sites, subject=user.person_id, said=name)
             return added
 
         if not await self._store.write(work):
@@ -99,7 +101,7 @@ class Users:
         Raises:
             Refusal: no such user, a role that does not fit the limits, or nobody would be left who may do everything.
         """
-        return await self._change(name, "user.role", lambda user: replace(user, role=role, dates=dates))
+        return await self._change(name, Act.USER_ROLE, lambda user: replace(user, role=role, dates=dates))
 
     async def set_sites(
         self, name: str, *, client_id: str | None, sites: frozenset[str] | None, dates: Dates | None = None
@@ -119,7 +121,7 @@ class Users:
         def limited(user: User) -> User:
             return replace(user, client_id=client_id, sites=sites, dates=dates or user.dates)
 
-        return await self._change(name, "user.sites", limited)
+        return await self._change(name, Act.USER_SITES, limited)
 
     async def set_disabled(self, name: str, disabled: bool) -> User:
         """Let a person in no more, and end every session and token; or let in again.
@@ -128,14 +130,14 @@ class Users:
             Refusal: no such user, or nobody would be left who may do everything.
         """
         at = self._clock() if disabled else None
-        action = "user.disabled" if disabled else "user.enabled"
-        return await self._change(name, action, lambda user: replace(user, disabled_at=at))
+        act = Act.USER_DISABLED if disabled else Act.USER_ENABLED
+        return await self._change(name, act, lambda user: replace(user, disabled_at=at))
 
     async def all(self) -> list[User]:
         """Everybody, by name."""
         return await self._store.users()
 
-    async def _change(self, name: str, action: str, change: Callable[[User], User]) -> User:
+    async def _change(self, name: str, act: Act, change: Callable[[User], User]) -> User:
         now, held = self._clock(), await self._known(name)
         await self._check(change(held))
 
@@ -152,7 +154,8 @@ class Users:
                 raise Refusal(
                     f"name: {name} is the last owner of all; make another one first", code="last_owner", status=409
                 )
-            await tx.audit(now, "operator", action, subject=name)
+            sites = await sites_of(tx, before) | await sites_of(tx, user)
+            await note(tx, now, act, by=None, sites=sites, subject=user.person_id, said=name)
             return user
 
         return await self._store.write(work)
@@ -212,7 +215,7 @@ class Users:
             await tx.forget_attempts(bucket)
             ends = now + self.sessions.limits.life
             await tx.add_session(hashed(secret), user.name, now, ends, now if counts else None)
-            await tx.audit(now, user.name, "login")
+            await note(tx, now, Act.LOGIN, by=user, sites=await sites_of(tx, user))
             return True
 
         return secret if await self._store.write(work) else None
@@ -238,7 +241,7 @@ class Users:
         """
         codes = await self.factors.confirm(session.user.name, code)
         await self.sessions.prove(secret)
-        await self.sessions.end_named(session.user.name, None, actor=session.user.name, but=session.id)
+        await self.sessions.end_named(session.user.name, None, by=session.user, but=session.id)
         return codes
 
     async def step_up(self, session: Session, secret: str, code: str) -> None:
@@ -256,7 +259,7 @@ class Users:
                 return "bad_code"
             await tx.forget_attempts(bucket)
             await tx.prove_session(hashed(secret), now)
-            await tx.audit(now, name, "step_up")
+            await note(tx, now, Act.STEP_UP, by=session.user, sites=await sites_of(tx, session.user))
             return ""
 
         refused = await self._store.write(work)
@@ -294,12 +297,13 @@ class Users:
         Raises:
             Refusal: no such user.
         """
-        await self._known(name)
+        user = await self._known(name)
         secret, now = new_secret(OPERATOR_PREFIX, self._rng), self._clock()
 
         async def work(tx: Transaction) -> None:
             await tx.add_operator_token(hashed(secret), name, now, now + life)
-            await tx.audit(now, "operator", "token.made", subject=name)
+            sites = await sites_of(tx, user)
+            await note(tx, now, Act.USER_TOKEN, by=None, sites=sites, subject=user.person_id, said=name)
 
         await self._store.write(work)
         return secret
@@ -319,7 +323,8 @@ class Users:
                 raise _unknown(name)
             await tx.save_user(replace(user, password_hash=digest))
             await tx.end_credentials(name, now, tokens=False)
-            await tx.audit(now, "operator", "user.password", subject=name)
+            sites = await sites_of(tx, user)
+            await note(tx, now, Act.USER_PASSWORD, by=None, sites=sites, subject=user.person_id, said=name)
 
         await self._store.write(work)
 

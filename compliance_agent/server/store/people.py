@@ -22,6 +22,12 @@ class PeopleRows:
     async def _changed(self, statement: Executable) -> int:
         raise NotImplementedError
 
+    async def all_sites(self, client_id: str | None) -> frozenset[str]:
+        query = select(tables.sites.c.site_id)
+        if client_id is not None:
+            query = query.where(tables.sites.c.client_id == client_id)
+        return frozenset(row["site_id"] for row in await self._all(query))
+
     async def user(self, name: str) -> User | None:
         found = await self._all(select(tables.users).where(tables.users.c.name == name))
         return rows.user(found[0]) if found else None
