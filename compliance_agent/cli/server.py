@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from compliance_agent.cli import server_backup, server_enrolment, server_orders, server_people, server_retention
+from compliance_agent.cli import (
+    server_backup,
+    server_database,
+    server_enrolment,
+    server_orders,
+    server_people,
+    server_retention,
+)
 from compliance_agent.cli.common import json_option, print_json, table, utc
 from compliance_agent.cli.server_common import data_dir_option as _data_dir_option
 from compliance_agent.cli.server_common import existing
@@ -69,10 +76,10 @@ def _announce(settings: ServerSettings, url: str) -> None:
 @click.pass_context
 def init(ctx: click.Context, tls: bool | None) -> None:
     """Make a new server's database and keys, so that tokens can be made before it runs. Its first start does the same."""
-    from compliance_agent.server.app import database, ensure_admin
+    from compliance_agent.server.app import ensure_admin, is_made
 
     settings = _settings(ctx, tls=tls or ctx.obj["tls"])
-    if database(settings).exists():
+    if is_made(settings):
         raise NotPermitted(f"{settings.data_dir}: holds a server already; nothing was changed")
     password = _with_services(settings, ensure_admin, new=True)
     click.echo(f"a new server in {settings.data_dir}; admin's password is in {password}", err=True)
@@ -195,6 +202,7 @@ async def _logs(services: Services) -> list[dict[str, Any]]:
 
 command.add_command(server_backup.backup)
 command.add_command(server_backup.restore)
+command.add_command(server_database.migrate)
 command.add_command(server_retention.retention)
 command.add_command(server_people.user)
 command.add_command(server_enrolment.enrol_token)

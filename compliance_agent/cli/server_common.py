@@ -60,9 +60,9 @@ def existing(settings: ServerSettings) -> Path:
     Raises:
         NoInput: it holds none.
     """
-    from compliance_agent.server.app import database
+    from compliance_agent.server.app import is_made
 
-    if not database(settings).is_file():
+    if not is_made(settings):
         raise NoInput(
             f"{settings.data_dir}: holds no server",
             hint="name the server's directory with --data-dir; `compliance-agent server init` makes a new one",

@@ -3,9 +3,9 @@
     app = create_app(settings)          # nothing is opened yet
     uvicorn.run(app)                    # the lifespan opens the data directory, and drains and closes it at the end
 
-The data directory: `server.db`, `keys/ack.pem` and `keys/ack.pub.pem` (what acknowledgements are signed with), `keys/log.pem` and
-`keys/<site>-<year>.vkey` (what checkpoints are signed with), `keys/factors.key` (what second factors are sealed under),
-`keys/witnesses.policy` and `keys/tsa-ca.pem` (copies, for packets),
+The data directory: `server.db` (unless the settings name PostgreSQL), `keys/ack.pem` and `keys/ack.pub.pem` (what
+acknowledgements are signed with), `keys/log.pem` and `keys/<site>-<year>.vkey` (what checkpoints are signed with),
+`keys/witnesses.policy` and `keys/tsa-ca.pem` (copies, for packets), `keys/factors.key` (what second factors are sealed under),
 `log/` (the logs as they are served), `heads/` (the largest checkpoint ever signed of each), `tls/` when the server does TLS
 itself, `admin-password` (made at the first start, 0600).
 """
@@ -61,7 +61,7 @@ from compliance_agent.server.services.sessions import Limits
 from compliance_agent.server.services.users import Users
 from compliance_agent.server.services.verification import Verifier
 from compliance_agent.server.settings import ServerSettings
-from compliance_agent.server.store import SqlStore
+from compliance_agent.server.store import Address, SqlStore
 from compliance_agent.server.time_stamps import TimeStamps
 from compliance_agent.transport.http import HttpTransport
 
@@ -79,9 +79,31 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def database(settings: ServerSettings) -> Path:
-    """Where the database stands."""
-    return settings.data_dir / "server.db"
+def database(settings: ServerSettings) -> Path | Address:
+    """Where the database is: a file of ours, or PostgreSQL."""
+    if settings.database is None:
+        return settings.data_dir / "server.db"
+    return Address(settings.database, password_of(settings.database_password_file))
+
+
+def password_of(path: Path | None) -> str | None:
+    """A password from its file, which nobody else may read.
+
+    Raises:
+        ConfigError: the file cannot be used.
+    """
+    if path is None:
+        return None
+    try:
+        return read_file(path, limit_bytes=1_024, secret=True).decode("utf-8").removesuffix("\n")
+    except (AgentError, UnicodeDecodeError) as error:
+        raise ConfigError(f"database_password_file {path}: {error}") from error
+
+
+def is_made(settings: ServerSettings) -> bool:
+    """Whether the data directory holds a server."""
+    where = database(settings)
+    return where.is_file() if isinstance(where, Path) else (settings.data_dir / "keys" / "ack.pem").is_file()
 
 
 def names_of(settings: ServerSettings) -> set[str]:

@@ -329,7 +329,7 @@ class Cosigning:
         async def add(tx: Transaction) -> None:
             await tx.add_leaves([entry], now)
 
-        await self._store.write(add)
+        await self._store.write(add, {place[0]})
         self.noted(1)
 
     async def _last_proven(self, place: Place, size: int) -> int:

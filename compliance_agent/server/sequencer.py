@@ -9,8 +9,8 @@ Each round, for every site with pending entries:
 
 A crash after any of them is mended at the next start from the database alone: committed entries keep their indexes for ever, and
 files are derived from them again. The database must never be rolled back: when what was visible is ahead of it, or is not a
-prefix of it, the log stands still, loudly, and evidence goes on being taken. So it does when the state of a write is unknown.
-A clock that did not advance, and a full disk, are waited out.
+prefix of it, the log stands still, loudly, and evidence goes on being taken. So it does when the state of a write is unknown and
+reading again would not tell. A clock that did not advance, a full disk, and a database that is away, are waited out.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ ALL_SITES = ""
 AT_MOST = 4_096  # entries in one round
 CLOSING_S = 3.0
 PATIENCE_S = 2.0  # between rounds while something is waited out
+# Not written, or (a COMMIT to PostgreSQL without an answer) to be read again: a log is only grown by compare-and-swap.
+WAITED_OUT = frozenset({"busy", "database_away", "commit_unknown"})
 
 log = structlog.get_logger()
 
@@ -207,7 +209,7 @@ class Sequencer:
         except StorageError as error:  # nothing was to be written yet
             self._wait_out(ALL_SITES, error.code)
             return 0
-        growths = await self._store.write(lambda tx: self._commit(tx, sites, now))
+        growths = await self._store.write(lambda tx: self._commit(tx, sites, now), sites)
         for growth in growths:
             self._trees[growth.tree.shard.site_id] = growth.tree
         await self._publish(growths, now)
@@ -447,8 +449,8 @@ class Sequencer:
         return frozenset(site for site in ready if site not in last or last[site] < now)
 
     def _failed(self, site_id: str, error: Exception) -> None:
-        """Wait out what is certainly not written; stop on everything else."""
-        if isinstance(error, StorageFull) or (isinstance(error, StorageError) and error.code == "busy"):
+        """Wait out what is certainly not written, or what reading again will tell; stop on everything else."""
+        if isinstance(error, StorageFull) or (isinstance(error, StorageError) and error.code in WAITED_OUT):
             self._wait_out(site_id, error.code)
         else:
             self._stop(site_id, error)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from compliance_agent.documents import read_yaml
 from compliance_agent.errors import ConfigError, DocumentError
@@ -36,6 +36,12 @@ class ServerSettings:
     """
 
     data_dir: Path = _setting(Path("/var/lib/compliance-agent-server"), "Directory of the database and the keys.")
+    database: str | None = _setting(
+        None, "postgresql://ROLE@HOST/NAME, without the password; `server.db` in data_dir, on SQLite, when not given."
+    )
+    database_password_file: Path | None = _setting(
+        None, "File with the password of that role, for the server's user alone."
+    )
     host: str = _setting("127.0.0.1", "Address to listen on; one that others can reach needs tls.")
     port: int = _setting(8080, "Port to listen on; 0 takes a free one.", 0, 65_535)
     tls: bool = _setting(False, "Serve https (TLS 1.3) with a certificate from the server's own private authority.")
@@ -109,7 +115,8 @@ class ServerSettings:
             )
         _check_url("public_url", self.public_url, {"", "/"})
         _check_url("tsa_url", self.tsa_url, None)
-        for name in ("witness_policy_file", "tsa_ca_file"):
+        check_database("database", self.database)
+        for name in ("witness_policy_file", "tsa_ca_file", "database_password_file"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
             if value is not None and not Path(value).is_absolute():
@@ -135,6 +142,31 @@ def _check_url(name: str, url: str | None, paths: set[str] | None) -> None:
         usable = False
     if not usable:
         raise ConfigError(f"{name}: expected http(s)://NAME[:PORT], found {url[:60]!r}")
+
+
+def check_database(name: str, url: str | None) -> None:
+    """Refuse what is no address of a PostgreSQL database, carries a secret, or leaves open who can listen.
+
+    Raises:
+        ConfigError: names the setting or option, and nothing of a password.
+    """
+    if url is None:
+        return
+    try:
+        parts = urlsplit(url)
+        asked, usable = parse_qs(parts.query), parts.scheme in {"postgresql", "postgres"} and (parts.port or 1) > 0
+    except ValueError:
+        raise ConfigError(f"{name}: expected postgresql://ROLE@HOST[:PORT]/NAME") from None
+    if parts.password is not None or "password" in asked:
+        raise ConfigError(f"{name}: holds a password; name a file with it in database_password_file")
+    if not usable or not parts.username or not parts.path.strip("/"):
+        raise ConfigError(f"{name}: expected postgresql://ROLE@HOST[:PORT]/NAME")
+    hosts = [parts.hostname or "", *asked.get("host", [])]
+    if not all(host in LOOPBACK or host.startswith("/") for host in hosts if host) and "sslmode" not in asked:
+        raise ConfigError(
+            f"{name}: {hosts[0]} is reached over a network, and nothing is said about TLS",
+            hint="add ?sslmode=verify-full&sslrootcert=FILE, or sslmode=disable where the network is nobody else's",
+        )
 
 
 def parse(raw: bytes | None, environ: Mapping[str, str], **given: Any) -> ServerSettings:

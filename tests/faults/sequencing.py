@@ -110,9 +110,9 @@ class WatchedStore:
         self._store = store
         self._points = points
 
-    async def write(self, work: Work[Any]) -> Any:
+    async def write(self, work: Work[Any], sites: Iterable[str] | None = None) -> Any:
         self._points.hit("before transaction")
-        done = await self._store.write(work)
+        done = await self._store.write(work, sites)
         self._points.hit("after transaction")
         return done
 

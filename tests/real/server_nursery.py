@@ -22,6 +22,7 @@ from compliance_agent import logs
 from compliance_agent.server import runner
 from compliance_agent.server.settings import ServerSettings
 from compliance_agent.server.store import engine
+from compliance_agent.server.store.database import Statements
 
 COMMIT_AFTER_S = 1.5  # longer than an answer waits for its receipts
 
@@ -33,7 +34,9 @@ def say(line: str) -> None:
 def lie() -> None:
     """From here on a transaction's result is given out a moment before its commit."""
 
-    async def transaction(self: engine.SqliteDatabase, work: Callable[[engine.Statements], Awaitable[Any]]) -> Any:
+    async def transaction(
+        self: engine.SqliteDatabase, work: Callable[[Statements], Awaitable[Any]], *, sites: Any = None
+    ) -> Any:
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Any] = loop.create_future()
 

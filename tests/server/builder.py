@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import re
 import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -13,17 +14,26 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import asyncpg  # type: ignore[import-untyped]
 import httpx2
+import pytest
 from fastapi import FastAPI
 from nacl.signing import SigningKey, VerifyKey
+from sqlalchemy import Engine
 
 from compliance_agent.evidence.canonical import canonical
 from compliance_agent.server.api.deps import Services
 from compliance_agent.server.app import create_app
 from compliance_agent.server.services.verification import Verifier
 from compliance_agent.server.settings import ServerSettings
+from compliance_agent.server.store import SqlStore
+from compliance_agent.server.store.engine import SqliteDatabase
+from compliance_agent.server.store.fences import STONES
+from compliance_agent.server.store.postgres import PostgresDatabase
 from compliance_agent.server.store.wall import WALL
 
+# For tests in which it makes no difference which database there is, or that are about the files of one.
+on_sqlite = pytest.mark.parametrize("server", ["sqlite"], indirect=True)
 START = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 ZEROS = "0" * 64
 
@@ -235,6 +245,15 @@ class Server:
         """Check in at the end of the host's chain."""
         return await self.post("/api/v1/checkin", {**checkin_body(host), **changes}, headers=host.headers)
 
+    async def by_hand(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        """One statement as whoever owns the database, and is not stopped by the wall; values stand for $1, $2, ..."""
+        url = self.services.settings.database
+        if url is not None:
+            return await by_hand(url, statement, *values)
+        with contextlib.closing(sqlite3.connect(self.services.settings.data_dir / "server.db")) as database, database:
+            unwalled(database)
+            return database.execute(re.sub(r"\$(\d+)", r"?\1", statement), values).fetchall()
+
     async def operator(self, name: str = "op", sites: frozenset[str] | None = None) -> dict[str, str]:
         """A user's token as headers."""
         await self.services.users.add(name, "correct horse battery", sites=sites)
@@ -287,6 +306,31 @@ def walled(database: sqlite3.Connection) -> None:
     """Put the wall up again, so that nobody sees that it was down."""
     for statement in WALL.values():
         database.execute(statement)
+
+
+async def by_hand(url: str, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+    """One statement in a PostgreSQL database as its owner, with the wall down."""
+    connection = await asyncpg.connect(url.replace("//server@", "//owner@"))
+    try:
+        async with connection.transaction():
+            for table in {stone.table for stone in STONES.values()}:
+                await connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
+            found = [tuple(row) for row in await connection.fetch(statement, *values)]
+            for name, stone in STONES.items():
+                await connection.execute(f"ALTER TABLE {stone.table} ENABLE ALWAYS TRIGGER {name}")
+    finally:
+        await connection.close()
+    return found
+
+
+def engines_of(server: Server) -> list[Engine]:
+    """What runs the store's statements, for who listens to them."""
+    store = server.services.store
+    assert isinstance(store, SqlStore)
+    if isinstance(store.database, PostgresDatabase):
+        return [store.database.writers.sync_engine, store.database.readers.sync_engine]
+    assert isinstance(store.database, SqliteDatabase)
+    return [store.database.writer, store.database.readers]
 
 
 @contextlib.asynccontextmanager

@@ -25,7 +25,7 @@ from compliance_agent.server.backup import Backup, back_up
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.restore import restore
 from compliance_agent.server.settings import ServerSettings
-from tests.server.builder import FakeHost, Server, acknowledged, serving, unwalled
+from tests.server.builder import FakeHost, Server, acknowledged, on_sqlite, serving, unwalled
 from tests.server.test_fsck import problems
 from tests.server.test_process import command
 from tests.server.test_readopt import readopted
@@ -59,6 +59,7 @@ async def filled(server: Server) -> FakeHost:
 # --- making one -----------------------------------------------------------------------------------
 
 
+@on_sqlite
 async def test_a_backup_is_sound_by_itself_and_moves_the_watermark(server: Server, tmp_path: Path) -> None:
     await filled(server)
     directory, out = server.services.settings.data_dir, tmp_path / "backups" / "monday"
@@ -75,6 +76,7 @@ async def test_a_backup_is_sound_by_itself_and_moves_the_watermark(server: Serve
         await back_up(server.services, out)
 
 
+@on_sqlite
 async def test_beside_a_server_that_works(server: Server, tmp_path: Path) -> None:
     """Evidence that comes in meanwhile is in the copy wholly or not at all, and partial tiles may have gone."""
     host = await filled(server)
@@ -90,6 +92,7 @@ async def test_beside_a_server_that_works(server: Server, tmp_path: Path) -> Non
         assert await problems(tmp_path / str(copy)) == []
 
 
+@on_sqlite
 async def test_files_ahead_of_the_copy_are_cut_to_it(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +113,7 @@ async def test_files_ahead_of_the_copy_are_cut_to_it(
     assert await problems(tmp_path / "out") == []
 
 
+@on_sqlite
 async def test_copying_all_of_the_log_would_be_refused(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +167,7 @@ async def test_a_damaged_server_gets_no_watermark(tmp_path: Path, name: str) -> 
     assert (list(tmp_path.glob("*out*")), watermarks(directory)) == ([], [])
 
 
+@on_sqlite
 async def test_a_full_disk_leaves_nothing(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await filled(server)
 

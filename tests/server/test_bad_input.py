@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from compliance_agent.server.api import edge
-from tests.server.builder import FakeHost, Server, b64, checkin_body
+from tests.server.builder import FakeHost, Server, b64, checkin_body, on_sqlite
 
 pytestmark = pytest.mark.anyio
 ROUTES = ("/api/v1/enrol/challenge", "/api/v1/enrol", "/api/v1/checkin", "/api/v1/evidence")
@@ -109,6 +109,7 @@ def problem_of(reply: httpx2.Response) -> dict[str, Any]:
 
 @pytest.mark.parametrize("case", RAW)
 @pytest.mark.parametrize("route", ROUTES)
+@on_sqlite
 async def test_what_is_not_json_as_agreed_is_refused(server: Server, route: str, case: str) -> None:
     host = await server.enrolled()
     began = time.monotonic()
@@ -121,6 +122,7 @@ async def test_what_is_not_json_as_agreed_is_refused(server: Server, route: str,
 
 
 @pytest.mark.parametrize("route", ROUTES)
+@on_sqlite
 async def test_a_wrong_type_at_each_leaf_is_named(server: Server, route: str) -> None:
     host = await server.enrolled()
     right = bodies(host)[route]
@@ -144,6 +146,7 @@ def _fine(path: tuple[Any, ...], leaf: Any) -> bool:
 
 
 @pytest.mark.parametrize("route", ROUTES)
+@on_sqlite
 async def test_an_unknown_and_a_missing_field_are_named(server: Server, route: str) -> None:
     host = await server.enrolled()
     right = bodies(host)[route]
@@ -156,6 +159,7 @@ async def test_an_unknown_and_a_missing_field_are_named(server: Server, route: s
 
 
 @pytest.mark.parametrize("length", ["-1", "1e3", "x", "9" * 400, str(edge.MOST_BODY_BYTES + 1), "\uff11"])
+@on_sqlite
 async def test_a_declared_length_that_cannot_be_is_refused_unread(server: Server, length: str) -> None:
     read = False
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from compliance_agent.server.backup import back_up
-from tests.server.builder import Server, stamp
+from tests.server.builder import Server, on_sqlite, stamp
 from tests.server.test_sequencer import settled
 
 pytestmark = pytest.mark.anyio
@@ -33,6 +33,7 @@ async def test_a_host_hears_what_is_held(server: Server) -> None:
     assert found.last_seen_at == server.clock()
 
 
+@on_sqlite
 async def test_a_host_hears_what_a_backup_holds_of_its_own_sites_log(server: Server, tmp_path: Path) -> None:
     """Only after a backup, only of its site, and not what came since."""
     host, other = await server.enrolled(), await server.enrolled("ws-01", "clinic-2")

@@ -158,9 +158,9 @@ class Noting:
     database: Any
     asked: list[str] = field(default_factory=list)
 
-    async def all(self, query: Executable, values: dict[str, Any] | None = None) -> Any:
+    async def all(self, query: Executable, values: dict[str, Any] | None = None, **bound: Any) -> Any:
         self.asked.append(str(query))
-        return await self.database.all(query, values)
+        return await self.database.all(query, values, **bound)
 
 
 async def undated(server: Server, chain: tuple[FakeHost, list[Signed]]) -> set[str]:

@@ -38,9 +38,9 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-async def problems(directory: Path) -> list[str]:
+async def problems(directory: Path, database: str | None = None) -> list[str]:
     """What is wrong with the logs of a data directory."""
-    async with opened(ServerSettings(data_dir=directory)) as services:
+    async with opened(ServerSettings(data_dir=directory, database=database)) as services:
         checker = Fsck(services.store, services.log_files, services.log_keys, services.log_heads)
         return [problem async for finding in checker.run() for problem in finding.problems]
 
@@ -133,7 +133,7 @@ async def test_beside_a_server_that_works(server: Server) -> None:
         for _ in range(20):
             await server.deliver(host, *(host.next() for _ in range(30)))
 
-    loading = asyncio.create_task(load())
+    settings, loading = server.services.settings, asyncio.create_task(load())
     while not loading.done():
-        assert await problems(server.services.settings.data_dir) == []
+        assert await problems(settings.data_dir, settings.database) == []
     await loading

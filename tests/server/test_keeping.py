@@ -83,9 +83,8 @@ async def test_holds_are_made_shown_and_released(server: Server) -> None:
     assert (await due(server, theirs))[2] == []
     await holds.add("clinic-1", None, "case-1")  # the same matter, again
     assert [hold.released_at is None for hold in await holds.of("clinic-1")] == [False, True, True]
-    with closing(sqlite3.connect(server.services.settings.data_dir / "server.db")) as database:
-        said = database.execute("SELECT action, site_id, subject FROM audit WHERE action LIKE 'hold_%'").fetchall()
-    assert said == [
+    said = "SELECT action, site_id, subject FROM audit WHERE action LIKE 'hold_%' ORDER BY number"
+    assert await server.by_hand(said) == [
         ("hold_added", "clinic-1", "*:case-1"),
         ("hold_added", "clinic-1", "ws-01:case-2"),
         ("hold_released", "clinic-1", "*:case-1"),

@@ -15,9 +15,9 @@ import pytest
 from sqlalchemy import bindparam, event
 
 from compliance_agent.server.records import BundleQuery
-from compliance_agent.server.store import SqlStore, taking
+from compliance_agent.server.store import taking
 from compliance_agent.server.store.tables import bundles
-from tests.server.builder import Server, serving
+from tests.server.builder import Server, engines_of, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -32,9 +32,7 @@ def statements(server: Server) -> Iterator[list[tuple[str, Any]]]:
     def note(_connection: Any, _cursor: Any, statement: str, values: Any, _context: Any, many: bool) -> None:
         found.append((statement, values[0] if many else values))
 
-    store = server.services.store
-    assert isinstance(store, SqlStore)
-    engines = (store.database.writer, store.database.readers)
+    engines = engines_of(server)
     for engine in engines:
         event.listen(engine, "before_cursor_execute", note)
     try:

@@ -13,6 +13,7 @@ from sqlalchemy import text
 from compliance_agent.errors import StorageError
 from compliance_agent.server.records import NewLeaf, Site, Transaction
 from compliance_agent.server.store import SqlStore, engine
+from compliance_agent.server.store.database import translated
 from tests.server.builder import START
 
 pytestmark = pytest.mark.anyio
@@ -25,6 +26,7 @@ def site(name: str) -> Site:
 async def test_a_write_is_durable_when_it_returns(tmp_path: Path) -> None:
     """WAL and synchronous=FULL on the connection that writes (NORMAL loses promised records in a power cut)."""
     store = await SqlStore.open(tmp_path / "server.db")
+    assert isinstance(store.database, engine.SqliteDatabase)
     with store.database.writer.connect() as connection:
         found = {
             name: connection.execute(text(f"PRAGMA {name}")).scalar_one()
@@ -51,7 +53,8 @@ async def test_a_write_is_durable_when_it_returns(tmp_path: Path) -> None:
 
 async def test_readers_cannot_write(tmp_path: Path) -> None:
     store = await SqlStore.open(tmp_path / "server.db")
-    with pytest.raises(StorageError), engine.translated("trying"), store.database.readers.begin() as connection:
+    assert isinstance(store.database, engine.SqliteDatabase)
+    with pytest.raises(StorageError), translated("trying"), store.database.readers.begin() as connection:
         connection.execute(text("DELETE FROM sites"))
     await store.close()
 
@@ -117,7 +120,8 @@ async def test_every_table_of_a_clinic_carries_its_site() -> None:
     from compliance_agent.server.store import tables
 
     without = {table.name for table in tables.metadata.sorted_tables if "site_id" not in table.c}
-    assert without == {"meta", "nonces", "prune_never", "users", "sessions", "operator_tokens", "login_attempts"}
+    people = {"users", "sessions", "operator_tokens", "login_attempts", "factors", "recovery_codes"}
+    assert without == {"meta", "nonces", "prune_never", *people}
 
 
 async def test_the_schema_is_written_for_postgresql_too() -> None:

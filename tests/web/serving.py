@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from compliance_agent.lab.seeding import MovingClock, SeededHost, seed_fleet
 from compliance_agent.server.api.deps import Services
-from compliance_agent.server.app import create_app, database, utc_now
+from compliance_agent.server.app import create_app, utc_now
 from compliance_agent.server.settings import ServerSettings
 
 NAME, PASSWORD = "auditor", "correct horse battery"
@@ -47,7 +47,7 @@ async def serving(folder: Path, *, seeded: bool = True) -> AsyncIterator[Served]
             pass  # every record has its receipt before anybody looks
         await services.users.add(NAME, PASSWORD)
         await services.users.add(OTHER, PASSWORD, sites=frozenset({"clinic-harbour"} if seeded else ()))
-        yield Served(app, services, hosts, clock, database(settings))
+        yield Served(app, services, hosts, clock, settings.data_dir / "server.db")
 
 
 @contextmanager

@@ -18,8 +18,14 @@ Work = Callable[[Transaction], Awaitable[T]]
 class Store(Protocol):
     """The server's memory."""
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Work[T], sites: Iterable[str] | None = None) -> T:
         """Run `work` in one transaction, durable when this returns; an error of `work` undoes all of it and passes through.
+
+        It runs as if alone. It may be run again from its beginning, so it changes nothing outside of it before it returns.
+
+        Args:
+            work: what to read and write.
+            sites: what it will touch, where that is known beforehand: PostgreSQL then holds it to that.
 
         Raises:
             StorageError: it did not become durable; nothing may be promised.

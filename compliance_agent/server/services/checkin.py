@@ -74,7 +74,7 @@ class Checkin:
             waiting = await orders.exchange(tx, alive, said.order_nonce, now)
             return alive, await tx.durable(caller.site_id), waiting
 
-        host, durable, waiting = await self._store.write(work)
+        host, durable, waiting = await self._store.write(work, {caller.site_id})
         self.total += 1
         if host.set_back_at == now:
             log.error("host.set_back", key_id=host.key_id, epoch=said.head.epoch, seq=said.head.seq)

@@ -192,7 +192,7 @@ class Enrolment:
             await tx.revoke_host(site_id, key_id, now)
             await tx.audit(now, actor, "host.revoked", site_id=site_id, subject=key_id)
 
-        await self._store.write(work)
+        await self._store.write(work, {site_id})
 
 
 def _key_leaf(event: KeyEvent, host: Host, now: datetime) -> NewLeaf:

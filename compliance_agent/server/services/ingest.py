@@ -129,7 +129,7 @@ class Ingest:
             try:
                 await self._write_group(group)
             except Exception as error:
-                if len(group) == 1:
+                if len(group) == 1 or getattr(error, "code", "") == "database_away":
                     _fail(group, error)
                 else:
                     await self._write_singly(group)
@@ -156,7 +156,10 @@ class Ingest:
 
     async def _write_group(self, group: Sequence[_Waiting]) -> None:
         now = self._clock()
-        outcomes = await self._store.write(lambda tx: Placing(tx, now).run([submission for submission, _ in group]))
+        outcomes = await self._store.write(
+            lambda tx: Placing(tx, now).run([submission for submission, _ in group]),
+            {submission.host.site_id for submission, _ in group},
+        )
         for (_, future), outcome in zip(group, outcomes, strict=True):
             if not future.done():
                 future.set_result(outcome)

@@ -100,7 +100,7 @@ class Pruning:
             before = await _minimum(self._store.for_sites({shard.site_id}), shard)
             stretch, records = _Stretch(before, before, (), None), 0
             while stretch.kept is None and stretch.stop < shard.checkpoint_size:
-                stretch = await self._store.write(lambda tx, shard=shard: self._empty(tx, shard, now))  # type: ignore[misc]
+                stretch = await self._store.write(lambda tx, shard=shard: self._empty(tx, shard, now), {shard.site_id})  # type: ignore[misc]
                 records += _bodies(stretch)
             await self.publish(shard)
             found.append(_state(shard, before, stretch, records))

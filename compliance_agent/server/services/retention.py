@@ -60,7 +60,7 @@ class Holds:
                 await _note(tx, Act.HOLD_ADDED, hold)
             return made
 
-        if not await self._store.write(act):
+        if not await self._store.write(act, {site_id}):
             raise NoInput(f"{_named(hold)}: this hold stands already", code="hold_stands")
 
     async def release(self, site_id: str, host_id: str | None, reason_id: str) -> None:
@@ -79,7 +79,7 @@ class Holds:
                 await _note(tx, Act.HOLD_RELEASED, hold)
             return released
 
-        if not await self._store.write(act):
+        if not await self._store.write(act, {site_id}):
             raise NoInput(f"{_named(hold)}: no such hold stands", hint="compliance-agent server retention hold list")
 
     async def of(self, site_id: str | None = None) -> list[Hold]:

@@ -1,6 +1,6 @@
 """The server's memory: `records.Store` over SQLAlchemy Core.
 
-store = await SqlStore.open(Path("server.db"))
+store = await SqlStore.open(Path("server.db"))           # or the Address of a PostgreSQL database
 await store.write(lambda tx: tx.add_site(site))         # one transaction, durable on return
 await store.for_sites({"clinic-1"}).hosts()             # sees the rows of these sites only
 await store.close()
@@ -13,37 +13,43 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, insert, inspect, select
+from sqlalchemy import Select, insert, inspect, select, text
 from sqlalchemy.engine import Connection, RowMapping
 
 from compliance_agent.errors import StorageError
 from compliance_agent.server.records import Dates, Factor, Host, Session, SiteReader, User, Work
-from compliance_agent.server.store import migration, rows, tables
-from compliance_agent.server.store.engine import SqliteDatabase, translated
+from compliance_agent.server.store import fences, migration, rows, tables
+from compliance_agent.server.store.database import Database, translated
+from compliance_agent.server.store.engine import SqliteDatabase
+from compliance_agent.server.store.postgres import Address, PostgresDatabase
 from compliance_agent.server.store.reader import BoundReader
 from compliance_agent.server.store.transaction import BoundTransaction
 from compliance_agent.server.store.wall import raise_wall
 
+__all__ = ["Address", "SqlStore", "migrate"]
+
 T = TypeVar("T")
+_MIGRATING = 0x636F6D706C79  # the advisory lock of whoever changes the schema
 
 
 class SqlStore:
-    """One writer, several readers. Made by `open`; several processes may hold the same file."""
+    """Made by `open`; several processes may hold the same database."""
 
-    def __init__(self, database: SqliteDatabase) -> None:
+    def __init__(self, database: Database) -> None:
         self.database = database
 
     @classmethod
-    async def open(cls, path: Path) -> SqlStore:
-        """Open a database file, or make it with the current schema.
+    async def open(cls, where: Path | Address) -> SqlStore:
+        """Open a database. A file is made, or brought up to the current schema; PostgreSQL's owner does that beforehand.
 
         Raises:
-            StorageError: it cannot be opened, or is of another schema version.
+            StorageError: it cannot be opened, is of another schema version, or PostgreSQL does not guard it.
         """
-        with translated(f"opening {path}"):
-            database = SqliteDatabase(path)
+        database: Database
+        with translated(f"opening {where}"):
+            database = SqliteDatabase(where) if isinstance(where, Path) else PostgresDatabase(where)
         try:
-            await database.prepare(_prepare)
+            await database.prepare(_prepare if isinstance(where, Path) else _look)
         except BaseException:
             await database.close()
             raise
@@ -53,9 +59,9 @@ class SqlStore:
         """Close every connection."""
         await self.database.close()
 
-    async def write(self, work: Work[T]) -> T:
-        """Run `work` in one transaction; durable when this returns."""
-        return await self.database.transaction(lambda statements: work(BoundTransaction(statements)))
+    async def write(self, work: Work[T], sites: Iterable[str] | None = None) -> T:
+        """Run `work` in one transaction, bound to these sites where they are known beforehand; durable when this returns."""
+        return await self.database.transaction(lambda statements: work(BoundTransaction(statements)), sites=sites)
 
     def for_sites(self, sites: Iterable[str], dates: Dates | None = None) -> SiteReader:
         """The handle that sees the rows of these sites, and of these days alone where they are given."""
@@ -148,6 +154,38 @@ def _prepare(connection: Connection) -> None:
         connection.execute(insert(tables.audit), [{**at, "subject": name} for name in mended])
 
 
+def _look(connection: Connection) -> None:
+    """Refuse a database of PostgreSQL that is of another version, or not guarded."""
+    known = None
+    if inspect(connection).has_table(tables.meta.name):
+        known = connection.execute(select(tables.meta.c.value).where(tables.meta.c.key == "schema_version")).scalar()
+    _check_version(known, hint="compliance-agent server migrate")
+    fences.look(connection)
+
+
+async def migrate(owner: Address, server_role: str) -> list[str]:
+    """As the owner of a PostgreSQL database: make the schema, or bring it up to date, and put up the fences.
+
+    Returns:
+        What was missing or changed of the fences of a schema that was there already.
+
+    Raises:
+        StorageError: it was not done; nothing was changed.
+    """
+    database = PostgresDatabase(owner)
+
+    def act(connection: Connection) -> list[str]:
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATING})"))  # one at a time
+        new = _made(connection)
+        mended = fences.raise_fences(connection, server_role)
+        return [] if new else mended
+
+    try:
+        return await database.prepare(act)
+    finally:
+        await database.close()
+
+
 def _made(connection: Connection) -> bool:
     """Whether the schema is new here."""
     version = tables.meta.c.value
@@ -162,10 +200,12 @@ def _made(connection: Connection) -> bool:
     return True
 
 
-def _check_version(found: str | None) -> None:
+def _check_version(
+    found: str | None, hint: str = "run the version of the program that wrote it, or a newer one"
+) -> None:
     if found != str(tables.SCHEMA_VERSION):
         raise StorageError(
             f"database: schema version is {found or 'missing'}, this program knows {tables.SCHEMA_VERSION}",
             code="wrong_schema_version",
-            hint="run the version of the program that wrote it, or a newer one",
+            hint=hint,
         )

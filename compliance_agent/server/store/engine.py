@@ -17,19 +17,19 @@ import fcntl
 import functools
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, Executable, Table, create_engine, event
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import CursorResult, RowMapping
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from compliance_agent.errors import StorageError, StorageFull
+from compliance_agent.errors import StorageError
+from compliance_agent.server.store.database import Statements, translated
 
 T = TypeVar("T")
 READERS = 4
@@ -46,34 +46,6 @@ _WRITER_PRAGMAS = (
 # 100 kB for 3 kB of evidence. So rows go in by the largest of these numbers that is left.
 _ROWS_AT_ONCE = (64, 8, 1)
 _PRAGMAS = ("PRAGMA busy_timeout = 5000", "PRAGMA trusted_schema = OFF", "PRAGMA cell_size_check = ON")
-
-
-class Statements(Protocol):
-    """A connection that has begun a transaction."""
-
-    async def execute(
-        self, statement: Executable, parameters: Sequence[dict[str, Any]] | dict[str, Any] | None = None
-    ) -> CursorResult[Any]:
-        """Run one statement, with its parameters, or with many sets of them."""
-        ...
-
-    async def insert(self, table: Table, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
-        """Add rows in this order, given as the database keeps their values, in as few statements as it can."""
-        ...
-
-
-@contextlib.contextmanager
-def translated(act: str) -> Iterator[None]:
-    """Turn every error of the database into ours; its text, which may quote values, goes no further."""
-    try:
-        yield
-    except DBAPIError as error:
-        full = "disk is full" in str(error.orig)
-        raise (StorageFull if full else StorageError)(f"{act}: {type(error.orig).__name__}") from error
-    except SQLAlchemyError as error:
-        raise StorageError(f"{act}: {type(error).__name__}") from error
-    except OSError as error:
-        raise StorageError(f"{act}: errno {error.errno}") from error
 
 
 class WriteLock:
@@ -150,8 +122,10 @@ class SqliteDatabase:
         self._writing = ThreadPoolExecutor(1, "store-writer")
         self._reading = ThreadPoolExecutor(READERS, "store-reader")
 
-    async def all(self, query: Executable, values: dict[str, Any] | None = None) -> list[RowMapping]:
-        """Every row of a query."""
+    async def all(
+        self, query: Executable, values: dict[str, Any] | None = None, *, sites: Iterable[str] | None = None
+    ) -> list[RowMapping]:
+        """Every row of a query, which names its sites itself: a file has no second wall."""
 
         def read() -> list[RowMapping]:
             with translated("reading the database"), self.readers.connect() as connection:
@@ -159,7 +133,7 @@ class SqliteDatabase:
 
         return await asyncio.get_running_loop().run_in_executor(self._reading, read)
 
-    async def transaction(self, work: Callable[[Statements], Awaitable[T]]) -> T:
+    async def transaction(self, work: Callable[[Statements], Awaitable[T]], *, sites: Iterable[str] | None = None) -> T:
         """Run `work` in one write transaction; an error in it undoes everything."""
 
         async def run(statements: Statements) -> T:
@@ -171,14 +145,14 @@ class SqliteDatabase:
 
         return await asyncio.get_running_loop().run_in_executor(self._writing, write)
 
-    async def prepare(self, act: Callable[[Connection], None]) -> None:
+    async def prepare(self, act: Callable[[Connection], T]) -> T:
         """Run `act` in the first transaction, before anything else."""
 
-        def first() -> None:
+        def first() -> T:
             with translated("opening the database"), self._lock(), self.writer.begin() as connection:
-                act(connection)
+                return act(connection)
 
-        await asyncio.get_running_loop().run_in_executor(self._writing, first)
+        return await asyncio.get_running_loop().run_in_executor(self._writing, first)
 
     async def close(self) -> None:
         """Close every connection; the last one to close a database checkpoints it, which is writing."""

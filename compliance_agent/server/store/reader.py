@@ -30,7 +30,7 @@ from compliance_agent.server.records import (
 )
 from compliance_agent.server.records.orders import OrderMark, OrderRow
 from compliance_agent.server.store import rows, tables
-from compliance_agent.server.store.engine import SqliteDatabase
+from compliance_agent.server.store.database import Database
 from compliance_agent.server.store.keeping import KeepingRows
 from compliance_agent.server.store.orders import mark_of, order_of
 
@@ -41,7 +41,7 @@ MOST_ROWS = 200
 class BoundReader(KeepingRows):
     """`records.SiteReader` over connections that can only read."""
 
-    def __init__(self, database: SqliteDatabase, sites: Iterable[str], dates: Dates | None = None) -> None:
+    def __init__(self, database: Database, sites: Iterable[str], dates: Dates | None = None) -> None:
         self._database = database
         self._sites = frozenset(sites)
         self._dates = dates
@@ -388,7 +388,7 @@ class BoundReader(KeepingRows):
         return [Kept(**row) for row in await self._all(query)]
 
     async def _all(self, query: Executable, **values: Any) -> list[RowMapping]:
-        return await self._database.all(query, values)
+        return await self._database.all(query, values, sites=self._sites)
 
     def _mine(self, site_id: str) -> Collection[str]:
         return self._sites & {site_id}

@@ -409,3 +409,9 @@ TENANT_TABLES = (
     prune_guards,
     *ORDER_TABLES,
 )
+
+
+for _table in metadata.tables.values():
+    for _column in _table.columns:
+        if isinstance(_column.type, String):  # sorted as bytes, as SQLite and Python do, whatever PostgreSQL's locale
+            _column.type = String().with_variant(String(collation="C"), "postgresql")

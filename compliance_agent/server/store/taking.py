@@ -14,7 +14,7 @@ from sqlalchemy.engine import RowMapping
 
 from compliance_agent.server.records import CheckVerdict, Fork, Gap, Host, NewBundle, NewLeaf, Place
 from compliance_agent.server.store import rows, tables
-from compliance_agent.server.store.engine import Statements
+from compliance_agent.server.store.database import Statements
 
 
 def _among(column: ColumnElement[Any], name: str) -> ColumnElement[bool]:

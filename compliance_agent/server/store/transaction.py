@@ -7,7 +7,7 @@ from datetime import datetime
 from itertools import starmap
 from typing import Any
 
-from sqlalchemy import Executable, Update, and_, bindparam, delete, func, insert, select, update
+from sqlalchemy import Executable, Update, and_, delete, func, insert, select, update
 from sqlalchemy.engine import RowMapping
 
 from compliance_agent.server.records import (
@@ -22,7 +22,7 @@ from compliance_agent.server.records import (
     Token,
 )
 from compliance_agent.server.store import rows, tables
-from compliance_agent.server.store.engine import Statements
+from compliance_agent.server.store.database import Statements
 from compliance_agent.server.store.keeping import KeepingRows
 from compliance_agent.server.store.orders import OrderRows
 from compliance_agent.server.store.people import PeopleRows
@@ -255,10 +255,10 @@ class BoundTransaction(OrderRows, TakingRows, KeepingRows, PeopleRows):
         await run(insert(guard).values(**log, first=first, stop=stop, at=at, never=0))
         emptied = 0
         for kind, table in (("bundle", tables.bundles), ("fork", tables.forks)):
-            numbers = [{"_number": item.number} for item in records if item.kind == kind and item.body]
+            numbers = [item.number for item in records if item.kind == kind and item.body]
             if numbers:
-                mine = update(table).where(table.c.site_id == site_id, table.c.number == bindparam("_number"))
-                emptied += (await run(mine.values(body=b""), numbers)).rowcount
+                mine = update(table).where(table.c.site_id == site_id, table.c.number.in_(numbers))
+                emptied += await self._changed(mine.values(body=b""))
         await run(delete(guard))
         same = (pruned.c.site_id == site_id, pruned.c.year == year)
         moved = update(pruned).where(*same, pruned.c.minimum <= stop).values(minimum=stop, pruned_at=at)

@@ -15,12 +15,12 @@ from sqlalchemy import Connection, text
 
 from compliance_agent.core.retention import LEAST_DAYS
 
-_PLACE_OF_BUNDLE = (
+PLACE_OF_BUNDLE = (
     'number, bundle_id, site_id, key_id, epoch, seq, sha256, prev, kind, "check", result, reason, outcome, error,'
     " created_at, received_at, sig"
 )
-_COLUMNS_OF_FORK = "number, site_id, key_id, epoch, seq, sha256, sig, received_at"
-_COLUMNS_OF_ENTRY = "number, site_id, key_id, epoch, seq, decided_at, leaf"
+COLUMNS_OF_FORK = "number, site_id, key_id, epoch, seq, sha256, sig, received_at"
+COLUMNS_OF_ENTRY = "number, site_id, key_id, epoch, seq, decided_at, leaf"
 _OLD_ENOUGH = f"julianday(g.at) - julianday(OLD.received_at) >= {LEAST_DAYS}"
 _HELD = """EXISTS (SELECT 1 FROM holds h WHERE h.site_id = OLD.site_id AND h.released_at IS NULL
     AND (h.host_id IS NULL OR h.host_id IN (SELECT host_id FROM hosts WHERE key_id = OLD.key_id)))"""
@@ -52,15 +52,15 @@ def _trigger(name: str, event: str, table: str, says: str, when: str = "") -> tu
 WALL: dict[str, str] = dict(
     (
         _trigger("bundles_delete", "DELETE", "bundles", "a record is never deleted"),
-        _trigger("bundles_change", f"UPDATE OF {_PLACE_OF_BUNDLE}", "bundles", "a record is never changed"),
+        _trigger("bundles_change", f"UPDATE OF {PLACE_OF_BUNDLE}", "bundles", "a record is never changed"),
         _trigger("bundles_body", "UPDATE OF body", "bundles", "this record must be kept", f"NOT ({_BUNDLE_DOOR})"),
         _trigger("bundles_replace", "INSERT", "bundles", "a record is never replaced", f"EXISTS ({_SAME_BUNDLE})"),
         _trigger("forks_delete", "DELETE", "forks", "a record is never deleted"),
-        _trigger("forks_change", f"UPDATE OF {_COLUMNS_OF_FORK}", "forks", "a record is never changed"),
+        _trigger("forks_change", f"UPDATE OF {COLUMNS_OF_FORK}", "forks", "a record is never changed"),
         _trigger("forks_body", "UPDATE OF body", "forks", "this record must be kept", f"NOT ({_FORK_DOOR})"),
         _trigger("forks_replace", "INSERT", "forks", "a record is never replaced", f"EXISTS ({_SAME_FORK})"),
         _trigger("entries_delete", "DELETE", "log_entries", "an entry is never deleted"),
-        _trigger("entries_change", f"UPDATE OF {_COLUMNS_OF_ENTRY}", "log_entries", "an entry is never changed"),
+        _trigger("entries_change", f"UPDATE OF {COLUMNS_OF_ENTRY}", "log_entries", "an entry is never changed"),
         _trigger(
             "entries_move",
             "UPDATE OF year, leaf_index",
