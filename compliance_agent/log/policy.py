@@ -55,6 +55,13 @@ class Policy:
             raise BadEvidence("policy has no quorum line, or its last line has no end", code="bad_policy")
         return cls(tuple(lines.logs), lines.witnesses, lines.groups, lines.quorum, lines.urls)
 
+    @property
+    def lines(self) -> str:
+        """Witnesses, groups and quorum as the lines of a policy file, without URLs."""
+        groups = (f"group {name} {least} {' '.join(members)}\n" for name, (least, members) in self.groups.items())
+        witnesses = (f"witness {name} {key}\n" for name, key in self.witnesses.items())
+        return "".join([*witnesses, *groups, f"quorum {self.quorum}\n"])
+
     def is_met_by(self, witnesses: Collection[str]) -> bool:
         """Whether these of the policy's witnesses are a quorum."""
         seen = set(witnesses) & set(self.witnesses)

@@ -197,6 +197,8 @@ async def opened(
             ca_pem=authority,
         )
     finally:
+        if cosigning is not None:
+            await cosigning.close()
         await store.close()
 
 

@@ -117,6 +117,13 @@ class Cosigning:
         self.contradicted: Callable[[str, list[Checkpoint]], Awaitable[None]] | None = None
         self.noted: Callable[[int], None] = lambda count: None  # an entry was decided
 
+    async def close(self) -> None:
+        """Let go of the connections; nobody is asked any more."""
+        for transport in self._transports.values():
+            await transport.close()
+        if self.stamps is not None:
+            await self.stamps.close()
+
     def policy(self, origin: str) -> Policy:
         """Whom to believe of one log: its own key, and the witnesses."""
         return policy_of(self.witnesses, f"{self._keys.verifier(origin)}")

@@ -41,6 +41,10 @@ class TimeStamps:
         self.ca_pem = _read(ca_file)
         self._certificates = _certificates(self.ca_pem, ca_file)
 
+    async def close(self) -> None:
+        """Let go of the connection."""
+        await self._transport.close()
+
     async def stamp(self, note: bytes, deadline_s: float) -> tuple[bytes, datetime]:
         """The authority's answer over exactly these bytes, and the time it says.
 

@@ -39,7 +39,7 @@ RECENT = 10
 CHANGES = ("drift", "remediation", "key_event", "incident")
 DRAWN = 200
 PER_PAGE = 50
-RECEIPT_FILES = ("leaf.json", "bundle.tlog-proof", "log.vkey")
+RECEIPT_FILES = ("leaf.json", "bundle.tlog-proof", "log.vkey", "policy")
 FILTERS = ("check", "kind", "result", "outcome")
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
@@ -205,14 +205,14 @@ async def bundle(request: Request, bundle_id: str) -> Response:
     if "proof" in request.query_params:  # only when asked: it reads the log's files
         prover = services_of(request).prover(caller.reader)
         panel = proofs.panel(await prover.prove(bundle_id, found.host.key_id))
-    return page(
-        request, "bundle.html", user=caller.user.name, page=present.bundle_page(found, row, took_ms), panel=panel
-    )
+    shown = present.bundle_page(found, row, took_ms)
+    policy = _witness_lines(services_of(request))
+    return page(request, "bundle.html", user=caller.user.name, page=shown, panel=panel, policy=policy)
 
 
 @router.get("/bundles/{bundle_id}/{name}")
 async def bundle_file(request: Request, bundle_id: str, name: str) -> Response:
-    """The record's bytes, or its signature, exactly as received; its entry and receipt; the key of its log."""
+    """The record's bytes, or its signature, exactly as received; its entry and receipt; key and policy of its log."""
     caller = await caller_of(request)
     found = await caller.fleet.bundle(bundle_id, request.query_params.get("key"))
     content = {"bundle.json": found.body, "bundle.sig": found.sig}.get(name)
@@ -224,14 +224,20 @@ async def bundle_file(request: Request, bundle_id: str, name: str) -> Response:
 
 
 async def _of_receipt(services: Services, host: Host, bundle_id: str, name: str) -> bytes | None:
-    """The entry, the receipt, or the verifier key of the log that it is in; None while there is no receipt."""
+    """The entry, the receipt, the verifier key of its log, or the policy of that log; None while there is no receipt."""
     [receipt] = await services.receipts.of(host, [bundle_id])
     if receipt is None or name == "leaf.json":
         return receipt.leaf if receipt else None
     if name == "bundle.tlog-proof":
         return receipt.proof
     origin = Checkpoint.parse(Note.parse(Proof.parse(receipt.proof).checkpoint).text).origin
-    return f"{services.log_keys.verifier(origin)}\n".encode()
+    key = services.log_keys.verifier(origin)
+    return f"{key}\n".encode() if name == "log.vkey" else f"log {key}\n{_witness_lines(services)}".encode()
+
+
+def _witness_lines(services: Services) -> str:
+    """The policy of this server's logs without their own line."""
+    return services.policy.lines if services.policy is not None else "quorum none\n"
 
 
 def _download(content: bytes, name: str) -> Response:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -35,23 +36,26 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(folder: Path, *, seeded: bool = True) -> AsyncIterator[Served]:
-    """The server over a new data directory, started, with two users and, when asked for, the seeded fleet."""
+async def serving(folder: Path, *, seeded: bool = True, **asked: Any) -> AsyncIterator[Served]:
+    """The server over a new data directory, started, with two users and, when asked for, the seeded fleet; `asked` are settings."""
     clock = MovingClock(datetime.now(UTC).replace(microsecond=0))
-    settings = ServerSettings(data_dir=folder.resolve() / "server", session_idle_s=86_400)  # tests move the clock
+    # Tests move the clock, and stay signed in.
+    settings = ServerSettings(data_dir=folder.resolve() / "server", session_idle_s=86_400, **asked)
     app = create_app(settings, clock=clock, log_clock=utc_now)
     async with app.router.lifespan_context(app):
         services: Services = app.state.services
         hosts = await seed_fleet(services.store, services.ingest, clock) if seeded else {}
         while await services.sequencer.round():
             pass  # every record has its receipt before anybody looks
+        if services.cosigning is not None:
+            await services.cosigning.settled()
         await services.users.add(NAME, PASSWORD)
         await services.users.add(OTHER, PASSWORD, sites=frozenset({"clinic-harbour"} if seeded else ()))
         yield Served(app, services, hosts, clock, settings.data_dir / "server.db")
 
 
 @contextmanager
-def on_loopback(folder: Path, *, seeded: bool = True) -> Iterator[tuple[str, Served]]:
+def on_loopback(folder: Path, *, seeded: bool = True, **asked: Any) -> Iterator[tuple[str, Served]]:
     """The app on a free loopback port, in a thread with its own loop; its address and what stands behind it."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -59,7 +63,7 @@ def on_loopback(folder: Path, *, seeded: bool = True) -> Iterator[tuple[str, Ser
         server: list[uvicorn.Server] = []
 
         async def run() -> None:
-            async with serving(folder, seeded=seeded) as served:
+            async with serving(folder, seeded=seeded, **asked) as served:
                 server.append(uvicorn.Server(uvicorn.Config(served.app, log_level="error", lifespan="off")))
                 ready.append(served)
                 await server[0].serve(sockets=[listener])

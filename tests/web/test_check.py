@@ -33,9 +33,10 @@ from tests.web.serving import Served
 pytestmark = MARKS
 
 
-NAMES = ("signature", "entry", "inclusion", "checkpoint")
+NAMES = ("signature", "entry", "inclusion", "checkpoint", "witnesses")
 SIZES = (1, 2, 3, 255, 256, 257, 1000)
 ORIGIN = "log.example/clinic/2026"
+UNTOLD = "could not tell"  # as there is no policy on the page for files before one is given
 
 
 def path_of(served: Served) -> str:
@@ -53,8 +54,9 @@ def pressed(page: Page) -> dict[str, str]:
     return {str(line.get_attribute("data-line")): line.locator("strong").inner_text().split(": ")[1] for line in lines}
 
 
-def wrong(*names: str) -> dict[str, str]:
-    return {name: "wrong" if name in names else "verified" for name in NAMES}
+def wrong(*names: str, witnesses: str = "unwitnessed") -> dict[str, str]:
+    """These are wrong and the others verified; this server has no witnesses (tests/web/test_check_witnesses.py has some)."""
+    return {name: "wrong" if name in names else witnesses if name == "witnesses" else "verified" for name in NAMES}
 
 
 # Trees
@@ -116,7 +118,7 @@ def give_keys(page: Page, served: Served, **instead: str) -> None:
     host = served.hosts["ehr-db-02"]
     origin = f"compliance-server/{host.site_id}/{served.clock.now.year}"
     keys = {"hostKey": crypto.public_pem(host.public_key), "logKey": str(served.services.log_keys.verifier(origin))}
-    page.get_by_text("Keys from elsewhere", exact=True).click()
+    page.get_by_text("Keys and policy from elsewhere", exact=True).click()
     for name, text in (keys | instead).items():
         page.locator(f'textarea[name="{name}"]').fill(text)
 
@@ -165,16 +167,20 @@ LIES: dict[str, tuple[str, Callable[[bytes], bytes], tuple[str, ...]]] = {
     "the root": (
         "bundle.tlog-proof",
         in_checkpoint(lambda seen: replace(seen, root=type(seen.root)(flipped(0)(seen.root)))),
-        ("inclusion", "checkpoint"),
+        ("inclusion", "checkpoint", "witnesses"),
     ),
     "the tree size": (
         "bundle.tlog-proof",
         in_checkpoint(lambda seen: replace(seen, size=seen.size * 64)),
-        ("inclusion", "checkpoint"),
+        ("inclusion", "checkpoint", "witnesses"),
     ),
-    "the origin": ("bundle.tlog-proof", in_checkpoint(lambda seen: replace(seen, origin="elsewhere")), ("checkpoint",)),
-    "the checkpoint's signature": ("bundle.tlog-proof", in_proof(resigned), ("checkpoint",)),
-    "a receipt that is none": ("bundle.tlog-proof", lambda raw: b"nothing", ("inclusion", "checkpoint")),
+    "the origin": (
+        "bundle.tlog-proof",
+        in_checkpoint(lambda seen: replace(seen, origin="elsewhere")),
+        ("checkpoint", "witnesses"),
+    ),
+    "the checkpoint's signature": ("bundle.tlog-proof", in_proof(resigned), ("checkpoint", "witnesses")),
+    "a receipt that is none": ("bundle.tlog-proof", lambda raw: b"nothing", ("inclusion", "checkpoint", "witnesses")),
     "the host's key": (
         "public-key",
         lambda raw: crypto.public_pem(Ed25519PrivateKey.generate().public_key().public_bytes_raw()).encode(),
@@ -220,7 +226,8 @@ def test_a_consistent_forgery_falls_with_the_keys_from_elsewhere(visit: Visit, r
     """A server that made up record, log and keys agrees with itself. Only keys from elsewhere show it, and the page says so."""
     page, forged = visit.sign_in(), Record.made(7, 3)
     page.goto(visit.address + path_of(running[1]))
-    for name, content in forged.files.items():
+    files = {**forged.files, "policy": b"log " + forged.files["log.vkey"] + b"quorum none\n"}
+    for name, content in files.items():
         page.route(re.compile(rf"/{re.escape(name)}(\?|$)"), answering(content))
     assert pressed(page) == wrong()
     expect(page.locator("[data-verdict]")).to_contain_text("agrees with itself, not whose keys they are")
@@ -246,7 +253,8 @@ def test_what_is_not_to_be_had_is_could_not_tell(visit: Visit, running: tuple[st
     page = visit.sign_in()
     page.goto(visit.address + path_of(running[1]))
     page.route(re.compile(r"bundle\.tlog-proof"), lambda route: route.fulfill(status=404))
-    assert pressed(page) == {**wrong(), "inclusion": "could not tell", "checkpoint": "could not tell"}
+    untold = dict.fromkeys(("inclusion", "checkpoint", "witnesses"), "could not tell")
+    assert pressed(page) == {**wrong(), **untold}
     expect(page.locator("[data-lines]")).to_contain_text("bundle.tlog-proof is not to be had here (404).")
     visit.forgive()  # the 404 is the point
 
@@ -320,10 +328,10 @@ def test_files_are_checked_without_asking_anybody(visit: Visit, tmp_path: Path, 
     page.on("request", lambda request: asked.append(request.url))
     record = Record.made(size, size // 2)
     record.chosen(page, tmp_path)
-    assert pressed(page) == wrong()
+    assert pressed(page) == wrong(witnesses=UNTOLD)
     expect(page.locator("[data-verdict]")).to_contain_text("no server was trusted")
     Record(record.files | {"bundle.json": flipped(9)(record.files["bundle.json"])}).chosen(page, tmp_path)
-    assert pressed(page) == wrong("signature", "entry")
+    assert pressed(page) == wrong("signature", "entry", witnesses=UNTOLD)
     assert asked == []
 
 
@@ -332,7 +340,7 @@ def test_a_checkpoint_of_another_log_is_wrong_though_the_key_signed_it(visit: Vi
     page = visit.page
     page.goto(f"{visit.address}/verify")
     Record.made(5, 2, origin="log.example/other/2026").chosen(page, tmp_path)
-    assert pressed(page) == wrong("checkpoint")
+    assert pressed(page) == wrong("checkpoint", witnesses=UNTOLD)
     expect(page.locator("[data-lines]")).to_contain_text("The checkpoint is of log.example/other/2026")
 
 
@@ -341,7 +349,7 @@ def test_pem_serves_as_the_logs_key_too(visit: Visit, tmp_path: Path) -> None:
     page.goto(f"{visit.address}/verify")
     material = base64.b64decode(record.files["log.vkey"].decode().strip().split("+", 2)[2])
     Record(record.files | {"log.vkey": crypto.public_pem(material[1:]).encode()}).chosen(page, tmp_path)
-    assert pressed(page) == wrong()
+    assert pressed(page) == wrong(witnesses=UNTOLD)
 
 
 def test_all_files_at_once_are_told_apart_by_name(visit: Visit, tmp_path: Path) -> None:
@@ -351,7 +359,7 @@ def test_all_files_at_once_are_told_apart_by_name(visit: Visit, tmp_path: Path) 
     for name, content in record.files.items():
         (tmp_path / names.get(name, name)).write_bytes(content)
     page.get_by_label("All its files at once").set_input_files(sorted(tmp_path.iterdir()))
-    assert pressed(page) == wrong()
+    assert pressed(page) == wrong(witnesses=UNTOLD)
 
 
 @pytest.mark.parametrize(
@@ -370,7 +378,7 @@ def test_a_key_that_is_none_is_no_verdict_on_the_record(visit: Visit, tmp_path: 
     material = record.files["log.vkey"].decode().strip().split("+", 2)[2]
     given = key + material if key.endswith("+") else key
     Record(record.files | {"log.vkey": given.encode(), "public-key": b"nonsense"}).chosen(page, tmp_path)
-    untold = dict.fromkeys(("signature", "entry", "checkpoint"), "could not tell")
+    untold = dict.fromkeys(("signature", "entry", "checkpoint", "witnesses"), UNTOLD)
     assert pressed(page) == {**untold, "inclusion": "verified"}
     expect(page.locator("[data-verdict]")).to_have_text("Not everything could be told.")
 

@@ -3,7 +3,7 @@
 (() => {
   "use strict";
 
-  const TITLES = { signature: "Signature", entry: "Log entry", inclusion: "Inclusion", checkpoint: "Log signature" };
+  const TITLES = { signature: "Signature", entry: "Log entry", inclusion: "Inclusion", checkpoint: "Log signature", witnesses: "Witnesses" };
   const NAMES = {
     bundle: "bundle.json",
     sig: "bundle.sig",
@@ -11,10 +11,13 @@
     proof: "bundle.tlog-proof",
     hostKey: "The host's key",
     logKey: "The log's key",
+    policy: "The policy",
   };
   const KEYS = ["hostKey", "logKey"];
+  const TEXTS = [...KEYS, "policy"];
 
-  const isOf = (what, name) => ({ hostKey: /\.pem$/, logKey: /\.vkey$/ })[what]?.test(name) ?? name === NAMES[what];
+  const isOf = (what, name) =>
+    ({ hostKey: /\.pem$/, logKey: /\.vkey$/, policy: /^policy$|\.policy$/ })[what]?.test(name) ?? name === NAMES[what];
 
   const own = async (form, what) => {
     const text = form.querySelector(`textarea[name="${what}"]`)?.value.trim();
@@ -42,10 +45,10 @@
       const url = form.dataset[what];
       if (!bytes && url) {
         bytes = await fetched(url, missing, what);
-        if (KEYS.includes(what)) ours.push(what);
+        if (TEXTS.includes(what)) ours.push(what);
       }
       missing[what] ??= `${NAMES[what]} is not given.`;
-      given[what] = bytes && KEYS.includes(what) ? new TextDecoder().decode(bytes) : bytes;
+      given[what] = bytes && TEXTS.includes(what) ? new TextDecoder().decode(bytes) : bytes;
     }));
     return { ...given, missing, ours };
   };
@@ -58,14 +61,32 @@
     return item;
   };
 
-  const conclusion = (lines, ours) => {
-    const states = lines.map((line) => line.state);
-    if (states.includes("wrong")) return "Something is wrong with this record, its receipt, or the keys.";
-    if (states.includes("could not tell")) return "Not everything could be told.";
-    const both = "The keys came from this server: this shows that it agrees with itself, not whose keys they are. Give keys that you got elsewhere.";
-    const one = "One of the keys came from this server. Give both from elsewhere, and it need not be trusted for them.";
-    const yours = "The keys are the ones you gave: no server was trusted.";
-    return `All of it verified by this browser. ${[yours, one, both][ours.length]}`;
+  const WHOSE = [
+    "The keys are the ones you gave: no server was trusted.",
+    "One of the keys came from this server. Give both from elsewhere, and it need not be trusted for them.",
+    "The keys came from this server: this shows that it agrees with itself, not whose keys they are. Give keys that you got elsewhere.",
+  ];
+
+  // How it ended, and in words. Nothing is called verified that nobody outside vouches for.
+  const conclusion = (lines, given) => {
+    const states = Object.fromEntries(lines.map((line) => [line.name, line.state]));
+    const others = Object.entries(states).filter(([name]) => name !== "witnesses").map(([, state]) => state);
+    const [keys, asked] = [WHOSE[given.ours.filter((what) => KEYS.includes(what)).length], given.ours.includes("policy")];
+    if (Object.values(states).includes("wrong")) {
+      return ["not verified", "Something is wrong with this record, its receipt, or the keys."];
+    }
+    if (others.includes("could not tell")) return ["not verified", "Not everything could be told."];
+    if (states.witnesses === "verified") {
+      const whom = "Whom to ask for as a witness came from this server: give a policy that you got elsewhere.";
+      if (asked) return ["verified", `All of it verified by this browser. ${keys.replace(": no server was trusted", "")} ${whom}`];
+      return ["verified", `All of it verified by this browser. ${keys}`];
+    }
+    const asks = given.policy && !/^[ \t]*quorum[ \t]+none\b/m.test(given.policy);
+    if (states.witnesses === "unwitnessed" && asks && !asked) {
+      return ["not verified", "Refused: the log signed it, and fewer witnesses saw it than the policy that you gave asks for."];
+    }
+    const why = states.witnesses === "unwitnessed" ? "Unwitnessed" : "Its witnesses could not be told";
+    return ["unwitnessed", `Record and log verified by this browser. ${why}: nobody outside vouches that everybody is shown this same log. ${keys}`];
   };
 
   for (const form of document.querySelectorAll("form[data-check]")) {
@@ -85,8 +106,9 @@
       const given = await gathered(form);
       const lines = await globalThis.recordProof.check(given);
       list.replaceChildren(...lines.map((line) => shown(form, line)));
-      verdict.textContent = conclusion(lines, given.ours);
-      form.dataset.done = lines.every((line) => line.state === "verified") ? "verified" : "not verified";
+      const [done, words] = conclusion(lines, given);
+      verdict.textContent = words;
+      form.dataset.done = done;
     });
   }
 })();
