@@ -39,7 +39,7 @@ from compliance_agent.server.log_heads import LogHeads
 from compliance_agent.server.log_keys import LogKeys
 from compliance_agent.server.records import Durable, Shard
 from compliance_agent.server.services.fsck import Fsck
-from compliance_agent.server.store import SqlStore, tables
+from compliance_agent.server.store import SqlStore, migration
 from compliance_agent.server.store.snapshot import copy_database
 
 SCHEMA = "compliance-agent/backup/v1"
@@ -215,7 +215,7 @@ def _seal(root: Path, out: Path, now: datetime, logs: list[CopiedLog]) -> Backup
         "schema": SCHEMA,
         "made_at": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "version": __version__,
-        "database_version": tables.SCHEMA_VERSION,
+        "database_version": int(migration.HEAD),
         "logs": [asdict(item) for item in logs],
         "files": files,
     }

@@ -302,6 +302,13 @@ def unwalled(database: sqlite3.Connection) -> None:
         database.execute(f"DROP TRIGGER {name}")
 
 
+def unrevised(database: sqlite3.Connection, version: str) -> None:
+    """Say the version of the schema as it was said before there were revisions."""
+    database.execute("DROP TABLE alembic_version")
+    database.execute("CREATE TABLE meta (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL)")
+    database.execute("INSERT INTO meta VALUES ('schema_version', ?)", (version,))
+
+
 def walled(database: sqlite3.Connection) -> None:
     """Put the wall up again, so that nobody sees that it was down."""
     for statement in WALL.values():

@@ -13,7 +13,7 @@ import pytest
 
 from compliance_agent.errors import AgentError
 from compliance_agent.server.store import SqlStore
-from tests.server.builder import ZEROS, FakeHost, Server, Signed, serving, unwalled
+from tests.server.builder import ZEROS, FakeHost, Server, Signed, serving, unrevised, unwalled
 from tests.server.test_process import command
 
 pytestmark = pytest.mark.anyio
@@ -148,7 +148,7 @@ async def test_an_older_database_learns_it_from_its_records(tmp_path: Path) -> N
         indexes = database.execute(INDEXES).fetchall()
         database.execute("CREATE INDEX ix_bundles_bundle_id ON bundles (bundle_id)")  # as version 2 had them
         database.execute("CREATE INDEX ix_bundles_key_number ON bundles (key_id, number)")
-        database.execute("UPDATE meta SET value = '2' WHERE key = 'schema_version'")
+        unrevised(database, "2")
     await (await SqlStore.open(path)).close()
     with closing(sqlite3.connect(path)) as database:
         assert database.execute(uses).fetchall() == expected

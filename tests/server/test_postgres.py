@@ -371,7 +371,12 @@ async def test_a_server_does_not_start_on_a_database_that_does_not_guard_it(post
 
 
 async def test_the_server_cannot_take_it_down(store: SqlStore) -> None:
-    for statement in (*DAMAGE.values(), "DELETE FROM bundles", "UPDATE meta SET value = '9'", "DELETE FROM audit"):
+    for statement in (
+        *DAMAGE.values(),
+        "DELETE FROM bundles",
+        "UPDATE alembic_version SET version_num = '9'",
+        "DELETE FROM audit",
+    ):
         with pytest.raises(StorageError):
             await store.database.transaction(lambda s, statement=statement: s.execute(text(statement)))  # type: ignore[misc]
 

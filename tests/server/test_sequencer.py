@@ -25,7 +25,7 @@ from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.log_keys import LogKeys, make_mldsa44
 from compliance_agent.server.store import SqlStore
 from compliance_agent.server.store.reader import BoundReader
-from tests.server.builder import START, FakeHost, Hands, Server, ack_of, serving
+from tests.server.builder import START, FakeHost, Hands, Server, ack_of, serving, unrevised
 
 pytestmark = pytest.mark.anyio
 
@@ -350,7 +350,7 @@ async def test_a_database_of_version_1_is_brought_up(tmp_path: Path) -> None:
     with sqlite3.connect(directory / "server.db") as database:
         database.execute("DROP TABLE log_entries")
         database.execute("DROP TABLE log_shards")
-        database.execute("UPDATE meta SET value = '1'")
+        unrevised(database, "1")
     database.close()
     shutil.rmtree(directory / "log")
     shutil.rmtree(directory / "heads")
@@ -368,7 +368,7 @@ async def test_a_database_of_version_1_is_brought_up(tmp_path: Path) -> None:
 
 
 async def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from compliance_agent.server.store import migration
+    from compliance_agent.server.store import before
 
     directory = tmp_path / "data"
     async with serving(directory) as server:
@@ -376,14 +376,14 @@ async def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatc
     with sqlite3.connect(directory / "server.db") as database:
         database.execute("DROP TABLE log_entries")
         database.execute("DROP TABLE log_shards")
-        database.execute("UPDATE meta SET value = '1'")
+        unrevised(database, "1")
     database.close()
 
     def broken(*_: Any) -> bytes:
         raise StorageError("planted")
 
     with monkeypatch.context() as patch:
-        patch.setattr(migration, "key_leaf", broken)
+        patch.setattr(before, "key_leaf", broken)
         with pytest.raises(StorageError):
             await SqlStore.open(directory / "server.db")
     with sqlite3.connect(directory / "server.db") as database:

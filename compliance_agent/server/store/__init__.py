@@ -13,10 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, insert, inspect, select, text
+from sqlalchemy import Select, insert, select, text
 from sqlalchemy.engine import Connection, RowMapping
 
-from compliance_agent.errors import StorageError
 from compliance_agent.server.records import Dates, Factor, Host, Session, SiteReader, User, Work
 from compliance_agent.server.store import fences, migration, rows, tables
 from compliance_agent.server.store.database import Database, translated
@@ -129,8 +128,10 @@ class SqlStore:
 
     async def ready(self) -> None:
         """Raises StorageError when the database cannot be read or is of another version."""
-        found = await self._all(select(tables.meta.c.value).where(tables.meta.c.key == "schema_version"))
-        _check_version(found[0]["value"] if found else None)
+        found = await self._all(select(migration.VERSIONS.c.version_num))
+        known = str(found[0]["version_num"]) if found else None
+        if known != migration.HEAD:
+            raise migration.wrong(known)
 
     async def _all(self, query: Select[Any]) -> list[RowMapping]:
         return await self.database.all(query)
@@ -147,7 +148,7 @@ def _sessions() -> Select[Any]:
 
 def _prepare(connection: Connection) -> None:
     """Make the schema in an empty database, bring an older one up to it, and put up the wall; refuse any other, untouched."""
-    new = _made(connection)
+    new = migration.made(connection)
     mended = raise_wall(connection)
     if not new and mended:  # somebody took it down
         at = {"at": rows.text(datetime.now(UTC)), "actor": "server", "action": "wall.mended", "outcome": "ok"}
@@ -156,10 +157,7 @@ def _prepare(connection: Connection) -> None:
 
 def _look(connection: Connection) -> None:
     """Refuse a database of PostgreSQL that is of another version, or not guarded."""
-    known = None
-    if inspect(connection).has_table(tables.meta.name):
-        known = connection.execute(select(tables.meta.c.value).where(tables.meta.c.key == "schema_version")).scalar()
-    _check_version(known, hint="compliance-agent server migrate")
+    migration.check(connection)
     fences.look(connection)
 
 
@@ -176,7 +174,7 @@ async def migrate(owner: Address, server_role: str) -> list[str]:
 
     def act(connection: Connection) -> list[str]:
         connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATING})"))  # one at a time
-        new = _made(connection)
+        new = migration.made(connection)
         mended = fences.raise_fences(connection, server_role)
         return [] if new else mended
 
@@ -184,28 +182,3 @@ async def migrate(owner: Address, server_role: str) -> list[str]:
         return await database.prepare(act)
     finally:
         await database.close()
-
-
-def _made(connection: Connection) -> bool:
-    """Whether the schema is new here."""
-    version = tables.meta.c.value
-    if inspect(connection).has_table(tables.meta.name):
-        row = connection.execute(select(version).where(tables.meta.c.key == "schema_version")).first()
-        known = row[0] if row else None
-        if known is None or known == str(tables.SCHEMA_VERSION) or not migration.bring_up(connection, known):
-            _check_version(known)
-        return known != str(tables.SCHEMA_VERSION)
-    tables.metadata.create_all(connection)
-    connection.execute(insert(tables.meta).values(key="schema_version", value=str(tables.SCHEMA_VERSION)))
-    return True
-
-
-def _check_version(
-    found: str | None, hint: str = "run the version of the program that wrote it, or a newer one"
-) -> None:
-    if found != str(tables.SCHEMA_VERSION):
-        raise StorageError(
-            f"database: schema version is {found or 'missing'}, this program knows {tables.SCHEMA_VERSION}",
-            code="wrong_schema_version",
-            hint=hint,
-        )

@@ -150,7 +150,7 @@ def _grant(connection: Connection, schema: str, server_role: str) -> None:
         f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role}",
         f"REVOKE DELETE ON {kept} FROM {role}",
         f"REVOKE UPDATE, DELETE ON audit FROM {role}",
-        f"REVOKE INSERT, UPDATE, DELETE ON meta FROM {role}",
+        f"REVOKE INSERT, UPDATE, DELETE ON alembic_version FROM {role}",
     ):
         connection.exec_driver_sql(statement)
 

@@ -1,145 +1,102 @@
-"""Older databases, brought up to the schema of this program in the transaction that opens them: wholly, or not at all.
+"""The schema's revisions (alembic), for both databases: one file each in `revisions/`, in a row without branches.
 
-1 -> 2  the transparency log. Everything the database holds becomes a pending entry, in the order in which it came: a host's
-        enrolment before its bundles, then what contradicted them, then its revocation.
-2 -> 3  a host's key may give way to a new one; how much of each log a backup holds; how long each baseline version was in effect,
-        from all records; holds and pruning; orders; fewer indexes over bundles.
+A new database is made at once from `tables.py` and marked with the newest revision; an older one is led there, all of it in the
+transaction that opens it. Tests hold both ways, and the way down and up again, against each other.
 """
 
 from __future__ import annotations
 
-import json
-import secrets
-from collections.abc import Iterable, Iterator
-from datetime import date
-from itertools import islice
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import insert, inspect, select, text, update
-from sqlalchemy.engine import Connection, RowMapping
+from sqlalchemy import Column, Connection, MetaData, String, Table, inspect, select, text
 
-from compliance_agent.core.retention import day_of
-from compliance_agent.entries.leaf import bundle_leaf, fork_leaf, key_leaf
-from compliance_agent.server.store import rows, tables
+from compliance_agent.errors import StorageError
+from compliance_agent.server.store import before, tables
 
-_CHUNK = 1_000  # rows held in memory at a time
-_COLUMNS_OF_3 = (
-    *(
-        ("hosts", column)
-        for column in ("rotated_to", "waiting_since", "set_back_at", "set_back_digest", "contested_at")
-    ),
-    ("enrol_tokens", "revoked_at"),
-)
+if TYPE_CHECKING:
+    from alembic.script import ScriptDirectory
+
+REVISIONS = Path(__file__).with_name("revisions")
+HEAD = max(path.name[:4] for path in REVISIONS.glob("[0-9][0-9][0-9][0-9]_*.py"))
+VERSIONS = Table("alembic_version", MetaData(), Column("version_num", String, primary_key=True))  # alembic's own
+BASE = "base"
+_BY_HAND = "0003"  # where the hand-made steps end
+_RUN_ANOTHER = "run the version of the program that wrote it, or a newer one"
 
 
-def bring_up(connection: Connection, version: str) -> bool:
-    """Bring a database of this version up to the present one, step by step; False when there is no way from there."""
-    for found, step in STEPS.items():
-        if version == found:
-            step(connection)
-            version = str(int(found) + 1)
-    if version != str(tables.SCHEMA_VERSION):
-        return False
-    row = update(tables.meta).where(tables.meta.c.key == "schema_version")
-    connection.execute(row.values(value=version))
+def made(connection: Connection) -> bool:
+    """Make the schema in an empty database, or bring an older one up to it; whether it is new here.
+
+    Raises:
+        StorageError: it is of a version from which no way leads here; nothing was changed.
+    """
+    found = inspect(connection)
+    if found.has_table(VERSIONS.name):
+        if revision(connection) == HEAD:
+            return False
+        move(connection, HEAD)
+        return True
+    if found.has_table("meta"):
+        version = connection.execute(text("SELECT value FROM meta WHERE key = 'schema_version'")).scalar()
+        if version is None or not before.bring_up(connection, version):
+            raise wrong(version)
+        _context(connection).stamp(_scripts(), _BY_HAND)
+        move(connection, HEAD)
+        return True
+    tables.metadata.create_all(connection)
+    _context(connection).stamp(_scripts(), HEAD)
     return True
 
 
-def _from_1(connection: Connection) -> None:
-    """Make the log's tables and fill them with what waits to be logged."""
-    _from_2(connection)  # rows are read by today's columns
-    tables.metadata.create_all(connection, tables=[tables.log_shards, tables.log_entries])
-    entries = _entries(connection)
-    while chunk := list(islice(entries, _CHUNK)):
-        connection.execute(insert(tables.log_entries), chunk)
+def check(connection: Connection) -> None:
+    """Refuse a database that is not of this program's revision."""
+    known = revision(connection) if inspect(connection).has_table(VERSIONS.name) else None
+    if known != HEAD:
+        raise wrong(known, "compliance-agent server migrate")
 
 
-def _from_2(connection: Connection) -> None:
-    for table, column in _COLUMNS_OF_3:
-        if column not in {found["name"] for found in inspect(connection).get_columns(table)}:
-            connection.execute(text(f"ALTER TABLE {table} ADD COLUMN {column} VARCHAR"))
-    for index in ("ix_bundles_bundle_id", "ix_bundles_key_number", "uq_hosts_live_label"):
-        connection.execute(text(f"DROP INDEX IF EXISTS {index}"))
-    if "ix_hosts_label" not in {index["name"] for index in inspect(connection).get_indexes("hosts")}:
-        next(index for index in tables.hosts.indexes if index.name == "ix_hosts_label").create(connection)
-    tables.metadata.create_all(connection, tables=[tables.log_durable, *tables.ORDER_TABLES])
-    _people(connection)
-    if not inspect(connection).has_table(tables.baseline_uses.name):
-        tables.metadata.create_all(connection, tables=tables.KEEPING_TABLES)
-        uses = [
-            {"site_id": site, "host_id": host, "version": version, "last_on": day.isoformat()}
-            for (site, host, version), day in _uses(connection).items()
-        ]
-        if uses:
-            connection.execute(insert(tables.baseline_uses), uses)
+def revision(connection: Connection) -> str | None:
+    """The revision that a database says it has."""
+    found = connection.execute(select(VERSIONS.c.version_num)).scalars().all()
+    return str(found[0]) if len(found) == 1 else None
 
 
-def _people(connection: Connection) -> None:
-    """Everybody gets an id that is no name, and a role of today; sessions end, for nobody knows when they were used."""
-    tables.metadata.create_all(connection, tables=tables.PEOPLE_TABLES)
-    if "used_at" not in {column["name"] for column in inspect(connection).get_columns("sessions")}:
-        tables.sessions.drop(connection)
-        tables.sessions.create(connection)
-    if "person_id" in {column["name"] for column in inspect(connection).get_columns("users")}:
-        return
-    for column in ("person_id", "client_id", "first_on", "last_on"):
-        connection.execute(text(f"ALTER TABLE users ADD COLUMN {column} VARCHAR"))
-    c = tables.users.c
-    for name, role in connection.execute(select(c.name, c.role)).all():
-        changed = {"person_id": f"p{secrets.token_hex(8)}", "role": "owner" if role == "admin" else role}
-        connection.execute(update(tables.users).where(c.name == name).values(changed))
-
-
-def _uses(connection: Connection) -> dict[tuple[str, str, str], date]:
-    """The last day of each baseline version on each host, by every record and every contradicting one."""
-    found: dict[tuple[str, str, str], date] = {}
-    for table in (tables.bundles, tables.forks):
-        query = select(table.c.site_id, tables.hosts.c.host_id, table.c.body, table.c.received_at)
-        for row in _rows(connection, query.join(tables.hosts, tables.hosts.c.key_id == table.c.key_id)):
-            document = json.loads(row["body"])
-            if document["baseline"] is not None:
-                use = (row["site_id"], row["host_id"], document["baseline"]["version"])
-                day = day_of(document["created_at"], rows.when(row["received_at"]))
-                found[use] = max(day, found.get(use, day))
-    return found
-
-
-def _entries(connection: Connection) -> Iterator[dict[str, Any]]:
-    hosts, bundles, forks = tables.hosts, tables.bundles, tables.forks
-    for row in _rows(connection, select(hosts).order_by(hosts.c.enrolled_at, hosts.c.key_id)):
-        yield _entry(row, key_leaf("enrol", row["key_id"], row["public_key"], row["enrolled_at"]), row["enrolled_at"])
-    columns = (
-        bundles.c[name] for name in ("site_id", "key_id", "epoch", "seq", "prev", "sha256", "sig", "received_at")
+def wrong(known: str | None, hint: str = _RUN_ANOTHER) -> StorageError:
+    """What is said of a database of another version."""
+    return StorageError(
+        f"database: schema is {known or 'missing'}, this program knows {HEAD}", code="wrong_schema_version", hint=hint
     )
-    for row in _rows(connection, select(*columns).order_by(bundles.c.number)):
-        leaf = bundle_leaf(row["key_id"], row["epoch"], row["seq"], row["prev"], row["sha256"], row["sig"])
-        yield _entry(row, leaf, row["received_at"], epoch=row["epoch"], seq=row["seq"])
-    same_place = (bundles.c.key_id == forks.c.key_id, bundles.c.epoch == forks.c.epoch, bundles.c.seq == forks.c.seq)
-    held = select(bundles.c.sha256).where(*same_place).scalar_subquery().label("held")
-    for row in _rows(connection, select(forks, held).order_by(forks.c.number)):
-        leaf = fork_leaf(row["key_id"], row["epoch"], row["seq"], row["held"], row["sha256"], row["sig"])
-        yield _entry(row, leaf, row["received_at"])
-    revoked = select(hosts).where(hosts.c.revoked_at.is_not(None)).order_by(hosts.c.revoked_at, hosts.c.key_id)
-    for row in _rows(connection, revoked):
-        yield _entry(row, key_leaf("revoke", row["key_id"], row["public_key"], row["revoked_at"]), row["revoked_at"])
 
 
-def _rows(connection: Connection, query: Any) -> Iterable[RowMapping]:
-    # What is read here is not written meanwhile: the inserts go to another table.
-    return connection.execute(query).mappings().yield_per(_CHUNK)
+def move(connection: Connection, to: str) -> None:
+    """Run the revisions up or down to another one, within the transaction that has begun."""
+    from alembic.operations import Operations
+
+    scripts, known = _scripts(), revision(connection)
+    places = {BASE: 0, **{item.revision: int(item.revision) for item in scripts.walk_revisions()}}
+    if known not in places and inspect(connection).has_table("sites"):
+        raise wrong(known)
+
+    def steps(current: Any, _context: Any) -> Any:
+        at = current[0] if current else BASE
+        way = scripts._upgrade_revs if places[to] >= places[at] else scripts._downgrade_revs
+        return way(to, at)
+
+    context = _context(connection, steps)
+    with Operations.context(context):
+        context.run_migrations()
 
 
-def _entry(
-    row: RowMapping, leaf: bytes, at: str, *, epoch: int | None = None, seq: int | None = None
-) -> dict[str, Any]:
-    return {
-        "site_id": row["site_id"],
-        "key_id": row["key_id"],
-        "epoch": epoch,
-        "seq": seq,
-        "decided_at": at,
-        "leaf": leaf,
-    }
+def _context(connection: Connection, steps: Callable[[Any, Any], Any] | None = None) -> Any:
+    from alembic.runtime.migration import MigrationContext
+
+    connection.execute(text("SELECT 1"))  # it is seen to be in a transaction, which alembic then leaves alone
+    return MigrationContext.configure(connection, opts={"fn": steps, "target_metadata": tables.metadata})
 
 
-STEPS = {"1": _from_1, "2": _from_2}
+def _scripts() -> ScriptDirectory:
+    from alembic.script import ScriptDirectory
+
+    return ScriptDirectory(str(REVISIONS.parent), version_locations=[str(REVISIONS)])
