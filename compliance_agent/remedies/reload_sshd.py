@@ -17,8 +17,7 @@ async def capture(host: ChangingHost, args: Args) -> Any:
 async def apply(host: ChangingHost, args: Args) -> None:
     await sshd_daemon.must_be_good(host)
     await sshd_daemon.must_answer(host, "no_handshake_before")
-    await sshd_daemon.read_anew(host, str(args["unit"]))
-    await sshd_daemon.must_answer(host, "no_handshake_after")
+    await sshd_daemon.read_and_answer(host, str(args["unit"]))
 
 
 async def undo(host: ChangingHost, args: Args, captured: Any) -> None:

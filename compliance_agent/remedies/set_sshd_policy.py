@@ -36,8 +36,7 @@ async def apply(host: ChangingHost, args: Args) -> None:
     except ValueError as error:
         raise StepFailed(str(error), code="bad_arguments") from error
     await kept_file.put_file(host, str(args["path"]), content)
-    await sshd_daemon.read_anew(host, str(args["unit"]))
-    await sshd_daemon.must_answer(host, "no_handshake_after")
+    await sshd_daemon.read_and_answer(host, str(args["unit"]))
 
 
 async def undo(host: ChangingHost, args: Args, captured: Any) -> None:

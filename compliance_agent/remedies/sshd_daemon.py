@@ -21,6 +21,7 @@ CODES = {
     "no_handshake_before": "The daemon answered no key exchange to begin with, so nothing was changed.",
     "no_handshake_after": "The daemon answered no key exchange after it read its files.",
     "unit_not_active": "The daemon's unit is not active.",
+    "daemon_ended": "The daemon ended when it was told to read its files.",
 }
 
 
@@ -67,6 +68,25 @@ async def read_anew(host: ChangingHost, unit: str) -> None:
     if (await host.units((unit,)))[unit].active != "active":
         raise StepFailed(f"{unit}: is not active", code="unit_not_active")
     await host.unit_action("reload", unit)
+
+
+async def read_and_answer(host: ChangingHost, unit: str) -> None:
+    """Have the daemon read its files and prove that it still answers.
+
+    One that ends is called that, whoever notices first: the service manager, which waits for the reload, or the look after it.
+
+    Raises:
+        StepFailed: `daemon_ended`, `no_handshake_after`, or as `read_anew`.
+    """
+    try:
+        await read_anew(host, unit)
+        await must_answer(host, "no_handshake_after")
+    except StepFailed as error:
+        if error.code in {"config_refused", "unit_not_active"} or unit.endswith(".socket"):
+            raise  # nothing was told to it
+        if (await host.units((unit,)))[unit].active == "active":
+            raise
+        raise StepFailed(f"{unit}: ended when it was to read its files", code="daemon_ended") from error
 
 
 async def bring_back(host: ChangingHost, unit: str) -> None:

@@ -225,6 +225,42 @@ async def test_a_daemon_that_a_reload_ended_is_started_again() -> None:
     assert action.restored(captured, await action.capture(host, args))
 
 
+@pytest.mark.parametrize(
+    "notices", ["the service manager", "the look after it", "a look that cannot be taken any more"]
+)
+@pytest.mark.parametrize("cure", ["set_sshd_policy", "reload_sshd"])
+async def test_a_daemon_that_its_reload_ends_is_called_that_whoever_notices(cure: str, notices: str) -> None:
+    host = changed("MACs ", "MACs hmac-sha1,")
+    step = (await look(host)).plan.steps[0]  # type: ignore[union-attr]
+    args = step.args if cure == step.action else {"unit": sshd.UNIT}
+    unit = host.unit(sshd.UNIT)
+
+    def ends() -> bool:
+        unit.active = False
+        if notices == "the service manager":
+            raise StepFailed("ssh.service: reload failed", code="unit_reload_failed")
+        if notices == "a look that cannot be taken any more":
+            host.put(BRANCH, "PasswordAuthentication maybe\n")
+        return False
+
+    unit.reloaded = ends
+    with pytest.raises(StepFailed) as caught:
+        await actions()[cure].apply(host, args)
+    assert caught.value.code == "daemon_ended"
+
+
+async def test_a_reload_that_failed_and_ended_nothing_is_a_reload_that_failed() -> None:
+    host = healthy_host()
+
+    def refuses() -> bool:
+        raise StepFailed("ssh.service: reload failed", code="unit_reload_failed")
+
+    host.unit(sshd.UNIT).reloaded = refuses
+    with pytest.raises(StepFailed) as caught:
+        await actions()["reload_sshd"].apply(host, {"unit": sshd.UNIT})
+    assert caught.value.code == "unit_reload_failed"
+
+
 async def test_a_bad_file_is_never_read_by_the_daemon() -> None:
     """`sshd -t` comes first: a daemon told to read a bad file ends."""
     host = healthy_host()

@@ -35,10 +35,10 @@ def _refused(options: str) -> str:
     return f"! {_CLIENT.format(options)} && {_KEYS_ONLY}"
 
 
-def _reload(words: str) -> Scripts:
+def _reload(words: str, restart: str = "on-failure") -> Scripts:
     """Another way to have the daemon read its files."""
     place = "/run/systemd/system/ssh.service.d"
-    text = f"[Service]\\nExecReload=\\nExecReload={words}\\n"
+    text = f"[Service]\\nExecReload=\\nExecReload={words}\\nRestart={restart}\\n"
     return (
         f"mkdir -p {place}; printf '{text}' >{place}/z.conf; systemctl daemon-reload",
         f"rm -r {place}; systemctl daemon-reload; systemctl restart ssh",
@@ -97,6 +97,10 @@ _ROWS: tuple[Row, ...] = (
     _OF.undone(  # an address that this host does not have: told to read it, the daemon would end
         "reload_would_end_it", "reload_needed", then("sleep 1.1", _main("ListenAddress 192.0.2.1")), "no_handshake_before",
         _GETS_IN,
+    ),
+    _OF.undone(
+        "reload_ends_it", "password_login", at_once(then(f"rm {_DROP_IN}", _reload("/bin/kill -KILL $MAINPID", "no"))),
+        "daemon_ended", _LAX_AGAIN,
     ),
     _OF.undone(
         "reload_hangs_it", "password_login", at_once(then(f"rm {_DROP_IN}", _reload("/bin/kill -STOP $MAINPID"))),
