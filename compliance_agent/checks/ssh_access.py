@@ -37,7 +37,16 @@ from compliance_agent.ports import Host
 STAMP = "%a %Y-%m-%d %H:%M:%S UTC"
 MOST_ACCOUNTS = 256
 LOOKS = 3  # until what is in force is the same before and after a look at the rest
-POLICY = ("empty_passwords", "password_login", "root_login", "weak_ciphers", "weak_macs", "weak_kex")
+POLICY = (
+    "empty_passwords",
+    "password_login",
+    "host_based_login",
+    "root_login",
+    "modes_ignored",
+    "weak_ciphers",
+    "weak_macs",
+    "weak_kex",
+)
 CIPHERS = ("chacha20-poly1305@openssh.com", "aes256-gcm@openssh.com", "aes128-gcm@openssh.com")
 CTR = ("aes256-ctr", "aes192-ctr", "aes128-ctr")
 MACS = ("hmac-sha2-512-etm@openssh.com", "hmac-sha2-256-etm@openssh.com", "umac-128-etm@openssh.com")
@@ -96,6 +105,8 @@ class Observation:
     key_required: bool | None = fact(Bool(), "Every way in needs a key, whatever is asked for beside it.")
     empty_passwords: bool | None = fact(Bool(), "Accounts without a password may log in.")
     root_login: str | None = fact(Choice(sshd.ROOT_LOGIN), "How root may log in.")
+    host_based: bool | None = fact(Bool(), "Another host's word for who its user is may be enough to log in.")
+    strict_modes: bool | None = fact(Bool(), "Keys of an account count only where nobody else may write them.")
     ciphers: tuple[str, ...] | None = fact(Many(Name("ciphers")), "Accepted ciphers that are offered.")
     other_ciphers: int | None = fact(Int(0, 1000), "Offered ciphers that are not accepted.")
     macs: tuple[str, ...] | None = fact(Many(Name("macs")), "Accepted integrity algorithms that are offered.")
@@ -149,7 +160,9 @@ CHECK = CheckSpec(
         "no_ssh": "This host has neither the daemon nor its unit.",
         "empty_passwords": "Accounts without a password may log in.",
         "password_login": "A password alone is enough to log in.",
+        "host_based_login": "Another host's word for who its user is may be enough to log in.",
         "root_login": "Root may log in in a way that the baseline does not allow.",
+        "modes_ignored": "Keys of an account count although others may write its files, so they can add their own.",
         "weak_ciphers": "Ciphers are offered that are not accepted.",
         "weak_macs": "Integrity algorithms are offered that are not accepted.",
         "weak_kex": "Key exchanges are offered that are not accepted.",
@@ -211,6 +224,8 @@ async def _in_force(host: Host, baseline: Parameters, seen: Observation, effecti
         key_required=effective.key_required,
         empty_passwords=effective.empty_passwords,
         root_login=effective.root_login,
+        host_based=effective.host_based,
+        strict_modes=effective.strict_modes,
         lax_users=await _lax_users(host, baseline),
         lax_matches=lax_matches,
         host_keys=len(effective.host_keys),
@@ -251,7 +266,7 @@ async def _lax_users(host: Host, baseline: Parameters) -> tuple[str, ...]:
     lax = []
     for user in baseline.match_users:
         theirs = sshd.read_effective(answered(await host.run(sshd.for_user(user)), "sshd").text)
-        if _too_lax(baseline, theirs.passwords, theirs.empty_passwords, theirs.root_login):
+        if theirs.host_based or _too_lax(baseline, theirs.passwords, theirs.empty_passwords, theirs.root_login):
             lax.append(user)
     return tuple(lax)
 
@@ -358,15 +373,19 @@ def judge(baseline: Parameters, seen: Observation) -> Verdict:
 
 
 def _judge_policy(baseline: Parameters, seen: Observation) -> Verdict | None:
-    if seen.passwords is None or seen.empty_passwords is None or seen.root_login is None:
+    if None in (seen.passwords, seen.empty_passwords, seen.root_login, seen.host_based, seen.strict_modes):
         return unknown("unparsable", "how people may log in could not be told")
     if seen.empty_passwords:
         return failed("empty_passwords", "expected that empty passwords open nothing, found that they do")
     if seen.passwords and not baseline.allow_passwords:
         locked = "" if seen.key_accounts else "; no account could log in by key, so a person must install one first"
         return failed("password_login", f"expected that a key is needed, found that a password is enough{locked}")
+    if seen.host_based:
+        return failed("host_based_login", "expected that no other host vouches for its users, found that one may")
     if seen.root_login not in sshd.ALLOWED_ROOT[baseline.root_login]:
         return failed("root_login", f"expected root to log in {baseline.root_login}, found {seen.root_login}")
+    if not seen.strict_modes:
+        return failed("modes_ignored", "expected keys that others may write refused, found StrictModes off")
     return None
 
 
@@ -430,6 +449,8 @@ GOOD = Observation(
     key_required=False,
     empty_passwords=False,
     root_login="no",
+    host_based=False,
+    strict_modes=True,
     ciphers=CIPHERS + CTR,
     other_ciphers=0,
     macs=MACS,
@@ -458,6 +479,9 @@ CASES = (
         Result.PASS,
         parameters={"root_login": "by_key"},
     ),
+    Case("another host vouches", replace(_LAX, host_based=True), Result.FAIL, "host_based_login", heals=True),
+    Case("modes of key files ignored", replace(_LAX, strict_modes=False), Result.FAIL, "modes_ignored", heals=True),
+    Case("modes not told", replace(GOOD, strict_modes=None), Result.UNKNOWN),
     Case("an old cipher", replace(_LAX, other_ciphers=1), Result.FAIL, "weak_ciphers", heals=True),
     Case("SHA-1 codes", replace(_LAX, other_macs=2), Result.FAIL, "weak_macs", heals=True),
     Case("an old key exchange", replace(_LAX, other_kex=1), Result.FAIL, "weak_kex", heals=True),

@@ -33,6 +33,8 @@ class Effective:
         passwords: a password (or what PAM asks for) is enough to log in.
         key_required: every way in needs a key, whatever is asked for beside it.
         root_login: one of ROOT_LOGIN.
+        host_based: another host's word for who its user is may be enough.
+        strict_modes: keys of an account count only where nobody else may write them.
         key_files: where keys of an account may stand, as patterns with %h and %u; none when keys are not taken.
         keys_elsewhere: a program or a certificate authority says which keys are good.
     """
@@ -41,6 +43,8 @@ class Effective:
     key_required: bool
     empty_passwords: bool
     root_login: str
+    host_based: bool
+    strict_modes: bool
     ciphers: tuple[str, ...]
     macs: tuple[str, ...]
     kex: tuple[str, ...]
@@ -76,6 +80,8 @@ def read_effective(text: str) -> Effective:
         key_required=by_key,
         empty_passwords=_yes(said, "permitemptypasswords"),
         root_login=root_login,
+        host_based=_yes(said, "hostbasedauthentication") and not by_key,
+        strict_modes=_yes(said, "strictmodes"),
         ciphers=_list(said, "ciphers"),
         macs=_list(said, "macs"),
         kex=_list(said, "kexalgorithms"),
@@ -169,7 +175,7 @@ def _loosens(line: tuple[str, str], passwords: bool, root_login: str) -> bool:
         return value == "yes" and not passwords
     if keyword == "permitrootlogin":
         return value.replace("without-password", "prohibit-password") not in ALLOWED_ROOT[root_login]
-    return keyword == "permitemptypasswords" and value == "yes"
+    return keyword in {"permitemptypasswords", "hostbasedauthentication"} and value == "yes"
 
 
 def drop_in(
@@ -189,6 +195,8 @@ def drop_in(
         "# Written by compliance-agent (ssh_access). Change the baseline, not this file.",
         f"PermitRootLogin {'no' if root_login == NEVER else 'prohibit-password'}",
         "PermitEmptyPasswords no",
+        "HostbasedAuthentication no",
+        "StrictModes yes",
         *([] if passwords else ["PasswordAuthentication no", "KbdInteractiveAuthentication no"]),
         *(f"{keyword} {','.join(names)}" for keyword, names in lists.items()),
     ]

@@ -332,6 +332,8 @@ DRIFTS = (
         for reason, name, old, new in (
             ("password_login", "passwords on", "PasswordAuthentication no", "PasswordAuthentication yes"),
             ("empty_passwords", "empty passwords", "PermitEmptyPasswords no", "PermitEmptyPasswords yes"),
+            ("host_based_login", "another host vouches", "HostbasedAuthentication no", "HostbasedAuthentication yes"),
+            ("modes_ignored", "modes of key files ignored", "StrictModes yes", "StrictModes no"),
             ("root_login", "root by key", "PermitRootLogin no", "PermitRootLogin prohibit-password"),
             ("weak_ciphers", "old cipher", "Ciphers ", "Ciphers aes128-cbc,"),
             ("weak_macs", "old code", "MACs ", "MACs hmac-sha1,"),

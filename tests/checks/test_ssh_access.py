@@ -54,7 +54,10 @@ def test_what_sshd_prints_is_read() -> None:
     assert words.listens(PRINTED) == ("::1", "22")
 
 
-@pytest.mark.parametrize("word", ["ciphers", "passwordauthentication", "hostkey", "authorizedkeysfile"])
+@pytest.mark.parametrize(
+    "word",
+    ["ciphers", "passwordauthentication", "hostbasedauthentication", "strictmodes", "hostkey", "authorizedkeysfile"],
+)
 def test_a_line_that_is_missing_is_not_guessed(word: str) -> None:
     with pytest.raises(CannotTell):
         words.read_effective("".join(f"{line}\n" for line in PRINTED.splitlines() if not line.startswith(f"{word} ")))
@@ -80,6 +83,7 @@ def test_a_second_factor_beside_a_key_is_no_password_login(methods: str, passwor
         ("Match Address 10.0.0.0/8\n  PasswordAuthentication yes\n", 1),
         ("Match Group staff\n\tKbdInteractiveAuthentication=yes\n", 1),
         ('match user backup\npermitrootlogin without-password\nMatch all\nPermitEmptyPasswords "yes"\n', 2),
+        ("Match Host branch.invalid\n  HostbasedAuthentication yes\n", 1),
         ("Match Address 10.0.0.0/8\n  PasswordAuthentication no\n  X11Forwarding yes\n", 0),
         ("PasswordAuthentication yes\n# Match all\n", 0),
     ],
@@ -102,6 +106,21 @@ async def test_what_holds_for_a_named_account_is_asked() -> None:
     reread(host)
     seen = await look(host, match_users=("root", "msp"))
     assert (seen.reason, seen.pre_state["lax_users"]) == ("match_relaxes", ["msp"])
+
+
+async def test_another_host_that_vouches_for_a_named_account_is_found() -> None:
+    host = healthy_host()
+    host.put(BRANCH, "Match User msp\n  HostbasedAuthentication yes\n")
+    reread(host)
+    seen = await look(host, match_users=("root", "msp"))
+    assert (seen.reason, seen.pre_state["lax_users"], seen.pre_state["host_based"]) == ("match_relaxes", ["msp"], False)
+
+
+def test_another_hosts_word_beside_a_key_is_not_enough() -> None:
+    text = PRINTED.replace("hostbasedauthentication no", "hostbasedauthentication yes")
+    assert words.read_effective(text).host_based
+    with_key = text.replace("authenticationmethods any", "authenticationmethods publickey,hostbased")
+    assert not words.read_effective(with_key).host_based
 
 
 async def test_no_key_anywhere_no_cure() -> None:

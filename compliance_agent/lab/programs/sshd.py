@@ -44,6 +44,8 @@ DEFAULTS = {
     "passwordauthentication": "yes",
     "kbdinteractiveauthentication": "yes",
     "permitemptypasswords": "no",
+    "hostbasedauthentication": "no",
+    "strictmodes": "yes",
     "x11forwarding": "no",
     "printmotd": "yes",
     "ciphers": ",".join(CIPHERS.split()),
@@ -61,7 +63,14 @@ CHOICES = {
     "permitrootlogin": {"yes", "no", "prohibit-password", "without-password", "forced-commands-only"},
     **{
         word: {"yes", "no"}
-        for word in ("passwordauthentication", "kbdinteractiveauthentication", "permitemptypasswords", "usepam")
+        for word in (
+            "passwordauthentication",
+            "kbdinteractiveauthentication",
+            "permitemptypasswords",
+            "usepam",
+            "hostbasedauthentication",
+            "strictmodes",
+        )
     },
 }
 

@@ -6,6 +6,7 @@ _OF = Of("ssh_access")
 _MAIN = "/etc/ssh/sshd_config"
 _DROP_IN = "/etc/ssh/sshd_config.d/00-compliance.conf"
 _KEYS = "/etc/ssh/ssh_host_*_key"
+_OF_MSP = "/home/msp/.ssh/authorized_keys"
 _READ = "systemctl reload ssh"
 _REMOVED = f"rm {_DROP_IN}; {_READ}"
 
@@ -17,6 +18,8 @@ _CLIENT = (
 _GETS_IN = _CLIENT.format("")
 _ASKED_FOR = f"{_CLIENT.format('-v -o PubkeyAuthentication=no')} 2>&1 | tr -d '\\r' | grep 'can continue: '"
 _KEYS_ONLY = f"{_GETS_IN} && {_ASKED_FOR} | grep -q 'continue: publickey$'"
+# A key that others may have put there opens nothing.
+_OTHERS_KEYS_REFUSED = f"chmod 666 {_OF_MSP}; ! {_GETS_IN} && chmod 600 {_OF_MSP} && {_GETS_IN}"
 _PASSWORDS = f"systemctl is-active ssh && {_GETS_IN} && {_ASKED_FOR} | grep password"
 _LAX_AGAIN = f"[ ! -e {_DROP_IN} ] && {_PASSWORDS}"
 
@@ -52,6 +55,8 @@ _ROWS: tuple[Row, ...] = (
     _OF.healed(
         "empty_passwords", "empty_passwords", _set("PermitEmptyPasswords yes"), "sshd -T | grep -qx 'permitemptypasswords no'"
     ),
+    _OF.healed("host_vouches", "host_based_login", _set("HostbasedAuthentication yes"), _KEYS_ONLY),
+    _OF.healed("modes_ignored", "modes_ignored", _set("StrictModes no"), _OTHERS_KEYS_REFUSED),
     _OF.healed(
         "weak_cipher", "weak_ciphers", _set("Ciphers aes256-gcm@openssh.com,aes128-cbc"), _refused("-c aes128-cbc")
     ),
