@@ -22,8 +22,8 @@ from typing import Any, cast
 
 import structlog
 
-from compliance_agent.adapters import key_files, runner
-from compliance_agent.adapters.agent_state import AgentState
+from compliance_agent.adapters import baseline_files, key_files, runner
+from compliance_agent.adapters.agent_state import AgentState, TakenBaseline
 from compliance_agent.adapters.clock import SystemClock
 from compliance_agent.adapters.database import Database
 from compliance_agent.adapters.log_store import LogStore
@@ -31,12 +31,12 @@ from compliance_agent.adapters.offload import Offload
 from compliance_agent.adapters.open_databases import release, shared
 from compliance_agent.adapters.order_store import OrderStore, Taken
 from compliance_agent.adapters.shed_store import ShedStore
-from compliance_agent.baseline import Baseline
+from compliance_agent.baseline import Baseline, parse_signed
 from compliance_agent.config import AgentConfig
 from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.delivery import Delivery, code_of, settled
 from compliance_agent.drift import DriftDetector
-from compliance_agent.errors import AgentError, CannotTell
+from compliance_agent.errors import AgentError, BadReply, CannotTell, ConfigError, ServerRefused, Unavailable
 from compliance_agent.evidence import EvidenceGenerator
 from compliance_agent.evidence.former import FormerKeys
 from compliance_agent.healing import HealingEngine
@@ -110,6 +110,7 @@ class ComplianceAgent(Life):
         self._database: Database = shared(config.database_path, reserve_kb=config.reserve_kb)
         try:
             self._state = AgentState(self._database)
+            baseline_files.settle(self._state, config.baseline_path, config.baseline_key_file)
             self.stats.update(self._state.statistics())
             self.recording = Recording(self, self._state, self._submit_evidence)
             self._log_store = LogStore(self._database, config.evidence_dir)
@@ -149,6 +150,29 @@ class ComplianceAgent(Life):
             return
         if self._state.adopt_baseline(baseline.version, baseline.sha256, self.clock.now()):
             log.info("baseline.adopted", version=baseline.version, sha256=baseline.sha256)
+
+    async def adopt_baseline(self, version: str, sha256: str) -> None:
+        """Fetch a signed baseline and take it in place of the present one, whole or not at all.
+
+        Raises:
+            ConfigError: it is not there, not what was asked for, not signed as this host wants it, older, or cannot be used.
+            StorageError: it could not be kept; the former one stands.
+        """
+        try:
+            body, sig = await self.mcp_client.fetch_baseline(sha256)
+        except (ServerRefused, Unavailable, BadReply) as error:
+            raise ConfigError(f"baseline: cannot be fetched: {error}", code="baseline_unavailable") from error
+        baseline = parse_signed(body, sig, self.config.baseline_key_file)
+        if (baseline.version, baseline.sha256) != (version, sha256):
+            raise ConfigError("baseline: another one than the order names", code="other_baseline")
+        taken = TakenBaseline(version, sha256, body, sig, self.clock.now())
+        path = self.config.baseline_path
+        await self._database.call(lambda: baseline_files.adopt(self._state, path, taken))
+        self.healing_engine.baseline = baseline
+        for part in (self.drift_detector, self.evidence_generator):
+            part.use_baseline(baseline)
+        self._latest = {check: drift for check, drift in self._latest.items() if check in baseline.entries}
+        log.info("baseline.adopted", version=version, sha256=sha256)
 
     def _healing_engine(self) -> HealingEngine:
         return HealingEngine(
@@ -340,7 +364,10 @@ class ComplianceAgent(Life):
     async def _take_in(
         self, results: Sequence[DriftResult], trigger: str = "schedule", order_id: str | None = None
     ) -> int:
-        """Heal and record what these looks found; how many found drift."""
+        """Heal and record what these looks found; how many found drift. A check that is not listed any more is no one's."""
+        baseline = getattr(self.drift_detector, "baseline", None)
+        if isinstance(baseline, Baseline):
+            results = [drift for drift in results if drift.check in baseline.entries]
         checks = {drift.check for drift in results}
         drifted = [drift for drift in results if drift.drifted]
         self._latest.update((drift.check, drift) for drift in results)

@@ -121,16 +121,42 @@ def load(path: Path, *, trusted: bool = True, signed_by: Path | None = None) -> 
         raise ConfigError(f"baseline {error}", hint=error.hint) from error
 
 
+def parse_signed(raw: bytes, sig: bytes, signed_by: Path | None) -> Baseline:
+    """A baseline from bytes that came from elsewhere.
+
+    Raises:
+        ConfigError: `no_baseline_key`: this host knows no key whose baselines it would take; `baseline_signature`: it is not what
+            the holder of that key has signed; or it cannot be used.
+    """
+    if signed_by is None:
+        raise ConfigError(
+            "baseline: this host takes none from elsewhere", code="no_baseline_key", hint="set baseline_key_file"
+        )
+    public = _public(signed_by)
+    if not crypto.verify(public, sig, raw):
+        raise ConfigError(f"baseline: not signed by key {crypto.key_id(public)[:16]}", code="baseline_signature")
+    try:
+        return parse(raw)
+    except DocumentError as error:
+        raise ConfigError(f"baseline: {error}", code="baseline_unusable") from error
+    except ConfigError as error:
+        raise ConfigError(f"baseline: {error}", code="baseline_unusable", hint=error.hint) from error
+
+
 def signature_path(path: Path) -> Path:
     """Where the signature of a baseline file stands: beside it, 64 raw bytes that `openssl pkeyutl -rawin` verifies."""
     return path.with_name(path.name + ".sig")
 
 
-def _check_signature(raw: bytes, signature: Path, signed_by: Path) -> None:
+def _public(signed_by: Path) -> bytes:
     try:
-        public = crypto.read_public_pem(read_file(signed_by, limit_bytes=MAX_KEY_BYTES, trusted=True))
+        return crypto.read_public_pem(read_file(signed_by, limit_bytes=MAX_KEY_BYTES, trusted=True))
     except AgentError as error:
         raise ConfigError(f"baseline_key_file {signed_by}: {error}", code=error.code, hint=error.hint) from error
+
+
+def _check_signature(raw: bytes, signature: Path, signed_by: Path) -> None:
+    public = _public(signed_by)
     try:
         sig = read_file(signature, limit_bytes=MAX_KEY_BYTES)
     except NoInput as error:

@@ -84,6 +84,11 @@ class DriftDetector:
         """These have to be looked at anew with the next turn."""
         self._rounds.due_again(checks)
 
+    def use_baseline(self, baseline: Baseline) -> None:
+        """From now on the host is held to this one; every check is due."""
+        self.baseline = baseline
+        self._rounds.due_again(baseline.entries)
+
     def host_changed(self) -> None:
         """A cure has changed the host; a look that went on meanwhile may have seen half of each."""
         self._rounds.disturbed()

@@ -266,6 +266,21 @@ class MCPClient:
         )
         return answer
 
+    async def fetch_baseline(self, sha256: str) -> tuple[bytes, bytes]:
+        """A baseline that the server holds for this site, and its signature; its caller verifies both.
+
+        Raises:
+            ServerRefused, Unavailable, BadReply: as for `upload_evidence`; status 404 when there is none.
+        """
+        headers = protocol.headers(self._secrets().api_key)
+        timeout_s = float(self._config.upload_timeout_sec)
+        path = f"/api/v1/baselines/{sha256}"
+        answer: tuple[bytes, bytes] = await self._guarded(
+            lambda: self._transport.request("GET", path, headers=headers, timeout_s=timeout_s),
+            protocol.read_baseline_reply,
+        )
+        return answer
+
     async def health_check(self) -> bool:
         """Whether the server says it is ready. Never raises for a server or network that is not."""
         try:

@@ -83,6 +83,10 @@ class Parts(Protocol):
         """Let a new key take this one's place."""
         ...
 
+    async def adopt_baseline(self, version: str, sha256: str) -> None:
+        """Fetch a signed baseline and take it in place of the present one, whole or not at all."""
+        ...
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -329,6 +333,10 @@ class Orders:
         self._parts.key_rotation.request_file.touch(mode=0o600)
         return Ended(Outcome.DEFERRED, rotated.code)  # the agent goes on trying by itself
 
+    async def _adopt_baseline(self, order: Order) -> Ended:
+        await self._parts.adopt_baseline(order.parameters["version"], order.parameters["sha256"])
+        return Ended(Outcome.SUCCESS)
+
     # Recording
 
     def _row(self, raw: bytes, sha256: str, order: Order | None, **more: Any) -> Any:
@@ -412,6 +420,7 @@ _ACTS: dict[str, Callable[[Orders, Order], Awaitable[Ended]]] = {
     "approve": Orders._approve,
     "pause": Orders._pause,
     "resume": Orders._resume,
+    "adopt_baseline": Orders._adopt_baseline,
     "rotate_key": Orders._rotate_key,
     "stop_all": Orders._pause,
 }

@@ -37,6 +37,9 @@ class Detector:
         self.delay_s = 0.0
         self.error: Exception | None = None
 
+    def use_baseline(self, baseline: Baseline) -> None:
+        self.baseline = baseline
+
     def drift(self, check: str, reason: str | None = None) -> None:
         """From now on it fails."""
         reason = reason or next(iter(self.baseline.entries[check].check.spec.reasons))

@@ -484,4 +484,4 @@ async def test_an_order_that_is_done_before_it_is_written_down_would_be_found(
 def test_every_kind_is_done_by_something() -> None:
     from compliance_agent import ordering
 
-    assert set(ordering._ACTS) == set(KINDS) - {"adopt_baseline"}
+    assert set(ordering._ACTS) == set(KINDS)

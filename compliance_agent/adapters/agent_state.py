@@ -6,7 +6,7 @@ Statistics, what was last recorded of each check, the last heartbeat, and the ba
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -23,6 +23,9 @@ _TABLES = (
     ) STRICT""",
     "CREATE TABLE IF NOT EXISTS moments (name TEXT PRIMARY KEY, at TEXT NOT NULL) STRICT",
     "CREATE TABLE IF NOT EXISTS baselines (version TEXT PRIMARY KEY, sha256 TEXT NOT NULL, since TEXT NOT NULL) STRICT",
+    """CREATE TABLE IF NOT EXISTS taken_baseline (
+        one INTEGER PRIMARY KEY CHECK (one = 1), version TEXT NOT NULL, sha256 TEXT NOT NULL, body BLOB NOT NULL, sig BLOB NOT NULL
+    ) STRICT""",
 )
 
 
@@ -34,6 +37,17 @@ class Recorded:
     reason: str
     outcome: str = ""
     gate: str = ""
+
+
+@dataclass(frozen=True)
+class TakenBaseline:
+    """A baseline that was adopted by order: its exact bytes, its signature, and when."""
+
+    version: str
+    sha256: str
+    body: bytes
+    sig: bytes
+    at: datetime
 
 
 class AgentState:
@@ -112,22 +126,65 @@ class AgentState:
         Raises:
             ConfigError: `baseline_older`: this host was held to a newer version, and what was fixed since must stay fixed.
         """
-        held = self.database.read(
-            lambda connection: connection.execute("SELECT version, sha256, since FROM baselines").fetchall()
-        )
-        for newest, _, since in held:
-            if older(version, newest):
-                raise ConfigError(
-                    f"baseline version {version} is older than {newest}, which this host is held to since {since[:10]}",
-                    code="baseline_older",
-                    hint="give the older content a newer version if it is meant",
-                )
+        held = self.held()
+        _refuse_older(version, held)
         if [(version, sha256)] == [row[:2] for row in held]:
             return False
 
-        def adopt(connection: sqlite3.Connection) -> None:
-            connection.execute("DELETE FROM baselines")
-            connection.execute("INSERT INTO baselines VALUES (?, ?, ?)", (version, sha256, at.isoformat()))
-
-        self.database.write(adopt)
+        self.database.write(lambda connection: _hold(connection, [(version, sha256, at.isoformat())]))
         return True
+
+    def held(self) -> list[tuple[str, str, str]]:
+        """Version, digest and since when, of the baseline that this host is held to; none before the first."""
+        return self.database.read(
+            lambda connection: connection.execute("SELECT version, sha256, since FROM baselines").fetchall()
+        )
+
+    def take_baseline(self, taken: TakenBaseline) -> None:
+        """Keep a baseline that was adopted by order, and hold the host to it; one transaction.
+
+        Raises:
+            ConfigError: `baseline_older`, as for `adopt_baseline`.
+        """
+        _refuse_older(taken.version, self.held())
+
+        def take(connection: sqlite3.Connection) -> None:
+            _hold(connection, [(taken.version, taken.sha256, taken.at.isoformat())])
+            row = (taken.version, taken.sha256, taken.body, taken.sig)
+            connection.execute("INSERT OR REPLACE INTO taken_baseline VALUES (1, ?, ?, ?, ?)", row)
+
+        self.database.write(take)
+
+    def give_back(self, held: Sequence[tuple[str, str, str]]) -> None:
+        """It could not be brought to its files: the host is held to what it was held to before."""
+
+        def give(connection: sqlite3.Connection) -> None:
+            _hold(connection, held)
+            connection.execute("DELETE FROM taken_baseline")
+
+        self.database.write(give)
+
+    def taken_baseline(self) -> TakenBaseline | None:
+        """The baseline that was adopted by order, if one was and the host is held to it."""
+        row = self.database.read(
+            lambda connection: connection.execute(
+                "SELECT t.version, t.sha256, t.body, t.sig, b.since FROM taken_baseline t"
+                " JOIN baselines b ON b.version = t.version AND b.sha256 = t.sha256"
+            ).fetchone()
+        )
+        return None if row is None else TakenBaseline(row[0], row[1], row[2], row[3], datetime.fromisoformat(row[4]))
+
+
+def _refuse_older(version: str, held: Sequence[tuple[str, str, str]]) -> None:
+    for newest, _, since in held:
+        if older(version, newest):
+            raise ConfigError(
+                f"baseline version {version} is older than {newest}, which this host is held to since {since[:10]}",
+                code="baseline_older",
+                hint="give the older content a newer version if it is meant",
+            )
+
+
+def _hold(connection: sqlite3.Connection, held: Sequence[tuple[str, str, str]]) -> None:
+    connection.execute("DELETE FROM baselines")
+    connection.executemany("INSERT INTO baselines VALUES (?, ?, ?)", held)

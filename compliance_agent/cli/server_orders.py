@@ -21,7 +21,7 @@ from compliance_agent.cli.common import PATH, json_option, print_json, table, ut
 from compliance_agent.cli.server_common import data_dir_option, duration, settings_of, with_services
 from compliance_agent.core import orders
 from compliance_agent.core.order_keys import KINDS
-from compliance_agent.documents import read_json
+from compliance_agent.documents import MAX_BYTES, read_json
 from compliance_agent.errors import AgentError, BadReply, DocumentError, NoInput, NotPermitted, ServerRefused
 from compliance_agent.log.fields import from_base64, to_base64
 
@@ -162,6 +162,27 @@ def key(path: Path, name: str) -> None:
     click.echo(json.dumps({"name": name, "key": to_base64(signer.public_bytes), "kinds": None}))
 
 
+@order.command("baseline")
+@click.argument("path", type=PATH)
+@click.option("--site", required=True, help="The clinic whose hosts may be told to adopt it.")
+@by_option
+@data_dir_option
+@click.pass_context
+def baseline(ctx: click.Context, path: Path, site: str, by: str) -> None:
+    """Bring a signed baseline (PATH and PATH.sig, as `baseline sign` leaves them); prints what adopt_baseline names."""
+    from compliance_agent.baseline import signature_path
+
+    body = read_file(path, limit_bytes=MAX_BYTES)
+    sig = read_file(signature_path(path), limit_bytes=64)
+
+    async def work(services: Services) -> tuple[str, str]:
+        user = await _user(services, by)
+        made = await services.orders.add_baseline(user, await services.users.reader(user), site, body, sig)
+        return made.version, made.sha256
+
+    click.echo(" ".join(with_services(settings_of(ctx), work)))
+
+
 @order.command("list")
 @click.option("--host", metavar="KEY_ID", help="Only of this host.")
 @json_option
@@ -222,11 +243,16 @@ def _shown_of(ctx: click.Context, order_id: str) -> dict[str, Any]:
     return with_services(settings_of(ctx), look)
 
 
+async def _user(services: Services, by: str) -> User:
+    user = await services.store.user(by)
+    if user is None:
+        raise NotPermitted(f"--by: no user {by}", hint="compliance-agent server user list")
+    return user
+
+
 def _local(ctx: click.Context, by: str, act: Act) -> dict[str, Any]:
     async def work(services: Services) -> dict[str, Any]:
-        user = await services.store.user(by)
-        if user is None:
-            raise NotPermitted(f"--by: no user {by}", hint="compliance-agent server user list")
+        user = await _user(services, by)
         reader = await services.users.reader(user)
         return await _shown(services, reader, await act(services, user, reader))
 

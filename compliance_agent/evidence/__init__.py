@@ -70,6 +70,12 @@ class EvidenceGenerator:
         self._store: EvidenceStore | None = None
         self._one_at_a_time = asyncio.Lock()
 
+    def use_baseline(self, baseline: Baseline) -> None:
+        """From now on bundles name this one, and its words are what `Name` facts may say."""
+        self.baseline = baseline
+        if self._store is not None:
+            self._store.names = {check: entry.names for check, entry in baseline.entries.items()}
+
     # Making
 
     async def create_evidence(

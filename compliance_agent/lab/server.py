@@ -146,6 +146,7 @@ class FakeServer:
         self.faults: deque[Fault] = deque()
         self.requests: list[str] = []
         self.check_ins: list[dict[str, Any]] = []
+        self.baselines: dict[str, tuple[bytes, bytes]] = {}  # bytes and signature, by the digest that is asked for
         self.orders: list[bytes] = []  # that every check-in is answered with
         self.chains: dict[str, Chain] = {}
         self.authority: bytes = b""
@@ -241,6 +242,11 @@ class FakeServer:
             return _problem(401, "not_authenticated")
         if path == "/api/v1/checkin":
             return self._check_in(chain_, json.loads(body))
+        if method == "GET" and path.startswith("/api/v1/baselines/"):
+            held = self.baselines.get(path.rpartition("/")[2])
+            if held is None:
+                return _problem(404, "no_such_baseline")
+            return _reply(200, {"baseline": _b64(held[0]), "sig": _b64(held[1])})
         if path == "/api/v1/evidence":
             return self._evidence(chain_, json.loads(body), fault)
         if path == "/api/v1/keys/rotate":

@@ -353,7 +353,7 @@ def create_app(
     app.state.metrics = metrics
     app.add_middleware(Edge, observe=metrics.observe)
     problems.install(app)
-    for router in (agent.router, log_api.router, read.router, orders.router, operations.router):
+    for router in (agent.router, log_api.router, read.router, orders.router, orders.baselines, operations.router):
         app.include_router(router)
     app.router.routes.append(evidence.ROUTE)
     _mount_viewer(app)

@@ -85,7 +85,7 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
     problem = {"content": {MEDIA_TYPE: {"schema": _ref("Problem")}}}
     responses["4XX"] = {"description": "Refused; `code` says why", **problem}
     responses.setdefault("5XX", {"description": "Failed, or not available now", **problem})
-    if path in _AGENT and path not in _OPEN:
+    if (path in _AGENT and path not in _OPEN) or path == "/api/v1/baselines/{sha256}":
         operation["security"] = [{"host": []}]
     elif path.startswith("/log/") and path not in _OPEN:
         operation["security"] = [{"host": []}, {"session": []}, {"operator": []}]

@@ -371,6 +371,16 @@ def _durable(document: Mapping[str, Any]) -> dict[str, int]:
     return found
 
 
+def read_baseline_reply(reply: HttpReply) -> tuple[bytes, bytes]:
+    """A baseline's exact bytes and its signature; nothing of it is believed.
+
+    Raises:
+        ServerRefused, BadReply: as above.
+    """
+    document = _document(reply, {200})
+    return _bytes(document, "baseline"), _bytes(document, "sig")
+
+
 def challenge_request(public_key: bytes) -> bytes:
     """The body of `POST /api/v1/enrol/challenge`."""
     return canonical({"protocol": PROTOCOL, "public_key": _b64(public_key)})

@@ -55,6 +55,7 @@ class Side:
             "path": "0/000.p/1",
             "digest": "0" * 12,
             "order_id": self.order_id,
+            "sha256": hashlib.sha256(baseline_of(self.site_id)).hexdigest(),
         }
 
     @property
@@ -88,6 +89,11 @@ class Nobody:
         return Side("clinic-0", self.host, self.bundle, {}, {}, "f" * 32).ids
 
 
+def baseline_of(site_id: str) -> bytes:
+    """A baseline that no other site has."""
+    return f'version: "{site_id}"\n'.encode()
+
+
 def filled(path: str, ids: Mapping[str, str]) -> str:
     """A route's path with these ids."""
     return path.replace(":path}", "}").format(**ids)
@@ -106,6 +112,9 @@ async def side(server: Server, site_id: str, client_id: str | None, label: str) 
     drafted = await server.services.orders.draft(person, await users.reader(person), Wanted(host.key_id, "pause", {}))
     bearer = await users.new_token(name, timedelta(days=1))
     cookie = await users.login(name, PASSWORD)
+    await server.services.orders.add_baseline(
+        person, await users.reader(person), site_id, baseline_of(site_id), bytes(64)
+    )
     headers = ({"authorization": f"Bearer {bearer}"}, {"cookie": f"session={cookie}"})
     return Side(site_id, host, bundle, *headers, drafted.order_id)
 
@@ -266,6 +275,11 @@ async def _draft_order(crawl: Crawl, method: str, path: str) -> None:
     await crawl.posted(path, lambda one: {"host": one.ids["key_id"], "kind": "pause", "parameters": {}})
 
 
+async def _baseline(crawl: Crawl, method: str, path: str) -> None:
+    body = {"baseline": b64(b'version: "1"\n'), "sig": b64(bytes(64))}
+    await crawl.posted(path, lambda one: {"site": one.ids["site_id"], **body})
+
+
 def _signature() -> dict[str, str]:
     return {"public_key": b64(bytes(SigningKey.generate().verify_key)), "sig": b64(bytes(64))}
 
@@ -337,6 +351,8 @@ CASES: Mapping[str, Case] = {
     "POST /api/v1/orders/{order_id}/prepare": acted(lambda: {"signers": ["0" * 64]}),
     "POST /api/v1/orders/{order_id}/signatures": acted(_signature),
     "POST /api/v1/orders/{order_id}/cancel": acted(),
+    "POST /api/v1/baselines": _baseline,
+    "GET /api/v1/baselines/{sha256}": hidden(),
     "GET /healthz": public,
     "GET /readyz": public,
     "GET /metrics": public,

@@ -267,6 +267,30 @@ async def test_a_record_answers_the_bytes_that_it_names_and_no_other(office: Off
     assert (found["state"], found["outcome"], found["error"]) == ("answered", "rejected", "stopped")
 
 
+async def test_a_baseline_is_held_for_the_hosts_of_its_site_and_named_by_an_order(office: Office) -> None:
+    raw, sig = b'version: "2027.1"\nchecks: {}\n', b"s" * 64
+    digest = hashlib.sha256(raw).hexdigest()
+    named = {"version": "2027.1", "sha256": digest}
+    draft = {"host": office.host.key_id, "kind": "adopt_baseline", "parameters": named}
+    assert (await office.post("", draft)).json()["code"] == "no_such_baseline"
+    body = {"site": "clinic-1", "baseline": b64(raw), "sig": b64(sig)}
+    made = await office.server.post("/api/v1/baselines", body, headers=office.tokens["jo"])
+    assert (made.status_code, made.json()) == (201, named)
+    assert (await office.post("", draft)).status_code == 201
+    assert (await office.post("", {**draft, "parameters": {**named, "version": "2027.2"}})).status_code == 404
+    other = await office.server.enrolled("ws-02", "clinic-2")
+    for host, status in ((office.host, 200), (other, 404)):
+        reply = await office.server.client.get(f"/api/v1/baselines/{digest}", headers=host.headers)
+        assert reply.status_code == status
+        assert status == 404 or reply.json() == {**named, "baseline": b64(raw), "sig": b64(sig)}
+    for change, code in (
+        ({"site": "clinic-9"}, "no_such_site"), ({"baseline": b64(b"checks: {}")}, "bad_baseline"),
+        ({"baseline": b64(b"a: &a [*a]")}, "bad_baseline"), ({"sig": b64(b"s")}, "bad_request"),
+    ):  # fmt: skip
+        reply = await office.server.post("/api/v1/baselines", {**body, **change}, headers=office.tokens["jo"])
+        assert reply.json()["code"] == code, reply.text
+
+
 async def test_every_act_is_in_the_audit_of_the_site(office: Office) -> None:
     order_id = await office.approved()
     await office.sign(order_id, ANNA)

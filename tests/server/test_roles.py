@@ -31,7 +31,7 @@ people         yes   no       no     no
 FOR_NOBODY_IN_PARTICULAR = {"/healthz", "/readyz", "/metrics", "/ca.pem", "/login", "/logout", "/verify",
                             "/api/v1/openapi.json", "/static/{digest}/{name}", "/{path:path}"}  # fmt: skip
 FOR_HOSTS = {"/api/v1/enrol/challenge", "/api/v1/enrol", "/api/v1/keys/rotate", "/api/v1/checkin", "/api/v1/receipts",
-             "/api/v1/evidence"}  # fmt: skip
+             "/api/v1/evidence", "/api/v1/baselines/{sha256}"}  # fmt: skip
 OWN_ACCOUNT = {"/account", "/account/sessions/end", "/account/factor", "/account/factor/begin", "/account/factor/confirm",
                "/account/prove"}  # fmt: skip
 FOR_WITNESSES = {"/log/{site_id}/{year}/cosignature"}
@@ -98,6 +98,7 @@ async def test_every_route_for_people_asks_the_table(server: Server, monkeypatch
         "path": "0/000.p/1",
         "digest": "0" * 12,
         "order_id": "0" * 32,
+        "sha256": "0" * 64,
     }
     headers = await server.operator("nothing")
     server.client.cookies.set("session", await server.services.users.login("nothing", "correct horse battery"))

@@ -16,6 +16,9 @@ from starlette.requests import Request
 from compliance_agent.errors import Refusal
 from compliance_agent.server.api.deps import allowed, body_of, services_of
 from compliance_agent.server.api.schemas import (
+    BaselineOut,
+    BaselineSent,
+    BaselineWhole,
     OrderDraft,
     OrderMarkOut,
     OrderOut,
@@ -30,6 +33,7 @@ from compliance_agent.server.services import roles
 from compliance_agent.server.services.orders import Wanted, standing
 
 router = APIRouter(prefix="/api/v1/orders", tags=["orders"])
+baselines = APIRouter(prefix="/api/v1/baselines", tags=["orders"])
 
 
 def _by_token(act: roles.Act) -> Callable[[Request], Awaitable[User]]:
@@ -106,6 +110,26 @@ async def cancel(request: Request, user: Drafter, order_id: str) -> OrderOut:
     services = services_of(request)
     reader = await services.users.reader(user)
     return await _out(request, reader, await services.orders.cancel(user, reader, order_id))
+
+
+@baselines.post("", status_code=201, openapi_extra=body_of(BaselineSent), summary="Bring a signed baseline")
+async def add_baseline(request: Request, user: Drafter) -> BaselineOut:
+    """For the hosts of one site, which verify it themselves before an order makes them adopt it."""
+    services, body = services_of(request), await strict_body(request, BaselineSent)
+    reader = await services.users.reader(user)
+    raw, sig = decoded(body.baseline, None), decoded(body.sig, 64)
+    made = await services.orders.add_baseline(user, reader, body.site, raw, sig)
+    return BaselineOut(version=made.version, sha256=made.sha256)
+
+
+@baselines.get("/{sha256}", summary="A signed baseline, for a host of its site")
+async def baseline(request: Request, sha256: str) -> BaselineWhole:
+    """The exact bytes and their signature."""
+    services = services_of(request)
+    caller = await services.access.caller(request.headers.get("authorization"))
+    found = await services.orders.baseline_for(caller, sha256)
+    raw, sig = (base64.b64encode(part).decode("ascii") for part in (found.body, found.sig))
+    return BaselineWhole(version=found.version, sha256=found.sha256, baseline=raw, sig=sig)
 
 
 async def _out(request: Request, reader: SiteReader, row: OrderRow) -> OrderOut:

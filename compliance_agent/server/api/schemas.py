@@ -138,6 +138,14 @@ class OrderSignature(Sent):
     sig: Signature
 
 
+class BaselineSent(Sent):
+    """A baseline's exact bytes and its signature, in base64, for the hosts of a site."""
+
+    site: Label
+    baseline: Annotated[str, Field(min_length=4, max_length=940_000), _holds(None)]
+    sig: Signature
+
+
 class SignedBundle(Sent):
     """A bundle's exact bytes and its signature, both in base64."""
 
@@ -338,6 +346,20 @@ class BundleOut(BaseModel):
     received_at: datetime
 
 
+class BaselineOut(BaseModel):
+    """A baseline that is held for the hosts of a site."""
+
+    version: str
+    sha256: str
+
+
+class BaselineWhole(BaselineOut):
+    """The same with its exact bytes and signature, in base64."""
+
+    baseline: str
+    sig: str
+
+
 class OrderMarkOut(BaseModel):
     """Who approved (a person's name) or signed (a key id) an order."""
 
@@ -417,6 +439,7 @@ AGENT_MODELS: tuple[type[BaseModel], ...] = (
     OrderDraft,
     OrderSigners,
     OrderSignature,
+    BaselineSent,
 )
 M = TypeVar("M", bound=Sent)
 

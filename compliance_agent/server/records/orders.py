@@ -69,6 +69,19 @@ class OrderHost:
 
 
 @dataclass(frozen=True)
+class SignedBaseline:
+    """A baseline that hosts of a site may be told to adopt: its exact bytes, and the signature that they will verify."""
+
+    site_id: str
+    sha256: str
+    version: str
+    body: bytes
+    sig: bytes
+    added_by: str
+    added_at: datetime
+
+
+@dataclass(frozen=True)
 class Answer:
     """How a host's record says an order ended."""
 

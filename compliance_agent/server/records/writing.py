@@ -9,7 +9,7 @@ from typing import Protocol
 from compliance_agent.server.records.chains import CheckVerdict, Fork, Gap, Host, NewBundle, Place, Site
 from compliance_agent.server.records.keeping import Durable, Hold, LoggedRecord
 from compliance_agent.server.records.logs import NewLeaf, PendingLeaf, Shard
-from compliance_agent.server.records.orders import Answer, OrderHost, OrderMark, OrderRow
+from compliance_agent.server.records.orders import Answer, OrderHost, OrderMark, OrderRow, SignedBaseline
 from compliance_agent.server.records.people import Factor, Token, User
 from compliance_agent.server.records.reading import Keeping
 
@@ -293,6 +293,14 @@ class Transaction(Keeping, Protocol):
 
     async def save_order_host(self, host: OrderHost) -> None:
         """What orders to this host must name from now on."""
+        ...
+
+    async def add_baseline(self, baseline: SignedBaseline) -> None:
+        """Keep a signed baseline for the hosts of a site; the same bytes again change nothing."""
+        ...
+
+    async def baseline(self, site_id: str, sha256: str) -> SignedBaseline | None:
+        """The baseline of a site with this digest."""
         ...
 
     async def answer_orders(self, answers: Iterable[Answer], now: datetime) -> None:

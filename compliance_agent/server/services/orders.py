@@ -22,15 +22,18 @@ import structlog
 from compliance_agent import crypto
 from compliance_agent.core import order_keys, orders
 from compliance_agent.core.orders import FORMS, LONGEST_LIFE, Order
+from compliance_agent.documents import read_yaml
 from compliance_agent.errors import DocumentError, Refusal
 from compliance_agent.evidence.allowlist import registry
 from compliance_agent.evidence.canonical import canonical
+from compliance_agent.facts import VERSION
 from compliance_agent.server.records import Clock, Host, SiteReader, Store, Transaction, User
-from compliance_agent.server.records.orders import OrderHost, OrderMark, OrderRow
+from compliance_agent.server.records.orders import OrderHost, OrderMark, OrderRow, SignedBaseline
 from compliance_agent.server.services import roles
 from compliance_agent.server.services.secrets import Rng
 
 log = structlog.get_logger()
+MAX_BASELINE_BYTES = 700_000  # in base64 it fits the largest body
 AT_MOST = 16  # forwarded in one check-in; a host takes as many
 OPEN = ("draft", "approved", "signed", "delivered")
 
@@ -66,6 +69,11 @@ class OrderDesk:
         row = self._drafted(user, host, wanted)
 
         async def work(tx: Transaction) -> None:
+            named = wanted.parameters.get("sha256") if wanted.kind == "adopt_baseline" else None
+            if named is not None:
+                held = await tx.baseline(row.site_id, str(named))
+                if held is None or held.version != wanted.parameters.get("version"):
+                    raise Refusal("parameters: no such baseline for that site", code="no_such_baseline", status=404)
             await tx.add_order(row)
             await self._audit(tx, user, "order.drafted", row)
 
@@ -231,6 +239,45 @@ class OrderDesk:
             return row
 
         return await self._store.write(work)
+
+    async def add_baseline(
+        self, user: User, reader: SiteReader, site_id: str, body: bytes, sig: bytes
+    ) -> SignedBaseline:
+        """Keep a signed baseline that hosts of a site may be told to adopt. Whether it can be used, and whose it is, hosts decide.
+
+        Raises:
+            Refusal: no such site, or it is not YAML with a version, or no signature.
+        """
+        roles.check(user, roles.Act.DRAFT_ORDER)
+        if site_id not in reader.sites:
+            raise Refusal("site: no such site", code="no_such_site", status=404)
+        try:
+            document = read_yaml(body, limit_bytes=MAX_BASELINE_BYTES)
+        except DocumentError as error:
+            raise Refusal(f"baseline: {error}", code="bad_baseline", status=422) from error
+        version = document.get("version") if isinstance(document, dict) else None
+        if not isinstance(version, str) or not VERSION.fullmatch(version) or len(sig) != crypto.SIGNATURE_BYTES:
+            raise Refusal("baseline: expected one with a version, and its signature", code="bad_baseline", status=422)
+        now = self._clock()
+        made = SignedBaseline(site_id, sha256(body).hexdigest(), version, body, sig, user.name, now)
+
+        async def work(tx: Transaction) -> None:
+            await tx.add_baseline(made)
+            await tx.audit(now, user.name, "baseline.added", site_id=site_id, subject=f"{version} {made.sha256}")
+
+        await self._store.write(work)
+        return made
+
+    async def baseline_for(self, host: Host, digest: str) -> SignedBaseline:
+        """The baseline of the host's site with this digest.
+
+        Raises:
+            Refusal: there is none.
+        """
+        found = await self._store.write(lambda tx: tx.baseline(host.site_id, digest))
+        if found is None:
+            raise Refusal("baseline: no such baseline", code="no_such_baseline", status=404)
+        return found
 
     async def find(self, reader: SiteReader, order_id: str) -> OrderRow:
         """One order.

@@ -10,14 +10,15 @@ from typing import Any
 from sqlalchemy import Executable, insert, select, update
 from sqlalchemy.engine import RowMapping
 
-from compliance_agent.server.records.orders import Answer, OrderHost, OrderMark, OrderRow
+from compliance_agent.server.records.orders import Answer, OrderHost, OrderMark, OrderRow, SignedBaseline
 from compliance_agent.server.store import rows, tables
 
-_TIMES = {"drafted_at", "not_before", "expires", "ended_at", "at", "nonce_at"}
+_b = tables.signed_baselines.c
+_TIMES = {"added_at", "drafted_at", "not_before", "expires", "ended_at", "at", "nonce_at"}
 _o, _m, _h = tables.orders.c, tables.order_marks.c, tables.order_hosts.c
 
 
-def columns(row: OrderRow | OrderMark | OrderHost) -> dict[str, Any]:
+def columns(row: OrderRow | OrderMark | OrderHost | SignedBaseline) -> dict[str, Any]:
     """A row's values as they are stored."""
     return {name: rows.text(value) if isinstance(value, datetime) else value for name, value in asdict(row).items()}
 
@@ -82,6 +83,14 @@ class OrderRows:
         same = (_h.site_id == host.site_id, _h.key_id == host.key_id)
         if not await self._changed(update(tables.order_hosts).where(*same).values(columns(host))):
             await self._changed(insert(tables.order_hosts).values(columns(host)))
+
+    async def add_baseline(self, baseline: SignedBaseline) -> None:
+        if await self.baseline(baseline.site_id, baseline.sha256) is None:
+            await self._changed(insert(tables.signed_baselines).values(columns(baseline)))
+
+    async def baseline(self, site_id: str, sha256: str) -> SignedBaseline | None:
+        found = await self._all(select(tables.signed_baselines).where(_b.site_id == site_id, _b.sha256 == sha256))
+        return SignedBaseline(**_values(found[0])) if found else None
 
     async def answer_orders(self, answers: Iterable[Answer], now: datetime) -> None:
         for answer in answers:

@@ -315,7 +315,18 @@ order_hosts = Table(
     Column("nonce_at", String, nullable=False),
     Column("counter", BigInteger, nullable=False),
 )
-ORDER_TABLES = (orders, order_marks, order_hosts)
+signed_baselines = Table(
+    "signed_baselines",
+    metadata,
+    Column("site_id", String, ForeignKey("sites.site_id"), primary_key=True),
+    Column("sha256", String, primary_key=True),
+    Column("version", String, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("sig", LargeBinary, nullable=False),
+    Column("added_by", String, nullable=False),
+    Column("added_at", String, nullable=False),
+)
+ORDER_TABLES = (orders, order_marks, order_hosts, signed_baselines)
 
 users = Table(
     "users",
