@@ -30,7 +30,10 @@ def command() -> None:
 
 @command.command("list")
 @click.option(
-    "--log", "log_at", metavar="URL|DIR", help="Every key of a site, from its log, in place of this host's own keys."
+    "--log",
+    "log_at",
+    metavar="URL|DIR",
+    help="Every key of a site, from its log of one year or from those of all, in place of this host's own.",
 )
 @click.option(
     "--log-key", "log_keys", multiple=True, metavar="VKEY|FILE", help="The log's verifier key, or a file of them."
@@ -76,22 +79,15 @@ def _own(config: AgentConfig, as_json: bool) -> None:
 def _of_log(
     log_at: str, log_keys: tuple[str, ...], ca_file: Path | None, token_file: Path | None, as_json: bool
 ) -> int:
-    from compliance_agent.cli.remote import Trust, keys_as_policy, read_logs
+    from compliance_agent.cli.remote import Trust, keys_as_policy, read_directory, read_logs
     from compliance_agent.evidence.chains import Tagger
     from compliance_agent.evidence.logged import read_log_keys
-    from compliance_agent.evidence.served import read_log
 
     policy = keys_as_policy(read_log_keys(log_keys))
     if log_at.startswith(("http://", "https://")):
         logs = read_logs(log_at, Trust(policy, None, ca_file, token_file), Tagger())
     else:
-        root = Path(log_at)
-
-        def get(path: str) -> bytes | None:
-            file = root / path
-            return file.read_bytes() if file.is_file() else None
-
-        logs = [read_log(get, policy, Tagger())]
+        logs = read_directory(Path(log_at), policy, Tagger())
     elsewhere: list[tuple[int | None, str, str | None]] = [(None, "in_an_earlier_log", None)]
     rows = [
         {"origin": log.origin, "key_id": key, "event": event, "index": index, "at": at, "records": len(line.indexes)}
@@ -104,9 +100,9 @@ def _of_log(
         told = [{"code": item.code, "where": item.where, "detail": item.detail} for item in problems]
         print_json({"schema": LOG_SCHEMA, "keys": rows, "problems": told})
     else:
-        names = ("key_id", "event", "index", "at", "records")
+        names = ("origin", "key_id", "event", "index", "at", "records")
         shown = [["" if row[name] is None else str(row[name])[:64] for name in names] for row in rows]
-        table(("key", "event", "entry", "at (server's time)", "records"), shown)
+        table(("log", "key", "event", "entry", "at (server's time)", "records"), shown)
         for problem in problems:
             click.echo(f"{problem.code}: {problem.where}: {problem.detail}", err=True)
     return BadEvidence.exit_status if problems else 0

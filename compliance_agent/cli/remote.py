@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ import click
 
 from compliance_agent.adapters.durable import read_file
 from compliance_agent.cli.progress import progress
-from compliance_agent.errors import BadEvidence, ConfigError, NotPermitted, Unavailable
+from compliance_agent.errors import BadEvidence, ConfigError, NoInput, NotPermitted, Unavailable
 from compliance_agent.evidence.chains import Tagger
 from compliance_agent.evidence.problems import Problem
 from compliance_agent.evidence.served import ServedLog, ended_before, held_to_older, read_log
@@ -53,6 +54,53 @@ def read_logs(url: str, trust: Trust, tags: Tagger) -> list[ServedLog]:
         return list(_years(server, trust, tags))
 
 
+def read_directory(root: Path, policy: Policy, tags: Tagger) -> list[ServedLog]:
+    """The log whose files stand in a directory, or every year of a site's, `<root>/<year>/`, newest first.
+
+    Raises:
+        NoInput: there is no log in it.
+        BadEvidence: a checkpoint does not verify.
+    """
+    place, trust = _Directory(root), Trust(policy)
+    if place.get("checkpoint") is not None:
+        return [_read(place, "", trust, tags)]
+    named = root.iterdir() if root.is_dir() else ()
+    years = [int(path.name) for path in named if re.fullmatch(r"[0-9]{4}", path.name, re.ASCII)]
+    years = sorted((year for year in years if place.get(f"{year}/checkpoint") is not None), reverse=True)
+    if not years:
+        raise NoInput(f"{root}: no log in it", hint="give the directory of a checkpoint, or the one above its years")
+    read: list[ServedLog] = []
+    for year, before in zip(years, [*years[1:], None], strict=True):
+        log = _read(place, f"{year}/", trust, tags)
+        if read:
+            read[-1].problems += _bound(read[-1], log, place.base, policy)
+        for later in read:
+            later.problems += ended_before(log, later)
+        read.append(log)
+        if log.book.previous is not None and before != year - 1:
+            log.problems.append(
+                Problem("wrong_checkpoint", f"{place.base}/{year - 1}/", "is bound by the year after it, and not there")
+            )
+    return read
+
+
+def _bound(newer: ServedLog, log: ServedLog, base: str, policy: Policy) -> Iterator[Problem]:
+    """The first entry of a log binds the last checkpoint of the year before; one that was destroyed says nothing."""
+    if newer.book.previous is None:
+        if newer.book.whole and not newer.book.first:
+            yield Problem("wrong_checkpoint", f"{base}/{_year(log)}/", f"is not bound by {newer.origin}")
+    elif int(_year(newer)) == int(_year(log)) + 1:
+        try:
+            bound = base64.b64decode(newer.book.previous, validate=True)
+            yield from held_to_older(log, bound, for_origin(policy, log.origin))
+        except (BadEvidence, ValueError) as error:
+            yield Problem("wrong_checkpoint", f"{base}/{_year(log)}/", str(error))
+
+
+def _year(log: ServedLog) -> str:
+    return log.origin.rpartition("/")[2]
+
+
 def _years(server: _Server, trust: Trust, tags: Tagger) -> Iterator[ServedLog]:
     """From the newest back, as each binds the one before it."""
     this = datetime.now(UTC).year + 1  # by a server whose clock is ahead
@@ -77,7 +125,7 @@ def _years(server: _Server, trust: Trust, tags: Tagger) -> Iterator[ServedLog]:
         yield log
 
 
-def _read(server: _Server, prefix: str, trust: Trust, tags: Tagger) -> ServedLog:
+def _read(server: _Server | _Directory, prefix: str, trust: Trust, tags: Tagger) -> ServedLog:
     policy = trust.policy
     note = server.get(f"{prefix}checkpoint")
     if note is not None:
@@ -99,6 +147,18 @@ def for_origin(policy: Policy, origin: str) -> Policy:
     if origin in named or not alike or not origin.rpartition("/")[2].isdigit():
         return policy
     return replace(policy, logs=(*policy.logs, *(VerifierKey(origin, key.type, key.public) for key in alike)))
+
+
+class _Directory:
+    """Files below a directory."""
+
+    def __init__(self, root: Path) -> None:
+        self._root, self.base = root, str(root)
+
+    def get(self, path: str) -> bytes | None:
+        """A file; None when there is none."""
+        file = self._root / path
+        return file.read_bytes() if file.is_file() else None
 
 
 class _Server:
