@@ -101,6 +101,7 @@ LAYERS: dict[str, str] = {
     "lab": "wiring",
     "server.app": "wiring",
     "server.backup": "wiring",
+    "server.moving": "wiring",
     "server.restore": "wiring",
     "server.runner": "wiring",
     "server.tls": "hands",

@@ -203,6 +203,7 @@ async def _logs(services: Services) -> list[dict[str, Any]]:
 command.add_command(server_backup.backup)
 command.add_command(server_backup.restore)
 command.add_command(server_database.migrate)
+command.add_command(server_database.move)
 command.add_command(server_retention.retention)
 command.add_command(server_people.user)
 command.add_command(server_enrolment.enrol_token)

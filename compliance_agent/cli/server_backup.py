@@ -59,7 +59,8 @@ def restore(ctx: click.Context, source: Path, force: bool, as_json: bool) -> Non
 
     if not (source / MANIFEST).is_file():
         raise NoInput(f"{source}: holds no {MANIFEST}", hint="name a directory that `server backup` wrote")
-    directory = settings_of(ctx).data_dir
+    settings = settings_of(ctx)
+    directory = settings.data_dir
 
     def files() -> int:
         return len(json.loads((source / MANIFEST).read_bytes()).get("files", ()))
@@ -77,6 +78,12 @@ def restore(ctx: click.Context, source: Path, force: bool, as_json: bool) -> Non
     )
     if done.set_aside:
         click.echo(f"the database that was there is now {directory / done.set_aside}", err=True)
+    if settings.database is not None:
+        click.echo(
+            "the settings name PostgreSQL: bring the restored rows into a new, empty database there with"
+            f" compliance-agent server move --data-dir {directory} --owner URL, before the server starts",
+            err=True,
+        )
     if ahead:
         click.echo(
             f"more was signed than this database holds: compliance-agent server readopt --data-dir {directory}",

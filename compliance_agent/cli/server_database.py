@@ -1,4 +1,4 @@
-"""`compliance-agent server migrate`: the schema of the server's database, made or brought up to date."""
+"""`compliance-agent server migrate` and `server move`: the schema of the server's database, and from SQLite to PostgreSQL."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from urllib.parse import unquote, urlsplit
 
 import click
 
+from compliance_agent.cli.common import table
+from compliance_agent.cli.progress import progress
 from compliance_agent.cli.server_common import data_dir_option, existing, settings_of
-from compliance_agent.errors import ConfigError
+from compliance_agent.errors import ConfigError, NoInput
 
 if TYPE_CHECKING:
     from compliance_agent.server.store import Address
@@ -48,6 +50,46 @@ def migrate(ctx: click.Context, owner: str | None, owner_password_file: Path | N
         click.echo(f"put up again: {name}", err=True)
     asyncio.run(_opened(where))
     click.echo(f"{where}: schema is up to date", err=True)
+
+
+@click.command("move")
+@click.option(
+    "--to", "to", metavar="URL", help="The new database as the server will reach it [`database` of the settings]."
+)
+@click.option("--password-file", type=_PATH, help="File with that role's password [database_password_file].")
+@click.option("--owner", metavar="URL", required=True, help="The same database as the role that owns its tables.")
+@click.option("--owner-password-file", type=_PATH, help="File with the owner's password.")
+@data_dir_option
+@click.pass_context
+def move(
+    ctx: click.Context, to: str | None, password_file: Path | None, owner: str, owner_password_file: Path | None
+) -> None:
+    """Move all rows from the SQLite file into an empty PostgreSQL database. The server must not run."""
+    from compliance_agent.server.app import password_of
+    from compliance_agent.server.moving import SOURCE
+    from compliance_agent.server.moving import move as move_all
+    from compliance_agent.server.settings import check_database
+    from compliance_agent.server.store import Address
+
+    settings = settings_of(ctx)
+    url = to or settings.database
+    if url is None:
+        raise ConfigError("--to: the settings name no database", hint="--to postgresql://ROLE@HOST/NAME")
+    if not (settings.data_dir / SOURCE).is_file():
+        raise NoInput(f"{settings.data_dir}: holds no {SOURCE} to move")
+    check_database("--to", url)
+    check_database("--owner", owner)
+    target = Address(url, password_of(password_file or settings.database_password_file))
+    with progress("copying the rows", lambda: None) as told:
+        done = asyncio.run(move_all(settings.data_dir, target, Address(owner, password_of(owner_password_file)), told))
+    table(("table", "rows", "sha256"), [[item.table, str(item.rows), item.sha256] for item in done.tables if item.rows])
+    table(
+        ("log", "entries", "signed"),
+        [[f"{item.site_id}/{item.year}", str(item.size), str(item.signed)] for item in done.logs if item.year],
+    )
+    click.echo(f"moved and verified; the file is now {settings.data_dir / done.aside}", err=True)
+    if settings.database != url:
+        click.echo(f"before the server starts, set in its settings: database: {url}", err=True)
 
 
 async def _opened(where: Path | Address) -> None:

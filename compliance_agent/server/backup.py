@@ -1,6 +1,7 @@
 """A backup of a server that runs: database, logs, heads and keys, copied to one new directory and checked there.
 
-1. the database, as it is at one moment, by SQLite's own online backup;
+1. the database, as it is at one moment: by SQLite's own online backup, or from PostgreSQL row by row in one transaction, into a
+   file of SQLite, too; a backup is the same whichever database it comes from;
 2. for each log in that copy, the files of exactly the tree that the copy has signed, and that checkpoint;
 3. the keys; then the copy is opened and all of it computed once more, as `server fsck` does;
 4. everything durable under a hidden name, and then renamed: a directory with the wanted name is a whole backup;
@@ -39,7 +40,9 @@ from compliance_agent.server.log_heads import LogHeads
 from compliance_agent.server.log_keys import LogKeys
 from compliance_agent.server.records import Durable, Shard
 from compliance_agent.server.services.fsck import Fsck
-from compliance_agent.server.store import SqlStore, migration
+from compliance_agent.server.store import SqlStore, copying, migration, tables
+from compliance_agent.server.store.database import Statements
+from compliance_agent.server.store.postgres import PostgresDatabase
 from compliance_agent.server.store.snapshot import copy_database
 
 SCHEMA = "compliance-agent/backup/v1"
@@ -136,7 +139,7 @@ async def _database(services: Services, root: Path, told: Told) -> tuple[SqlStor
     target = root / DATABASE
     unsigned = [""]
     for _ in range(TRIES):
-        await asyncio.to_thread(copy_database, services.settings.data_dir / DATABASE, target, told)
+        await _copy_database(services, target, told)
         store = await SqlStore.open(target)
         shards = await store.for_sites(await store.all_sites()).shards()
         unsigned = [shard.origin for shard in shards if shard.checkpoint is None]
@@ -150,6 +153,34 @@ async def _database(services: Services, root: Path, told: Told) -> tuple[SqlStor
         code="backup_damaged",
         hint="start the server, and see /readyz for why it does not sign",
     )
+
+
+async def _copy_database(services: Services, target: Path, told: Told) -> None:
+    """The database as it is at one moment, as a file of SQLite, whichever it is itself."""
+    live = services.store.database if isinstance(services.store, SqlStore) else None
+    if not isinstance(live, PostgresDatabase):
+        await asyncio.to_thread(copy_database, services.settings.data_dir / DATABASE, target, told)
+        return
+    copy = await SqlStore.open(target)
+
+    async def export(statements: Statements) -> None:
+        read, count = copying.reading(statements), 0
+        for table in tables.metadata.sorted_tables:
+            tally, names = copying.Tally(table), tuple(column.name for column in table.columns)
+            async for rows in copying.pages(read, table):
+                tally.add(rows)
+                values = [tuple(row) for row in rows]
+                await copy.database.transaction(lambda one, v=values, t=table, n=names: one.insert(t, n, v))  # type: ignore[misc]
+                count += len(rows)
+                if told is not None:
+                    told(count)
+            if await copying.counted(copy.rows, table) != tally.done:
+                raise BadEvidence(f"backup: {table.name}: was read back otherwise", code="backup_damaged")
+
+    try:
+        await live.snapshot(export)
+    finally:
+        await copy.close()
 
 
 def _remove(root: Path, names: str) -> None:

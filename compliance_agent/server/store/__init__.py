@@ -13,11 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, insert, select, text
+from sqlalchemy import Executable, Select, insert, select, text
 from sqlalchemy.engine import Connection, RowMapping
 
 from compliance_agent.server.records import Dates, Factor, Host, Session, SiteReader, User, Work
 from compliance_agent.server.store import fences, migration, rows, tables
+from compliance_agent.server.store.copying import Copied, Rows, Told, fill
 from compliance_agent.server.store.database import Database, translated
 from compliance_agent.server.store.engine import SqliteDatabase
 from compliance_agent.server.store.postgres import Address, PostgresDatabase
@@ -133,6 +134,10 @@ class SqlStore:
         if known != migration.HEAD:
             raise migration.wrong(known)
 
+    async def rows(self, query: Executable) -> Rows:
+        """Rows as they are, over all sites: for whoever copies the whole database."""
+        return [tuple(row.values()) for row in await self.database.all(query)]
+
     async def _all(self, query: Select[Any]) -> list[RowMapping]:
         return await self.database.all(query)
 
@@ -180,5 +185,20 @@ async def migrate(owner: Address, server_role: str) -> list[str]:
 
     try:
         return await database.prepare(act)
+    finally:
+        await database.close()
+
+
+async def copy_all(source: SqlStore, owner: Address, told: Told = None) -> list[Copied]:
+    """Copy a whole store into an empty PostgreSQL database, as its owner, in one transaction.
+
+    Raises:
+        NotPermitted: the database holds rows.
+        BadEvidence: what was read back there is not what was read; nothing was kept.
+        StorageError: it was not done; nothing was kept.
+    """
+    database = PostgresDatabase(owner)
+    try:
+        return await database.transaction(lambda statements: fill(statements, source.rows, told))
     finally:
         await database.close()

@@ -148,6 +148,15 @@ class PostgresDatabase:
             await _commit(driver)
             return result
 
+    async def snapshot(self, work: Callable[[Statements], Awaitable[T]]) -> T:
+        """Run `work` in one transaction that sees the database as it is at its beginning, and cannot write."""
+        with _ours("reading the database"):
+            begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+            async with _begun(self.readers, begin, None) as (connection, driver):
+                result = await work(_Waiting(connection))
+                await driver.execute("COMMIT")
+                return result
+
     async def prepare(self, act: Callable[[Connection], T]) -> T:
         """Run `act` in the first transaction, before anything else."""
         with _ours("opening the database"):
