@@ -102,6 +102,7 @@ LAYERS: dict[str, str] = {
     "server.app": "wiring",
     "server.backup": "wiring",
     "server.moving": "wiring",
+    "server.channels": "hands",
     "server.restore": "wiring",
     "server.runner": "wiring",
     "server.tls": "hands",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from compliance_agent.cli import (
+    server_alerts,
     server_backup,
     server_database,
     server_enrolment,
@@ -204,6 +205,7 @@ command.add_command(server_backup.backup)
 command.add_command(server_backup.restore)
 command.add_command(server_database.migrate)
 command.add_command(server_database.move)
+command.add_command(server_alerts.alerts)
 command.add_command(server_retention.retention)
 command.add_command(server_people.user)
 command.add_command(server_enrolment.enrol_token)

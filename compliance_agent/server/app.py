@@ -37,6 +37,7 @@ from compliance_agent.server.api import agent, evidence, operations, orders, pro
 from compliance_agent.server.api import log as log_api
 from compliance_agent.server.api.deps import Services
 from compliance_agent.server.api.edge import Edge
+from compliance_agent.server.channels import read as read_channels
 from compliance_agent.server.cosigning import Cosigning, Intervals, policy_of
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.log_heads import LogHeads
@@ -45,6 +46,7 @@ from compliance_agent.server.metrics import Metrics
 from compliance_agent.server.records import Clock
 from compliance_agent.server.sequencer import Sequencer
 from compliance_agent.server.services.access import HostAccess
+from compliance_agent.server.services.alarms import Alarms
 from compliance_agent.server.services.board import Board
 from compliance_agent.server.services.checkin import Checkin
 from compliance_agent.server.services.enrol import Enrolment
@@ -60,6 +62,7 @@ from compliance_agent.server.services.rotation import Rotations
 from compliance_agent.server.services.sessions import Limits
 from compliance_agent.server.services.users import Users
 from compliance_agent.server.services.verification import Verifier
+from compliance_agent.server.services.watching import Watch, Watched
 from compliance_agent.server.settings import ServerSettings
 from compliance_agent.server.store import Address, SqlStore
 from compliance_agent.server.time_stamps import TimeStamps
@@ -155,9 +158,11 @@ async def opened(
         make_mldsa44(settings.data_dir / "keys" / MLDSA44_FILE)
     keys, files, board = LogKeys(settings.data_dir / "keys"), LogFiles(settings.data_dir / "log"), Board()
     heads = LogHeads(settings.data_dir / "heads")
+    channels = read_channels(settings.alerts_file, settings.name) if settings.alerts_file is not None else {}
     store = await SqlStore.open(database(settings))
     cosigning = _cosigning(settings, store, files, keys, board, clock)
     limits = Quotas(settings)
+    alarms = Alarms(store, clock, channels)
     try:
         yield Services(
             settings=settings,
@@ -166,8 +171,9 @@ async def opened(
             verifier=verifier,
             silence=Silence(settings.min_interval_s, settings.silent_after_s, settings.stale_after_s),
             limits=limits,
+            alarms=alarms,
             access=HostAccess(store, clock, limits),
-            ingest=Ingest(store, signer.sign, clock, verifier),
+            ingest=Ingest(store, signer.sign, clock, verifier, alarms),
             checkin=Checkin(store, clock),
             enrolment=Enrolment(store, clock, approval=settings.enrol_approval, verify=verifier.verify),
             rotations=Rotations(store, signer.sign, clock),
@@ -254,6 +260,19 @@ def _cosigning(
     )
 
 
+def _watch(services: Services) -> Watch:
+    stamped = services.cosigning is not None and services.cosigning.stamps is not None
+    watched = Watched(
+        store=services.store,
+        board=services.board,
+        clock=services.clock,
+        waiting_s=lambda: services.ingest.waiting_s,
+        silent=lambda host: services.silence.silent(host, services.clock()),
+        stamps_every=timedelta(seconds=services.settings.tsa_interval_s) if stamped else None,
+    )
+    return Watch(watched, services.alarms)
+
+
 def _hand_on(services: Services) -> None:
     """Leave what an auditor's packet and the commands beside the server need of both, and nothing of what is no longer asked."""
     keys, cosigning = services.settings.data_dir / "keys", services.cosigning
@@ -333,6 +352,8 @@ def create_app(
                 if services.cosigning is not None:
                     await stack.enter_async_context(services.cosigning.running())
                 await stack.enter_async_context(services.sequencer.running())
+                await stack.enter_async_context(services.alarms.running())
+                await stack.enter_async_context(_watch(services).running())
             except AgentError as error:
                 app.state.startup_error = error  # for the runner: uvicorn keeps the error to itself
                 raise

@@ -79,6 +79,7 @@ class _Snapshot:
         yield CounterMetricFamily("compliance_server_forks", "Contradicting chains seen.", totals.forks)
         yield CounterMetricFamily("compliance_server_checkins", "Check-ins accepted.", self._services.checkin.total)
         yield CounterMetricFamily("compliance_server_logins_failed", "Failed logins.", self._services.users.failed)
+        yield from self._alerts()
         limits = self._services.limits
         limited = CounterMetricFamily("compliance_server_limited", "Requests refused by a limit.", labels=["limit"])
         for one in limits.all:
@@ -93,6 +94,20 @@ class _Snapshot:
         build = GaugeMetricFamily("compliance_server_build_info", "Version of the program.", labels=["version"])
         build.add_metric([__version__], 1)
         yield build
+
+    def _alerts(self) -> Iterator[Metric]:
+        alarms = self._services.alarms
+        yield CounterMetricFamily("compliance_server_alerts_sent", "Alert deliveries that were taken.", alarms.sent)
+        yield CounterMetricFamily("compliance_server_alerts_given_up", "Alert deliveries given up.", alarms.dead)
+        failed = CounterMetricFamily("compliance_server_alerts_failed", "Failed tries, by code.", labels=["code"])
+        for code, number in sorted(alarms.failed.items()):
+            failed.add_metric([code], number)
+        yield failed
+        words, waiting_s = (
+            "Age of the oldest evidence that is being verified or written.",
+            self._services.ingest.waiting_s,
+        )
+        yield GaugeMetricFamily("compliance_server_ingest_lag_seconds", words, waiting_s)
 
     def _log(self) -> Iterator[Metric]:
         board, now, backlog = self._services.board, self._services.clock(), self._backlog

@@ -72,6 +72,9 @@ class ServerSettings:
     time_entry_interval_s: int = _setting(
         300, "Least seconds between two entries that prove time in a log; needs witnesses or a tsa_url.", 10, 86_400
     )
+    alerts_file: Path | None = _setting(
+        None, "YAML with the channels through which people are told what began and ended (docs/alerts.md)."
+    )
     host_requests_per_min: int = _setting(
         1_200, "Requests a host may make in a minute, and at once after a quiet one; 0 is no limit.", 0, 10_000_000
     )
@@ -116,7 +119,7 @@ class ServerSettings:
         _check_url("public_url", self.public_url, {"", "/"})
         _check_url("tsa_url", self.tsa_url, None)
         check_database("database", self.database)
-        for name in ("witness_policy_file", "tsa_ca_file", "database_password_file"):
+        for name in ("witness_policy_file", "tsa_ca_file", "database_password_file", "alerts_file"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
             if value is not None and not Path(value).is_absolute():

@@ -21,6 +21,9 @@ from tests.cli.command import run
 # The decision about each subcommand: it may make a server where there is none (None, with its own tests), or it refuses, called so.
 # TMP is a directory that exists.
 DECISIONS: dict[str, list[str] | None] = {
+    "alerts ack": ["0" * 32],
+    "alerts list": [],
+    "alerts test": [],
     "backup": ["--out", "TMP/copy"],
     "enrol-token": ["--site", "clinic-1"],
     "fsck": [],

@@ -123,7 +123,7 @@ async def test_every_table_of_a_clinic_carries_its_site() -> None:
 
     without = {table.name for table in tables.metadata.sorted_tables if "site_id" not in table.c}
     people = {"users", "sessions", "operator_tokens", "login_attempts", "factors", "recovery_codes"}
-    assert without == {"nonces", "prune_never", *people}
+    assert without == {"nonces", "prune_never", "alert_outbox", *people}
 
 
 async def test_the_schema_is_written_for_postgresql_too() -> None:

@@ -20,6 +20,7 @@ from compliance_agent.server.records import Clock, SiteReader, Store, User
 from compliance_agent.server.sequencer import Sequencer
 from compliance_agent.server.services import roles
 from compliance_agent.server.services.access import HostAccess
+from compliance_agent.server.services.alarms import Alarms
 from compliance_agent.server.services.board import Board
 from compliance_agent.server.services.checkin import Checkin
 from compliance_agent.server.services.enrol import Enrolment
@@ -44,6 +45,7 @@ class Services:
 
     Attributes:
         ack_public_key: raw 32-byte key that acknowledgements verify under; hosts pin it at enrolment.
+        alarms: what people are told, and whether they were.
         limits: what one host and one site may ask for.
         log_keys, log_files: what signs the transparency logs, and where they are served from.
         log_heads: the largest checkpoint ever signed of each.
@@ -60,6 +62,7 @@ class Services:
     verifier: Verifier
     silence: Silence
     limits: Quotas
+    alarms: Alarms
     access: HostAccess
     ingest: Ingest
     checkin: Checkin

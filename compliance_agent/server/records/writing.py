@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime
-from typing import Protocol
+from typing import Any, Protocol
 
+from compliance_agent.server.records.alarms import Alert, Cause, Delivery
 from compliance_agent.server.records.chains import CheckVerdict, Fork, Gap, Host, NewBundle, Place, Site
 from compliance_agent.server.records.keeping import Durable, Hold, LoggedRecord
 from compliance_agent.server.records.logs import NewLeaf, PendingLeaf, Shard
@@ -305,6 +306,36 @@ class Transaction(Keeping, Protocol):
 
     async def answer_orders(self, answers: Iterable[Answer], now: datetime) -> None:
         """Records say how the orders with these bytes ended."""
+        ...
+
+    async def open_alert(self, cause: Cause, count: int, channels: Sequence[str], now: datetime) -> bool:
+        """Open an alert and put its sending into the outbox; False when one of this cause is open, which gets the count."""
+        ...
+
+    async def close_alert(self, cause: Cause, channels: Sequence[str], now: datetime) -> bool:
+        """Close the open alert of a cause; False when there is none."""
+        ...
+
+    async def ack_alert(self, alert_id: str, actor: str, now: datetime) -> Alert | None:
+        """Somebody looks after it; the alert, or None when there is none of this id that nobody has acknowledged."""
+        ...
+
+    async def claim_deliveries(
+        self, claim: str, now: datetime, until: datetime, channels: Sequence[str], at_most: int
+    ) -> list[Delivery]:
+        """Take what is due of these channels, the oldest first, never the end of an alert before its beginning."""
+        ...
+
+    async def settle_delivery(self, number: int, claim: str, **became: Any) -> bool:
+        """Say what became of it; False when the claim is no longer ours."""
+        ...
+
+    async def alerts(self, at_most: int) -> list[Alert]:
+        """Open alerts first, then the newest."""
+        ...
+
+    async def outbox_counts(self) -> dict[tuple[str, str], int]:
+        """How many deliveries stand at what, by channel and state."""
         ...
 
     async def audit(

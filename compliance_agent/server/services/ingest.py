@@ -12,12 +12,15 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import count
 
 import orjson
 import structlog
 
 from compliance_agent.errors import Refusal
 from compliance_agent.server.records import Clock, Held, Host, Store
+from compliance_agent.server.services.alarms import Alarms
 from compliance_agent.server.services.placing import Checked, Outcome, Placing, Stopped, Submission
 from compliance_agent.server.services.turns import Fair, Turns
 from compliance_agent.server.services.verification import Verifier
@@ -68,8 +71,13 @@ class Totals:
 class Ingest:
     """The evidence desk. `submit` returns when the batch is durable."""
 
-    def __init__(self, store: Store, sign: Sign, clock: Clock, verifier: Verifier | None = None) -> None:
+    def __init__(
+        self, store: Store, sign: Sign, clock: Clock, verifier: Verifier | None = None, alarms: Alarms | None = None
+    ) -> None:
         self._store = store
+        self._alarms = alarms
+        self._since: dict[int, datetime] = {}  # when each submission that is under way came, the oldest first
+        self._arrivals = count()
         self._sign = sign
         self._clock = clock
         self._verifier = verifier or Verifier()
@@ -85,6 +93,20 @@ class Ingest:
             Refusal: the very first one was refused, or the host is revoked; nothing was stored.
             StorageError: nothing of it may be promised; the host sends it again.
         """
+        number = next(self._arrivals)
+        self._since[number] = self._clock()
+        try:
+            return await self._submitted(host, bundles)
+        finally:
+            del self._since[number]
+
+    @property
+    def waiting_s(self) -> float:
+        """How long the oldest submission has been under way."""
+        oldest = next(iter(self._since.values()), None)
+        return (self._clock() - oldest).total_seconds() if oldest is not None else 0.0
+
+    async def _submitted(self, host: Host, bundles: Sequence[tuple[bytes, bytes]]) -> Taken:
         submission = await self._checked(host, bundles)
         if not submission.items and submission.stopped is not None:
             raise self._counted(submission.stopped.refusal)
@@ -157,7 +179,7 @@ class Ingest:
     async def _write_group(self, group: Sequence[_Waiting]) -> None:
         now = self._clock()
         outcomes = await self._store.write(
-            lambda tx: Placing(tx, now).run([submission for submission, _ in group]),
+            lambda tx: Placing(tx, now, self._alarms).run([submission for submission, _ in group]),
             {submission.host.site_id for submission, _ in group},
         )
         for (_, future), outcome in zip(group, outcomes, strict=True):

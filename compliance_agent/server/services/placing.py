@@ -30,8 +30,10 @@ from compliance_agent.server.records import (
     Place,
     Transaction,
 )
+from compliance_agent.server.records.alarms import Cause
 from compliance_agent.server.records.orders import Answer
 from compliance_agent.server.services import chain, standing
+from compliance_agent.server.services.alarms import Alarms
 
 KEPT_FORKS = 100  # per host: enough to prove it, not enough to fill the disk
 
@@ -84,8 +86,9 @@ class Outcome:
 class Placing:
     """One transaction over several submissions: read what is held, decide in memory, write what follows."""
 
-    def __init__(self, tx: Transaction, now: datetime) -> None:
+    def __init__(self, tx: Transaction, now: datetime, alarms: Alarms | None = None) -> None:
         self._tx = tx
+        self._alarms = alarms
         self._now = now
         self._hosts: dict[str, Host] = {}
         self._heads: dict[str, Head] = {}  # of chains that grow here; a host's record follows once, not for each bundle
@@ -223,6 +226,8 @@ class Placing:
             held = self._held.get((host.key_id, link.epoch, link.seq))
             leaf = fork_leaf(host.key_id, link.epoch, link.seq, held, item.sha256, item.sig)
             self._leaves.append(NewLeaf(host.site_id, leaf, host.key_id))
+            if self._alarms is not None:
+                await self._alarms.begin(self._tx, Cause("fork", host.site_id, host.key_id))
             log.error("evidence.fork", key_id=host.key_id, site_id=host.site_id, epoch=link.epoch, seq=link.seq)
         return Refusal(
             f"bundle: epoch {link.epoch} seq {link.seq} contradicts the chain held here; both are kept",

@@ -387,6 +387,51 @@ login_attempts = Table(
     Column("attempts", Integer, nullable=False),
 )
 
+# An alert is open until it has an end; one for each cause. What is to be sent of it stands in the outbox, for each channel.
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("alert_id", String, primary_key=True),
+    Column("cause", String, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("site_id", String),
+    Column("key_id", String),
+    Column("count", BigInteger, nullable=False),
+    Column("opened_at", String, nullable=False),
+    Column("closed_at", String),
+    Column("acked_at", String),
+    Column("acked_by", String),
+)
+Index(
+    "uq_alerts_open",
+    alerts.c.cause,
+    unique=True,
+    sqlite_where=alerts.c.closed_at.is_(None),
+    postgresql_where=alerts.c.closed_at.is_(None),
+)
+alert_outbox = Table(
+    "alert_outbox",
+    metadata,
+    Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    Column("alert_id", String, ForeignKey("alerts.alert_id"), nullable=False),
+    Column("transition", String, nullable=False),
+    Column("channel", String, nullable=False),
+    Column("state", String, nullable=False),  # waiting, sent or dead
+    Column("made_at", String, nullable=False),
+    Column("due_at", String, nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("code", String),  # why the last try failed
+    Column("claim", String),
+    Column("claimed_until", String),
+    UniqueConstraint("alert_id", "transition", "channel", name="uq_alert_outbox_once"),
+)
+Index(
+    "ix_alert_outbox_waiting",
+    alert_outbox.c.due_at,
+    sqlite_where=alert_outbox.c.state == "waiting",
+    postgresql_where=alert_outbox.c.state == "waiting",
+)
+
 audit = Table(
     "audit",
     metadata,

@@ -22,6 +22,7 @@ from compliance_agent.server.records import (
     Token,
 )
 from compliance_agent.server.store import rows, tables
+from compliance_agent.server.store.alarms import AlarmRows
 from compliance_agent.server.store.database import Statements
 from compliance_agent.server.store.keeping import KeepingRows
 from compliance_agent.server.store.orders import OrderRows
@@ -29,7 +30,7 @@ from compliance_agent.server.store.people import PeopleRows
 from compliance_agent.server.store.taking import TakingRows
 
 
-class BoundTransaction(OrderRows, TakingRows, KeepingRows, PeopleRows):
+class BoundTransaction(OrderRows, TakingRows, KeepingRows, PeopleRows, AlarmRows):
     """`records.Transaction` over a connection that has begun to write."""
 
     def __init__(self, connection: Statements) -> None:
