@@ -76,6 +76,8 @@ class _Snapshot:
         for code, count in sorted(totals.refused.items()):
             refused.add_metric([code], count)
         yield refused
+        words = "Records stored of a check that failed: drift found, cured or not."
+        yield CounterMetricFamily("compliance_server_drift", words, totals.drift)
         yield CounterMetricFamily("compliance_server_forks", "Contradicting chains seen.", totals.forks)
         yield CounterMetricFamily("compliance_server_checkins", "Check-ins accepted.", self._services.checkin.total)
         yield CounterMetricFamily("compliance_server_logins_failed", "Failed logins.", self._services.users.failed)

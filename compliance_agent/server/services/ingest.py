@@ -64,6 +64,7 @@ class Totals:
 
     stored: int = 0
     known: int = 0
+    drift: int = 0  # of those stored, records of a verdict that failed
     forks: int = 0
     refused: dict[str, int] = field(default_factory=dict)
 
@@ -111,7 +112,7 @@ class Ingest:
         if not submission.items and submission.stopped is not None:
             raise self._counted(submission.stopped.refusal)
         outcome = await self._written(submission)
-        self._count(outcome)
+        self._count(submission, outcome)
         if not outcome.taken and outcome.stopped is not None:
             raise outcome.stopped.refusal
         return Taken(tuple(outcome.taken), self._ack(host, outcome.taken), outcome.stopped)
@@ -202,9 +203,11 @@ class Ingest:
         )
         return Ack(document, self._sign(document))
 
-    def _count(self, outcome: Outcome) -> None:
-        stored = sum(held.new for held in outcome.taken)
+    def _count(self, submission: Submission, outcome: Outcome) -> None:
+        new = [item for held, item in zip(outcome.taken, submission.items, strict=False) if held.new]
+        stored = len(new)
         self.totals.stored += stored
+        self.totals.drift += sum(item.document["result"] == "fail" for item in new)
         self.totals.known += len(outcome.taken) - stored
         if outcome.stopped is not None:
             self._counted(outcome.stopped.refusal)
