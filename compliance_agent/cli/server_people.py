@@ -227,6 +227,25 @@ def reset_factor(ctx: click.Context, name: str) -> None:
     click.echo(f"{name} has no second factor now", err=True)
 
 
+@user.command("link")
+@click.argument("name")
+@click.option("--issuer", help="The OpenID provider [the server's oidc_issuer].")
+@click.option(
+    "--subject", required=True, help="What the provider calls the person (`sub`); it is said when nobody is linked."
+)
+@click.option("--remove", is_flag=True, help="End the link instead, and every session.")
+@data_dir_option
+@click.pass_context
+def link(ctx: click.Context, name: str, issuer: str | None, subject: str, remove: bool) -> None:
+    """Let a person in who has signed in at an OpenID provider."""
+    settings = settings_of(ctx)
+    named = issuer or settings.oidc_issuer
+    if named is None:
+        raise click.BadParameter("--issuer: the server has no oidc_issuer, so say which provider it is")
+    with_services(settings, lambda services: services.users.link(name, named, subject, linked=not remove))
+    click.echo(f"{name} {'is no longer' if remove else 'is'} {subject} of {named}", err=True)
+
+
 @user.command("token")
 @click.argument("name")
 @click.option("--expires", default="30d", show_default=True, help="How long the token is good for: 1h, 30d.")

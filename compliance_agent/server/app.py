@@ -43,6 +43,7 @@ from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.log_heads import LogHeads
 from compliance_agent.server.log_keys import MLDSA44_FILE, LogKeys, make_mldsa44
 from compliance_agent.server.metrics import Metrics
+from compliance_agent.server.provider_calls import ProviderCalls
 from compliance_agent.server.records import Clock
 from compliance_agent.server.sequencer import Sequencer
 from compliance_agent.server.services.access import HostAccess
@@ -54,6 +55,8 @@ from compliance_agent.server.services.factors import Factors
 from compliance_agent.server.services.fleet import Silence
 from compliance_agent.server.services.ingest import Ingest
 from compliance_agent.server.services.limits import Quotas
+from compliance_agent.server.services.oidc import Client as OidcClient
+from compliance_agent.server.services.oidc import Oidc
 from compliance_agent.server.services.orders import OrderDesk
 from compliance_agent.server.services.pruning import Pruning
 from compliance_agent.server.services.receipts import Receipts
@@ -163,6 +166,8 @@ async def opened(
     cosigning = _cosigning(settings, store, files, keys, board, clock)
     limits = Quotas(settings)
     alarms = Alarms(store, clock, channels)
+    people = _users(settings, store, clock)
+    calls = ProviderCalls() if settings.oidc_issuer is not None else None
     try:
         yield Services(
             settings=settings,
@@ -177,7 +182,8 @@ async def opened(
             checkin=Checkin(store, clock),
             enrolment=Enrolment(store, clock, approval=settings.enrol_approval, verify=verifier.verify),
             rotations=Rotations(store, signer.sign, clock),
-            users=_users(settings, store, clock),
+            users=people,
+            oidc=_oidc(settings, store, clock, people, calls) if calls is not None else None,
             orders=OrderDesk(store, clock),
             holds=Holds(store, clock),
             pruning=Pruning(store, files, clock),
@@ -205,7 +211,20 @@ async def opened(
     finally:
         if cosigning is not None:
             await cosigning.close()
+        if calls is not None:
+            await calls.close()
         await store.close()
+
+
+def _oidc(settings: ServerSettings, store: SqlStore, clock: Clock, people: Users, calls: ProviderCalls) -> Oidc:
+    """The provider where people may sign in."""
+    secret = None
+    if settings.oidc_client_secret_file is not None:
+        raw = read_file(settings.oidc_client_secret_file, limit_bytes=1_024, secret=True)
+        secret = raw.decode("ascii", "replace").strip()
+    address = f"{(settings.public_url or '').rstrip('/')}/login/oidc/callback"
+    client = OidcClient(settings.oidc_issuer or "", settings.oidc_client_id, secret, address)
+    return Oidc(store, clock, calls, client, people.login_federated)
 
 
 def _users(settings: ServerSettings, store: SqlStore, clock: Clock) -> Users:
@@ -383,10 +402,11 @@ def create_app(
 
 
 def _mount_viewer(app: FastAPI) -> None:
-    from compliance_agent.web import account, log_views, views
+    from compliance_agent.web import account, federated, log_views, views
 
     app.include_router(views.router)
     app.include_router(account.router)
+    app.include_router(federated.router)
     app.include_router(log_views.router)
     views.mount_static(app)
 

@@ -59,6 +59,13 @@ class ServerSettings:
     second_factor_for: str = _setting(
         "none", "Whose people must have a second factor: none, all, or ids of clients separated by spaces."
     )
+    oidc_issuer: str | None = _setting(
+        None, "Issuer of the OpenID provider where people may sign in; needs public_url."
+    )
+    oidc_client_id: str = _setting("", "What this server is called at that provider.")
+    oidc_client_secret_file: Path | None = _setting(
+        None, "File with the secret that the provider gave this server, readable by nobody else; PKCE alone without it."
+    )
     log_interval_ms: int = _setting(250, "Milliseconds between two rounds of the transparency log.", 1, 60_000)
     log_mldsa44: bool = _setting(False, "Make a second, post-quantum key that signs every checkpoint of the log too.")
     witness_policy_file: Path | None = _setting(
@@ -103,10 +110,6 @@ class ServerSettings:
                 raise ConfigError(
                     f"{name}: expected letters, digits and ._-, at most 63, found {getattr(self, name)[:60]!r}"
                 )
-        if not all(_LABEL.fullmatch(item) for item in self.second_factor_for.split() or [""]):
-            raise ConfigError(
-                f"second_factor_for: expected none, all, or ids of clients, found {self.second_factor_for[:60]!r}"
-            )
         if self.log_level not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
             raise ConfigError(f"log_level: expected DEBUG, INFO, WARNING or ERROR, found {self.log_level[:20]!r}")
         if not self.host or len(self.host) > 253 or not re.fullmatch(r"[A-Za-z0-9.:-]+", self.host):
@@ -119,7 +122,15 @@ class ServerSettings:
         _check_url("public_url", self.public_url, {"", "/"})
         _check_url("tsa_url", self.tsa_url, None)
         check_database("database", self.database)
-        for name in ("witness_policy_file", "tsa_ca_file", "database_password_file", "alerts_file"):
+        self._check_people()
+        files = (
+            "witness_policy_file",
+            "tsa_ca_file",
+            "database_password_file",
+            "alerts_file",
+            "oidc_client_secret_file",
+        )
+        for name in files:
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
             if value is not None and not Path(value).is_absolute():
@@ -127,11 +138,27 @@ class ServerSettings:
         if (self.tsa_url is None) != (self.tsa_ca_file is None):
             raise ConfigError("tsa_url and tsa_ca_file: give both or neither")
 
+    def _check_people(self) -> None:
+        if not all(_LABEL.fullmatch(item) for item in self.second_factor_for.split() or [""]):
+            raise ConfigError(
+                f"second_factor_for: expected none, all, or ids of clients, found {self.second_factor_for[:60]!r}"
+            )
+        _check_url("oidc_issuer", self.oidc_issuer, None)
+        if (self.oidc_issuer is None) != (self.oidc_client_id == "") or (self.oidc_issuer and not self.public_url):
+            raise ConfigError("oidc_issuer, oidc_client_id and public_url: a provider needs all three")
+        if self.oidc_issuer and not _is_safe(self.oidc_issuer):
+            raise ConfigError(f"oidc_issuer: expected https, found {self.oidc_issuer[:60]!r}")
+
 
 def _check_bounds(item: dataclasses.Field[Any], value: Any) -> None:
     low, high = item.metadata["low"], item.metadata["high"]
     if low is not None and (isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high):
         raise ConfigError(f"{item.name}: expected a whole number from {low} to {high}, found {str(value)[:40]!r}")
+
+
+def _is_safe(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme == "https" or parts.hostname in LOOPBACK
 
 
 def _check_url(name: str, url: str | None, paths: set[str] | None) -> None:

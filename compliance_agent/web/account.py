@@ -74,7 +74,7 @@ async def _factor(request: Request, session: Session, status_code: int, **shown:
         user=user.name,
         status_code=status_code,
         has_factor=await users.factors.has(user.name),
-        demanded=await users.lacks_factor(user),
+        demanded=users.lacks_factor(session),
         uri=totp.uri(secret, services_of(request).settings.name, user.name) if secret else "",
         **{**values, "secret": totp.spelled(secret) if secret else ""},
     )

@@ -54,9 +54,10 @@ async def caller_of(request: Request, act: roles.Act = roles.Act.LOOK) -> Caller
         Refusal: 403, the person's role does not have the act.
     """
     services = services_of(request)
-    user = (await session_or_out(request)).user
-    if await services.users.lacks_factor(user):
-        raise FactorNeeded
+    session = await session_or_out(request)
+    user = session.user
+    if services.users.lacks_factor(session):
+        raise StepUpNeeded if await services.users.factors.has(user.name) else FactorNeeded
     roles.check(user, act)
     reader = await services.users.reader(user)
     return Caller(user, reader, services.fleet(reader))

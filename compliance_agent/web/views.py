@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from fastapi import APIRouter, FastAPI
 from starlette.exceptions import HTTPException
@@ -253,11 +253,17 @@ async def login_page(request: Request) -> Response:
     """The form to sign in with."""
     if await services_of(request).users.of_session(session_of(request)) is not None:
         return RedirectResponse("/", status_code=303)
-    return _login(request, inside(request.query_params.get("next", "")), 200)
+    return await _login(request, inside(request.query_params.get("next", "")), 200)
 
 
-def _login(request: Request, back: str, status_code: int, name: str = "", problem: str = "") -> Response:
-    return page(request, "login.html", user=None, status_code=status_code, next=back, name=name, problem=problem)
+async def _login(request: Request, back: str, status_code: int, name: str = "", problem: str = "") -> Response:
+    services = services_of(request)
+    oidc, end_address = services.oidc, None
+    if oidc is not None and "out" in request.query_params:
+        end_address = await oidc.end_address(f"{(services.settings.public_url or '').rstrip('/')}/login")
+    values = {"next": back, "name": name, "problem": problem, "end_address": end_address}
+    provider = urlsplit(oidc.client.issuer).hostname if oidc is not None else None
+    return page(request, "login.html", user=None, status_code=status_code, provider=provider, **values)
 
 
 @router.post("/login")
@@ -270,8 +276,8 @@ async def login(request: Request) -> Response:
         secret = await users.login(name, form.get("password", ""), form.get("code", ""))
     except Refusal as refusal:
         if refusal.status == 429:
-            return _login(request, back, 429, name, "Too many attempts for this name. Wait a quarter of an hour.")
-        return _login(request, back, 401, name, "Name, password or code is wrong.")
+            return await _login(request, back, 429, name, "Too many attempts for this name. Wait a quarter of an hour.")
+        return await _login(request, back, 401, name, "Name, password or code is wrong.")
     before = session_of(request)
     if before:
         await users.logout(before)
@@ -287,6 +293,6 @@ async def logout(request: Request) -> Response:
     secret = session_of(request)
     if secret:
         await services_of(request).users.logout(secret)
-    response = RedirectResponse("/login", status_code=303)
+    response = RedirectResponse("/login?out=1" if services_of(request).oidc is not None else "/login", status_code=303)
     security.drop_cookie(request, response, session_cookie(request))
     return response

@@ -367,6 +367,8 @@ CASES: Mapping[str, Case] = {
     "GET /login": public,
     "POST /login": public,
     "POST /logout": public,
+    "GET /login/oidc": public,
+    "GET /login/oidc/callback": public,
     "GET /verify": public,
     "GET /account": _account,
     "POST /account/sessions/end": _end_session,

@@ -28,6 +28,7 @@ from compliance_agent.server.services.fleet import Fleet, Silence
 from compliance_agent.server.services.ingest import Ingest
 from compliance_agent.server.services.limits import Quotas
 from compliance_agent.server.services.logbook import Logbook
+from compliance_agent.server.services.oidc import Oidc
 from compliance_agent.server.services.orders import OrderDesk
 from compliance_agent.server.services.proving import Prover
 from compliance_agent.server.services.pruning import Pruning
@@ -51,6 +52,7 @@ class Services:
         log_heads: the largest checkpoint ever signed of each.
         board: what of them is published, and why one stands still.
         sequencer: runs in the server; in a command beside it, it is never started.
+        oidc: the OpenID provider where people may sign in, when there is one.
         cosigning: asks witnesses and the time-stamping authority, where there are any.
         ca_pem: certificate of the server's own authority, when it serves TLS.
         policy: the witnesses of its logs, when there are any.
@@ -80,6 +82,7 @@ class Services:
     sequencer: Sequencer
     receipts: Receipts
     cosigning: Cosigning | None = None
+    oidc: Oidc | None = None
     ca_pem: bytes | None = None
     policy: Policy | None = None
 

@@ -107,3 +107,21 @@ class Factor:
     sealed: bytes
     confirmed_at: datetime | None
     last_step: int
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A sign-in at an OpenID provider that is under way, by the hash of its `state`.
+
+    Attributes:
+        browser_hash: of the secret in the cookie of the browser that began it.
+        nonce, verifier: what the token must hold, and what proves that the code is ours.
+        back: where the person was going.
+    """
+
+    state_hash: str
+    browser_hash: str
+    nonce: str
+    verifier: str
+    back: str
+    expires_at: datetime

@@ -11,7 +11,7 @@ from compliance_agent.server.records.chains import CheckVerdict, Fork, Gap, Host
 from compliance_agent.server.records.keeping import Durable, Hold, LoggedRecord
 from compliance_agent.server.records.logs import NewLeaf, PendingLeaf, Shard
 from compliance_agent.server.records.orders import Answer, OrderHost, OrderMark, OrderRow, SignedBaseline
-from compliance_agent.server.records.people import Factor, Token, User
+from compliance_agent.server.records.people import Factor, Flow, Token, User
 from compliance_agent.server.records.reading import Keeping
 
 
@@ -234,6 +234,26 @@ class Transaction(Keeping, Protocol):
 
     async def end_session(self, session_hash: str, now: datetime) -> str | None:
         """Sign out; the user's name, None when there is no such live session."""
+        ...
+
+    async def add_flow(self, flow: Flow, now: datetime, *, at_most: int) -> bool:
+        """Remember a sign-in at a provider, dropping expired ones; False when `at_most` live ones exist."""
+        ...
+
+    async def take_flow(self, state_hash: str, now: datetime) -> Flow | None:
+        """Use one up; None when it is unknown, used or expired."""
+        ...
+
+    async def user_of_identity(self, issuer: str, subject: str) -> User | None:
+        """Who is linked with an identity at a provider."""
+        ...
+
+    async def link_identity(self, name: str, issuer: str, subject: str, now: datetime) -> bool:
+        """Link an identity with a user; False when somebody is linked with it."""
+        ...
+
+    async def unlink_identity(self, name: str, issuer: str, subject: str) -> bool:
+        """End a link; False when there is none."""
         ...
 
     async def factor(self, name: str) -> Factor | None:

@@ -21,6 +21,13 @@ def new_secret(prefix: str, rng: Rng = secrets.token_bytes) -> str:
     return prefix + base64.urlsafe_b64encode(rng(32)).decode("ascii").rstrip("=")
 
 
+def from_base64url(text: str) -> bytes:
+    """The bytes; ValueError when it is not base64url without padding."""
+    if not text.isascii() or not text.replace("-", "a").replace("_", "a").isalnum():
+        raise ValueError("not base64url")
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
 def hashed(secret: str | bytes) -> str:
     """What the database keeps of a secret."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass") if isinstance(secret, str) else secret).hexdigest()

@@ -25,6 +25,7 @@ from compliance_agent.server.records import Clock, Dates, Session, SiteReader, S
 from compliance_agent.server.services import roles
 from compliance_agent.server.services.acts import Act, note, sites_of
 from compliance_agent.server.services.factors import Factors
+from compliance_agent.server.services.id_tokens import Claims
 from compliance_agent.server.services.secrets import OPERATOR_PREFIX, Rng, hashed, new_secret
 from compliance_agent.server.services.sessions import Limits, Sessions
 
@@ -227,11 +228,59 @@ class Users:
     async def of_session(self, secret: str | None, *, use: bool = True) -> User | None:
         """Who is signed in; nobody while the person still has to set up a second factor."""
         session = await self.sessions.of(secret, use=use)
-        return None if session is None or await self.lacks_factor(session.user) else session.user
+        return None if session is None or self.lacks_factor(session) else session.user
 
-    async def lacks_factor(self, user: User) -> bool:
-        """Whether the person's client demands a second factor, and there is none."""
-        return self._demands_factor(user) and not await self.factors.has(user.name)
+    def lacks_factor(self, session: Session) -> bool:
+        """Whether the person's client demands a second factor, and none was shown: here, or at the provider."""
+        return self._demands_factor(session.user) and session.proved_at is None
+
+    async def login_federated(self, claims: Claims) -> str:
+        """A new session's secret for who an OpenID provider says it is.
+
+        Raises:
+            Refusal: 403 `not_linked`; nobody is linked with this identity, or who is may not come in.
+        """
+        secret, now = new_secret("", self._rng), self._clock()
+
+        async def work(tx: Transaction) -> bool:
+            user = await tx.user_of_identity(claims.issuer, claims.subject)
+            if user is None or user.disabled_at is not None:
+                return False
+            ends = now + self.sessions.limits.life
+            await tx.add_session(hashed(secret), user.name, now, ends, now if claims.second_factor else None)
+            await note(tx, now, Act.LOGIN, by=user, sites=await sites_of(tx, user))
+            return True
+
+        if not await self._store.write(work):
+            self.failed += 1
+            raise Refusal(
+                f"sign-in: no account is linked with {claims.subject[:60]!r} of {claims.issuer}; an owner can link one",
+                code="not_linked",
+                status=403,
+            )
+        return secret
+
+    async def link(self, name: str, issuer: str, subject: str, *, linked: bool = True) -> None:
+        """Link a person with an identity at a provider, or end that, and with it every session.
+
+        Raises:
+            Refusal: no such user, somebody is linked with it already, or nobody is.
+        """
+        user, now = await self._known(name), self._clock()
+
+        async def work(tx: Transaction) -> bool:
+            if linked:
+                done, act = await tx.link_identity(name, issuer, subject, now), Act.IDENTITY_LINKED
+            else:
+                done, act = await tx.unlink_identity(name, issuer, subject), Act.IDENTITY_UNLINKED
+                await tx.end_credentials(name, now, tokens=False)
+            if done:
+                await note(tx, now, act, by=None, sites=await sites_of(tx, user), subject=user.person_id, said=name)
+            return done
+
+        if not await self._store.write(work):
+            code, why = ("identity_linked", "is linked already") if linked else ("no_such_identity", "is not linked")
+            raise Refusal(f"subject: this identity {why}", code=code, status=409 if linked else 404)
 
     async def confirm_factor(self, session: Session, secret: str, code: str) -> list[str]:
         """The person's new factor counts from now on; every other session of the person ends. Recovery codes, shown once.

@@ -6,10 +6,10 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Executable, Table, Update, delete, insert, select, update
+from sqlalchemy import Executable, Table, Update, delete, func, insert, select, update
 from sqlalchemy.engine import RowMapping
 
-from compliance_agent.server.records import Factor, User
+from compliance_agent.server.records import Factor, Flow, User
 from compliance_agent.server.store import rows, tables
 
 
@@ -101,6 +101,41 @@ class PeopleRows:
         found = await self._all(select(c.name).where(c.hash == session_hash))
         ended = await self._changed(_live_session(session_hash).values(revoked_at=rows.text(now)))
         return str(found[0]["name"]) if ended and found else None
+
+    async def add_flow(self, flow: Flow, now: datetime, *, at_most: int) -> bool:
+        table = tables.flows
+        await self._changed(delete(table).where(table.c.expires_at <= rows.text(now)))
+        [found] = await self._all(select(func.count().label("live")).select_from(table))
+        if found["live"] >= at_most:
+            return False
+        await self._changed(insert(table).values(**{**flow.__dict__, "expires_at": rows.text(flow.expires_at)}))
+        return True
+
+    async def take_flow(self, state_hash: str, now: datetime) -> Flow | None:
+        table = tables.flows
+        live = (table.c.state_hash == state_hash, table.c.expires_at > rows.text(now))
+        found = await self._all(select(table).where(*live))
+        if not found or await self._changed(delete(table).where(*live)) != 1:
+            return None
+        return Flow(**{**found[0], "expires_at": rows.when(found[0]["expires_at"])})
+
+    async def user_of_identity(self, issuer: str, subject: str) -> User | None:
+        c = tables.identities.c
+        query = select(tables.users).join(tables.identities, c.name == tables.users.c.name)
+        found = await self._all(query.where(c.issuer == issuer, c.subject == subject))
+        return rows.user(found[0]) if found else None
+
+    async def link_identity(self, name: str, issuer: str, subject: str, now: datetime) -> bool:
+        if await self.user_of_identity(issuer, subject) is not None:
+            return False
+        values = {"issuer": issuer, "subject": subject, "name": name, "linked_at": rows.text(now)}
+        await self._changed(insert(tables.identities).values(**values))
+        return True
+
+    async def unlink_identity(self, name: str, issuer: str, subject: str) -> bool:
+        c = tables.identities.c
+        same = (c.name == name, c.issuer == issuer, c.subject == subject)
+        return await self._changed(delete(tables.identities).where(*same)) == 1
 
     async def factor(self, name: str) -> Factor | None:
         found = await self._all(select(tables.factors).where(tables.factors.c.name == name))

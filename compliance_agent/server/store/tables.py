@@ -377,7 +377,27 @@ recovery_codes = Table(
     Column("hash", String, primary_key=True),
     Column("used_at", String),
 )
-PEOPLE_TABLES = (factors, recovery_codes)
+
+# A person at an OpenID provider; never by a name or an address, which the provider may give to somebody else.
+identities = Table(
+    "identities",
+    metadata,
+    Column("issuer", String, primary_key=True),
+    Column("subject", String, primary_key=True),
+    Column("name", String, ForeignKey("users.name"), nullable=False),
+    Column("linked_at", String, nullable=False),
+)
+
+flows = Table(
+    "flows",
+    metadata,
+    Column("state_hash", String, primary_key=True),
+    Column("browser_hash", String, nullable=False),
+    Column("nonce", String, nullable=False),
+    Column("verifier", String, nullable=False),
+    Column("back", String, nullable=False),
+    Column("expires_at", String, nullable=False),
+)
 
 login_attempts = Table(
     "login_attempts",
