@@ -15,11 +15,11 @@ import pytest
 from compliance_agent.checks import registry
 from compliance_agent.checks.spec import COMMON_REASONS
 from compliance_agent.healing import CODES
-from compliance_agent.lab.real import enclosure, install, recipe, signatures, skewed
+from compliance_agent.lab.real import enclosure, install, network, recipe, signatures, skewed
 from compliance_agent.lab.real.judge import Observed, judge
 from compliance_agent.lab.real.matrix import ROWS, TABLES, chosen, spread
 from compliance_agent.lab.real.report import Progress, document, show
-from compliance_agent.lab.real.row import Row
+from compliance_agent.lab.real.row import PUBLISH, Row
 from compliance_agent.lab.real.run import different
 from compliance_agent.models import Outcome
 from compliance_agent.remedies import actions
@@ -151,6 +151,25 @@ def test_the_lab_holds_hosts_against_the_shipped_baseline() -> None:
     assert set(baseline.entries) == {table.check for table in TABLES}
     assert [entry.interval_s for entry in baseline.entries.values()] == [table.interval_s for table in TABLES]
     assert baseline.entries["firewall"].parameters.allow_tcp == ("22", "443")
+
+
+def test_what_is_published_for_a_host_is_offered_to_it_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    published: list[tuple[Path, dict[str, str], str]] = []
+    monkeypatch.setattr(
+        network.Repository,
+        "publish",
+        lambda self, versions, kind="": published.append((self._directory, versions, kind)),
+    )
+    made = network.Network(tmp_path, tmp_path)
+    assert made.source("one") != made.source("two")
+    assert made.published("one", f"{PUBLISH}1.1 broken\napt-get update") == "apt-get update"
+    assert made.published("two", "apt-get update") == "apt-get update"
+    one, two = (made.repositories / name for name in ("one", "two"))
+    assert published == [
+        (one, {"lab-widget": "1.0"}, ""),
+        (two, {"lab-widget": "1.0"}, ""),
+        (one, {"lab-widget": "1.1"}, "broken"),
+    ]
 
 
 def test_a_root_file_system_is_kept_under_what_it_was_made_from(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import subprocess
@@ -18,9 +19,11 @@ from compliance_agent.errors import CANNOT_TELL_REASONS
 from compliance_agent.healing import CODES
 from compliance_agent.lab.real import matrix as host_rows
 from compliance_agent.lab.real.install import baseline
+from compliance_agent.lab.real.report import Progress
 from compliance_agent.lab.real.row import Row
-from compliance_agent.lab.vm import image, matrix, runner, virtual
-from compliance_agent.lab.vm.row import Cut, stand_in
+from compliance_agent.lab.vm import auditd, image, matrix, run, runner, virtual
+from compliance_agent.lab.vm.disk import Loss
+from compliance_agent.lab.vm.row import Cut, Outage, stand_in
 from compliance_agent.models import Outcome
 from compliance_agent.remedies import actions
 
@@ -62,6 +65,29 @@ def test_a_cut_says_where_it_is_made_and_what_it_must_leave() -> None:
     assert {row.outcome for row in CUTS} == {"success", "reverted", "failed"}
 
 
+def test_an_outage_is_over_when_what_it_held_up_came_through() -> None:
+    outages = [row for row in matrix.ROWS if isinstance(row, Outage)]
+    assert {row.fault for row in outages} == {"link_lost", "answers_lost_in_delivery"}
+    assert all(row.through != "true" for row in outages)
+
+
+def test_every_step_of_a_cure_of_auditd_fails_once_and_each_for_itself() -> None:
+    """Two that failed at the same step would stand in each other's way as rejected."""
+    failed = [row.error for row in auditd.TABLE.rows if row.outcome == "reverted"]
+    assert sorted(map(str, failed)) == ["not_switched", "rules_refused", "unit_start_failed"]
+
+
+@pytest.mark.parametrize(
+    ("losses", "ok"), [([], True), ([Loss(9, 0), Loss(3, 2)], True), ([Loss(9, 0)], False), ([Loss(0, 0)], False)]
+)
+def test_cuts_that_lose_nothing_show_nothing(losses: list[Loss], ok: bool) -> None:
+    told = {"host": "clinic-vm", "problems": [], "ok": True}
+    said = io.StringIO()
+    found = run.forgetful(losses, told, Progress(1, said))
+    assert (found["ok"], bool(found["problems"])) == (ok, not ok)
+    assert f"clinic-vm: {len(losses)} power cuts" in said.getvalue()
+
+
 def test_no_line_of_a_report_stands_for_two_faults() -> None:
     names = [row.name for row in (*ROWS, *host_rows.ROWS)]
     assert sorted(names) == sorted(set(names))
@@ -81,7 +107,7 @@ def test_the_host_is_held_against_the_shipped_baseline() -> None:
     assert set(entries) == {table.check for table in matrix.TABLES}
     assert entries["encryption"].parameters.min_key_bits == 512
     assert entries["auditd"].parameters.log_actions == ("keep_logs", "syslog")
-    for table in matrix.LATER:
+    for table in (matrix.GENERATION, matrix.BROKEN_GENERATION):
         assert parse(baseline([table]).encode()).entries["patching"].parameters.manager == "nixos"
 
 
@@ -104,6 +130,14 @@ def test_a_script_is_done_and_its_end_told() -> None:
         b"out\n",
         b"err\n",
     )
+
+
+def test_files_are_named_without_a_program(tmp_path: Path) -> None:
+    for name in ("a/bundle.json", ".b/bundle.json", "c/other"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    told = runner.answered({"id": 4, "names": f"{tmp_path}/[!.]*/bundle.json"})
+    assert (told["id"], base64.b64decode(str(told["out"])).decode().split()) == (4, [f"{tmp_path}/a/bundle.json"])
 
 
 def test_what_a_script_leaves_behind_delays_nobody() -> None:

@@ -112,7 +112,7 @@ class Host:
         )
 
     def _script(self, script: str) -> None:
-        self.machine.run(self._network.published(script), timeout_s=SCRIPT_S)
+        self.machine.run(self._network.published(self.name, script), timeout_s=SCRIPT_S)
 
     def _paths(self) -> list[Path]:
         """Bundles on the host's disk; a directory with a hidden name is not whole yet."""

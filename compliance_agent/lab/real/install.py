@@ -30,36 +30,37 @@ SETTINGS = {
     "maintenance_window_start": '"00:00"', "maintenance_window_end": '"23:59"',
 }  # fmt: skip
 OPPONENT = {"healing_cooldown_sec": "0", "mcp_poll_interval_sec": "1"}  # budget and flap limit stay as shipped
-APT = "deb [trusted=yes] http://10.77.0.1:8000/ stable-security main\n"
 
 
-def layer(tree: Path, base: Path, scratch: Path) -> Path:
-    """A layer over the root file system: a clinic's host with the agent in its virtual environment, and no host's state.
-
-    Raises:
-        Unavailable: it could not be built or installed.
-    """
+def clinic(base: Path, scratch: Path) -> Path:
+    """A layer over the root file system: a clinic's host, no agent yet and no host's state."""
     machine = Machine("layer", (base,), scratch)
     machine.mount()
     fit_out(machine.root)
-    agent(tree, machine.root, scratch)
     machine.unmount()
     return machine.upper
 
 
-def agent(tree: Path, root: Path, scratch: Path) -> None:
-    """A wheel of this tree and its locked requirements, into the virtual environment of a root file system, compiled.
+def agent(tree: Path, base: Path, scratch: Path) -> Path:
+    """A layer that holds the agent alone: a wheel of this tree and its locked requirements in a virtual environment, compiled.
 
     Raises:
         Unavailable: it could not be built or installed.
     """
+    machine = Machine("agent", (base,), scratch)
+    machine.mount()
+    must("chroot", str(machine.root), "python3", "-m", "venv", "--without-pip", f"/{PREFIX}", timeout_s=SLOW_S)
+    _fill(tree, machine.root, scratch / "wheel")
+    machine.unmount()
+    return machine.upper
+
+
+def _fill(tree: Path, root: Path, made: Path) -> None:
     pinned = next((str(path) for path in sorted((tree / ".tools").glob("uv-*/bin/uv"))), None)
     uv = os.environ.get("UV") or pinned or shutil.which("uv")
     if uv is None:
         raise Unavailable("make lab: no installer in .tools; start it with ./run lab")
-    made = scratch / "wheel"
-    if not made.is_dir():
-        must(uv, "build", "--quiet", "--wheel", "--out-dir", str(made), str(tree), timeout_s=SLOW_S)
+    must(uv, "build", "--quiet", "--wheel", "--out-dir", str(made), str(tree), timeout_s=SLOW_S)
     version = next((root / PREFIX / "lib").glob("python3.*")).name.removeprefix("python")
     target = ["--python", sys.executable, "--python-version", version, "--prefix", str(root / PREFIX)]
     add = (uv, "pip", "install", "--quiet", *target)
@@ -90,7 +91,7 @@ def furnish(machine: Machine, table: Table) -> None:
 def install(machine: Machine, network: Network, first: Table, settings: dict[str, str]) -> None:
     """Furnish a booted host that has joined the network for its first check; configure, enrol and start its agent."""
     root = machine.root
-    (root / "etc/apt/sources.list").write_text(APT, "utf-8")
+    (root / "etc/apt/sources.list").write_text(network.source(machine.name), "utf-8")
     token = root / "root" / "token"
     token.touch(mode=0o600)
     token.write_text(network.token() + "\n", "utf-8")

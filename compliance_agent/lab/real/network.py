@@ -1,4 +1,4 @@
-"""The lab's own network: one namespace with the compliance server, two time sources and a package repository; hosts join by veth.
+"""The lab's own network: one namespace with the compliance server, two time sources and package repositories; hosts join by veth.
 
 Nothing here reaches this machine's network, and the enclosure ends all of it.
 """
@@ -36,7 +36,7 @@ class Network:
     def __init__(self, scratch: Path, lower: Path) -> None:
         self.log = scratch / "network.log"
         self.data = scratch / "server"
-        self.repository = scratch / "repository"
+        self.repositories = scratch / "repositories"
         self._services = Machine("services", (lower,), scratch)  # a copy to run programs from; it is not booted
         self._hosts = itertools.count(11)
 
@@ -52,8 +52,10 @@ class Network:
             must("ip", "address", "add", f"{address}/24", "dev", "lab")
         self._start("chroot", str(self._services.root), "chronyd", "-x", "-n", "-u", "root", *TIME_SOURCE)
         self._start(sys.executable, "-m", "compliance_agent.lab.real.skewed", SKEWED, str(SKEWED_BY_S))
-        Repository(self.repository).publish({"lab-widget": "1.0"})
-        self._start(sys.executable, "-m", "http.server", "--bind", SERVER, "--directory", str(self.repository), "8000")
+        self.repositories.mkdir()
+        self._start(
+            sys.executable, "-m", "http.server", "--bind", SERVER, "--directory", str(self.repositories), "8000"
+        )
         server = (sys.executable, "-m", "compliance_agent", "server", "--data-dir", str(self.data), "--tls")
         self._start(*server, "--host", SERVER, "--port", "8443")
         if not until(lambda: (self.data / "tls" / "ca.pem").exists() and _listens(8443), 30.0):
@@ -67,13 +69,18 @@ class Network:
         must("ip", "link", "set", outside, "master", "lab", "up")
         machine.must(f"ip address add 10.77.0.{number}/24 dev host0 && ip link set host0 up && ip link set lo up")
 
-    def published(self, script: str) -> str:
-        """Publish what the script's first line asks for, if it does; the rest of it is for the host."""
+    def source(self, host: str) -> str:
+        """A repository of a host's own, for what is published is its fault alone; the line with which its apt finds it."""
+        Repository(self.repositories / host).publish({"lab-widget": "1.0"})
+        return f"deb [trusted=yes] http://{SERVER}:8000/{host}/ stable-security main\n"
+
+    def published(self, host: str, script: str) -> str:
+        """Publish for a host what the script's first line asks for, if it does; the rest of it is for the host."""
         first, _, rest = script.partition("\n")
         if not first.startswith(PUBLISH):
             return script
         version, _, kind = first.removeprefix(PUBLISH).partition(" ")
-        Repository(self.repository).publish({"lab-widget": version}, kind)
+        Repository(self.repositories / host).publish({"lab-widget": version}, kind)
         return rest
 
     def token(self) -> str:

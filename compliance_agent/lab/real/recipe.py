@@ -63,7 +63,6 @@ chown -R clamav:clamav /var/lib/clamav
 chmod 600 /etc/msp/restic.password
 mkdir -p /srv/backup
 restic -q -r /srv/backup/restic --password-file /etc/msp/restic.password --no-cache init
-python3 -m venv --without-pip /usr/lib/compliance-agent
 systemctl -q enable chrony clamav-daemon clamav-freshclam rsyslog restic-backup.timer
 systemctl -q disable apt-daily.timer apt-daily-upgrade.timer
 rm -f /etc/apt/sources.list /etc/apt/sources.list.d/* /var/cache/apt/archives/*.deb /etc/machine-id
@@ -127,7 +126,7 @@ def root_filesystem(packages: tuple[str, ...] | None = None) -> Path:
     if wanted.is_dir():  # it was moved there whole
         return wanted
     wanted.parent.mkdir(parents=True, exist_ok=True)
-    with (wanted.parent / "lock").open("w") as lock:
+    with wanted.with_suffix(".lock").open("w") as lock:  # one of other packages may be made meanwhile
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not wanted.is_dir():
             making = wanted.with_suffix(".new")

@@ -1,7 +1,7 @@
 """`make lab`: boot hosts, do every fault of the matrix to them, judge what their agents recorded, verify all of that evidence.
 
 The rows of one check are done to one host, one after the other; the checks are spread over hosts that run side by side. What
-needs a kernel of its own is done to a virtual host after them.
+needs a kernel of its own is done to a virtual host beside them.
 Exit status 0 when every line is as it must be, 1 when one is not, 69 where no host can be booted.
 """
 
@@ -152,13 +152,21 @@ def _refused(error: AgentError) -> int:
 def _prepared(asked: Asked, _: Path) -> int:
     """Make what is kept from run to run."""
     try:
-        if asked.tables or asked.opponent:
-            click.echo(f"root file system {recipe.root_filesystem().name}")
-        if asked.virtual and not missing():
-            click.echo(f"image {image.image().directory.name}")
+        base, made = _kept(asked if not missing() else replace(asked, virtual=()))
     except AgentError as error:
         return _refused(error)
+    click.echo(f"root file system {base.name}")
+    if made is not None:
+        click.echo(f"image {made.directory.name}")
     return 0
+
+
+def _kept(asked: Asked) -> tuple[Path, image.Image | None]:
+    """The root file system that hosts start from, and the virtual host's image; where both have to be made, side by side."""
+    with ThreadPoolExecutor(2) as pool:
+        made = pool.submit(image.image) if asked.virtual else None
+        base = recipe.root_filesystem(None if asked.tables or asked.opponent else image.PACKAGES)
+        return base, made.result() if made is not None else None
 
 
 def _work(asked: Asked, scratch: Path) -> int:
@@ -194,13 +202,12 @@ def _lacking(asked: Asked) -> Unavailable | None:
 def _run(asked: Asked, scratch: Path) -> dict[str, Any]:
     started = time.monotonic()
     progress = Progress(sum(len(table.rows) for table in asked.tables) + vm.lines(asked.virtual))
-    base = recipe.root_filesystem(None if asked.tables or asked.opponent else image.PACKAGES)
+    base, made = _kept(asked)
     progress.say(f"root file system {base.name} after {time.monotonic() - started:.0f} s")
-    lower: tuple[Path, ...] = ()
-    if asked.tables or asked.opponent:
-        lower = install.layer(TREE, base, scratch), base
-        progress.say(f"agent built and installed after {time.monotonic() - started:.0f} s")
-    virtual = vm.prepared(TREE, scratch, progress) if asked.virtual else None
+    agent = install.agent(TREE, base, scratch)
+    lower = (install.clinic(base, scratch), agent, base) if asked.tables or asked.opponent else ()
+    virtual = vm.prepared(made, agent, scratch) if made is not None else None
+    progress.say(f"agent built and installed after {time.monotonic() - started:.0f} s")
     network = Network(scratch, base)
     network.open()
 
@@ -224,18 +231,18 @@ def _run(asked: Asked, scratch: Path) -> dict[str, Any]:
         return fight(made), made.verified()
 
     shares = matrix.spread(asked.tables, asked.hosts)
-    pool = ThreadPoolExecutor(len(shares) + 1)  # never waited for: when this process ends, the enclosure ends all of it
+    pool = ThreadPoolExecutor(len(shares) + 2)  # never waited for: when this process ends, the enclosure ends all of it
+    done: list[Future[tuple[list[Judged], dict[str, Any]]]] = []
+    if virtual is not None:  # first, for it takes longest
+        done.append(pool.submit(vm.done, virtual, asked.virtual, network, progress, LOGS))
+    done += [pool.submit(rows, number, share) for number, share in enumerate(shares, 1)]
     fought = pool.submit(opponent) if asked.opponent else None
-    done = [pool.submit(rows, number, share) for number, share in enumerate(shares, 1)]
     every: list[Future[Any]] = [*done, *([fought] if fought else [])]
     wait(every, return_when=FIRST_EXCEPTION)
     judged = [line for future in done for line in future.result()[0]]
-    evidence = [future.result()[1] for future in done] + ([fought.result()[1]] if fought else [])
+    evidence = [future.result()[1] for future in every]
     order = {row.name: place for place, row in enumerate(matrix.ROWS)}
-    judged.sort(key=lambda line: order[line.row.name])
-    if virtual is not None:  # by itself: an emulated processor takes all there is
-        of_virtual, told = vm.done(virtual, asked.virtual, network, progress, LOGS)
-        judged, evidence = [*judged, *of_virtual], [*evidence, told]
+    judged.sort(key=lambda line: order.get(line.row.name, len(order)))
     return document(judged, fought.result()[0] if fought else None, evidence, time.monotonic() - started)
 
 

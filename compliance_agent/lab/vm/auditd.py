@@ -1,11 +1,11 @@
-"""auditd on the virtual host, whose kernel is its own: a daemon or rules that are gone, logs that are open or not there.
+"""auditd on the virtual host, whose kernel is its own: a daemon or rules that are gone, logs that are open, cures that fail.
 
 What the machine itself says of a cure is a record: a change of /etc/passwd that stands in the log a moment later.
 """
 
 from __future__ import annotations
 
-from compliance_agent.lab.real.row import Of, Row, Table, at_once, hidden, kept, then
+from compliance_agent.lab.real.row import Of, Row, Scripts, Table, at_once, hidden, kept, refusing, then
 
 RULES = """-D
 -b 8192
@@ -25,7 +25,16 @@ _RECORDED = (
     f"before=$(grep -c 'key=\"identity\"' {_LOG}); chmod 644 /etc/passwd; sleep 1;"
     f" [ $(grep -c 'key=\"identity\"' {_LOG}) -gt $before ]"
 )
-_UNRECORDED = "! auditctl -l | grep /etc/passwd"
+_UNRECORDED = "auditctl -l | grep /etc/sudoers && ! auditctl -l | grep /etc/passwd"
+# Fails when it has taken effect: the former rules have to be brought back, one by one.
+_LOADS_AND_FAILS = refusing("/usr/sbin/auditctl", '[ "$1" = -R ] && /usr/sbin/auditctl.away "$@"')
+
+
+def _undone(fault: str, reason: str, script: Scripts, code: str, former: str) -> Row:
+    """Cured in vain. Each has a step of its own that fails, so none stands in the next one's way as rejected."""
+    inject, restore = at_once(script)
+    return Row("auditd", fault, inject, "fail", reason, "reverted", code, restore=restore, former=former)
+
 
 _ROWS: tuple[Row, ...] = (
     Row("auditd", "records", "true", "pass", "as_expected", truth=_RECORDED, standing=True),
@@ -47,6 +56,17 @@ _ROWS: tuple[Row, ...] = (
         kept(_CONFIG, f"sed -i 's/^space_left_action.*/space_left_action = ignore/' {_CONFIG}"),
     ),
     _OF.blind("auditctl_gone", "tool_missing", hidden("/usr/sbin/auditctl")),
+    _undone("rules_refused", "rules_not_loaded", then((_GONE, _LOADED), _LOADS_AND_FAILS), "rules_refused", _UNRECORDED),
+    _undone(
+        "not_switched", "recording_off",
+        then(("auditctl -e 0", "auditctl -e 1"), refusing("/usr/sbin/auditctl", '[ "$1" = -e ]')), "not_switched",
+        "auditctl -s | grep -x 'enabled 0'",
+    ),
+    _undone(
+        "daemon_will_not_start", "daemon_down",
+        then((_STOP, "systemctl reset-failed auditd; systemctl start auditd"), refusing("/usr/sbin/auditd", "true")),
+        "unit_start_failed", "! systemctl is-active auditd",
+    ),
 )  # fmt: skip
 
 TABLE = Table(
@@ -62,4 +82,17 @@ TABLE = Table(
         },
     },
     interval_s=2,
+)
+# Locked until the next boot, so they stand last before one: nothing is tried, and the kernel would refuse it.
+LOCKED = Table(
+    (
+        _OF.alarm(
+            "rule_gone_and_locked",
+            "rules_locked",
+            at_once(f"{_GONE}; auditctl -e 2"),
+        ),
+    ),
+    entry=TABLE.entry,
+    interval_s=2,
+    rests=("fail", "rules_locked"),
 )

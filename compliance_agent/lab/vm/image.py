@@ -27,7 +27,7 @@ SIZE = "4G"  # sparse
 _FILES = {
     "etc/hostname": "clinic-vm\n",
     "etc/audit/rules.d/clinic.rules": RULES,
-    "etc/fstab": "/dev/disk/by-id/virtio-agent /usr/lib/compliance-agent ext4 ro,nofail,x-systemd.device-timeout=20s 0 0\n",
+    "etc/fstab": "/dev/disk/by-id/virtio-agent /usr/lib/compliance-agent ext4 ro,nofail,x-systemd.device-timeout=100s 0 0\n",
     # Debian's own setting: the clock is stepped while the daemon starts, and slewed after that.
     "etc/chrony/chrony.conf": "server 10.77.0.1 iburst minpoll 0 maxpoll 1\ndriftfile /var/lib/chrony/chrony.drift\n"
     "makestep 1 3\nrtcsync\n",
@@ -36,9 +36,10 @@ _FILES = {
     "etc/modules-load.d/lab.conf": "virtio_console\ndm_crypt\n",
     "etc/systemd/system/lab-runner.service": "[Unit]\nDefaultDependencies=no\nAfter=systemd-udevd.service\n"
     "[Service]\nExecStart=/usr/local/sbin/lab-runner\nRestart=always\n[Install]\nWantedBy=sysinit.target\n",
+    # No boot starts it: the lab does, when it has asked the machine what was left.
     "etc/systemd/system/compliance-agent.service": "[Unit]\nAfter=network.target\n"
     "RequiresMountsFor=/usr/lib/compliance-agent\nConditionPathExists=/etc/msp/agent.yaml\n"
-    "[Service]\nExecStart=/usr/bin/compliance-agent run\nRestart=on-failure\n[Install]\nWantedBy=multi-user.target\n",
+    "[Service]\nExecStart=/usr/bin/compliance-agent run\nRestart=on-failure\n",
     # A service that must not be there. It ends when it is told to, unless the lab holds it.
     "usr/lib/systemd/system/vsftpd.service": "[Service]\nExecStart=/usr/bin/sleep infinity\n"
     "ExecStop=/bin/sync\nExecStop=/usr/local/sbin/lab-hold\nTimeoutStopSec=infinity\n[Install]\nWantedBy=multi-user.target\n",
@@ -56,8 +57,10 @@ set -e
 mkdir -p /usr/lib/compliance-agent /etc/msp
 sed -i 's/^max_log_file_action.*/max_log_file_action = keep_logs/' /etc/audit/auditd.conf
 rm -f /etc/audit/rules.d/audit.rules
-systemctl -q enable auditd chrony cron lab-runner compliance-agent
+systemctl -q enable auditd chrony cron lab-runner
 systemctl -q disable apt-daily.timer apt-daily-upgrade.timer
+# Units come and go with every row, and each time all of these are asked anew.
+cd /usr/lib/systemd/system-generators && ls | grep -vxE 'systemd-(cryptsetup|fstab)-generator' | xargs rm -f; cd /
 systemctl -q mask getty@tty1 serial-getty@ttyS0 e2scrub_reap
 lab-system 1 sound; lab-system 2 sound
 nix-env -p /nix/var/nix/profiles/system --switch-generation 1

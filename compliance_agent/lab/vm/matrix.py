@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from compliance_agent.lab.real.row import PUBLISH, Row, Table, unreadable
 from compliance_agent.lab.vm import auditd
-from compliance_agent.lab.vm.row import CLOCK, Cut, stand_in
+from compliance_agent.lab.vm.row import CLOCK, Cut, Outage, stand_in
 
 _BACK = "systemctl start systemd-cryptsetup@records srv.mount"
 _AWAY = "systemctl stop srv.mount"
@@ -112,9 +112,35 @@ _BEFORE_RECORD = """case "$*" in *show*vsftpd*) [ ! -e /run/lab-acted ] || { syn
 $real "$@"; status=$?
 case "$*" in *start*cron*) touch /run/lab-acted ;; esac
 exit $status"""
+# Everything recorded so far has the log's receipt beside it.
+_DELIVERED = """cd /var/lib/compliance-agent/evidence
+for path in */*/*/*/bundle.json; do [ -e ${path%.json}.tlog-proof ] || exit 1; done"""
+_UNDELIVERED = f"! ({_DELIVERED})"
+# What is longer than a greeting is a request; from then on that connection gets no answer. The server has it, and says so in vain.
+_ANSWERS_LOST = """nft -f - <<'END'
+table inet lab {
+  set asked { type inet_service; flags dynamic, timeout; timeout 10m; }
+  chain out { type filter hook output priority 0; tcp dport 8443 meta length > 620 update @asked { tcp sport }; }
+  chain in { type filter hook input priority 0; tcp sport 8443 tcp dport @asked counter drop; }
+}
+END
+"""
+_SOME_LOST = "nft list table inet lab | grep 'counter packets [1-9]'"
+OUTAGES: tuple[Row, ...] = (
+    Outage(
+        "services", "link_lost", "ip link set eth0 down; systemctl stop cron", "fail", "service_down", "success",
+        truth=f"{_CRON} && {_UNDELIVERED}", restore="ip link set eth0 up; ip route add default via 10.0.2.2", through=_DELIVERED,
+    ),
+    Outage(
+        "services", "answers_lost_in_delivery", f"{_ANSWERS_LOST}systemctl stop cron", "fail", "service_down", "success",
+        truth=f"{_CRON} && for turn in $(seq 60); do ! {_SOME_LOST} || break; sleep 0.5; done; {_SOME_LOST} && {_UNDELIVERED}",
+        restore="nft delete table inet lab", through=_DELIVERED,
+    ),
+)  # fmt: skip
 SERVICES = Table(
     entry={"mode": "enforce", "parameters": {"active": ["cron.service", "dbus.service"], "forbidden": ["vsftpd.service"]}},
     rows=(
+        *OUTAGES,
         Cut(
             "services", "cut_before_record", "systemctl disable --now cron;" + stand_in("/usr/bin/systemctl", _BEFORE_RECORD),
             "fail", "service_down", "success", left=_CRON, truth=_CRON,
@@ -202,8 +228,16 @@ BROKEN_GENERATION = Table(
     ),
 )  # fmt: skip
 
-TABLES = (auditd.TABLE, ENCRYPTION, TIME_SYNC, FIREWALL, SERVICES, PATCHING)
-LATER = (GENERATION, BROKEN_GENERATION)
+# Power cuts and boots later: seen closed, and passing when it is open again.
+ENCRYPTION_LATER = replace(
+    ENCRYPTION,
+    rows=(
+        Row("encryption", "closed_after_power_cuts", _CLOSED, "fail", "mount_missing", "alert", "no_cure", restore=_BACK),
+    ),
+)  # fmt: skip
+
+TABLES = (ENCRYPTION, TIME_SYNC, auditd.TABLE, auditd.LOCKED, FIREWALL, SERVICES, PATCHING)
+LATER = (GENERATION, BROKEN_GENERATION, ENCRYPTION_LATER)
 ROWS: tuple[Row, ...] = tuple(row for table in (*TABLES, *LATER) for row in table.rows)
 
 

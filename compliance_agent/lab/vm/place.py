@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from compliance_agent.lab.real import install, recipe
-from compliance_agent.lab.real.machine import Machine
+from compliance_agent.lab.real import install
 from compliance_agent.lab.real.network import SERVER, Network
-from compliance_agent.lab.real.shell import must
-from compliance_agent.lab.vm.image import PACKAGES, ext4
-from compliance_agent.lab.vm.matrix import TABLES
+from compliance_agent.lab.real.row import Table
+from compliance_agent.lab.vm.image import ext4
 from compliance_agent.lab.vm.virtual import Virtual
 
 AGENT_MB, DATA_MB, SWAP_MB = 192, 64, 64
@@ -30,8 +28,8 @@ records /dev/disk/by-id/virtio-data /etc/records.key luks,nofail
 swap /dev/disk/by-id/virtio-swap /dev/urandom plain,swap,cipher=aes-xts-plain64,size=512,nofail
 END
 cat >>/etc/fstab <<'END'
-/dev/mapper/records /srv ext4 nofail,x-systemd.device-timeout=30s 0 0
-/dev/mapper/swap none swap nofail,x-systemd.device-timeout=30s 0 0
+/dev/mapper/records /srv ext4 nofail,x-systemd.device-timeout=100s 0 0
+/dev/mapper/swap none swap nofail,x-systemd.device-timeout=100s 0 0
 END
 systemctl daemon-reload
 systemctl start systemd-cryptsetup@records systemd-cryptsetup@swap
@@ -52,19 +50,11 @@ ENROL = (
 )
 
 
-def agent_disk(tree: Path, scratch: Path) -> Path:
-    """A file system with the agent in its virtual environment, its modules compiled.
-
-    Raises:
-        Unavailable: it could not be built or installed.
-    """
-    machine = Machine("vm-agent", (recipe.root_filesystem(PACKAGES),), scratch)
-    machine.mount()
-    must("chroot", str(machine.root), "python3", "-m", "venv", "--without-pip", f"/{install.PREFIX}", timeout_s=60)
-    install.agent(tree, machine.root, scratch)
-    ext4(machine.root / install.PREFIX, scratch / "agent.img", f"{AGENT_MB}M")
-    machine.unmount()
-    return scratch / "agent.img"
+def agent_disk(agent: Path, scratch: Path) -> Path:
+    """A file system with what the layer of the agent holds."""
+    made = scratch / "agent.img"
+    ext4(agent / install.PREFIX, made, f"{AGENT_MB}M")
+    return made
 
 
 def blank(path: Path, megabytes: int) -> Path:
@@ -74,12 +64,12 @@ def blank(path: Path, megabytes: int) -> Path:
     return path
 
 
-def install_on(virtual: Virtual, network: Network) -> None:
+def install_on(virtual: Virtual, network: Network, first: Table) -> None:
     """Encrypt, configure, enrol and start the agent on a host that is up."""
     virtual.must(ENCRYPT, timeout_s=120)
-    virtual.must(JOIN.format(source=install.APT.strip(), token=network.token()), timeout_s=120)
+    virtual.must(JOIN.format(source=network.source(virtual.name).strip(), token=network.token()), timeout_s=120)
     enrolled = virtual.must(ENROL.format(name=virtual.name), timeout_s=120)
-    put(virtual, "/etc/msp/baseline.yaml", install.baseline(TABLES))
+    put(virtual, "/etc/msp/baseline.yaml", install.baseline((first,)))
     put(virtual, "/etc/msp/agent.yaml", enrolled + settings(SETTINGS))
     virtual.must("systemctl restart chrony && systemctl start compliance-agent && sync", timeout_s=120)
 

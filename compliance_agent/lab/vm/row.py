@@ -1,4 +1,4 @@
-"""The word that the virtual host's table has besides those of the other hosts: a cure that the power cuts off.
+"""The words that the virtual host's table has besides those of the other hosts: a cure that the power cuts off, and an outage.
 
 The fault is made while the cure is held at one place (`lab-hold`, or a program that stands in for one of the host's until the next
 boot). Then the power goes. The next boot starts no agent, so the machine can be asked first what was left; then the agent comes up
@@ -35,6 +35,17 @@ class Cut(Row):
     boot: tuple[str, ...] = ()
     dead_boot: bool = False
     then: Row | None = None
+
+
+@dataclass(frozen=True)
+class Outage(Row):
+    """A fault while records cannot be delivered.
+
+    Attributes:
+        through: ends with 0 when, once it is over, everything that was held up came through by itself.
+    """
+
+    through: str = "true"
 
 
 def stand_in(program: str, script: str) -> str:

@@ -11,8 +11,9 @@ from compliance_agent.lab.real.judge import Judged
 from compliance_agent.lab.real.network import Network
 from compliance_agent.lab.real.report import Progress
 from compliance_agent.lab.real.row import Table
+from compliance_agent.lab.vm.disk import Loss
 from compliance_agent.lab.vm.host import VirtualHost
-from compliance_agent.lab.vm.image import image
+from compliance_agent.lab.vm.image import Image
 from compliance_agent.lab.vm.place import DATA_MB, SWAP_MB, agent_disk, blank
 from compliance_agent.lab.vm.row import Cut
 from compliance_agent.lab.vm.virtual import Virtual
@@ -23,16 +24,10 @@ def lines(tables: Sequence[Table]) -> int:
     return sum(1 + (isinstance(row, Cut) and row.then is not None) for table in tables for row in table.rows)
 
 
-def prepared(tree: Path, scratch: Path, progress: Progress) -> Virtual:
-    """A machine that can be switched on. Needs the network of this machine where its image is not in the cache.
-
-    Raises:
-        Unavailable: it could not be made.
-    """
-    made = image()
-    progress.say(f"image {made.directory.name}")
+def prepared(made: Image, agent: Path, scratch: Path) -> Virtual:
+    """A machine that can be switched on, with what the layer of the agent holds."""
     disks = {
-        "agent": (agent_disk(tree, scratch), True),
+        "agent": (agent_disk(agent, scratch), True),
         "data": (blank(scratch / "data.img", DATA_MB), False),
         "swap": (blank(scratch / "swap.img", SWAP_MB), False),
     }
@@ -50,6 +45,7 @@ def done(
     host.start()
     judged: list[Judged] = []
     for table in tables:
+        host.turn_to(table)
         for row in table.rows:
             progress.begin(host.name, row.name)
             begun = datetime.now(UTC)
@@ -62,6 +58,17 @@ def done(
                     kept.write_text(host.trail(line.row, begun), "utf-8")
                     progress.say(f"{line.row.name}: records and journal in {kept}")
     try:
-        return judged, host.verified()
+        return judged, forgetful(virtual.losses, host.verified(), progress)
     finally:
         virtual.cut()
+
+
+def forgetful(losses: Sequence[Loss], told: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """The host's evidence, if its disk lost something when the power was cut: else no cut has shown anything."""
+    pending, lost = sum(loss.pending for loss in losses), sum(loss.lost for loss in losses)
+    progress.say(
+        f"{told['host']}: {len(losses)} power cuts; of {pending} writes that the disk was not yet told to keep, {lost} lost or torn"
+    )
+    if not losses or lost:
+        return told
+    return {**told, "ok": False, "problems": [*told["problems"], "no power cut lost a write"]}

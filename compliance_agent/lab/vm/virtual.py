@@ -1,7 +1,7 @@
 """One virtual machine: qemu with an emulated processor, started, cut off and ended by its process id.
 
-Its disk is a copy-on-write layer over the cached image. Killing qemu is the power cut: what the guest had in memory is gone, what
-its disk had taken stays. It stands in the lab's network and reaches nothing else; commands go through a virtio port (`runner`).
+Killing qemu is the power cut: what the guest had in memory is gone, and of what its root disk had taken only what it was told to
+keep is sure to stay (`disk`). It stands in the lab's network; commands go through a virtio port (`runner`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import base64
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -21,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from compliance_agent.errors import Unavailable
-from compliance_agent.lab.real.shell import PAUSE_S, Shell, must
+from compliance_agent.lab.real.shell import PAUSE_S, Shell
+from compliance_agent.lab.vm.disk import Disk, Loss
 from compliance_agent.lab.vm.image import Image
 
 NEEDED = {"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "mke2fs": "e2fsprogs"}
@@ -64,16 +66,17 @@ class Virtual(Shell):
         self.directory = scratch / name
         self.boots = 0
         self._image, self._disks = image, disks
+        self._root = Disk(image.disk, self.directory)
+        self.losses: list[Loss] = []
         self._qemu: subprocess.Popen[bytes] | None = None
         self._line: socket.socket | None = None
         self._held = b""
         self._asked = 0
 
     def prepare(self) -> None:
-        """Its own layer over the image."""
+        """Its own copy of the image."""
         self.directory.mkdir(parents=True)
-        backing = ("-f", "qcow2", "-F", "raw", "-b", str(self._image.disk))
-        must("qemu-img", "create", "-q", *backing, str(self._layer), timeout_s=60)
+        self._root.prepare()
 
     def boot(self, *words: str) -> float:
         """Start it, and wait until it is up; seconds that took. `words` are further parameters of its kernel.
@@ -83,9 +86,9 @@ class Virtual(Shell):
         """
         started = time.monotonic()
         self.start(*words)
-        while time.monotonic() < started + BOOT_S and self.running:
+        while (left := started + BOOT_S - time.monotonic()) > 0 and self.running:
             with contextlib.suppress(Unavailable):
-                if self.run("systemctl is-system-running", timeout_s=5.0).stdout.strip() in {"running", "degraded"}:
+                if self.sh("systemctl is-system-running --wait", timeout_s=left).strip() in {"running", "degraded"}:
                     return round(time.monotonic() - started, 1)
                 time.sleep(PAUSE_S)
         raise Unavailable(f"virtual host {self.name} was not up within {BOOT_S:.0f} s: {self.console()[-600:]}")
@@ -116,6 +119,7 @@ class Virtual(Shell):
                 os.kill(self._qemu.pid, signal.SIGKILL)
             self._qemu.wait(20)
             self._qemu = None
+            self.losses.append(self._root.cut_off(random.Random(self.boots)))
 
     def run(self, script: str, *, timeout_s: float = 60.0) -> Ran:
         """A shell script inside, as root.
@@ -123,8 +127,19 @@ class Virtual(Shell):
         Raises:
             Unavailable: the machine did not answer.
         """
+        return self._told({"script": script, "timeout_s": timeout_s}, timeout_s)
+
+    def names(self, pattern: str) -> list[str]:
+        """The files inside that a pattern names.
+
+        Raises:
+            Unavailable: the machine did not answer.
+        """
+        return self._told({"names": pattern}, 60.0).stdout.split()
+
+    def _told(self, question: dict[str, object], timeout_s: float) -> Ran:
         self._asked += 1
-        asked = {"id": self._asked, "script": script, "timeout_s": timeout_s}
+        asked = {"id": self._asked, **question}
         ends = time.monotonic() + timeout_s + 3.0
         try:
             line = self._connected(ends)
@@ -136,7 +151,7 @@ class Virtual(Shell):
                     return Ran(int(said["status"]), _text(said["out"]), _text(said["err"]))
         except OSError as error:  # a timeout is one
             raise Unavailable(
-                f"virtual host {self.name}: no answer to `{script[:120]}`; {self.console()[-300:]}"
+                f"virtual host {self.name}: no answer to `{str(question)[:120]}`; {self.console()[-300:]}"
             ) from error
 
     def console(self) -> str:
@@ -149,15 +164,12 @@ class Virtual(Shell):
     # Parts
 
     @property
-    def _layer(self) -> Path:
-        return self.directory / "root.qcow2"
-
-    @property
     def _port(self) -> Path:
         return self.directory / "port"
 
     def _command(self, words: Sequence[str]) -> list[str]:
         command = [
+            "nice", "-n", "-5",  # before the hosts beside it, for it has the longest way to go
             "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-smp", "2", "-m", str(MEMORY_MB), "-nodefaults",
             "-no-user-config", "-display", "none", "-no-reboot", "-rtc", "base=utc", "-serial", f"file:{self.directory}/console",
             "-kernel", str(self._image.kernel), "-initrd", str(self._image.initrd), "-append", " ".join((KERNEL, *words)),
@@ -166,9 +178,9 @@ class Virtual(Shell):
             "-device", "virtserialport,chardev=runner,name=lab.runner",
             "-netdev", "user,id=net,net=10.0.2.0/24", "-device", "virtio-net-pci,netdev=net",
         ]  # fmt: skip
-        command += _drive("root", self._layer, "qcow2", read_only=False)
+        command += self._root.switched_on()
         for serial, (path, read_only) in self._disks.items():
-            command += _drive(serial, path, "raw", read_only=read_only)
+            command += _drive(serial, path, read_only=read_only)
         return command
 
     def _connected(self, ends: float) -> socket.socket:
@@ -202,10 +214,10 @@ class Virtual(Shell):
         return said if isinstance(said, dict) else {}
 
 
-def _drive(serial: str, path: Path, form: str, *, read_only: bool) -> list[str]:
+def _drive(serial: str, path: Path, *, read_only: bool) -> list[str]:
     mode = "on" if read_only else "off"
     return [
-        "-drive", f"if=none,id={serial},file={path},format={form},cache=writeback,readonly={mode}",
+        "-drive", f"if=none,id={serial},file={path},format=raw,cache=writeback,readonly={mode}",
         "-device", f"virtio-blk-pci,drive={serial},serial={serial}",
     ]  # fmt: skip
 
