@@ -276,3 +276,19 @@ def test_without_a_python_the_message_says_what_to_do(tmp_path: Path) -> None:
 def test_changelog_fragments_have_a_known_kind(name: str) -> None:
     """towncrier leaves a fragment of an unknown kind out without a word."""
     assert re.fullmatch(r"[0-9a-z-]+\.(added|changed|fixed|security|removed)\.md", name)
+
+
+def test_revisions_of_the_schema_are_one_row() -> None:
+    """Two that were written at the same time have one number; whoever lands second takes the next."""
+    paths = sorted((ROOT / "compliance_agent/server/store/revisions").glob("[0-9]*.py"))
+    said = [re.findall(r'^(?:down_)?revision = "?(\w+)"?$', path.read_text("utf-8"), re.MULTILINE) for path in paths]
+    assert [own for own, _ in said] == [path.name[:4] for path in paths]
+    assert [before for _, before in said] == ["None", *(own for own, _ in said[:-1])]
+
+
+def test_every_table_is_made_by_a_revision() -> None:
+    """Quick and coarse, for lint; tests/server/test_migrations.py holds every column against tables.py."""
+    store = ROOT / "compliance_agent/server/store"
+    made = "".join(path.read_text("utf-8") for path in [store / "schema_3.py", *store.glob("revisions/*.py")])
+    tables = re.findall(r'(?:Table|_credentials)\(\s*"(\w+)"', (store / "tables.py").read_text("utf-8"))
+    assert len(tables) > 20 and [name for name in tables if f'"{name}"' not in made] == []

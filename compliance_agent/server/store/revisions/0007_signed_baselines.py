@@ -6,8 +6,8 @@ from sqlalchemy import Column, ForeignKey, LargeBinary
 from compliance_agent.server.store.losing import refuse_to_lose
 from compliance_agent.server.store.schema_3 import TEXT
 
-revision = "0005"
-down_revision = "0004"
+revision = "0007"
+down_revision = "0006"
 
 
 def upgrade() -> None:
