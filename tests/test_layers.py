@@ -41,6 +41,7 @@ LAYERS: dict[str, str] = {
     "documents": "thinking",
     "entries": "thinking",
     "evidence.accepting": "thinking",
+    "evidence.alike": "thinking",
     "evidence.spelled": "thinking",
     "evidence.allowlist": "thinking",
     "evidence.canonical": "thinking",

@@ -151,6 +151,17 @@ class Registry:
         own = {word for entry in chosen for word in entry["reasons"]}
         return tuple(sorted({*own, *self.common_reasons, UNDECLARED, *(self.codes if gates else ())}))
 
+    def may_say(self, check: str, gates: bool) -> frozenset[str]:
+        """As `reasons`, to be asked whether a word is one of them."""
+        found = self._said.get((check, gates))
+        if found is None:
+            found = self._said[check, gates] = frozenset(self._reasons_of(check, gates))
+        return found
+
+    @functools.cached_property
+    def _said(self) -> dict[tuple[str, bool], frozenset[str]]:
+        return {}
+
     @functools.cached_property
     def _reasons(self) -> dict[tuple[str | None, bool], tuple[str, ...]]:
         return {}
@@ -295,7 +306,7 @@ def check_document(
             _check(document, known.schema, "")
         _check_facts(document, names, known)
     _check_words(document, known)
-    _check_logic(document)
+    check_logic(document)
     _check_incident(document)
     if document["artifacts"] and document["kind"] != BundleKind.ORDER:
         raise _bad("artifacts", "none in a bundle of another kind than order")
@@ -384,16 +395,17 @@ def _check_words(document: Mapping[str, Any], known: Registry) -> None:
     check = document["check"]
     if check is not None:
         for field, gates in (("reason", True), ("post_reason", False)):
-            if document[field] is not None and document[field] not in known.reasons(check, gates=gates):
+            if document[field] is not None and document[field] not in known.may_say(check, gates):
                 raise _bad(field, f"a reason that check {check} declares")
         if not set(document["hipaa_controls"]) <= set(known.checks[check]["citations"]):
             raise _bad("hipaa_controls", f"sections that check {check} cites")
     for name, state in document["states"].items():
-        if state["reason"] not in known.reasons(name, gates=False):
+        if state["reason"] not in known.may_say(name, False):
             raise _bad(f"states.{name}.reason", f"a reason that check {name} declares")
 
 
-def _check_logic(document: Mapping[str, Any]) -> None:
+def check_logic(document: Mapping[str, Any]) -> None:
+    """What its members say of each other; BadEvidence, code `bad_schema`."""
     kind = document["kind"]
     if kind in {BundleKind.DRIFT, BundleKind.REMEDIATION, BundleKind.DRILL} and document["check"] is None:
         raise _bad("check", f"a check in a bundle of kind {kind}")

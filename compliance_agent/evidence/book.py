@@ -13,7 +13,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from compliance_agent.documents import read_json
 from compliance_agent.entries import act
@@ -41,6 +41,15 @@ _BUNDLE = re.compile(
     rb'\{"bundle_sha256":"([0-9a-f]{64})","epoch":(0|[1-9][0-9]{0,14}),"key":"([0-9a-f]{64})","kind":"bundle",'
     rb'"prev":"([0-9a-f]{64})","seq":([1-9][0-9]{0,14}),"sig":"[A-Za-z0-9+/]{86}==","v":1\}'
 )
+
+
+class Leaf(NamedTuple):
+    """What the log says of a record: its digest, its place, and the digest of the one before."""
+
+    digest: str
+    epoch: int
+    prev: str
+    seq: int
 
 
 @dataclass
@@ -81,31 +90,34 @@ class KeyLine:
     _place: tuple[int, int] = (0, 0)
     _digest: str = ""
 
-    def follow(self, index: int, leaf: Mapping[str, Any], tag: bytes, begins: bool) -> None:
+    def follow(self, index: int, leaf: Leaf, tag: bytes, begins: bool) -> None:
         """Its next record."""
-        place = (leaf["epoch"], leaf["seq"])
+        digest, epoch, prev, seq = leaf
+        place = (epoch, seq)
         if self.first < 0:
             self.first = index
             if self.after is not None:
-                if place[0] <= self.after[0][0] or place[1] != 1 or leaf["prev"] != self.after[1]:
+                if epoch <= self.after[0][0] or seq != 1 or prev != self.after[1]:
                     self.problems.append(
                         ("broken_link", f"{named(place)} does not follow the key that it took the place of")
                     )
-            elif begins and (place[1] != 1 or leaf["prev"] != NO_PREV):
+            elif begins and (seq != 1 or prev != NO_PREV):
                 self.problems.append(("missing_start", f"the log begins with {named(place)}"))
         else:
-            where = f"log entry {index}: {named(place)}"
             before = self._place
-            follows = place[1] == (before[1] + 1 if place[0] == before[0] else 1)
-            if place[0] < before[0] or not follows:
-                self.problems.append(("missing", f"{where} after {named(before)}"))
-            elif leaf["prev"] != self._digest:
-                self.problems.append(("broken_link", f"{where} does not name the record before it"))
-        self.last, self._place, self._digest = index, place, leaf["bundle_sha256"]
-        epoch = self.epochs.setdefault(place[0], Epoch())
-        epoch.seqs.append(place[1])
-        epoch.digests += tag
-        epoch.indexes.append(index)
+            follows = seq == (before[1] + 1 if epoch == before[0] else 1)
+            if epoch < before[0] or not follows:
+                self.problems.append(("missing", f"log entry {index}: {named(place)} after {named(before)}"))
+            elif prev != self._digest:
+                text = f"log entry {index}: {named(place)} does not name the record before it"
+                self.problems.append(("broken_link", text))
+        self.last, self._place, self._digest = index, place, digest
+        records = self.epochs.get(epoch)
+        if records is None:
+            records = self.epochs[epoch] = Epoch()
+        records.seqs.append(seq)
+        records.digests += tag
+        records.indexes.append(index)
 
     def event(self, name: str) -> tuple[int, str] | None:
         """Index and time of the first such event."""
@@ -243,8 +255,7 @@ class Book:
         quick = _BUNDLE.fullmatch(entry) if index else None
         if quick:
             digest, epoch, key, prev, seq = quick.groups()
-            leaf = {"bundle_sha256": digest.decode(), "prev": prev.decode(), "epoch": int(epoch), "seq": int(seq)}
-            self._bundle(index, key.decode(), leaf, tags)
+            self._bundle(index, key.decode(), Leaf(digest.decode(), int(epoch), prev.decode(), int(seq)), tags)
             return
         try:
             leaf = _leaf(entry)
@@ -258,7 +269,8 @@ class Book:
             case "shard":
                 self.previous = leaf.get("previous") or None
             case "bundle":
-                self._bundle(index, leaf["key"], leaf, tags)
+                said = Leaf(leaf["bundle_sha256"], leaf["epoch"], leaf["prev"], leaf["seq"])
+                self._bundle(index, leaf["key"], said, tags)
             case "key" if leaf["event"] == "rotate":
                 self._rotation(index, leaf)
             case "key":
@@ -279,11 +291,14 @@ class Book:
         last = ((said.epoch, said.seq), said.digest)
         self._line(said.old_key).rotate(index, leaf["at"], last, self._line(said.new_key))
 
-    def _bundle(self, index: int, key: str, leaf: Mapping[str, Any], tags: Tagger) -> None:
-        self._line(key).follow(index, leaf, tags.tag(leaf["bundle_sha256"]), self.previous is None and not self.first)
+    def _bundle(self, index: int, key: str, leaf: Leaf, tags: Tagger) -> None:
+        self._line(key).follow(index, leaf, tags.tag(leaf.digest), self.previous is None and not self.first)
 
     def _line(self, key: str) -> KeyLine:
-        return self.keys.setdefault(key, KeyLine())
+        line = self.keys.get(key)
+        if line is None:
+            line = self.keys[key] = KeyLine()
+        return line
 
     def key_problems(self, names: Mapping[str, str] | None = None) -> Iterator[Problem]:
         """What is wrong with the chains of the keys in `names`, under those names; None: of every key, under its id."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from compliance_agent import facts
@@ -51,10 +51,20 @@ class Spelling:
         fits = self._facts.get(check) or self._facts_of(check)
         return (before == b"{}" or fits(before) is not None) and (after == b"{}" or fits(after) is not None)
 
+    def members(self, keys: Iterable[str], check: str | None) -> str:
+        """Members of a record of this check that stand side by side, as a regular expression."""
+        schema = self._known.schema
+        forms = {key: self._facts_form(check) if isinstance(schema[key], Facts) else _form(schema[key]) for key in keys}
+        return ",".join(f"{_word(key)}:{form}" for key, form in forms.items())
+
     def _facts_of(self, check: bytes) -> Callable[[bytes], object]:
-        declared = {name: Maybe(kind) for name, kind in self._known.facts_of[check.decode("ascii")[1:-1]].items()}
-        found = self._facts[check] = re.compile(_some(declared).encode("ascii")).fullmatch
+        form = self._facts_form(check.decode("ascii")[1:-1])
+        found = self._facts[check] = re.compile(form.encode("ascii")).fullmatch
         return found
+
+    def _facts_form(self, check: str | None) -> str:
+        declared = {} if check is None else self._known.facts_of[check]
+        return _some({name: Maybe(kind) for name, kind in declared.items()})
 
 
 def _form(schema: Any) -> str:
@@ -80,7 +90,7 @@ def _field(key: str, schema: Any) -> str:
 def _some(of: Mapping[str, Any]) -> str:
     """An object of some of these keys; a comma stands only before a key."""
     pairs = (rf'(?:{_word(key)}:{_form(inner)}(?:,(?=")|(?=\}})))?' for key, inner in sorted(of.items()))
-    return r"\{" + "".join(pairs) + r"\}"
+    return r"(?:\{\}|\{" + "".join(pairs) + r"\})"  # most often there is none of them
 
 
 def _list(inner: str, at_most: int) -> str:

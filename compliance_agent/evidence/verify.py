@@ -25,6 +25,7 @@ from compliance_agent.documents import read_json
 from compliance_agent.entries.interval import Timeline
 from compliance_agent.errors import AgentError, BadEvidence, DocumentError, NoInput
 from compliance_agent.evidence import walk
+from compliance_agent.evidence.alike import Alike
 from compliance_agent.evidence.allowlist import check_document, registry
 from compliance_agent.evidence.canonical import is_canonical, read_canonical
 from compliance_agent.evidence.chains import Chain, Chains, Row, Tagger, packed
@@ -133,6 +134,7 @@ class Judge:
         self._keys = keys
         self._receipts = receipts
         self._tags = tags
+        self._alike = Alike(registry())
 
     def __call__(self, batch: Batch) -> Part:
         part = Part()
@@ -149,7 +151,7 @@ class Judge:
         signature = place.read(SIGNATURE, crypto.SIGNATURE_BYTES)
         if body is None or signature is None:
             raise BadEvidence(f"{place.name}: {CODES['unreadable']}", code="unreadable")
-        document = check_bytes(body, signature, self._keys)
+        document = check_bytes(body, signature, self._keys, self._alike)
         if place.document == BUNDLE and place.name != document["bundle_id"]:
             raise BadEvidence(f"bundle {document['bundle_id']}: {CODES['misplaced']}", code="misplaced")
         part.verified += 1
@@ -285,15 +287,25 @@ def read_key(path: Path) -> dict[str, bytes]:
     return {crypto.key_id(public): public}
 
 
-def check_bytes(body: bytes, signature: bytes, keys: Mapping[str, bytes]) -> dict[str, Any]:
+def check_bytes(body: bytes, signature: bytes, keys: Mapping[str, bytes], alike: Alike | None = None) -> dict[str, Any]:
     """The document of one bundle, after its bytes, signature, form and schema were checked.
+
+    Args:
+        body, signature: of the bundle.
+        keys: raw public keys by key id.
+        alike: for whoever checks many: what was seen lately.
 
     Raises:
         BadEvidence: `code` is one of CODES.
     """
+    seen = None if alike is None else alike.read(body)
+    if seen is not None:
+        return seen if _is_signed(seen, body, signature, keys) else _named(body, signature, keys)
     spelled = registry().spelled(body)
     document = _PLAIN(body.decode("ascii"))[0] if spelled else read_canonical(body)
     if isinstance(document, dict) and _verifies(document, body, signature, keys, spelled=spelled):
+        if alike is not None and spelled:
+            alike.learn(body, document)
         return document
     return _named(body, signature, keys)
 
@@ -303,12 +315,16 @@ def _verifies(
 ) -> bool:
     """Whether all is well; the slow way says what is not."""
     try:
-        if not crypto.verify(_named_key(document, keys), signature, body):
+        if not _is_signed(document, body, signature, keys):
             return False
         check_document(document, spelled=spelled)
     except BadEvidence:
         return False
     return True
+
+
+def _is_signed(document: Any, body: bytes, signature: bytes, keys: Mapping[str, bytes]) -> bool:
+    return crypto.verify(_named_key(document, keys), signature, body)
 
 
 def _named_key(document: Any, keys: Mapping[str, bytes]) -> bytes:
@@ -327,7 +343,7 @@ def _named(body: bytes, signature: bytes, keys: Mapping[str, bytes]) -> dict[str
         raise BadEvidence(f"bundle: {error}", code="not_json") from error
     if not is_canonical(body):
         raise BadEvidence(f"bundle: {CODES['not_canonical']}", code="not_canonical")
-    if not crypto.verify(_named_key(document, keys), signature, body):
+    if not _is_signed(document, body, signature, keys):
         raise BadEvidence(f"bundle: {CODES['bad_signature']}", code="bad_signature")
     check_document(document)
     return dict(document)

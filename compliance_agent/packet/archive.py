@@ -24,6 +24,7 @@ _REGULAR_0644 = 0o100644 << 16
 _UNIX = 3
 PARTS = ("bundle.json", "bundle.sig", "leaf.json", "bundle.tlog-proof")  # names of a record's files
 _NAME = re.compile(r"(?!.*(?:^|/)\.{1,2}(?:/|$))[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*")
+_LAST = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")  # of a plain path: what is in such a directory
 _CHUNK = 1 << 20
 _LOOK = 4_096
 _TOGETHER = 4_096  # lines of the directory that are written at once
@@ -111,9 +112,9 @@ class Entry(NamedTuple):
         )  # fmt: skip
 
 
-def before(name: bytes, size: int, crc: int) -> bytes:
+def before(name: bytes, size: int, crc: int, pack: Callable[..., bytes] = _AFTER.pack) -> bytes:
     """What stands before the bytes of a file."""
-    return _BEFORE + _AFTER.pack(crc, size, size, len(name), 0) + name
+    return _BEFORE + pack(crc, size, size, len(name), 0) + name
 
 
 class Container:
@@ -229,6 +230,7 @@ class InOrder:
     begins = ends = -1
     count = 0
     _above: str | None = None  # a directory with a plain path
+    _plain: str | None = None  # the directory that a record with a plain path stands in
 
     def follow(self, entry: Entry) -> str:
         """The next file; the directory it stands in. BadEvidence, code `bad_container`."""
@@ -258,8 +260,11 @@ class InOrder:
         count, begins, ends = files
         if f"{directory}/{first}" <= self.last:
             raise _bad("it holds a name twice, or names that are not in order")
-        if not _NAME.fullmatch(directory):
-            raise _bad("a file's name is not a plain relative path")
+        above, _, name = directory.rpartition("/")
+        if above != self._plain or not _LAST.fullmatch(name):
+            if not _NAME.fullmatch(directory):
+                raise _bad("a file's name is not a plain relative path")
+            self._plain = above or None
         if begins != self.ends or self.count == 0:
             self._goes_on(f"{directory}/{first}", begins)
         self.last, self.ends, self.count = f"{directory}/{last}", ends, self.count + count

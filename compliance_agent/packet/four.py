@@ -15,7 +15,8 @@ from typing import NamedTuple
 from compliance_agent.packet.archive import PARTS, Layout
 
 NAMES = tuple(sorted(PARTS))
-_FIRST = f"/{NAMES[0]}".encode("ascii")
+BELOW = tuple(f"/{name}".encode("ascii") for name in NAMES)
+_FIRST = BELOW[0]
 _FIELDS = 9
 
 
@@ -93,10 +94,9 @@ def _lines_of(length: int, far: bool) -> tuple[struct.Struct, tuple[int, ...]]:
 
 def _lines(above: bytes, far: bool) -> tuple[struct.Struct, tuple[int, ...], tuple[bytes, ...]]:
     form, lengths = _lines_of(len(above), far)
-    return form, lengths, tuple([above + name for name in _BELOW])
+    return form, lengths, tuple([above + name for name in BELOW])
 
 
-_BELOW = tuple(f"/{name}".encode("ascii") for name in NAMES)
 _FIXED = ((Layout.NEAR,) * 4, (Layout.FAR,) * 4)
 _BETWEEN = (Layout.BETWEEN,) * 4
 _EXTRA = ((0,) * 4, (Layout.EXTRA,) * 4)

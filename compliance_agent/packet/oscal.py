@@ -219,21 +219,22 @@ class Stated:
         """Another record."""
         said, host = record.document, record.document["host"]["id"]
         about, place, path, digest = own_check(said), record.place, record.directory, record.digest
-        told: dict[str, Cited] = {}
-        end = said["timestamp_end"]
+        told: dict[str, str] = {}
         for check, result, _ in statements(said):
-            told[check] = cited = Cited(place, path, digest, check == about, end, result)
+            told[check] = result
             spoken = self.said.get((host, check))
             if spoken is None:
+                cited = Cited(place, path, digest, check == about, said["timestamp_end"], result)
                 spoken = self.said[host, check] = Spoken(cited, cited)
             spoken.counts[result] += 1
-        for check, cited in told.items():
-            spoken = self.said[host, check]
-            spoken.own += cited.own
-            if cited.place < spoken.first.place:
-                spoken.first = cited
-            if cited.place >= spoken.last.place:
-                spoken.last = cited
+        for check, result in told.items():
+            spoken, own = self.said[host, check], check == about
+            spoken.own += own
+            first, last = place < spoken.first.place, place >= spoken.last.place
+            if first or last:
+                cited = Cited(place, path, digest, own, said["timestamp_end"], result)
+                spoken.first = cited if first else spoken.first
+                spoken.last = cited if last else spoken.last
 
     def join(self, other: Stated) -> None:
         """What other records say."""

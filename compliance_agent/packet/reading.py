@@ -20,8 +20,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from zlib import crc32
 
+from compliance_agent import crypto
 from compliance_agent.entries.leaf import bundle_leaf
 from compliance_agent.errors import BadEvidence
+from compliance_agent.evidence.alike import Alike
 from compliance_agent.evidence.allowlist import registry
 from compliance_agent.evidence.chains import Tagger, packed
 from compliance_agent.evidence.problems import CODES, Problem
@@ -33,11 +35,12 @@ from compliance_agent.packet import ocsf, oscal, table
 from compliance_agent.packet.archive import PARTS, Container, Entry, InOrder, before, check_crc
 from compliance_agent.packet.content import Record, Scope, directory_of
 from compliance_agent.packet.due import Due
-from compliance_agent.packet.four import NAMES, Four
+from compliance_agent.packet.four import BELOW, NAMES, Four
 from compliance_agent.packet.manifest import DIGEST_BYTES, MANIFEST, MANIFEST_SIGNATURE, line_of
-from compliance_agent.packet.stretches import RECORD, Batch
+from compliance_agent.packet.stretches import Batch, is_record
 
 MAX_PART_BYTES = 65_535
+BUNDLE = PARTS[0]
 UNLISTED = {MANIFEST, MANIFEST_SIGNATURE}
 INSIDE, INCIDENT = 1, 2
 _REGION = 1 << 22
@@ -103,6 +106,7 @@ class Part:
         rows: by host label, key and epoch: rows, and what is kept beside each.
         stated: what the records of the period say of checks.
         digests: of long files, by path.
+        signed: whether the manifest has its signature; None where nobody looked.
     """
 
     order: InOrder = field(default_factory=InOrder)
@@ -114,6 +118,7 @@ class Part:
     rows: dict[tuple[str, str, int], tuple[bytearray, bytearray]] = field(default_factory=dict)
     stated: oscal.Stated = field(default_factory=oscal.Stated)
     digests: dict[str, str] = field(default_factory=dict)
+    signed: bool | None = None
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -124,12 +129,14 @@ class Held:
     Attributes:
         keys: raw public keys by key id.
         note, checkpoint: of the packet's log; None where it does not verify, and then no record counts as verified.
+        manifest: key and signature of a long one; None leaves it to the caller.
     """
 
     keys: Mapping[str, bytes]
     scope: Scope | None
     note: bytes
     checkpoint: Checkpoint | None
+    manifest: tuple[bytes, bytes] | None = None
 
 
 class Reader:
@@ -138,6 +145,7 @@ class Reader:
     def __init__(self, container: Container, manifest: Entry | None, held: Held, tags: Tagger) -> None:
         self._container, self._manifest, self._held, self._tags = container, manifest, held, tags
         self._numbers = {check: number for number, check in enumerate(checks())}
+        self._alike = Alike(registry())
         self._due = None if held.scope is None else Due(held.scope)
 
     def __call__(self, batch: Batch) -> Part:
@@ -151,17 +159,15 @@ class Reader:
         held = self._bytes_of(_begin(directories[0]), last.end if isinstance(last, Four) else last[-1].end)
         for entries in directories:
             if isinstance(entries, Four):
-                files, digests, directory, line = (
-                    *self._files_of_four(entries, held, part),
-                    entries.directory,
-                    entries.line,
-                )
-            else:
-                files, digests = self._files(entries, held, part)
-                directory, line = entries[0].above, entries[0].line
+                files, listed, digest = self._files_of_four(entries, held, part)
+                lines += listed
+                self._record(entries.directory, entries.line, files, digest, part)
+                continue
+            files, digests = self._files(entries, held, part)
             lines += [f"{digest}  {name}\n" for name, digest in digests.items() if name not in UNLISTED]
-            if isinstance(entries, Four) or RECORD.fullmatch(directory):
-                self._record(directory, line, files, digests, part)
+            directory = entries[0].above
+            if is_record(directory):
+                self._record(directory, entries[0].line, files, digests.get(f"{directory}/{BUNDLE}", ""), part)
             else:
                 part.others += entries
         part.listed = self._listed("".join(lines).encode("ascii"))
@@ -177,7 +183,7 @@ class Reader:
                 four is not None
                 and four.directory != above
                 and max(four.sizes) <= MAX_PART_BYTES
-                and RECORD.fullmatch(four.directory)
+                and is_record(four.directory)
             ):
                 order.follow_record(four.directory, NAMES[0], NAMES[-1], (len(NAMES), four.offsets[0], four.end))
                 found.append(four)
@@ -194,25 +200,28 @@ class Reader:
 
     def _files_of_four(
         self, four: Four, held: tuple[bytes, int], part: Part
-    ) -> tuple[dict[str, bytes], dict[str, str]]:
-        """As `_files`."""
+    ) -> tuple[dict[str, bytes], list[str], str]:
+        """Bytes by name, lines of the manifest, and the digest of the record; the files are held as in `_files`."""
         files: dict[str, bytes] = {}
-        digests: dict[str, str] = {}
+        lines: list[str] = []
         directory, (whole, start) = four.directory, held
-        at = four.offsets[0] - start
+        at, above, of_bundle = four.offsets[0] - start, directory.encode("ascii"), ""
         if at < 0:
             whole, at = self._container.read(four.offsets[0], four.end - four.offsets[0]), 0
-        for name, crc, size in zip(NAMES, four.crcs, four.sizes, strict=True):
-            path = f"{directory}/{name}"
-            header = before(path.encode("ascii"), size, crc)
-            starts = at + len(header)
-            raw = whole[starts : starts + size]
+        for name, below, crc, size in zip(NAMES, BELOW, four.crcs, four.sizes, strict=True):
+            header = before(above + below, size, crc)
+            begins = at + len(header)
+            ends = begins + size
+            raw = whole[begins:ends]
             if not whole.startswith(header, at) or crc32(raw) != crc:
                 problem = "what stands before it is not as a packet is written, or its checksum is of other bytes"
-                part.problems.append(Problem("bad_container", path, problem))
-            files[name], digests[path] = raw, hashlib.sha256(raw).hexdigest()
-            at = starts + size
-        return files, digests
+                part.problems.append(Problem("bad_container", f"{directory}/{name}", problem))
+            digest = hashlib.sha256(raw).hexdigest()
+            lines.append(f"{digest}  {directory}/{name}\n")
+            if name == BUNDLE:
+                of_bundle = digest
+            files[name], at = raw, ends
+        return files, lines, of_bundle
 
     def _bytes_of(self, start: int, end: int) -> tuple[bytes, int]:
         """The bytes of a batch and where they begin; none where there are too many to be held."""
@@ -254,6 +263,11 @@ class Reader:
         return (start, start + len(lines)) if read(start, len(lines)) == lines else None
 
     def _long(self, entry: Entry, part: Part) -> str:
+        """The digest of a long file, held to its checksum; nobody needs that of the manifest, which has a signature instead."""
+        if entry.name == MANIFEST and self._held.manifest is not None:
+            part.signed = crypto.verify_chunks(*self._held.manifest, lambda: self._container.chunks(entry))
+            check_crc(entry, self._container.chunks(entry))
+            return ""
         digest = hashlib.sha256()
 
         def pieces() -> Iterator[bytes]:
@@ -267,9 +281,7 @@ class Reader:
             part.digests[entry.name] = digest.hexdigest()
         return digest.hexdigest()
 
-    def _record(
-        self, directory: str, line: int, files: Mapping[str, bytes], digests: Mapping[str, str], part: Part
-    ) -> None:
+    def _record(self, directory: str, line: int, files: Mapping[str, bytes], digest: str, part: Part) -> None:
         part.found += 1
         for name in files.keys() - PARTS:
             part.problems.append(Problem("extra_file", f"{directory}/{name}"))
@@ -277,7 +289,7 @@ class Reader:
             for name in PARTS:
                 if name not in files:
                     raise BadEvidence("is missing from a record", code="missing_file")
-            record = self._judged(directory, files, digests[f"{directory}/bundle.json"])
+            record = self._judged(directory, files, digest)
             part.verified += self._held.checkpoint is not None
         except BadEvidence as error:
             part.problems.append(Problem(error.code, directory, str(error)))
@@ -289,7 +301,7 @@ class Reader:
         body, signature, leaf, receipt = [files[name] for name in PARTS]
         if not all((body, signature, leaf, receipt)):
             raise BadEvidence(CODES["unreadable"], code="unreadable")
-        document = check_bytes(body, signature, self._held.keys)
+        document = check_bytes(body, signature, self._held.keys, self._alike)
         scope = self._held.scope
         if directory_of(document) != directory or (scope and document["site_id"] != scope.site_id):
             raise BadEvidence("stands under another name, or is of another site", code="misplaced")

@@ -9,6 +9,7 @@ found here by looking into the middle of the directory has to be believed.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -16,11 +17,22 @@ from typing import NamedTuple
 from compliance_agent.errors import BadEvidence
 from compliance_agent.packet.archive import Container, Entry
 
-RECORD = re.compile(r"evidence/[^/]+/\d{4}/\d\d/\d\d/[^/]+")
+_DAY = re.compile(r"evidence/[^/]+/\d{4}/\d\d/\d\d")
 STRETCH = 1 << 17  # bytes of the directory
 MAX_OTHERS = 1_000_000  # files that are no record's
-_EVIDENCE, _AFTER = "evidence/", "evidence0"  # in order of names, the first that follows all of them
+_EVIDENCE, AFTER = "evidence/", "evidence0"  # in order of names, the first that follows all of them
 _FEW = 1 << 12
+
+
+def is_record(directory: str) -> bool:
+    """Whether a directory is where a record stands: in the day of a host."""
+    above, _, name = directory.rpartition("/")
+    return name != "" and _is_day(above)
+
+
+@functools.lru_cache(16)
+def _is_day(directory: str) -> bool:
+    return _DAY.fullmatch(directory) is not None
 
 
 class Batch(NamedTuple):
@@ -56,7 +68,7 @@ def _after(container: Container) -> int:
     low, high = container.directory, container.end
     while low < high:
         line = container.line_at(middle := (low + high) // 2)
-        if line < high and _at(container, line).name < _AFTER:
+        if line < high and _at(container, line).name < AFTER:
             low = line + 1
         else:
             high = middle
@@ -68,10 +80,11 @@ def _at(container: Container, line: int) -> Entry:
 
 
 def batches(container: Container) -> Iterator[Batch]:
-    """The whole directory; the files of a record are never parted."""
+    """The whole directory; the files of a record are never parted, and a file beside them, which may be long, is alone."""
     start = container.directory
     while start < container.end:
-        end = _cut(container, start + STRETCH)
+        of_records = _at(container, start).name.startswith(_EVIDENCE)
+        end = _cut(container, start + (STRETCH if of_records else 1))
         yield Batch(start, end)
         start = end
 
@@ -82,6 +95,6 @@ def _cut(container: Container, at: int) -> int:
         return line
     entries = container.entries(line, together=_FEW)
     above = next(entries).name.rpartition("/")[0]
-    if not RECORD.fullmatch(above):
+    if not is_record(above):
         return line
     return next((entry.line for entry in entries if entry.name.rpartition("/")[0] != above), container.end)

@@ -9,7 +9,8 @@ import csv
 import io
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from compliance_agent.packet.content import RESULTS, Record, Scope, in_order, statements
 from compliance_agent.packet.due import Due
@@ -20,7 +21,7 @@ COLUMNS = (
     "retain_until", "retain_why",
 )  # fmt: skip
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_SPECIAL = re.compile('["\r\n]|,[-=+@\t]')  # lines with these are written cell by cell
+_LATER_FORMULA = re.compile(",[-=+@\t]")
 
 
 def table(scope: Scope, records: Iterable[Record]) -> bytes:
@@ -36,7 +37,7 @@ def pieces(scope: Scope, records: Iterable[Record]) -> Iterator[bytes]:
 
 def line(record: Record, due: Due) -> bytes:
     """The line of a record."""
-    cells = ["" if value is None else str(value) for value in (*_cells(record), *due.of(record.document))]
+    cells = [*_cells(record), *due.of(record.document)]
     plain = plainly(cells)
     return _line(map(cell, cells)) if plain is None else plain.encode()
 
@@ -44,7 +45,9 @@ def line(record: Record, due: Due) -> bytes:
 def plainly(cells: Sequence[str]) -> str | None:
     """The line of cells that need nothing but commas between them, None where one may need more."""
     plain = ",".join(cells)
-    if plain.count(",") != len(cells) - 1 or _SPECIAL.search(plain) is not None or plain.startswith(_FORMULA):
+    if '"' in plain or "\r" in plain or "\n" in plain or plain.count(",") != len(cells) - 1:
+        return None
+    if plain.startswith(_FORMULA) or _LATER_FORMULA.search(plain) is not None:
         return None
     return f"{plain}\r\n"
 
@@ -64,10 +67,17 @@ def cell(value: object) -> str:
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
-def _cells(record: Record) -> list[object]:
+def _cells(record: Record) -> list[str]:
     said = record.document
+    key, epoch, seq = record.place
+    return [
+        said["host"]["id"], said["timestamp_start"], said["kind"], said["check"] or "", said["result"] or "",
+        said["reason"] or "", said["outcome"] or "", said["post_result"] or "", said["error"] or "", said["severity"] or "",
+        " ".join(said["hipaa_controls"]), _summary(said), said["bundle_id"], key, str(epoch), str(seq), str(record.index),
+        record.digest, record.directory,
+    ]  # fmt: skip
+
+
+def _summary(said: Mapping[str, Any]) -> str:
     stated = [result for _, result, _ in statements(said)]
-    summary = " ".join(f"{result}={stated.count(result)}" for result in RESULTS if result in stated)
-    plain = [said[name] for name in ("timestamp_start", "kind", "check", "result", "reason", "outcome", "post_result")]
-    more = [said["error"], said["severity"], " ".join(said["hipaa_controls"]), summary, said["bundle_id"]]
-    return [said["host"]["id"], *plain, *more, *record.place, record.index, record.digest, record.directory]
+    return " ".join(f"{result}={stated.count(result)}" for result in RESULTS if result in stated)

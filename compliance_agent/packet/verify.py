@@ -48,7 +48,7 @@ from compliance_agent.packet.reading import Held, Part, Reader, read_record
 from compliance_agent.packet.readme import NOT_PROVEN, Shown, readme
 from compliance_agent.packet.report import Quorum, Report
 from compliance_agent.packet.retold import Retold
-from compliance_agent.packet.stretches import Batch, add, batches, beside
+from compliance_agent.packet.stretches import AFTER, Batch, add, batches, beside
 
 TIME_CA = "time/ca.pem"  # where the server asks a time-stamping authority
 OTHER_FILE = {OLDER: "wrong_checkpoint", TIME: "bad_token", WITNESS: "bad_key"}  # where it is not what `outside` makes
@@ -164,6 +164,8 @@ class _Verification:
         self._tags = Tagger()
         self._stated = oscal.Stated()
         self._of_long: dict[str, str] = {}
+        self._signed: bool | None = None
+        self._all_read = False
 
     def run(self, spread: Spread) -> Report:
         """Everything, in the order in which it is told."""
@@ -210,8 +212,10 @@ class _Verification:
             except BadEvidence as error:
                 self._wrong(error.code, MANIFEST, str(error))
         public = self._public("keys/packet.pem")
-        signature = self.files.get(MANIFEST_SIGNATURE, b"")
-        if public is not None and not crypto.verify_chunks(public, signature, lambda: self._chunks(MANIFEST)):
+        signature, signed = self.files.get(MANIFEST_SIGNATURE, b""), self._signed
+        if public is not None and signed is None:
+            signed = crypto.verify_chunks(public, signature, lambda: self._chunks(MANIFEST))
+        if public is not None and not signed:
             self._wrong("bad_signature", MANIFEST_SIGNATURE, "does not verify over the manifest with keys/packet.pem")
 
     def _chunks(self, path: str) -> Iterator[bytes]:
@@ -259,7 +263,9 @@ class _Verification:
     def _records(self, head: Head | None, spread: Spread, behind: Iterator[None]) -> bool:
         """Judge every file that stands in the packet; whether the manifest lists exactly these."""
         checkpoint = None if head is None else head.verified.checkpoint
-        held = Held(self._keys, self.report.scope, b"" if head is None else head.note, checkpoint)
+        public = self._public_or_none("keys/packet.pem")
+        signing = None if public is None else (public, self.files.get(MANIFEST_SIGNATURE, b""))
+        held = Held(self._keys, self.report.scope, b"" if head is None else head.note, checkpoint, signing)
         entry = self.files.entries.get(MANIFEST)
         order, at = InOrder(), -1 if entry is None else entry.start
         for part in spread(Reader(self._container, entry, held, self._tags), batches(self._container)):
@@ -274,18 +280,22 @@ class _Verification:
             self._rows.add(part)
             self._stated.join(part.stated)
             self._of_long |= part.digests
+            self._signed = part.signed if part.signed is not None else self._signed
+            if part.order.last >= AFTER:  # names are in order, so no record follows
+                self._rows.finish()
             at = part.listed[1] if part.listed is not None and part.listed[0] == at else -1
             for _ in itertools.islice(behind, _STEPS):
                 pass
         order.finish(self._container)
         self._rows.finish()
+        self._all_read = True
         return entry is not None and at == entry.end
 
     def _behind(self, head: Head | None, problems: list[Problem]) -> Generator[None, None, Logbook | None]:
         """Read the log, then look at each host once its records are all here; in small steps."""
         log = None if head is None else (yield from reading_log(self.files, head, self._tags, problems, self._now))
         look = Look(log, self._stamps, self._each_time, self._seen, self._retold)
-        while not self._rows.finished:
+        while not (self._all_read and self._rows.finished):
             for line in self._rows.ready() or ():
                 yield from look.at(line)
             yield

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from itertools import permutations
-from typing import Any
 
 import pytest
 
 from compliance_agent.evidence.allowlist import NO_PREV
-from compliance_agent.evidence.book import KeyLine
+from compliance_agent.evidence.book import KeyLine, Leaf
 
 AT = "2026-11-22T00:00:00Z"
 FIRST = ((0, 1), "a" * 64)
 
 
-def record(seq: int, prev: str, digest: str) -> dict[str, Any]:
-    return {"epoch": 0, "seq": seq, "prev": prev, "bundle_sha256": digest}
+def record(seq: int, prev: str, digest: str) -> Leaf:
+    return Leaf(digest, 0, prev, seq)
 
 
 def line() -> KeyLine:

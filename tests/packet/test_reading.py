@@ -56,6 +56,32 @@ def test_several_processes_find_what_one_finds(large: Path, tmp_path: Path, monk
         assert alone.ok == (at == 0), at
 
 
+@pytest.mark.parametrize("name", [manifest.MANIFEST_SIGNATURE, "keys/packet.pem"])
+def test_a_long_manifest_is_held_to_its_signature(large: Path, tmp_path: Path, name: str) -> None:
+    """By whoever reads it; the key of another would do no better than another signature."""
+    files, path = archive.unpack(large.read_bytes()), tmp_path / "packet.zip"
+    assert len(files[manifest.MANIFEST]) > reading.MAX_PART_BYTES
+    host = next(file for file in files if file.startswith("keys/") and len(file) > 60)
+    other = files[host] if name.startswith("keys/") else bytes([files[name][0] ^ 1]) + files[name][1:]
+    path.write_bytes(archive.pack({**files, name: other}))
+    for spread in (map, both):
+        found = [(problem.code, problem.where) for problem in verify_file(path, spread=spread).problems]
+        assert ("bad_signature", manifest.MANIFEST_SIGNATURE) in found
+
+
+def test_a_packet_in_many_parts_is_held_to_its_log(large: Path, tmp_path: Path) -> None:
+    """The log is read between the parts, and what it says counts though all hosts were looked at before the last of these came."""
+    files, path = archive.unpack(large.read_bytes()), tmp_path / "packet.zip"
+    gone = sorted({above_of(file) for file in files if file.startswith("evidence/")})[40]
+    path.write_bytes(archive.pack({name: files[name] for name in files if not name.startswith(f"{gone}/")}))
+    for spread in (map, both):
+        assert "missing_record" in {problem.code for problem in verify_file(path, spread=spread).problems}
+
+
+def above_of(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
 @pytest.mark.parametrize("length", [1, 60, 400, 5_000, 1 << 30])
 def test_a_directory_in_stretches_is_the_directory(large: Path, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
     """Each line once and in order, and the files of a record in one of them."""
@@ -66,11 +92,12 @@ def test_a_directory_in_stretches_is_the_directory(large: Path, monkeypatch: pyt
     assert [entry for batch in cut for entry in batch] == whole
     for before, after in itertools.pairwise(cut):
         assert not before[-1].name.startswith("evidence/") or above(before[-1]) != above(after[0])
+        assert before[0].name.startswith("evidence/") or len(before) == 1 or after[0].name.startswith("evidence/")
     assert stretches.beside(container) == {e.name: e for e in whole if not e.name.startswith("evidence/")}
 
 
 def above(entry: Entry) -> str:
-    return entry.name.rpartition("/")[0]
+    return above_of(entry.name)
 
 
 def test_a_line_is_found_from_anywhere(large: Path) -> None:

@@ -198,7 +198,7 @@ def test_a_plain_line_of_the_table_is_what_the_library_writes(cells: list[str]) 
 
 def test_the_line_of_a_record_is_a_plain_one(made: Made) -> None:
     """`pass=1` in a cell needs nothing; a million lines are written the short way."""
-    cells = [["" if value is None else str(value) for value in table._cells(record)] for record in inside(made)[1]]
+    cells = [table._cells(record) for record in inside(made)[1]]
     assert any("=" in text for line in cells for text in line)
     assert all(table.plainly(line) for line in cells)
 
