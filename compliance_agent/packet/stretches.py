@@ -81,10 +81,11 @@ def _at(container: Container, line: int) -> Entry:
 
 def batches(container: Container) -> Iterator[Batch]:
     """The whole directory; the files of a record are never parted, and a file beside them, which may be long, is alone."""
-    start = container.directory
+    start, after = container.directory, _after(container)
     while start < container.end:
         of_records = _at(container, start).name.startswith(_EVIDENCE)
         end = _cut(container, start + (STRETCH if of_records else 1))
+        end = min(end, after) if start < after else end
         yield Batch(start, end)
         start = end
 
