@@ -34,6 +34,7 @@ from compliance_agent.adapters.subprocess_host import RealHost
 from compliance_agent.agent import ComplianceAgent
 from compliance_agent.baseline import load
 from compliance_agent.config import AgentConfig
+from compliance_agent.core import order_keys
 from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.drift import DriftDetector
 from compliance_agent.enrolment import enrol, read_token, save
@@ -43,6 +44,7 @@ from compliance_agent.lab import drift as synthetic
 from compliance_agent.lab.clinic import healthy_host
 from compliance_agent.lab.demo_witness import DemoWitness
 from compliance_agent.lab.host import FakeHost
+from compliance_agent.log.fields import to_base64
 from compliance_agent.transport.http import HttpTransport
 
 if TYPE_CHECKING:
@@ -228,6 +230,35 @@ class Demo:
         async with self._desk() as services:
             return await services.users.new_token("admin", timedelta(hours=1))
 
+    async def order_a_look(self, host: DemoHost) -> str:
+        """Have one check of a host looked at by a signed order, as two people's tools do it; the order's id."""
+        from compliance_agent.core import orders
+        from compliance_agent.server.services.orders import Wanted
+
+        signer = Ed25519Signer(self._order_key)
+        async with self._desk() as services:
+            admin = await services.store.user("admin")
+            assert admin is not None  # noqa: S101  the server made it at its start
+            reader, desk = await services.users.reader(admin), services.orders
+            row = await desk.draft(admin, reader, Wanted(host.key_id, "check", {"checks": ["time_sync"]}))
+            await desk.approve(admin, reader, row.order_id)
+            row = await desk.prepare(admin, reader, row.order_id, [signer.key_id])
+            signature = orders.sign(row.payload or b"", signer)
+            await desk.add_signature(admin, reader, row.order_id, signer.public_bytes, signature)
+        return row.order_id
+
+    @property
+    def _order_key(self) -> Path:
+        return self.directory / "operator" / "order-key.pem"
+
+    def _order_keys(self) -> bytes:
+        """Whose orders count on the simulated hosts."""
+        signer = Ed25519Signer(self._order_key)
+        entry = {"name": "demo-operator", "key": to_base64(signer.public_bytes), "kinds": ["check"]}
+        expires = (datetime.now(UTC) + timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        document = {"schema": order_keys.SCHEMA, "version": 1, "tenant": CLIENT, "expires": expires}
+        return json.dumps({**document, "signers": [entry], "thresholds": {}}).encode("ascii")
+
     def clinics(self) -> list[DemoHost]:
         """The simulated hosts."""
         return [host for host in self.hosts if host.machine is not None]
@@ -370,6 +401,7 @@ class Demo:
         if this_machine:
             baseline = re.sub(rb"(?m)^mode: enforce", b"mode: audit", baseline, count=1)
         write_file(directory / "baseline.yaml", baseline, 0o644)
+        write_file(directory / "order-keys.json", self._order_keys(), 0o644)
         write_file(
             directory / "agent.yaml", _agent_yaml(self.url, host_id, site_id, this_machine).encode("ascii"), 0o600
         )
@@ -426,6 +458,7 @@ mcp_api_key_file: keys/api-key
 mcp_server_key_file: keys/server-key
 witness_policy_file: ../../witness/witnesses.policy
 mcp_poll_interval_sec: {THIS_MACHINE_POLL_S if this_machine else POLL_S}
+order_keys_file: order-keys.json
 heartbeat_interval_sec: 60
 healing_cooldown_sec: 1
 healing_budget_per_hour: 1000

@@ -7,6 +7,7 @@ server answers over HTTP; not an agent's own count of its successes.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -66,10 +67,12 @@ async def run_check(demo: Demo, say: Callable[[str], None]) -> list[Healed]:
     )
     await _until(lambda: all(not host.unmet() for host in clinics), SETTLE_S, lambda: _unmet(clinics, "after healing"))
     say(f"all healed and checked again ({time.monotonic() - started:.1f} s)")
-    await asyncio.gather(*(_delivered(host) for host in demo.hosts))
-    demo.pin_log_keys()
     operator = Operator(demo.url, await demo.operator_token())
     try:
+        await _ordered(demo, clinics[0], operator)
+        say(f"{clinics[0].host_id} did a signed order once, and its signed record is the answer")
+        await asyncio.gather(*(_delivered(host) for host in demo.hosts))
+        demo.pin_log_keys()
         proven = [item for host in clinics for item in await _proven(host, operator)]
         for host in demo.hosts:
             await _all_at_server(host, operator)
@@ -112,6 +115,24 @@ def _unhealed(host: DemoHost) -> str:
     """Checks that were let drift and have not been healed, as text."""
     wanted = {synthetic.FAULTS[name].check for name in host.injected}
     return ", ".join(sorted(wanted - set(host.healed)))
+
+
+async def _ordered(demo: Demo, host: DemoHost, operator: Operator) -> None:
+    """A signed order goes out, is done, and the server holds the host's verified record of its end."""
+    order_id = await demo.order_a_look(host)
+    deadline = time.monotonic() + DELIVER_S
+    while (order := await operator.get(f"/api/v1/orders/{order_id}"))["state"] != "answered":
+        if time.monotonic() > deadline:
+            raise DemoFailed(f"{host.host_id}: order {order_id} is {order['state']}, not answered")
+        await asyncio.sleep(0.2)
+    if order["outcome"] != "success":
+        raise DemoFailed(f"{host.host_id}: order {order_id} ended {order['outcome']} ({order['error']})")
+    bundle = await operator.get(f"/api/v1/bundles/{order['bundle_id']}")
+    document = json.loads(base64.b64decode(bundle["bundle"]))
+    if not bundle["valid"] or document["artifacts"] != [
+        {"name": "order", "sha256": order["sha256"], "size": len(base64.b64decode(order["envelope"]))}
+    ]:
+        raise DemoFailed(f"{host.host_id}: bundle {order['bundle_id']} is no verified record of order {order_id}")
 
 
 async def _delivered(host: DemoHost) -> None:
