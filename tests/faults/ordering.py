@@ -39,9 +39,9 @@ def act(root: Path) -> None:
 
 
 async def drive(root: Path) -> None:
-    Database.call = _here  # type: ignore[method-assign]
+    Database.call = _here  # type: ignore[method-assign,assignment]
     scene = OrderScene(root, with_server=False)
-    scene.healer.approve = lambda *_: act(root)  # type: ignore[method-assign,assignment]
+    scene.healer.approve = lambda check, target: act(root)  # type: ignore[method-assign]
     agent = scene.agent()
     await agent.recover()
     say("S")
