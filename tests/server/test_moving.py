@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import select
 
 from compliance_agent.errors import BadEvidence, NotPermitted, StorageError
+from compliance_agent.packet.build import build
 from compliance_agent.server.backup import back_up
 from compliance_agent.server.moving import MOVED, move
 from compliance_agent.server.restore import restore
@@ -151,6 +152,9 @@ async def test_a_backup_of_postgresql_is_restored_into_a_new_database(
     file = await SqlStore.open(tmp_path / "new" / "server.db")
     assert await contents(file) == before
     await file.close()
+    day = server.clock().date()
+    built = await build(tmp_path / "new", "clinic-1", day, day, tmp_path / "packet.zip")
+    assert built.records >= 270  # an auditor's packet comes from the restored directory
     async with postgres.database() as name:
         await move(tmp_path / "new", postgres.address(name), postgres.address(name, "owner"))
         async with serving(tmp_path / "new", clock=later(1), database=postgres.address(name).url) as server:
