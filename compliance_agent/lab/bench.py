@@ -130,6 +130,44 @@ def bench_log() -> list[Figure]:
     ]
 
 
+def bench_ingest() -> list[Figure]:
+    """S1-S3, S7 and S8: what a bundle costs on its way in, in signature checks of the same run (E)."""
+    from compliance_agent.lab.bench_ingest import check_cpu_s, ingest
+
+    database = os.environ.get(
+        "BENCH_DATABASE"
+    )  # an address of PostgreSQL whose schema is made; SQLite when it is not given
+    e = check_cpu_s()
+    with tempfile.TemporaryDirectory(prefix="compliance-bench-", dir=_disk()) as scratch:
+        commits = _rows_per_second(Path(scratch) / "floor.db")
+        single = ingest(Path(scratch) / "single", hosts=64, requests=60, size=1, database=database)
+        batch = ingest(Path(scratch) / "batch", hosts=16, requests=10, size=100, database=database)
+    kind = "PostgreSQL" if database else "SQLite"
+    figures = [
+        Figure("E: one Ed25519 check of 2 KB, CPU", e * 1e6, "us", "the unit of this run", None),
+        Figure("one durable row, committed by itself", commits, "rows/s", "the floor of this run", None),
+    ]
+    for name, ran, cost, share in (("S1, one a request", single, 2.0, 0.5), ("S2, 100 a request", batch, 1.4, 0.8)):
+        spent, of_limit = ran.server_cpu_s / ran.bundles / e, ran.per_s * e / 2
+        figures += [
+            Figure(f"{name}, {kind}: server CPU for a bundle", spent, "E", f"{cost} E", spent <= cost),
+            Figure("  load generator CPU for a bundle", ran.loader_cpu_s / ran.bundles / e, "E", "", None),
+            Figure("  bundles, whole machine", ran.per_s, "1/s", "", None),
+            Figure("  S3: of two cores that only check", of_limit, "x", f"{share} x", of_limit >= share),
+        ]
+    late = [
+        Figure("S8: p99 of a request, one, 64 connections", single.p99_s * 1e3, "ms", "20 ms", single.p99_s <= 0.02),
+        Figure("    100 in a request, 16 connections", batch.p99_s * 1e3, "ms", "", None),
+    ]
+    disk = batch.disk_bytes / batch.raw_bytes
+    return [
+        *figures,
+        *late,
+        Figure("S7: disk, of the raw bytes", disk, "x", "0.12 x", disk <= 0.12),
+        Figure("S8: batched bundles / single commits", batch.per_s / commits, "x", "20 x", batch.per_s / commits >= 20),
+    ]
+
+
 def bench_verify() -> list[Figure]:
     """The verifier over many records, against strict signature checks on all cores, and reading alone, of the same run."""
     from compliance_agent.lab import bench_verify
@@ -213,6 +251,7 @@ def _rows_per_second(path: Path, rows: int = 500) -> float:
 BENCHES: dict[str, Callable[[], Sequence[Figure]]] = {
     "agent": bench_agent,
     "evidence": bench_evidence,
+    "ingest": bench_ingest,
     "log": bench_log,
     "tls": bench_tls,
     "verify": bench_verify,

@@ -7,6 +7,7 @@ load generator's own work included, which shares the machine with the server.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import os
 import random
@@ -29,7 +30,7 @@ from compliance_agent.log.policy import Policy, Verified
 from compliance_agent.log.proof import Proof
 from compliance_agent.ports import HttpReply
 from compliance_agent.server.services import enrol
-from compliance_agent.server.settings import ServerSettings
+from compliance_agent.server.settings import PREFIX, ServerSettings
 from compliance_agent.transport import protocol
 from compliance_agent.transport.protocol import OfferedReceipt, Sent
 
@@ -62,7 +63,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class _Made:
+class Made:
     """A bundle as it goes out, and the entry it has to have in the log."""
 
     sent: Sent
@@ -70,30 +71,32 @@ class _Made:
 
 
 @dataclass
-class _Host:
+class Host:
+    """A host with its chain, made beforehand."""
+
     host_id: str
     key: Any
     api_key: str = ""
-    batches: list[tuple[bytes, list[_Made]]] = field(default_factory=list)  # requests, with the bundles in each
+    batches: list[tuple[bytes, list[Made]]] = field(default_factory=list)  # requests, with the bundles in each
 
     @property
     def key_id(self) -> str:
         """Of the key that signs."""
         return crypto.key_id(self.key.public_key().public_bytes_raw())
 
-    def prepare(self, batches: int, rng: random.Random) -> None:
+    def prepare(self, batches: int, rng: random.Random, size: int = BATCH) -> None:
         """Build and sign the whole chain."""
         key_id = self.key_id
         prev, now = ZEROS, datetime.now(UTC)
         for batch in range(batches):
-            made = list[_Made]()
-            for number in range(BATCH):
+            made = list[Made]()
+            for number in range(size):
                 bundle_id = str(uuid.UUID(int=rng.getrandbits(128), version=4))
-                place = {"epoch": 0, "seq": batch * BATCH + number + 1, "prev": prev, "bundle_id": bundle_id}
+                place = {"epoch": 0, "seq": batch * size + number + 1, "prev": prev, "bundle_id": bundle_id}
                 document = _document(self.host_id, key_id, now) | place
                 body = canonical(document)
-                sent = Sent(bundle_id, 0, batch * BATCH + number + 1, body, self.key.sign(body))
-                made.append(_Made(sent, bundle_leaf(key_id, 0, sent.seq, prev, sent.sha256, sent.signature)))
+                sent = Sent(bundle_id, 0, batch * size + number + 1, body, self.key.sign(body))
+                made.append(Made(sent, bundle_leaf(key_id, 0, sent.seq, prev, sent.sha256, sent.signature)))
                 prev = sent.sha256
             self.batches.append((protocol.evidence_request([one.sent for one in made]), made))
 
@@ -120,27 +123,28 @@ def receipts_under_load(directory: Path, hosts: int, batches: int) -> Load:
 async def _run(directory: Path, hosts: int, batches: int) -> Load:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    made = [_Host(f"ws-{number:02}", Ed25519PrivateKey.generate()) for number in range(hosts)]
+    made = [Host(f"ws-{number:02}", Ed25519PrivateKey.generate()) for number in range(hosts)]
     settings = ServerSettings(data_dir=directory)
-    server_key, log_key = await _enrol(settings, made)
+    server_key, log_key = await enrol_all(settings, made)
     for number, host in enumerate(made):
         host.prepare(batches, random.Random(number))
-    server, port = await _start(directory)
+    server, port = await start(directory)
     try:
-        await asyncio.gather(*(_Client(port, host.api_key).open_and_close() for host in made))
+        await asyncio.gather(*(Client(port, host.api_key).open_and_close() for host in made))
         judges = [_Judge(settings.name, host.key_id, server_key, log_key) for host in made]
-        before, own, started = _cpu_s(server.pid), time.process_time(), time.perf_counter()
+        before, own, started = cpu_s(server.pid), time.process_time(), time.perf_counter()
         found = await asyncio.gather(*(_deliver(port, host, judge) for host, judge in zip(made, judges, strict=True)))
         seconds, own_s = time.perf_counter() - started, time.process_time() - own
-        cpu_s = _cpu_s(server.pid) - before
+        spent = cpu_s(server.pid) - before
     finally:
         server.terminate()
         await server.wait()
     latencies = [latency for one in found for latency in one]
-    return Load(len(latencies) / seconds, latencies, cpu_s, own_s, seconds)
+    return Load(len(latencies) / seconds, latencies, spent, own_s, seconds)
 
 
-async def _enrol(settings: ServerSettings, hosts: list[_Host]) -> tuple[bytes, bytes]:
+async def enrol_all(settings: ServerSettings, hosts: list[Host]) -> tuple[bytes, bytes]:
+    """Make them hosts of the clinic; the server's key for acknowledgements, and its log's."""
     from compliance_agent.server.app import opened
 
     async with opened(settings) as services:
@@ -156,10 +160,19 @@ async def _enrol(settings: ServerSettings, hosts: list[_Host]) -> tuple[bytes, b
         return services.ack_public_key, services.log_keys.public_bytes
 
 
-async def _start(directory: Path) -> tuple[asyncio.subprocess.Process, int]:
+def _unlimited(database: str | None) -> dict[str, str]:
+    """The environment of a server that lets one host send as much as it can."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MSP_")}
+    limits = [item.name for item in dataclasses.fields(ServerSettings) if item.name.endswith(("_per_min", "_per_day"))]
+    none = {PREFIX + name.upper(): "0" for name in limits}
+    return kept | none | ({PREFIX + "DATABASE": database} if database else {})
+
+
+async def start(directory: Path, database: str | None = None) -> tuple[asyncio.subprocess.Process, int]:
+    """A server on this directory without limits, and its port."""
     words = (sys.executable, "-m", "compliance_agent", "server", "--data-dir", str(directory), "--port", "0")
     server = await asyncio.create_subprocess_exec(
-        *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+        *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, env=_unlimited(database)
     )
     line = await server.stdout.readline() if server.stdout is not None else b""
     if not line.startswith(b"listening on "):
@@ -177,7 +190,7 @@ class _Judge:
         self._server_key = server_key
         self._seen: dict[bytes, Verified] = {}
 
-    def acknowledged(self, reply: HttpReply, made: list[_Made]) -> list[OfferedReceipt | None]:
+    def acknowledged(self, reply: HttpReply, made: list[Made]) -> list[OfferedReceipt | None]:
         """What is offered with the acknowledgements of all of them; raises AgentError."""
         sent = [one.sent for one in made]
         answer = protocol.read_evidence_reply(reply, sent, self._key_id, self._server_key, crypto.verify)
@@ -185,7 +198,7 @@ class _Judge:
             raise Unavailable("bench: the server did not take a bundle")
         return [one.receipt for one in answer.acknowledged]
 
-    def holds(self, receipt: OfferedReceipt, made: _Made) -> None:
+    def holds(self, receipt: OfferedReceipt, made: Made) -> None:
         """Raises BadEvidence."""
         proof = Proof.parse(receipt.proof)
         if receipt.leaf != made.leaf:
@@ -196,9 +209,9 @@ class _Judge:
         verify_inclusion(hash_leaf(receipt.leaf), proof.index, tree.size, proof.path, tree.root)
 
 
-async def _deliver(port: int, host: _Host, judge: _Judge) -> list[float]:
+async def _deliver(port: int, host: Host, judge: _Judge) -> list[float]:
     """Send every batch; the time from each upload to its verified receipt."""
-    client, latencies = _Client(port, host.api_key), list[float]()
+    client, latencies = Client(port, host.api_key), list[float]()
     await client.open()
     for body, made in host.batches:
         started = time.perf_counter()
@@ -213,8 +226,8 @@ async def _deliver(port: int, host: _Host, judge: _Judge) -> list[float]:
 
 
 def _judged(
-    receipts: list[OfferedReceipt | None], made: list[_Made], judge: _Judge, started: float, latencies: list[float]
-) -> list[_Made]:
+    receipts: list[OfferedReceipt | None], made: list[Made], judge: _Judge, started: float, latencies: list[float]
+) -> list[Made]:
     for receipt, one in zip(receipts, made, strict=True):
         if receipt is not None:
             judge.holds(receipt, one)
@@ -222,7 +235,7 @@ def _judged(
     return [one for receipt, one in zip(receipts, made, strict=True) if receipt is None]
 
 
-class _Client:
+class Client:
     """HTTP as little as possible, so that the load generator costs little."""
 
     def __init__(self, port: int, api_key: str) -> None:
@@ -277,6 +290,7 @@ def _document(host_id: str, key_id: str, now: datetime) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
+    """Processor time of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
