@@ -61,6 +61,7 @@ from compliance_agent.receipts import Receipts
 from compliance_agent.recording import Done, Recording
 from compliance_agent.rotation import KeyRotation, Rotated
 from compliance_agent.shedding import Shedding
+from compliance_agent.site_lease import SiteLease
 from compliance_agent.witness_role import beside
 
 log = structlog.get_logger()
@@ -181,6 +182,7 @@ class ComplianceAgent(Life):
             baseline=self.drift_detector.baseline,
             observe=self.drift_detector.check_one,
             clock=self.clock,
+            lease=SiteLease(self, self.config.state_dir) if self.config.mcp_url and self.config.leases else None,
         )
 
     def _evidence_generator(self) -> EvidenceGenerator:

@@ -93,6 +93,11 @@ class AgentConfig:
         high=3_650,
     )
 
+    leases: bool = setting(
+        "Cures that users would notice wait for the server's leave, so many hosts of a site at a time; needs an mcp_url.",
+        True,
+    )
+
     mcp_url: str | None = setting(
         "Address of the MCP server; without one the agent records and delivers nothing.", None
     )

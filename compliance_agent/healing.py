@@ -11,7 +11,7 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
@@ -19,7 +19,7 @@ from compliance_agent.baseline import Baseline, load
 from compliance_agent.core.gates import REASONS, Context, Decision, Limits, Moment, decide
 from compliance_agent.core.schedule import MaintenanceWindow
 from compliance_agent.drift import DriftDetector
-from compliance_agent.errors import AgentError, CannotTell, StorageError
+from compliance_agent.errors import CannotTell, StorageError
 from compliance_agent.models import DriftResult, Outcome, Plan, RemediationResult, Result
 from compliance_agent.ports import ChangingHost, Clock
 from compliance_agent.remedies import actions
@@ -27,6 +27,7 @@ from compliance_agent.remedies.plan import lines, resolve, target_of
 from compliance_agent.remedies.rollback import RollbackPoint
 from compliance_agent.remedies.spec import Action
 from compliance_agent.remedies.transaction import ENDINGS, Observe, Transaction, Trouble, World, attempt, capture
+from compliance_agent.site_lease import NoLease
 
 if TYPE_CHECKING:
     from compliance_agent.adapters.database import Database
@@ -46,7 +47,23 @@ CODES = {
     "unknown_action": "the cure that was cut off used an action that this version does not have",
     "unreadable_point": "the rollback point of the cure that was cut off is damaged",
 }
-Lease = Callable[[DriftResult], Awaitable[bool]]
+
+
+class Lease(Protocol):
+    """Leave of the site to disturb users (site_lease.py)."""
+
+    async def take(self, drift: DriftResult, work_s: float) -> NoLease | None:
+        """Ask; None when it is given."""
+        ...
+
+    async def release(self) -> None:
+        """Give back what is held; nothing when nothing is."""
+        ...
+
+    def close(self) -> None:
+        """Stop what keeps it; it ends by itself."""
+        ...
+
 
 log = structlog.get_logger()
 
@@ -199,6 +216,8 @@ class HealingEngine:
 
     def close(self) -> None:
         """Give back the database, if this engine opened it."""
+        if self._lease is not None:
+            self._lease.close()
         if self._opened is not None:
             from compliance_agent.adapters.open_databases import release
 
@@ -218,10 +237,12 @@ class HealingEngine:
         """
         async with self._one_at_a_time:
             try:
-                return await self._remediate(drift)
+                result = await self._remediate(drift)
             except StorageError as error:
                 log.error("healing.storage_failed", check_id=drift.check, code=error.code)
-                return _untouched(drift, Decision(Outcome.ALERT, "storage_failed", detail=error.code))
+                result = _untouched(drift, Decision(Outcome.ALERT, "storage_failed", detail=error.code))
+            await self._let_go()
+            return result
 
     async def recover(self) -> list[RemediationResult]:
         """End every cure that was cut off: keep it when the check passes now, undo it otherwise.
@@ -233,7 +254,9 @@ class HealingEngine:
         """
         async with self._one_at_a_time:
             points = await self._ask(self.store.open_points)
-            return [await self._resume(point) for point in points]
+            ended = [await self._resume(point) for point in points]
+            await self._let_go()
+            return ended
 
     async def unsaid(self) -> tuple[RemediationResult, ...]:
         """Cures that ended, and of which the agent was cut off before it could record that, oldest first.
@@ -320,7 +343,11 @@ class HealingEngine:
         context = self._context(drift, memory, now)
         decision = decide(drift, context)
         if decision.allowed and plan is not None and acting:
-            context = replace(context, lease_held=await self._leased(drift))
+            refused = await self._leased(drift, plan)
+            if refused is not None:
+                context = replace(
+                    context, lease_held=False, lease_refusal=refused.reason, lease_not_before=refused.not_before
+                )
             decision = decide(drift, context)
         if decision.allowed and plan is not None:
             decision = decide(drift, replace(context, blocker=await self._blocker(plan)))
@@ -350,14 +377,16 @@ class HealingEngine:
             blocker="recovery_pending" if memory.interrupted else None,
         )
 
-    async def _leased(self, drift: DriftResult) -> bool:
-        if self._lease is None or drift.plan is None or not drift.plan.disruptive:
-            return True
-        try:
-            return await self._lease(drift)
-        except AgentError as error:
-            log.warning("healing.no_lease", check_id=drift.check, code=error.code)
-            return False
+    async def _leased(self, drift: DriftResult, plan: Plan) -> NoLease | None:
+        """Why there is no leave to disturb users; None when there is, or none is needed."""
+        if self._lease is None or not plan.disruptive:
+            return None
+        # Each step may be done and undone, and the check looks before and after.
+        return await self._lease.take(drift, 2 * sum(action.deadline_s for action in resolve(plan, self.table)))
+
+    async def _let_go(self) -> None:
+        if self._lease is not None:
+            await self._lease.release()
 
     async def _blocker(self, plan: Plan) -> str | None:
         """What an action says is in the way. When that cannot be told, something is."""

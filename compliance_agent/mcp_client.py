@@ -219,6 +219,18 @@ class MCPClient:
             lambda reply: protocol.read_rotate_reply(reply, statement, credentials.server_key, crypto.verify),
         )
 
+    async def lease(self, act: str, check: str, target: str, life_s: int, fence: int | None) -> protocol.LeaseReply:
+        """Ask for leave to disturb this host's users, renew it, or give it back.
+
+        Raises:
+            ServerRefused, Unavailable, BadReply: as for `upload_evidence`.
+        """
+        body, api_key = protocol.lease_request(act, check, target, life_s, fence), self._secrets().api_key
+        answer: protocol.LeaseReply = await self._guarded(
+            lambda: self._post("/api/v1/leases", body, api_key), protocol.read_lease_reply
+        )
+        return answer
+
     def use_key(self, key_id: str) -> None:
         """From now on this host is this key."""
         self._key_id = key_id

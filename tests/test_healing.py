@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 from collections.abc import Iterator
@@ -16,12 +17,13 @@ import pytest
 from compliance_agent.adapters.database import Database
 from compliance_agent.adapters.healing_store import HealingStore
 from compliance_agent.baseline import Exemption
-from compliance_agent.errors import CannotTell, Unavailable
+from compliance_agent.errors import CannotTell
 from compliance_agent.healing import HealingEngine
 from compliance_agent.lab.clock import FakeClock
 from compliance_agent.models import DriftResult, Mode, Plan, Result, Step, Verdict
 from compliance_agent.ports import ChangingHost
 from compliance_agent.remedies.spec import Args
+from compliance_agent.site_lease import NoLease
 from tests.healing_bench import (
     FILE,
     PLAN,
@@ -294,19 +296,38 @@ async def test_an_approval_ends_after_seven_days(tmp_path: Path) -> None:
     bench.database.close()
 
 
+NOT_BEFORE = datetime(2026, 11, 22, 13, tzinfo=UTC)
+
+
+class Leave:
+    """A site's leave that answers as told."""
+
+    def __init__(self, answers: list[NoLease | None]) -> None:
+        self.answers, self.asked = answers, list[str]()
+
+    async def take(self, drift: DriftResult, work_s: float) -> NoLease | None:
+        assert work_s > 0
+        self.asked.append("taken")
+        return self.answers.pop(0)
+
+    async def release(self) -> None:
+        self.asked.append("released")
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
 async def test_a_disruptive_cure_needs_the_lease_where_one_is_asked_for(tmp_path: Path) -> None:
     bench = Bench(tmp_path, maintenance_window_start=time(0), maintenance_window_end=time(0))
-    asked: list[bool] = [False, True]
-
-    async def lease(drift: DriftResult) -> bool:
-        return asked.pop(0)
-
+    lease = Leave([NoLease("lease_busy", NOT_BEFORE), None])
     bench.restart(lease=lease)
     drift = replace(await bench.observe("toy"), plan=replace(PLAN, disruptive=True))
     assert (await bench.engine.preview(drift)).decision.allowed
-    assert asked == [False, True]  # a preview takes no lease
-    assert (await bench.engine.remediate(drift)).reason == "lease_required"
+    assert lease.asked == []  # a preview takes no lease
+    held_back = await bench.engine.remediate(drift)
+    assert (held_back.reason, held_back.not_before) == ("lease_busy", NOT_BEFORE)
     assert (await bench.engine.remediate(drift)).outcome == "success"
+    assert lease.asked == ["taken", "released", "taken", "released"], "it lets go whatever came of it"
     bench.database.close()
 
 
@@ -339,16 +360,42 @@ async def test_a_preview_shows_the_plan_that_would_run_and_changes_nothing(bench
     assert (fingerprint(bench.host), bench.host.changed, bench.attempts()) == (former, [], [])
 
 
-async def test_a_lease_that_cannot_be_asked_for_is_not_held(tmp_path: Path) -> None:
+async def test_what_disturbs_nobody_asks_for_no_lease(bench: Bench) -> None:
+    lease = Leave([])
+    bench.restart(lease=lease)
+    assert (await bench.heal()).outcome == "success"
+    assert "taken" not in lease.asked
+
+
+async def test_a_blocked_cure_gives_its_lease_back_and_a_cancelled_one_only_after_recovery(tmp_path: Path) -> None:
     bench = Bench(tmp_path, maintenance_window_start=time(0), maintenance_window_end=time(0))
 
-    async def lease(drift: DriftResult) -> bool:
-        raise Unavailable("no server")
+    async def blocked(host: Any, args: Args) -> str | None:
+        return "lock_held"
 
-    bench.restart(lease=lease)
+    lease = Leave([None])
+    bench.restart(lease=lease, table={**TABLE, "start_toy": replace(UNIT, blocked=blocked)})
     drift = replace(await bench.observe("toy"), plan=replace(PLAN, disruptive=True))
-    result = await bench.engine.remediate(drift)
-    assert (result.outcome, result.reason, bench.host.changed) == ("deferred", "lease_required", [])
+    assert (await bench.engine.remediate(drift)).reason == "blocked"
+    assert lease.asked == ["taken", "released"]
+
+    async def never(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    lease = Leave([None])
+    bench.restart(lease=lease, table={**TABLE, "start_toy": replace(UNIT, apply=never)})
+    cut = asyncio.create_task(bench.engine.remediate(drift))
+    while not lease.asked:
+        await asyncio.sleep(0)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    cut.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await cut
+    assert lease.asked == ["taken"], "half a cure keeps the others away"
+    bench.restart(lease=lease)
+    await bench.engine.recover()
+    assert lease.asked == ["taken", "released"]
     bench.database.close()
 
 

@@ -61,6 +61,7 @@ LAYERS: dict[str, str] = {
     "mcp_client": "stages",
     "server": "stages",
     "shedding": "stages",
+    "site_lease": "stages",
     "web": "stages",
     "tile_fetch": "stages",
     "witness": "stages",

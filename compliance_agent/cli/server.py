@@ -16,6 +16,7 @@ from compliance_agent.cli import (
     server_backup,
     server_database,
     server_enrolment,
+    server_leases,
     server_orders,
     server_people,
     server_retention,
@@ -211,3 +212,4 @@ command.add_command(server_people.user)
 command.add_command(server_enrolment.enrol_token)
 command.add_command(server_enrolment.hosts)
 command.add_command(server_orders.order)
+command.add_command(server_leases.leases)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from compliance_agent.core.leases import REASONS as LEASES
 from compliance_agent.core.schedule import MaintenanceWindow
 from compliance_agent.models import DriftResult, Mode, Outcome, Result
 
@@ -28,7 +29,10 @@ REASONS = {
     "rejected_target": "this cure was rolled back before and is not tried again before somebody looked into it (heal --again)",
     "outside_window": "users would notice, and the maintenance window is closed",
     "approval_required": "users would notice, and a person has to approve first",
-    "lease_required": "users would notice, and other hosts of the site are being worked on",
+    "lease_required": "users would notice, and the site has not given leave",
+    **{name: f"users would notice, and {text}" for name, text in LEASES.items()},
+    "lease_server_down": "users would notice, and the server that gives leave cannot be reached",
+    "lease_refused": "users would notice, and the server refuses to give leave; its answer is in the log",
     "blocked": "something on the host is in the way for now",
     "allowed": "every gate is open",
 }
@@ -106,6 +110,7 @@ class Context:
         approved: a person did.
         lease_required: a lease of the site is needed for a disruptive plan.
         lease_held: this host holds one.
+        lease_refusal, lease_not_before: why not, as one of `REASONS`, and when it makes sense to ask again.
         blocker: token of what is in the way on the host.
     """
 
@@ -123,6 +128,8 @@ class Context:
     approved: bool = False
     lease_required: bool = False
     lease_held: bool = False
+    lease_refusal: str = "lease_required"
+    lease_not_before: datetime | None = None
     blocker: str | None = None
 
 
@@ -237,7 +244,7 @@ def _approval(drift: DriftResult, context: Context) -> Decision | None:
 
 def _lease(drift: DriftResult, context: Context) -> Decision | None:
     missing = _disruptive(drift) and context.lease_required and not context.lease_held
-    return Decision(Outcome.DEFERRED, "lease_required") if missing else None
+    return Decision(Outcome.DEFERRED, context.lease_refusal, context.lease_not_before) if missing else None
 
 
 def _blocked(drift: DriftResult, context: Context) -> Decision | None:

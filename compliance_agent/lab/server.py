@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compliance_agent import crypto
 from compliance_agent.adapters.durable import make_directory, write_file
+from compliance_agent.core import leases
 from compliance_agent.entries import rotation
 from compliance_agent.entries.leaf import bundle_leaf
 from compliance_agent.errors import BadEvidence, Unavailable
@@ -150,6 +151,8 @@ class FakeServer:
         self.orders: list[bytes] = []  # that every check-in is answered with
         self.chains: dict[str, Chain] = {}
         self.authority: bytes = b""
+        self.board = leases.Board()
+        self.lease_clock: Callable[[], float] = lambda: 0.0
         self.log = FakeLog(site_id) if logged else None
         self._rng = random.Random(seed)
         self._key = SigningKey(self._rng.randbytes(32))
@@ -251,11 +254,25 @@ class FakeServer:
             return self._evidence(chain_, json.loads(body), fault)
         if path == "/api/v1/keys/rotate":
             return self._rotate(chain_, json.loads(body), fault)
+        if path == "/api/v1/leases":
+            return self._lease(chain_, json.loads(body))
         if self.log is not None and path == "/api/v1/receipts":
             return self._receipts(chain_, json.loads(body))
         if self.log is not None and path.startswith("/log/"):
             return self._log_file(path)
         return _problem(404, "not_found")
+
+    def _lease(self, chain_: Chain, said: dict[str, Any]) -> HttpReply:
+        """One site's board; every canary's cure is taken for a success."""
+        holder, now = crypto.key_id(chain_.public), self.lease_clock()
+        if said["act"] == "release":
+            self.board, done = leases.release(self.board, holder, said["fence"] or 0, now)
+            return _reply(200, {"fence": None, "for_s": 0, "reason": "" if done else "lease_lost"})
+        ask = leases.Ask(holder, chain_.host_id, said["check"], said["target"], said["life_s"])
+        self.board, answer = leases.take(self.board, ask, now, cured=leases.SUCCESS)
+        until = answer.not_before if answer.lease is None else answer.lease.until
+        fence = answer.lease.fence if answer.lease is not None else None
+        return _reply(200, {"fence": fence, "for_s": int((until or now) - now), "reason": answer.reason})
 
     # Evidence
 

@@ -54,6 +54,7 @@ from compliance_agent.server.services.enrol import Enrolment
 from compliance_agent.server.services.factors import Factors
 from compliance_agent.server.services.fleet import Silence
 from compliance_agent.server.services.ingest import Ingest
+from compliance_agent.server.services.leases import Leases
 from compliance_agent.server.services.limits import Quotas
 from compliance_agent.server.services.oidc import Client as OidcClient
 from compliance_agent.server.services.oidc import Oidc
@@ -179,6 +180,7 @@ async def opened(
             alarms=alarms,
             access=HostAccess(store, clock, limits),
             ingest=Ingest(store, signer.sign, clock, verifier, alarms),
+            leases=Leases(store, clock),
             checkin=Checkin(store, clock),
             enrolment=Enrolment(store, clock, approval=settings.enrol_approval, verify=verifier.verify),
             rotations=Rotations(store, signer.sign, clock),

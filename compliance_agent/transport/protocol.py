@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compliance_agent import __version__
+from compliance_agent.core.leases import LONGEST_S as MOST_LEASE_S
+from compliance_agent.core.leases import REASONS as LEASES
 from compliance_agent.core.receipt import ORIGIN
 from compliance_agent.documents import read_json
 from compliance_agent.entries.rotation import read as read_rotation
@@ -274,6 +276,37 @@ def _expected(document: Any) -> Expected | None:
     if prev is not None and not SHA256.fullmatch(prev):
         raise BadReply("reply: expected.prev is not a digest")
     return Expected(_whole(document, "epoch", 0, LARGEST_INT), _whole(document, "seq", 1, LARGEST_INT), prev)
+
+
+@dataclass(frozen=True)
+class LeaseReply:
+    """A lease's fencing token and how long it lasts; or why there is none, and how long to wait (0: not known)."""
+
+    fence: int | None
+    for_s: int
+    reason: str
+
+
+def lease_request(act: str, check: str, target: str, life_s: int, fence: int | None) -> bytes:
+    """The body of `POST /api/v1/leases`."""
+    said = {"act": act, "check": check, "target": target, "life_s": life_s, "fence": fence}
+    return canonical({"protocol": PROTOCOL, **said})
+
+
+def read_lease_reply(reply: HttpReply) -> LeaseReply:
+    """What the server says. A reason that is not known here is said as no reason of its own.
+
+    Raises:
+        ServerRefused: the server said no.
+        BadReply: the reply is not as agreed.
+    """
+    document = _document(reply, {200})
+    fence, for_s, reason = document.get("fence"), _field(document, "for_s", int), _field(document, "reason", str)
+    if fence is not None and (type(fence) is not int or fence < 1):
+        raise BadReply("reply to a lease: fence is no token")
+    if type(for_s) is not int or not 0 <= for_s <= LARGEST_INT or (fence is not None and not 0 < for_s <= MOST_LEASE_S):
+        raise BadReply("reply to a lease: for_s is not a time that can be kept")
+    return LeaseReply(fence, for_s, reason if reason in LEASES else "lease_required" if fence is None else "")
 
 
 def rotate_request(statement: bytes, old_sig: bytes, new_sig: bytes) -> bytes:

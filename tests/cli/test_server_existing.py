@@ -33,6 +33,9 @@ DECISIONS: dict[str, list[str] | None] = {
     "hosts approve": ["0" * 64],
     "hosts revoke": ["0" * 64],
     "init": None,
+    "leases retry": ["--site", "clinic-1", "patching"],
+    "leases set": ["--site", "clinic-1", "--hosts-at-once", "2"],
+    "leases show": ["--site", "clinic-1"],
     "logs": [],
     "readopt": [],
     "restore": None,  # makes it from a backup

@@ -243,6 +243,18 @@ async def _rotate(crawl: Crawl, method: str, path: str) -> None:
     await crawl.posted(path, stolen)
 
 
+async def _leases(crawl: Crawl, method: str, path: str) -> None:
+    """Another site's leases hold nobody up here, and their tokens end nothing of theirs."""
+    body = {"protocol": 1, "act": "take", "check": "patching", "target": "ab" * 32, "life_s": 600, "fence": None}
+    for one in (crawl.theirs, crawl.mine, crawl.theirs):
+        reply = await crawl.ask(method, path, one.host.headers, content=canonical(body))
+        assert (reply.status_code, reply.json()["fence"]) == (200, 1), "each site counts for itself"
+    reply = await crawl.ask(
+        method, path, crawl.mine.host.headers, content=canonical({**body, "act": "release", "fence": 2})
+    )
+    assert reply.json()["reason"] == "lease_lost"
+
+
 async def _account(crawl: Crawl, method: str, path: str) -> None:
     """My own sessions, and nobody else's."""
     page = await crawl.ask(method, path, crawl.mine.session)
@@ -331,6 +343,7 @@ CASES: Mapping[str, Case] = {
     "POST /api/v1/enrol/challenge": _challenge,
     "POST /api/v1/enrol": _enrol,
     "POST /api/v1/keys/rotate": _rotate,
+    "POST /api/v1/leases": _leases,
     "POST /api/v1/checkin": _checkin,
     "POST /api/v1/evidence": _evidence,
     "POST /api/v1/receipts": _receipts,

@@ -261,6 +261,9 @@ async def test_e6_a_contested_key_does_not_rotate_until_an_operator_looked_into_
 # --- E8 -------------------------------------------------------------------------------------------
 
 
+LEASE = {"protocol": 1, "act": "take", "check": "patching", "target": "ab" * 32, "life_s": 600, "fence": None}
+
+
 def calls(server: Server, host: FakeHost) -> dict[str, Callable[[], Awaitable[httpx2.Response]]]:
     """Every call that hosts make, by its route."""
     held, later, new = host.next(), host.next(), SigningKey.generate()
@@ -270,6 +273,7 @@ def calls(server: Server, host: FakeHost) -> dict[str, Callable[[], Awaitable[ht
         "/api/v1/receipts": lambda: server.post(
             "/api/v1/receipts", {"protocol": 1, "bundles": [held.document["bundle_id"]]}, headers=host.headers
         ),
+        "/api/v1/leases": lambda: server.post("/api/v1/leases", LEASE, headers=host.headers),
         "/api/v1/keys/rotate": lambda: rotate(server, host, new),
     }
 

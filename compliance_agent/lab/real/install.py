@@ -28,8 +28,13 @@ PREFIX = "usr/lib/compliance-agent"
 SETTINGS = {
     "mcp_poll_interval_sec": "1", "healing_cooldown_sec": "0", "healing_budget_per_hour": "1000", "flap_limit": "100",
     "maintenance_window_start": '"00:00"', "maintenance_window_end": '"23:59"',
+    "leases": "false",  # rows make cures fail on purpose, and after one no other host of the site might try the same
 }  # fmt: skip
-OPPONENT = {"healing_cooldown_sec": "0", "mcp_poll_interval_sec": "1"}  # budget and flap limit stay as shipped
+OPPONENT = {
+    "healing_cooldown_sec": "0",
+    "mcp_poll_interval_sec": "1",
+    "leases": "false",
+}  # budget and flap limit as shipped
 
 
 def clinic(base: Path, scratch: Path) -> Path:

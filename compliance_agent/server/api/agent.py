@@ -17,6 +17,8 @@ from compliance_agent.server.api.schemas import (
     EnrolReply,
     EnrolRequest,
     Head,
+    LeaseReply,
+    LeaseRequest,
     RotateReply,
     RotateRequest,
     decoded,
@@ -79,6 +81,19 @@ async def rotate_key(request: Request) -> RotateReply:
     services.access.forget(caller)
     rotated, signature = (base64.b64encode(raw).decode("ascii") for raw in (document, sig))
     return RotateReply(rotated=rotated, sig=signature)
+
+
+@router.post("/leases", openapi_extra=body_of(LeaseRequest), summary="Ask for leave to disturb this host's users")
+async def lease(request: Request) -> LeaseReply:
+    """At most so many hosts of a site at a time; a cure that is new to the site goes to one host first."""
+    services = services_of(request)
+    caller = await services.access.caller(request.headers.get("authorization"))
+    body = await strict_body(request, LeaseRequest)
+    if body.act == "release":
+        told = await services.leases.release(caller, body.fence or 0)
+    else:
+        told = await services.leases.take(caller, body.check, body.target, body.life_s)
+    return LeaseReply(fence=told.fence, for_s=told.for_s, reason=told.reason)
 
 
 @router.post("/checkin", openapi_extra=body_of(CheckinRequest), summary="Say that this host lives")

@@ -26,6 +26,7 @@ from compliance_agent.server.services.checkin import Checkin
 from compliance_agent.server.services.enrol import Enrolment
 from compliance_agent.server.services.fleet import Fleet, Silence
 from compliance_agent.server.services.ingest import Ingest
+from compliance_agent.server.services.leases import Leases
 from compliance_agent.server.services.limits import Quotas
 from compliance_agent.server.services.logbook import Logbook
 from compliance_agent.server.services.oidc import Oidc
@@ -67,6 +68,7 @@ class Services:
     alarms: Alarms
     access: HostAccess
     ingest: Ingest
+    leases: Leases
     checkin: Checkin
     enrolment: Enrolment
     rotations: Rotations

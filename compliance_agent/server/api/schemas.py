@@ -103,6 +103,17 @@ class CheckSaid(Sent):
     reason: Word
 
 
+class LeaseRequest(Sent):
+    """A lease for one cure is wanted (`take`, also to renew it), or given back (`release`, with its fencing token)."""
+
+    protocol: Protocol
+    act: Literal["take", "release"]
+    check: Word
+    target: Sha256
+    life_s: Annotated[int, Field(ge=1, le=86_400)]
+    fence: Natural | None
+
+
 class CheckinRequest(Sent):
     """A host's word that it lives."""
 
@@ -194,6 +205,14 @@ class RotateReply(BaseModel):
 
     rotated: str
     sig: str
+
+
+class LeaseReply(BaseModel):
+    """A lease with its fencing token and how long it lasts; or why there is none, and how long to wait (0: not known)."""
+
+    fence: int | None
+    for_s: int
+    reason: str
 
 
 class Head(BaseModel):
@@ -433,6 +452,7 @@ AGENT_MODELS: tuple[type[BaseModel], ...] = (
     ChallengeRequest,
     EnrolRequest,
     RotateRequest,
+    LeaseRequest,
     CheckinRequest,
     EvidenceRequest,
     ReceiptsRequest,

@@ -169,6 +169,18 @@ class Transaction(Keeping, Protocol):
         """Records of these days name these baseline versions, by site, host label and version."""
         ...
 
+    async def lease_board(self, site_id: str) -> tuple[int, str] | None:
+        """The version and the document of a site's leases; None before the first."""
+        ...
+
+    async def save_lease_board(self, site_id: str, old: int | None, board: str) -> bool:
+        """Save the document if the version held is still `old`."""
+        ...
+
+    async def cured(self, site_id: str, key_id: str, check: str, since: datetime) -> str | None:
+        """How the newest cure of a check that a host began ended, by its evidence that arrived since then."""
+        ...
+
     async def add_hold(self, hold: Hold) -> bool:
         """A new hold; False when the same one stands."""
         ...

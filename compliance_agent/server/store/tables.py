@@ -255,6 +255,15 @@ pruned_logs = Table(
     Column("pruned_at", String, nullable=False),
 )
 
+# Which hosts of a site may disturb their users (core.leases): one document, changed by whoever read its version.
+lease_boards = Table(
+    "lease_boards",
+    metadata,
+    Column("site_id", String, ForeignKey("sites.site_id"), primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("board", String, nullable=False),
+)
+
 # Opens the wall (wall.py) within one transaction: `never` refers to a table that is always empty, so no commit succeeds with a row.
 prune_never = Table("prune_never", metadata, Column("id", Integer, primary_key=True))
 prune_guards = Table(
@@ -481,6 +490,7 @@ TENANT_TABLES = (
     pruned_logs,
     prune_guards,
     *ORDER_TABLES,
+    lease_boards,
 )
 
 

@@ -24,13 +24,13 @@ from compliance_agent.server.records import (
 from compliance_agent.server.store import rows, tables
 from compliance_agent.server.store.alarms import AlarmRows
 from compliance_agent.server.store.database import Statements
-from compliance_agent.server.store.keeping import KeepingRows
+from compliance_agent.server.store.leasing import LeaseRows
 from compliance_agent.server.store.orders import OrderRows
 from compliance_agent.server.store.people import PeopleRows
 from compliance_agent.server.store.taking import TakingRows
 
 
-class BoundTransaction(OrderRows, TakingRows, KeepingRows, PeopleRows, AlarmRows):
+class BoundTransaction(OrderRows, TakingRows, LeaseRows, PeopleRows, AlarmRows):
     """`records.Transaction` over a connection that has begun to write."""
 
     def __init__(self, connection: Statements) -> None:
