@@ -141,7 +141,7 @@ async def test_the_log_is_whole(server: Server, chain: tuple[FakeHost, list[Sign
 
 ARGUMENTS: Mapping[str, Any] = {
     "site_id": "clinic-1", "year": 2026, "start": 0, "stop": 9, "after": 0, "limit": 9, "numbers": [1, 2, 3, 4],
-    "since": START - timedelta(days=9), "query": BundleQuery(), "bundle_ids": [],
+    "order_id": "0" * 32, "since": START - timedelta(days=9), "query": BundleQuery(), "bundle_ids": [],
 }  # fmt: skip
 WITHOUT_DATES = {
     "site_rows": "names of sites", "shards": "the log is whole", "leaves": "the log is whole", "any_pending": "the log is whole",
@@ -170,7 +170,7 @@ async def undated(server: Server, chain: tuple[FakeHost, list[Signed]]) -> set[s
     [bundle, *_] = await store.for_sites({"clinic-1"}, SPAN).bundles(BundleQuery())
     names = [name for name, _ in inspect.getmembers(BoundReader, inspect.iscoroutinefunction) if name[0] != "_"]
     assert len(names) >= 25
-    found, bounded = set(), re.compile(r"(created_at|seen_at|received_at|enrolled_at) < ")
+    found, bounded = set(), re.compile(r"(created_at|seen_at|received_at|enrolled_at|drafted_at|marks\.at) < ")
     ids = [id_of(chain[1][1])]
     for name in names:
         noting = Noting(store.database)

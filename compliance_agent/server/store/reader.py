@@ -98,16 +98,12 @@ class BoundReader(KeepingRows):
 
     async def order_marks(self, order_id: str) -> list[OrderMark]:
         c = tables.order_marks.c
-        query = select(tables.order_marks).where(c.site_id.in_(self._sites), c.order_id == order_id)
+        query = select(tables.order_marks).where(c.site_id.in_(self._sites), c.order_id == order_id, *self._dated(c.at))
         return [mark_of(row) for row in await self._all(query.order_by(c.at, c.what, c.who))]
 
     def _orders(self) -> Select[Any]:
         c = tables.orders.c
-        query = select(tables.orders).where(c.site_id.in_(self._sites))
-        if self._dates is not None:  # an auditor's days
-            query = query.where(func.substr(c.drafted_at, 1, 10) >= self._dates.first.isoformat())
-            query = query.where(func.substr(c.drafted_at, 1, 10) <= self._dates.last.isoformat())
-        return query
+        return select(tables.orders).where(c.site_id.in_(self._sites), *self._dated(c.drafted_at))
 
     async def hosts(self, site_id: str | None = None) -> list[Host]:
         query = self._hosts().order_by(tables.hosts.c.site_id, tables.hosts.c.host_id, tables.hosts.c.enrolled_at)
@@ -154,7 +150,8 @@ class BoundReader(KeepingRows):
     async def tokens(self) -> list[Token]:
         table, sites = tables.enrol_tokens, tables.sites
         query = select(table, sites.c.client_id).join(sites, sites.c.site_id == table.c.site_id)
-        query = query.where(table.c.site_id.in_(self._sites)).order_by(table.c.created_at.desc(), table.c.hash)
+        query = query.where(table.c.site_id.in_(self._sites), *self._dated(table.c.created_at))
+        query = query.order_by(table.c.created_at.desc(), table.c.hash)
         return [rows.token(row) for row in await self._all(query)]
 
     async def verdicts(self, key_id: str | None = None) -> list[CheckVerdict]:
