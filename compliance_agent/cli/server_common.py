@@ -63,11 +63,14 @@ def existing(settings: ServerSettings) -> Path:
     from compliance_agent.server.app import is_made
 
     if not is_made(settings):
-        raise NoInput(
-            f"{settings.data_dir}: holds no server",
-            hint="name the server's directory with --data-dir; `compliance-agent server init` makes a new one",
-        )
+        raise no_server(f"{settings.data_dir}: holds no server")
     return settings.data_dir
+
+
+def no_server(what: str) -> NoInput:
+    """The refusal of a command whose directory is not a server's, with the next step."""
+    hint = "name the server's directory with --data-dir; `compliance-agent server init` makes a new one"
+    return NoInput(what, hint=hint)
 
 
 def with_services(settings: ServerSettings, act: Callable[[Services], Awaitable[T]], *, new: bool = False) -> T:

@@ -11,8 +11,8 @@ import click
 
 from compliance_agent.cli.common import table
 from compliance_agent.cli.progress import progress
-from compliance_agent.cli.server_common import data_dir_option, existing, settings_of
-from compliance_agent.errors import ConfigError, NoInput
+from compliance_agent.cli.server_common import data_dir_option, existing, no_server, settings_of
+from compliance_agent.errors import ConfigError
 
 if TYPE_CHECKING:
     from compliance_agent.server.store import Address
@@ -76,7 +76,7 @@ def move(
     if url is None:
         raise ConfigError("--to: the settings name no database", hint="--to postgresql://ROLE@HOST/NAME")
     if not (settings.data_dir / SOURCE).is_file():
-        raise NoInput(f"{settings.data_dir}: holds no {SOURCE} to move")
+        raise no_server(f"{settings.data_dir}: holds no {SOURCE} to move")
     check_database("--to", url)
     check_database("--owner", owner)
     target = Address(url, password_of(password_file or settings.database_password_file))

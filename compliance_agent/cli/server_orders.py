@@ -18,7 +18,7 @@ import click
 from compliance_agent import crypto
 from compliance_agent.adapters.durable import read_file
 from compliance_agent.cli.common import PATH, json_option, print_json, table, utc
-from compliance_agent.cli.server_common import data_dir_option, duration, settings_of, with_services
+from compliance_agent.cli.server_common import data_dir_option, duration, existing, settings_of, with_services
 from compliance_agent.core import orders
 from compliance_agent.core.order_keys import KINDS
 from compliance_agent.documents import MAX_BYTES, read_json
@@ -137,10 +137,10 @@ def sign(
     token_file: Path | None, ca_file: Path | None, yes: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Sign an approved order. The first signer names the others with --cosigner; each signs the same bytes."""
+    there = _there(ctx, by, url, token_file, ca_file)
     if not key_path.exists():
         raise NoInput(f"{key_path}: no such key", hint="compliance-agent server order key FILE makes one")
     signer = crypto.Ed25519Signer(key_path)
-    there = _there(ctx, by, url, token_file, ca_file)
     names = sorted({signer.key_id, *cosigners})
     shown = there.show(order_id)
     if shown["payload"] is None or signer.key_id not in shown["signers"]:
@@ -172,6 +172,8 @@ def baseline(ctx: click.Context, path: Path, site: str, by: str) -> None:
     """Bring a signed baseline (PATH and PATH.sig, as `baseline sign` leaves them); prints what adopt_baseline names."""
     from compliance_agent.baseline import signature_path
 
+    settings = settings_of(ctx)
+    existing(settings)
     body = read_file(path, limit_bytes=MAX_BYTES)
     sig = read_file(signature_path(path), limit_bytes=64)
 
@@ -180,7 +182,7 @@ def baseline(ctx: click.Context, path: Path, site: str, by: str) -> None:
         made = await services.orders.add_baseline(user, await services.users.reader(user), site, body, sig)
         return made.version, made.sha256
 
-    click.echo(" ".join(with_services(settings_of(ctx), work)))
+    click.echo(" ".join(with_services(settings, work)))
 
 
 @order.command("list")
@@ -319,6 +321,7 @@ def _there(
     if url is None:
         if by is None:
             raise click.UsageError("--by: required without --url")
+        existing(settings_of(ctx))
         return _Here(ctx, by)
     if token_file is None:
         raise click.UsageError("--url: needs --token-file")
