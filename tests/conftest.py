@@ -1,4 +1,4 @@
-"""For the whole suite: tests that share something costly stay on one worker.
+"""For the whole suite: tests that share something costly stay on one worker, and sources are parsed undisturbed.
 
 pytest-xdist 3.8 does not see its own `xdist_group` mark under pytest 9.2 (its issue 1386) and spreads such tests, so that every
 worker starts the server and the browser again. Until that is mended, a file that uses the mark stays together here.
@@ -7,12 +7,30 @@ worker starts the server and the browser again. Until that is mended, a file tha
 from __future__ import annotations
 
 import functools
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+PARSING = {"test_codes.py", "test_docs.py", "test_golden.py", "test_layers.py", "test_logs.py"}
+
+
+@pytest.fixture(autouse=True)
+def parses_undisturbed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No collection while sources are parsed: one that ends a greenlet which another test left confuses CPython 3.11's parser
+    (`SystemError: AST constructor recursion depth mismatch`, its issue 106905)."""
+    if request.path.name not in PARSING:
+        yield
+        return
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @functools.cache

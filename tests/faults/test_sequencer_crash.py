@@ -249,6 +249,7 @@ def test_the_judge_sees_a_changed_file(tmp_path: Path, path: str) -> None:
     said = Said()
     asyncio.run(scene(tmp_path / "data", START, Points(), said))
     file = next((tmp_path / "data" / "log").glob(f"*/2027/{path}"))
-    file.write_bytes(file.read_bytes()[:-1] + b"\x00")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(AssertionError):
         check(tmp_path / "data", said)

@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.xdist_group("demo"
 README = Path(__file__).resolve().parents[2] / "README.md"
 SIMULATED = ("riverside-01", "hillside-01")
 ALLOWED_S = 60.0
+HOST_FILES = {"agent.yaml", "baseline.yaml", "order-keys.json", "state", "evidence", "keys"}
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_it_leaves_the_layout_that_is_promised(scene: Scene) -> None:
     assert hosts == sorted([*SIMULATED, "this-machine"])
     for name in hosts:
         host = scene.host(name)
-        assert {path.name for path in host.iterdir()} == {"agent.yaml", "baseline.yaml", "state", "evidence", "keys"}
+        assert {path.name for path in host.iterdir()} == HOST_FILES
         assert (host / "keys" / f"{name}.pub.pem").read_text("ascii").startswith("-----BEGIN PUBLIC KEY-----")
         assert bundles(host)
 

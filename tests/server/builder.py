@@ -26,7 +26,7 @@ from compliance_agent.server.api.deps import Services
 from compliance_agent.server.app import create_app
 from compliance_agent.server.services.verification import Verifier
 from compliance_agent.server.settings import ServerSettings
-from compliance_agent.server.store import SqlStore
+from compliance_agent.server.store import SqlStore, schema_3, tables
 from compliance_agent.server.store.engine import SqliteDatabase
 from compliance_agent.server.store.fences import STONES
 from compliance_agent.server.store.postgres import PostgresDatabase
@@ -303,7 +303,10 @@ def unwalled(database: sqlite3.Connection) -> None:
 
 
 def unrevised(database: sqlite3.Connection, version: str) -> None:
-    """Say the version of the schema as it was said before there were revisions."""
+    """Say the version of the schema as it was said before there were revisions, which made tables since."""
+    for table in reversed(tables.metadata.sorted_tables):
+        if table.name not in schema_3.METADATA.tables:
+            database.execute(f"DROP TABLE {table.name}")
     database.execute("DROP TABLE alembic_version")
     database.execute("CREATE TABLE meta (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL)")
     database.execute("INSERT INTO meta VALUES ('schema_version', ?)", (version,))

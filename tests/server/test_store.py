@@ -122,7 +122,16 @@ async def test_every_table_of_a_clinic_carries_its_site() -> None:
     from compliance_agent.server.store import tables
 
     without = {table.name for table in tables.metadata.sorted_tables if "site_id" not in table.c}
-    people = {"users", "sessions", "operator_tokens", "login_attempts", "factors", "recovery_codes"}
+    people = {
+        "users",
+        "sessions",
+        "operator_tokens",
+        "login_attempts",
+        "factors",
+        "recovery_codes",
+        "identities",
+        "flows",
+    }
     assert without == {"nonces", "prune_never", "alert_outbox", *people}
 
 

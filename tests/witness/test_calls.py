@@ -95,8 +95,8 @@ async def test_a_server_that_cannot_reach_it_is_witnessed(tmp_path: Path, world:
     world.file.write_text(f"witness out {vkey}\nquorum out\n")
     world.policy = world.policy.parse(f"log {world.policy.logs[0]}\n{world.file.read_text()}".encode())
     async with world.serving() as server:
-        way.server, way.headers = server, await server.operator(sites=frozenset({"clinic-1"}))
         host = await server.enrolled()
+        way.server, way.headers = server, await server.operator(sites=frozenset({"clinic-1"}))
         for _ in range(3):
             await server.deliver(host, host.next())
             await settled(server)

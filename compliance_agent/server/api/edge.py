@@ -64,6 +64,8 @@ class Edge:
         try:
             most = MOST_OPEN_BYTES if scope["path"].startswith(_OPEN) else MOST_BODY_BYTES
             _check_declared(headers, most)
+            if "\0" in scope["path"]:  # PostgreSQL keeps no such text, and cannot even be asked for it
+                raise Refusal("no such page", code="not_found", status=404)
             async with asyncio.timeout(ANSWER_DEADLINE_S) as deadline:
                 await self._app(scope, _taken_in(receive, headers, most), noting_send)
         except AgentError as error:
