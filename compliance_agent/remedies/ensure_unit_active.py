@@ -10,6 +10,7 @@ from typing import Any
 from compliance_agent.errors import StepFailed
 from compliance_agent.ports import ChangingHost, UnitState
 from compliance_agent.remedies.spec import Action, Args
+from compliance_agent.remedies.staying_up import after_a_moment
 from compliance_agent.remedies.unit_codes import unit_codes
 
 _UP = frozenset({"active", "reloading", "activating"})
@@ -47,7 +48,9 @@ async def apply(host: ChangingHost, args: Args) -> None:
         await host.unit_action("enable", unit)
     if state.active != "active":
         await host.unit_action("start", unit)
-    state = await _state(host, unit)
+        state = await after_a_moment(host, unit)
+    else:
+        state = await _state(host, unit)
     if state.load != "loaded" or state.active != "active":
         raise StepFailed(f"{unit}: started, and found {state.load} and {state.active}", code="unit_not_active")
 

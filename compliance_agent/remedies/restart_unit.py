@@ -7,6 +7,7 @@ from typing import Any
 from compliance_agent.errors import StepFailed
 from compliance_agent.ports import ChangingHost
 from compliance_agent.remedies.spec import Action, Args
+from compliance_agent.remedies.staying_up import after_a_moment
 from compliance_agent.remedies.unit_codes import unit_codes
 
 
@@ -20,8 +21,7 @@ async def apply(host: ChangingHost, args: Args) -> None:
     if state.load != "loaded":
         raise StepFailed(f"{unit}: cannot be restarted, it is {state.load}", code="unit_not_loaded")
     await host.unit_action("restart", unit)
-    state = (await host.units((unit,)))[unit]
-    if state.active == "failed":
+    if (await after_a_moment(host, unit)).active == "failed":
         raise StepFailed(f"{unit}: restarted, and failed", code="unit_not_active")
 
 

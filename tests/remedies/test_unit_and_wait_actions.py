@@ -107,6 +107,24 @@ async def test_a_start_that_only_seemed_to_work(action: Any) -> None:
         await action.apply(host, {"unit": TOY})
 
 
+class ShortLived(FakeHost):
+    """The unit's program ends while somebody waits: it was active for less than that."""
+
+    async def pause(self, seconds: float) -> None:
+        await super().pause(seconds)
+        self.unit(TOY).active, self.unit(TOY).failed = False, True
+
+
+@pytest.mark.parametrize("action", [ENSURE, RESTART])
+async def test_a_unit_whose_program_ends_at_once_did_not_come_up(action: Any) -> None:
+    """Right after the start it is active; a cure that believed this look was called one (seen on a booted host)."""
+    host = ShortLived(FakeClock())
+    host.units_table[TOY] = Unit(active=False)
+    with pytest.raises(StepFailed) as caught:
+        await action.apply(host, {"unit": TOY})
+    assert caught.value.code == "unit_not_active"
+
+
 @pytest.mark.parametrize("action", [ENSURE, RESTART])
 async def test_no_capture_without_a_look(action: Any) -> None:
     host = toy_host()
