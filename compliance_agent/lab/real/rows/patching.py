@@ -18,6 +18,12 @@ def _offered(version: str, afterwards: str = "true") -> str:
     return f"{PUBLISH}{version}\n{_ASK}; {afterwards}"
 
 
+# The agent sees the update only once the lock is held.
+_OFFERED_AND_LOCKED = f"""{PUBLISH}1.1
+systemctl kill -s STOP compliance-agent
+{_ASK}; {_HOLD_LOCK}
+systemctl kill -s CONT compliance-agent"""
+
 _EXPIRED = f"""{PUBLISH}1.2 expiring
 mkdir -p /run/lab-lists/partial; apt-get -q -o Dir::State::lists=/run/lab-lists update; sleep 12
 rm -r /run/lab-lists/partial; rm -f /run/lab-lists/lock; cp -p /run/lab-lists/* /var/lib/apt/lists/; rm -r /run/lab-lists"""
@@ -34,7 +40,7 @@ TABLE = Table(
             f"[ -n \"$(find {_STAMP} -mmin -2)\" ]", wait_s=90,
         ),
         Row(
-            "patching", "package_lock_held", _offered("1.1", _HOLD_LOCK), "fail", "security_pending", "deferred",
+            "patching", "package_lock_held", _OFFERED_AND_LOCKED, "fail", "security_pending", "deferred",
             "package_manager_busy", restore="kill $(cat /run/lab-lock)",
         ),
         _OF.healed("security_update", "security_pending", _offered("1.2"), _INSTALLED.format("1.2"), wait_s=90),
