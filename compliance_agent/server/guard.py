@@ -105,7 +105,7 @@ class Guarded(HttpToolsProtocol):
         self._trailer_bytes = 0
         self._refused: tuple[int, str] | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # of a stream it is one
         super().connection_made(transport)
         self._part = _Part.HEAD
         self._watch()

@@ -75,8 +75,10 @@ async def connected(
     try:
         async with asyncio.timeout(DEADLINE_S):
             address = await address_of(host, port, private=private)
-            options = {"ssl": tls, "server_hostname": host} if tls is not None else {}
-            reader, writer = await asyncio.open_connection(address, port, limit=MOST_ANSWER_BYTES, **options)  # type: ignore[arg-type]
+            name = host if tls is not None else None
+            reader, writer = await asyncio.open_connection(
+                address, port, limit=MOST_ANSWER_BYTES, ssl=tls, server_hostname=name
+            )
             yield reader, writer
     except TimeoutError as error:
         raise Unavailable(f"{host}: no answer within {DEADLINE_S:g} s", code="timed_out") from error

@@ -20,6 +20,7 @@ import structlog
 from compliance_agent.errors import AgentError, NoInput
 from compliance_agent.server.records import Clock, Store, Transaction
 from compliance_agent.server.records.alarms import BY_HAND, Alert, Cause, Delivery
+from compliance_agent.server.services.background import beside
 
 MOST_TRIES = 12
 FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 900.0
@@ -134,13 +135,8 @@ class Alarms:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Work through the outbox until the end of the block."""
-        task = asyncio.create_task(self._run())
-        try:
+        async with beside(self._run()):
             yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
 
     async def _run(self) -> None:
         while True:

@@ -18,6 +18,7 @@ from compliance_agent.errors import AgentError
 from compliance_agent.server.records import Clock, Host, Store
 from compliance_agent.server.records.alarms import Cause
 from compliance_agent.server.services.alarms import Alarms
+from compliance_agent.server.services.background import beside
 from compliance_agent.server.services.board import Board
 
 LOOKS = 3
@@ -105,13 +106,8 @@ class Watch:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Look every few seconds until the end of the block."""
-        task = asyncio.create_task(self._run())
-        try:
+        async with beside(self._run()):
             yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
 
     async def _run(self) -> None:
         while True:

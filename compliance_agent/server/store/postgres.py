@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import asyncpg  # type: ignore[import-untyped]
+import asyncpg  # type: ignore[import-untyped]  # it has no types yet
 from sqlalchemy import Connection, Executable, LargeBinary, String, Table, event
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import CursorResult, RowMapping
