@@ -1,10 +1,10 @@
 """A nursery of servers: told `start` on standard input it forks one, told `kill` it ends that one with SIGKILL.
 
-python -m tests.real.server_nursery DATA_DIR PORT [--lying]
+python -m tests.real.server_nursery DATA_DIR PORT [--lying | --forgetful] [--database URL]
 
 Prints `R` when the server accepts connections and `E <exit status, negative for a signal>` when it is gone. A fork saves the second
 that an interpreter takes to read the server. With `--lying` the server answers before what it answers for is committed, which is
-the fault that the test around it must see.
+the fault that the test around it must see; with `--forgetful` PostgreSQL answers before what it answers for is on disk.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from compliance_agent import logs
 from compliance_agent.server import runner
 from compliance_agent.server.settings import ServerSettings
-from compliance_agent.server.store import engine
+from compliance_agent.server.store import engine, postgres
 from compliance_agent.server.store.database import Statements
 
 COMMIT_AFTER_S = 1.5  # longer than an answer waits for its receipts
@@ -57,13 +57,20 @@ def lie() -> None:
     engine.SqliteDatabase.transaction = transaction  # type: ignore[method-assign]
 
 
-def born(settings: ServerSettings, lying: bool) -> NoReturn:
+def forget() -> None:
+    """From here on a commit is answered before it is on disk."""
+    postgres._WRITER_SETTINGS["synchronous_commit"] = "off"
+
+
+def born(settings: ServerSettings) -> NoReturn:
     """The forked server."""
     status = 70
     try:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        if lying:
+        if "--lying" in sys.argv:
             lie()
+        if "--forgetful" in sys.argv:
+            forget()
         status = runner.serve(settings, lambda _url: say("R"))
     finally:
         os._exit(status)
@@ -71,13 +78,14 @@ def born(settings: ServerSettings, lying: bool) -> NoReturn:
 
 def main() -> None:
     logs.configure("ERROR", sys.stderr)
-    settings = ServerSettings(data_dir=Path(sys.argv[1]), port=int(sys.argv[2]))
+    database = sys.argv[sys.argv.index("--database") + 1] if "--database" in sys.argv else None
+    settings = ServerSettings(data_dir=Path(sys.argv[1]), port=int(sys.argv[2]), database=database)
     child = 0
     for order in iter(sys.stdin.readline, ""):
         if order.strip() == "start" and not child:
             child = os.fork()
             if not child:
-                born(settings, "--lying" in sys.argv)
+                born(settings)
         elif order.strip() == "kill" and child:
             os.kill(child, signal.SIGKILL)
             say(f"E {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}")

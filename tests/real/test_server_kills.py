@@ -18,15 +18,16 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from compliance_agent import crypto
-from compliance_agent.errors import AgentError
+from compliance_agent.errors import AgentError, ServerRefused
 from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.note import Note
 from compliance_agent.ports import HttpReply
@@ -35,7 +36,7 @@ from compliance_agent.server.services import enrol
 from compliance_agent.server.settings import ServerSettings
 from compliance_agent.transport import protocol
 from compliance_agent.transport.protocol import Sent
-from tests.real.stage import Server, command, environment, free_port, rows, troubles
+from tests.real.stage import command, environment, free_port, rows
 from tests.real.test_kill9 import Lines
 from tests.server.builder import FakeHost
 
@@ -46,6 +47,7 @@ MOMENTS_S = (0.0, 0.12)
 START_S = 30.0
 ROOT = Path(__file__).parents[2]
 Place = tuple[str, int]  # key id, seq
+Ask = Callable[[str], list[tuple[Any, ...]]]  # rows of the database that the last server left
 
 
 @dataclass
@@ -93,6 +95,8 @@ class Sender:
     refused: list[str] = field(default_factory=list)
     stopping: threading.Event = field(default_factory=threading.Event)
     calm: threading.Event = field(default_factory=threading.Event)
+    thread: threading.Thread | None = None
+    comes_again_at: int = 0  # the status at which it does, as at a connection that is cut
 
     def run(self) -> None:
         while not self.stopping.is_set():
@@ -107,6 +111,12 @@ class Sender:
                 )
             except (OSError, http.client.HTTPException):
                 self.stopping.wait(0.005)
+                continue
+            except ServerRefused as error:
+                if error.status != self.comes_again_at:
+                    self.refused.append(error.line)
+                    return
+                self.stopping.wait(0.01)
                 continue
             except AgentError as error:
                 self.refused.append(error.line)
@@ -125,9 +135,9 @@ class Sender:
             connection.close()
 
 
-async def enrolled(data_dir: Path, count: int) -> list[FakeHost]:
+async def enrolled(settings: ServerSettings, count: int) -> list[FakeHost]:
     hosts = [FakeHost(host_id=f"ws-{number:02}", now=datetime.now(UTC)) for number in range(count)]
-    async with opened(ServerSettings(data_dir=data_dir)) as services:
+    async with opened(settings) as services:
         for host in hosts:
             token, _, _ = await services.enrolment.new_token(
                 host.site_id, host.client_id, timedelta(hours=1), ca_sha256=None, actor="test"
@@ -142,33 +152,59 @@ async def enrolled(data_dir: Path, count: int) -> list[FakeHost]:
 
 def under_fire(data_dir: Path, kills: int, rng: random.Random, *options: str) -> dict[Place, str]:
     """Kill the server so many times while hosts send; what was acknowledged to them, by the end of a calm last run."""
-    hosts = asyncio.run(enrolled(data_dir, HOSTS))
-    with nursery(data_dir, *options) as server:
-        senders = [Sender(host, server.port, random.Random(rng.random())) for host in hosts]
-        threads = [threading.Thread(target=sender.run) for sender in senders]
-        try:
-            for thread in threads:
-                thread.start()
-            for _ in range(kills):
-                before = sum(len(sender.acknowledged) for sender in senders)
-                server.order("start", "R")
-                deadline = time.monotonic() + START_S
-                while sum(len(sender.acknowledged) for sender in senders) == before and time.monotonic() < deadline:
-                    if all(sender.refused for sender in senders):
-                        break
-                    time.sleep(0.002)
-                time.sleep(rng.uniform(*MOMENTS_S))
-                server.order("kill", "E -9")
-            for sender in senders:
-                sender.calm.set()
+    hosts = asyncio.run(enrolled(ServerSettings(data_dir=data_dir), HOSTS))
+    with nursery(data_dir, *options) as server, sending(hosts, server.port, rng) as senders:
+        for _ in range(kills):
+            before = count_of(senders)
             server.order("start", "R")
-            for thread in threads:
-                thread.join(START_S)
-        finally:
-            for sender in senders:
-                sender.stopping.set()
-            for thread in threads:
-                thread.join(START_S)
+            progress(senders, before)
+            time.sleep(rng.uniform(*MOMENTS_S))
+            server.order("kill", "E -9")
+        server.order("start", "R")
+        finish(senders)
+    return acknowledged_to(senders)
+
+
+@contextlib.contextmanager
+def sending(hosts: list[FakeHost], port: int, rng: random.Random, comes_again_at: int = 0) -> Iterator[list[Sender]]:
+    """Hosts that send as fast as they are answered, until the block ends."""
+    senders = [Sender(host, port, random.Random(rng.random()), comes_again_at=comes_again_at) for host in hosts]
+    threads = [threading.Thread(target=sender.run) for sender in senders]
+    try:
+        for sender, thread in zip(senders, threads, strict=True):
+            sender.thread = thread
+            thread.start()
+        yield senders
+    finally:
+        for sender in senders:
+            sender.stopping.set()
+        for thread in threads:
+            thread.join(START_S)
+
+
+def count_of(senders: list[Sender]) -> int:
+    return sum(len(sender.acknowledged) for sender in senders)
+
+
+def progress(senders: list[Sender], before: int) -> None:
+    """Wait until something more is acknowledged, or nobody sends any more."""
+    deadline = time.monotonic() + START_S
+    while count_of(senders) == before and time.monotonic() < deadline:
+        if all(sender.refused for sender in senders):
+            break
+        time.sleep(0.002)
+
+
+def finish(senders: list[Sender]) -> None:
+    """Let everybody get rid of what is left."""
+    for sender in senders:
+        sender.calm.set()
+    for sender in senders:
+        if sender.thread is not None:
+            sender.thread.join(START_S)
+
+
+def acknowledged_to(senders: list[Sender]) -> dict[Place, str]:
     return {place: digest for sender in senders for place, digest in sender.acknowledged.items()}
 
 
@@ -182,24 +218,31 @@ def root_of(leaves: list[bytes]) -> bytes:
 
 def judged(data_dir: Path, acknowledged: dict[Place, str]) -> list[str]:
     """Everything that is wrong with what the last server left, in words; the program's own `fsck` is asked as well."""
-    database, wrong = data_dir / "server.db", list[str]()
-    held = Counter[Place](rows(database, "SELECT key_id, seq FROM bundles"))
-    digests = {
-        (key_id, seq): digest for key_id, seq, digest in rows(database, "SELECT key_id, seq, sha256 FROM bundles")
-    }
-    logged = Counter[Place](rows(database, "SELECT key_id, seq FROM log_entries WHERE seq IS NOT NULL"))
+    wrong = wrongs(lambda query: rows(data_dir / "server.db", query), acknowledged)
+    fsck = command("server", "fsck", "--data-dir", data_dir)
+    return wrong if fsck.returncode == 0 else [*wrong, f"fsck: {fsck.stdout}{fsck.stderr}"]
+
+
+def wrongs(ask: Ask, acknowledged: dict[Place, str]) -> list[str]:
+    """The same without `fsck`, of any database."""
+    wrong = list[str]()
+    held = Counter[Place]((row[0], row[1]) for row in ask("SELECT key_id, seq FROM bundles"))
+    digests = {(key_id, seq): digest for key_id, seq, digest in ask("SELECT key_id, seq, sha256 FROM bundles")}
+    entries = ask("SELECT key_id, seq FROM log_entries WHERE seq IS NOT NULL")
+    logged = Counter[Place]((row[0], row[1]) for row in entries)
     wrong += [f"lost: {seq}" for (key, seq), digest in acknowledged.items() if digests.get((key, seq)) != digest]
     wrong += [f"doubled: {seq}" for counts in (held, logged) for (_, seq), count in counts.items() if count > 1]
     wrong += [f"not in the log: {seq}" for _, seq in held.keys() - logged.keys()]
-    wrong += [f"{name}: {count}" for name, count in troubles(Server(data_dir)).items() if count]
-    for site, year, note in rows(database, "SELECT site_id, year, checkpoint FROM log_shards"):
+    for table in ("forks", "gaps"):
+        [[count]] = ask(f"SELECT count(*) FROM {table}")
+        wrong += [f"{table}: {count}"] if count else []
+    for site, year, note in ask("SELECT site_id, year, checkpoint FROM log_shards"):
         signed = Checkpoint.parse(Note.parse(bytes(note)).text)
-        query = "SELECT leaf FROM log_entries WHERE site_id = ? AND year = ? AND leaf_index < ? ORDER BY leaf_index"
-        leaves = [bytes(leaf) for (leaf,) in rows(database, query, (site, year, signed.size))]
+        which = f"site_id = '{site}' AND year = {year} AND leaf_index < {signed.size}"
+        leaves = [bytes(row[0]) for row in ask(f"SELECT leaf FROM log_entries WHERE {which} ORDER BY leaf_index")]
         if (len(leaves), root_of(leaves)) != (signed.size, signed.root):
             wrong.append(f"{site}/{year}: the entries do not give the signed root")
-    fsck = command("server", "fsck", "--data-dir", data_dir)
-    return wrong if fsck.returncode == 0 else [*wrong, f"fsck: {fsck.stdout}{fsck.stderr}"]
+    return wrong
 
 
 def seeded() -> random.Random:
