@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -15,7 +16,10 @@ from sqlalchemy import select
 
 from compliance_agent.core import order_keys, orders
 from compliance_agent.core.orders import Order, Refused
+from compliance_agent.server.services import checkin, placing
+from compliance_agent.server.services import orders as desk
 from compliance_agent.server.store import tables
+from compliance_agent.server.store.transaction import BoundTransaction
 from tests.order_keys import ANNA, BEN, MALLORY, Person, keys_file
 from tests.server.builder import FakeHost, Server, b64, checkin_body
 
@@ -225,6 +229,66 @@ async def test_a_key_that_two_machines_seem_to_have_is_given_none(office: Office
     assert await office.checkin() == []
     reply = await office.post(f"/{later}/prepare", {"signers": [ANNA.key_id]})
     assert (reply.status_code, reply.json()["code"]) == (409, "host_contested")
+
+
+async def cloned_pair(office: Office) -> FakeHost:
+    """The other machine of a pair: a copy of the host's disk, and both went on from there by themselves."""
+    host, clone = office.host, replace(office.host)
+    assert (await office.server.deliver(host, host.next())).status_code == 200
+    assert (await office.server.deliver(clone, clone.next())).json()["code"] == "fork"
+    return clone
+
+
+async def test_a_cloned_pair_is_given_no_order_until_somebody_looked_into_it(office: Office) -> None:
+    """RELIABILITY 3.3 E6, from the clone on: nobody sets a mark by hand."""
+    ready, later = await office.approved(), await office.approved()
+    await office.sign(ready, ANNA)
+    assert len(await office.checkin()) == 1, "one machine, one key"
+    clone = await cloned_pair(office)
+    machines = (office.host, clone)
+    for office.host in machines:
+        assert await office.checkin() == []
+    reply = await office.post(f"/{later}/prepare", {"signers": [ANNA.key_id]})
+    assert (reply.status_code, reply.json()["code"]) == (409, "host_contested")
+    await office.server.services.enrolment.approve("clinic-1", clone.key_id, actor="test")
+    for office.host in machines[:1]:
+        assert len(await office.checkin()) == 1
+    assert (await office.sign(later, ANNA))["state"] == "signed"
+
+
+def trusting_forwarder(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = desk.exchange
+
+    async def exchange(tx: Any, host: Any, nonce: str | None, now: Any) -> list[bytes]:
+        return await real(tx, replace(host, contested_at=None), nonce, now)
+
+    monkeypatch.setattr(desk, "exchange", exchange)
+
+
+def nobody_notices(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unmarked(row: Any, **changes: Any) -> Any:
+        return replace(row, **{name: value for name, value in changes.items() if name != "contested_at"})
+
+    monkeypatch.setattr(placing, "replace", unmarked)
+    monkeypatch.setattr(checkin, "replace", unmarked)
+
+
+def forgotten_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = BoundTransaction.hosts
+
+    async def hosts(self: Any, *which: Any) -> Any:
+        return {key: replace(host, contested_at=None) for key, host in (await real(self, *which)).items()}
+
+    monkeypatch.setattr(BoundTransaction, "hosts", hosts)
+
+
+@pytest.mark.parametrize("fault", [trusting_forwarder, nobody_notices, forgotten_mark])
+async def test_planted_a_server_that_does_not_stop_the_pair_is_caught(
+    office: Office, monkeypatch: pytest.MonkeyPatch, fault: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    fault(monkeypatch)
+    with pytest.raises(AssertionError):
+        await test_a_cloned_pair_is_given_no_order_until_somebody_looked_into_it(office)
 
 
 async def test_an_older_agent_is_given_none_and_cannot_be_prepared_for(server: Server) -> None:
