@@ -20,6 +20,7 @@ from compliance_agent.cli import (
     server_orders,
     server_people,
     server_retention,
+    server_tokens,
 )
 from compliance_agent.cli.common import json_option, print_json, table, utc
 from compliance_agent.cli.server_common import data_dir_option as _data_dir_option
@@ -209,6 +210,7 @@ command.add_command(server_database.move)
 command.add_command(server_alerts.alerts)
 command.add_command(server_retention.retention)
 command.add_command(server_people.user)
+command.add_command(server_tokens.operator_token)
 command.add_command(server_enrolment.enrol_token)
 command.add_command(server_enrolment.hosts)
 command.add_command(server_orders.order)

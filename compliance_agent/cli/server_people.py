@@ -12,7 +12,7 @@ import click
 
 from compliance_agent.adapters.durable import read_file
 from compliance_agent.cli.common import json_option, print_json, table, utc
-from compliance_agent.cli.server_common import data_dir_option, duration, label_of, settings_of, with_services
+from compliance_agent.cli.server_common import data_dir_option, label_of, settings_of, with_services
 from compliance_agent.errors import NoInput
 
 if TYPE_CHECKING:
@@ -244,17 +244,6 @@ def link(ctx: click.Context, name: str, issuer: str | None, subject: str, remove
         raise click.BadParameter("--issuer: the server has no oidc_issuer, so say which provider it is")
     with_services(settings, lambda services: services.users.link(name, named, subject, linked=not remove))
     click.echo(f"{name} {'is no longer' if remove else 'is'} {subject} of {named}", err=True)
-
-
-@user.command("token")
-@click.argument("name")
-@click.option("--expires", default="30d", show_default=True, help="How long the token is good for: 1h, 30d.")
-@data_dir_option
-@click.pass_context
-def token(ctx: click.Context, name: str, expires: str) -> None:
-    """Make a token with which a person's scripts call the API. It is shown once."""
-    life = duration(expires)
-    click.echo(with_services(settings_of(ctx), lambda services: services.users.new_token(name, life)))
 
 
 def _password(path: Path | None) -> str:

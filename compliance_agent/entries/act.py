@@ -38,6 +38,8 @@ class Act(StrEnum):
     USER_ENABLED = "user_enabled"
     USER_PASSWORD = "user_password"  # noqa: S105  the name of an act
     USER_TOKEN = "user_token"  # noqa: S105  the same
+    TOKEN_ROTATED = "token_rotated"  # noqa: S105  the same
+    TOKEN_REVOKED = "token_revoked"  # noqa: S105  the same
     IDENTITY_LINKED = "identity_linked"
     IDENTITY_UNLINKED = "identity_unlinked"
     HOLD_ADDED = "hold_added"

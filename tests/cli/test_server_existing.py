@@ -39,6 +39,10 @@ DECISIONS: dict[str, list[str] | None] = {
     "logs": [],
     "migrate": [],
     "move": ["--to", "postgresql://server@127.0.0.1/c", "--owner", "postgresql://owner@127.0.0.1/c"],
+    "operator-token create": ["j.doe"],
+    "operator-token list": [],
+    "operator-token revoke": ["0" * 16],
+    "operator-token rotate": ["0" * 16],
     "order approve": ["0" * 32, "--by", "j.doe"],
     "order baseline": ["TMP/baseline.yaml", "--site", "clinic-1", "--by", "j.doe"],
     "order cancel": ["0" * 32, "--by", "j.doe"],
@@ -64,7 +68,6 @@ DECISIONS: dict[str, list[str] | None] = {
     "user role": ["j.doe", "viewer"],
     "user sessions": ["j.doe"],
     "user sites": ["j.doe"],
-    "user token": ["j.doe"],
 }
 REFUSING = sorted(path for path, words in DECISIONS.items() if words is not None)
 

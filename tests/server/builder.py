@@ -257,7 +257,7 @@ class Server:
     async def operator(self, name: str = "op", sites: frozenset[str] | None = None) -> dict[str, str]:
         """A user's token as headers."""
         await self.services.users.add(name, "correct horse battery", sites=sites)
-        return {"authorization": f"Bearer {await self.services.users.new_token(name, timedelta(days=1))}"}
+        return {"authorization": f"Bearer {(await self.services.users.tokens.create(name, timedelta(days=1)))[0]}"}
 
 
 def checkin_body(host: FakeHost) -> dict[str, Any]:

@@ -110,7 +110,7 @@ async def side(server: Server, site_id: str, client_id: str | None, label: str) 
     sites = frozenset({site_id}) if client_id is None else None
     person = await users.add(name, PASSWORD, role="owner", client_id=client_id or "msp", sites=sites)
     drafted = await server.services.orders.draft(person, await users.reader(person), Wanted(host.key_id, "pause", {}))
-    bearer = await users.new_token(name, timedelta(days=1))
+    bearer = (await users.tokens.create(name, timedelta(days=1)))[0]
     cookie = await users.login(name, PASSWORD)
     await server.services.orders.add_baseline(
         person, await users.reader(person), site_id, baseline_of(site_id), bytes(64)

@@ -43,7 +43,7 @@ async def auditor(server: Server, dates: Dates = SPAN) -> dict[str, str]:
     users = server.services.users
     await users.add("auditor", PASSWORD, role="auditor", sites=frozenset({"clinic-1"}), dates=dates)
     server.client.cookies.set("session", await users.login("auditor", PASSWORD))
-    return {"authorization": f"Bearer {await users.new_token('auditor', timedelta(days=1))}"}
+    return {"authorization": f"Bearer {(await users.tokens.create('auditor', timedelta(days=1)))[0]}"}
 
 
 def id_of(bundle: Signed) -> str:

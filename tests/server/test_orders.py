@@ -40,7 +40,7 @@ class Office:
         office = cls(server, await server.enrolled())
         for name, role in (("jo", "operator"), ("kim", "operator"), ("eve", "viewer")):
             await server.services.users.add(name, PASSWORD, role=role)
-            secret = await server.services.users.new_token(name, timedelta(days=1))
+            secret = (await server.services.users.tokens.create(name, timedelta(days=1)))[0]
             office.tokens[name] = {"authorization": f"Bearer {secret}"}
         await office.checkin()
         return office
@@ -294,7 +294,9 @@ async def test_planted_a_server_that_does_not_stop_the_pair_is_caught(
 async def test_an_older_agent_is_given_none_and_cannot_be_prepared_for(server: Server) -> None:
     office = Office(server, await server.enrolled())
     await server.services.users.add("jo", PASSWORD, role="operator")
-    office.tokens["jo"] = {"authorization": f"Bearer {await server.services.users.new_token('jo', timedelta(days=1))}"}
+    office.tokens["jo"] = {
+        "authorization": f"Bearer {(await server.services.users.tokens.create('jo', timedelta(days=1)))[0]}"
+    }
     assert await office.checkin(None) == []
     order_id = await office.approved()
     reply = await office.post(f"/{order_id}/prepare", {"signers": [ANNA.key_id]})

@@ -41,7 +41,7 @@ async def test_a_person_sees_the_sites_of_one_client(server: Server, users: User
     assert await seen(server, headers) == {"clinic-1", "clinic-2", "clinic-9"}
     await users.set_sites("all", client_id="msp", sites=None)
     assert await seen(server, headers) == 401, "who moves to another client keeps no token"
-    headers = {"authorization": f"Bearer {await users.new_token('all', timedelta(days=1))}"}
+    headers = {"authorization": f"Bearer {(await users.tokens.create('all', timedelta(days=1)))[0]}"}
     assert await seen(server, headers) == {"clinic-1", "clinic-2"}
     await users.set_sites("all", client_id="msp", sites=frozenset({"clinic-2"}))
     assert await seen(server, headers) == {"clinic-2"}

@@ -125,7 +125,7 @@ async def user_or_none(request: Request) -> User | None:
     users = services_of(request).users
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
-        return await users.of_token(secret)
+        return await users.tokens.user_of(secret)
     return await users.of_session(
         request.cookies.get(session_cookie(request)), use=request.headers.get("hx-request") != "true"
     )

@@ -26,7 +26,7 @@ from compliance_agent.server.records.chains import (
 )
 from compliance_agent.server.records.keeping import Durable, Hold, LoggedRecord, Minimum
 from compliance_agent.server.records.logs import Backlog, Kept, Leaf, NewLeaf, PendingLeaf, Shard
-from compliance_agent.server.records.people import Dates, Factor, Flow, Session, Token, User
+from compliance_agent.server.records.people import Dates, Factor, Flow, OperatorToken, Session, Token, User
 from compliance_agent.server.records.reading import Keeping, SiteReader
 from compliance_agent.server.records.store import Store, Work
 from compliance_agent.server.records.writing import Transaction
@@ -58,6 +58,7 @@ __all__ = [
     "Minimum",
     "NewBundle",
     "NewLeaf",
+    "OperatorToken",
     "PendingLeaf",
     "Place",
     "Session",

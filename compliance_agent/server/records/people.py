@@ -100,6 +100,42 @@ class Session:
 
 
 @dataclass(frozen=True)
+class OperatorToken:
+    """What a person's scripts call with, known only by its hash.
+
+    Attributes:
+        label: what people call it by.
+        role, sites: narrower than the person's; None is the person's.
+        used_at: when it was used last, a minute more or less.
+        successor: hash of the one that took its place.
+    """
+
+    hash: str
+    user: User
+    label: str | None
+    role: str | None
+    sites: frozenset[str] | None
+    created_at: datetime
+    expires_at: datetime
+    used_at: datetime | None = None
+    revoked_at: datetime | None = None
+    successor: str | None = None
+
+    @property
+    def id(self) -> str:
+        """Names the token, and opens nothing."""
+        return self.hash[:16]
+
+    def state(self, now: datetime) -> str:
+        """`revoked`, `expired`, `replaced` (and still good), or `live`."""
+        if self.revoked_at is not None:
+            return "revoked"
+        if self.expires_at <= now:
+            return "expired"
+        return "live" if self.successor is None else "replaced"
+
+
+@dataclass(frozen=True)
 class Factor:
     """A person's second factor: its sealed secret, since when it counts (None: not yet), and the last time step used."""
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from datetime import datetime
 from typing import Protocol, TypeVar
 
 from compliance_agent.server.records.chains import Host
-from compliance_agent.server.records.people import Dates, Factor, Session, User
+from compliance_agent.server.records.people import Dates, Factor, OperatorToken, Session, User
 from compliance_agent.server.records.reading import SiteReader
 from compliance_agent.server.records.writing import Transaction
 
@@ -64,8 +63,12 @@ class Store(Protocol):
         """A user's second factor."""
         ...
 
-    async def user_of_token(self, token_hash: str, now: datetime) -> User | None:
-        """The user of a live operator token, unless disabled."""
+    async def operator_token(self, token_hash: str) -> OperatorToken | None:
+        """The operator token with this hash, and its person as of now; whether either is still good is another question."""
+        ...
+
+    async def operator_tokens(self, name: str | None = None) -> list[OperatorToken]:
+        """Every one of a person, or of all, the newest first."""
         ...
 
     async def ready(self) -> None:

@@ -11,7 +11,7 @@ from compliance_agent.server.records.chains import CheckVerdict, Fork, Gap, Host
 from compliance_agent.server.records.keeping import Durable, Hold, LoggedRecord
 from compliance_agent.server.records.logs import NewLeaf, PendingLeaf, Shard
 from compliance_agent.server.records.orders import Answer, OrderHost, OrderMark, OrderRow, SignedBaseline
-from compliance_agent.server.records.people import Factor, Flow, Token, User
+from compliance_agent.server.records.people import Factor, Flow, OperatorToken, Token, User
 from compliance_agent.server.records.reading import Keeping
 
 
@@ -292,8 +292,20 @@ class Transaction(Keeping, Protocol):
         """Use up a recovery code; False when there is none unused."""
         ...
 
-    async def add_operator_token(self, token_hash: str, name: str, now: datetime, expires_at: datetime) -> None:
+    async def add_operator_token(self, token: OperatorToken) -> None:
         """A token for a user's scripts."""
+        ...
+
+    async def use_operator_token(self, token_hash: str, now: datetime) -> None:
+        """Note that it was used."""
+        ...
+
+    async def succeed_operator_token(self, token_hash: str, successor: str, now: datetime, until: datetime) -> bool:
+        """Another takes its place, and it ends at `until` at the latest; False when it has ended, or has a successor."""
+        ...
+
+    async def revoke_operator_token(self, token_hash: str, now: datetime) -> bool:
+        """Let it be worth nothing; False when it has ended."""
         ...
 
     async def add_order(self, order: OrderRow) -> None:

@@ -13,7 +13,6 @@ import hashlib
 import secrets
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
 
 import structlog
 from argon2 import PasswordHasher
@@ -26,7 +25,8 @@ from compliance_agent.server.services import roles
 from compliance_agent.server.services.acts import Act, note, sites_of
 from compliance_agent.server.services.factors import Factors
 from compliance_agent.server.services.id_tokens import Claims
-from compliance_agent.server.services.secrets import OPERATOR_PREFIX, Rng, hashed, new_secret
+from compliance_agent.server.services.operator_tokens import OperatorTokens
+from compliance_agent.server.services.secrets import Rng, hashed, new_secret
 from compliance_agent.server.services.sessions import Limits, Sessions
 
 ATTEMPTS = 10
@@ -56,6 +56,7 @@ class Users:
         self._clock = clock
         self.factors = factors
         self.sessions = Sessions(store, clock, sessions or Limits())
+        self.tokens = OperatorTokens(store, clock, rng=rng)
         self._demands_factor = demands_factor
         self._hasher = hasher or PasswordHasher()
         self._rng = rng
@@ -333,29 +334,6 @@ class Users:
         if right:
             await self._store.write(lambda tx: tx.forget_attempts(bucket))
         return right
-
-    async def of_token(self, secret: str) -> User | None:
-        """The user of an operator token."""
-        if not secret.startswith(OPERATOR_PREFIX):
-            return None
-        return await self._store.user_of_token(hashed(secret), self._clock())
-
-    async def new_token(self, name: str, life: timedelta) -> str:
-        """A token with which a user's scripts may call the API.
-
-        Raises:
-            Refusal: no such user.
-        """
-        user = await self._known(name)
-        secret, now = new_secret(OPERATOR_PREFIX, self._rng), self._clock()
-
-        async def work(tx: Transaction) -> None:
-            await tx.add_operator_token(hashed(secret), name, now, now + life)
-            sites = await sites_of(tx, user)
-            await note(tx, now, Act.USER_TOKEN, by=None, sites=sites, subject=user.person_id, said=name)
-
-        await self._store.write(work)
-        return secret
 
     async def set_password(self, name: str, password: str) -> None:
         """Change a password; every session of the user ends.

@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Executable, Select, insert, select, text
+from sqlalchemy import Executable, Select, Table, insert, select, text
 from sqlalchemy.engine import Connection, RowMapping
 
-from compliance_agent.server.records import Dates, Factor, Host, Session, SiteReader, User, Work
+from compliance_agent.server.records import Dates, Factor, Host, OperatorToken, Session, SiteReader, User, Work
 from compliance_agent.server.store import fences, migration, rows, tables
 from compliance_agent.server.store.copying import Copied, Rows, Told, fill
 from compliance_agent.server.store.database import Database, translated
@@ -111,21 +111,17 @@ class SqlStore:
         found = await self._all(select(tables.factors).where(tables.factors.c.name == name))
         return rows.factor(found[0]) if found else None
 
-    async def user_of_token(self, token_hash: str, now: datetime) -> User | None:
-        """The user of a live operator token."""
-        users, tokens = tables.users, tables.operator_tokens
-        query = (
-            select(users)
-            .join(tokens, tokens.c.name == users.c.name)
-            .where(
-                tokens.c.hash == token_hash,
-                tokens.c.revoked_at.is_(None),
-                tokens.c.expires_at > rows.text(now),
-                users.c.disabled_at.is_(None),
-            )
-        )
-        found = await self._all(query)
-        return rows.user(found[0]) if found else None
+    async def operator_token(self, token_hash: str) -> OperatorToken | None:
+        """An operator token by its hash, with its person."""
+        found = await self._all(_of_users(tables.operator_tokens).where(tables.operator_tokens.c.hash == token_hash))
+        return rows.operator_token(found[0]) if found else None
+
+    async def operator_tokens(self, name: str | None = None) -> list[OperatorToken]:
+        """Every operator token, of one person or of all, the newest first."""
+        c = tables.operator_tokens.c
+        query = _of_users(tables.operator_tokens).order_by(c.created_at.desc(), c.hash)
+        found = await self._all(query if name is None else query.where(c.name == name))
+        return [rows.operator_token(row) for row in found]
 
     async def ready(self) -> None:
         """Raises StorageError when the database cannot be read or is of another version."""
@@ -142,13 +138,17 @@ class SqlStore:
         return await self.database.all(query)
 
 
-def _sessions() -> Select[Any]:
-    users, sessions = tables.users, tables.sessions
-    return (
-        select(sessions, *(column.label(f"user_{column.name}") for column in users.c))
-        .join(users, sessions.c.name == users.c.name)
-        .where(sessions.c.revoked_at.is_(None), users.c.disabled_at.is_(None))
+def _of_users(table: Table) -> Select[Any]:
+    """Credentials, each with its user."""
+    users = tables.users
+    return select(table, *(column.label(f"user_{column.name}") for column in users.c)).join(
+        users, table.c.name == users.c.name
     )
+
+
+def _sessions() -> Select[Any]:
+    live = (tables.sessions.c.revoked_at.is_(None), tables.users.c.disabled_at.is_(None))
+    return _of_users(tables.sessions).where(*live)
 
 
 def _prepare(connection: Connection) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Executable, Table, Update, delete, func, insert, select, update
+from sqlalchemy import Executable, Table, Update, case, delete, func, insert, select, update
 from sqlalchemy.engine import RowMapping
 
-from compliance_agent.server.records import Factor, Flow, User
+from compliance_agent.server.records import Factor, Flow, OperatorToken, User
 from compliance_agent.server.store import rows, tables
 
 
@@ -168,14 +168,35 @@ class PeopleRows:
         unused = update(tables.recovery_codes).where(c.name == name, c.hash == code_hash, c.used_at.is_(None))
         return await self._changed(unused.values(used_at=rows.text(now))) == 1
 
-    async def add_operator_token(self, token_hash: str, name: str, now: datetime, expires_at: datetime) -> None:
-        await self._credential(tables.operator_tokens, token_hash, name, now, expires_at)
+    async def add_operator_token(self, token: OperatorToken) -> None:
+        narrower = {"label": token.label, "role": token.role, "sites": rows.sites_text(token.sites)}
+        name, begins, ends = token.user.name, token.created_at, token.expires_at
+        await self._credential(tables.operator_tokens, token.hash, name, begins, ends, **narrower)
+
+    async def use_operator_token(self, token_hash: str, now: datetime) -> None:
+        c = tables.operator_tokens.c
+        await self._changed(update(tables.operator_tokens).where(c.hash == token_hash).values(used_at=rows.text(now)))
+
+    async def succeed_operator_token(self, token_hash: str, successor: str, now: datetime, until: datetime) -> bool:
+        c = tables.operator_tokens.c
+        ends = case((c.expires_at < rows.text(until), c.expires_at), else_=rows.text(until))
+        mine = _good_token(token_hash, now).where(c.successor.is_(None))
+        return await self._changed(mine.values(successor=successor, expires_at=ends)) == 1
+
+    async def revoke_operator_token(self, token_hash: str, now: datetime) -> bool:
+        return await self._changed(_good_token(token_hash, now).values(revoked_at=rows.text(now))) == 1
 
     async def _credential(
         self, table: Table, secret_hash: str, name: str, now: datetime, expires_at: datetime, **more: str | None
     ) -> None:
         times = {"created_at": rows.text(now), "expires_at": rows.text(expires_at)}
         await self._changed(insert(table).values(hash=secret_hash, name=name, **times, **more))
+
+
+def _good_token(token_hash: str, now: datetime) -> Update:
+    c = tables.operator_tokens.c
+    good = (c.hash == token_hash, c.revoked_at.is_(None), c.expires_at > rows.text(now))
+    return update(tables.operator_tokens).where(*good)
 
 
 def _live_session(session_hash: str) -> Update:

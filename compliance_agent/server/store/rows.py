@@ -23,6 +23,7 @@ from compliance_agent.server.records import (
     Leaf,
     LoggedRecord,
     NewBundle,
+    OperatorToken,
     Place,
     Session,
     Shard,
@@ -231,7 +232,7 @@ def user(row: RowMapping | Mapping[str, Any]) -> User:
         row["person_id"],
         row["password_hash"],
         row["role"],
-        None if row["sites"] is None else frozenset(row["sites"].split()),
+        _sites_of(row["sites"]),
         when(row["created_at"]),
         when_or_none(row["disabled_at"]),
         row["client_id"],
@@ -239,11 +240,39 @@ def user(row: RowMapping | Mapping[str, Any]) -> User:
     )
 
 
+def _user_of(row: RowMapping) -> User:
+    return user({name.removeprefix("user_"): value for name, value in row.items() if name.startswith("user_")})
+
+
 def session(row: RowMapping) -> Session:
     """A session; the row joins its user, whose columns are named with `user_`."""
-    of_user = {name.removeprefix("user_"): value for name, value in row.items() if name.startswith("user_")}
     created, used, expires = (when(row[name]) for name in ("created_at", "used_at", "expires_at"))
-    return Session(row["hash"], user(of_user), created, used, expires, when_or_none(row["proved_at"]))
+    return Session(row["hash"], _user_of(row), created, used, expires, when_or_none(row["proved_at"]))
+
+
+def sites_text(sites: frozenset[str] | None) -> str | None:
+    """Ids of sites as they are stored."""
+    return None if sites is None else " ".join(sorted(sites))
+
+
+def _sites_of(text: str | None) -> frozenset[str] | None:
+    return None if text is None else frozenset(text.split())
+
+
+def operator_token(row: RowMapping) -> OperatorToken:
+    """An operator token; the row joins its user, whose columns are named with `user_`."""
+    times = {name: when_or_none(row[name]) for name in ("used_at", "revoked_at")}
+    return OperatorToken(
+        row["hash"],
+        _user_of(row),
+        row["label"],
+        row["role"],
+        _sites_of(row["sites"]),
+        when(row["created_at"]),
+        when(row["expires_at"]),
+        successor=row["successor"],
+        **times,
+    )
 
 
 def factor(row: RowMapping) -> Factor:
@@ -255,7 +284,7 @@ def user_limits(item: User) -> dict[str, Any]:
     """The columns that say what a user may see."""
     return {
         "client_id": item.client_id,
-        "sites": None if item.sites is None else " ".join(sorted(item.sites)),
+        "sites": sites_text(item.sites),
         "first_on": item.dates.first.isoformat() if item.dates else None,
         "last_on": item.dates.last.isoformat() if item.dates else None,
     }

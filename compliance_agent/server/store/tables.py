@@ -368,7 +368,14 @@ def _credentials(name: str, *more: Column[str]) -> Table:
 
 
 sessions = _credentials("sessions", Column("used_at", String, nullable=False), Column("proved_at", String))
-operator_tokens = _credentials("operator_tokens")
+operator_tokens = _credentials(
+    "operator_tokens",
+    Column("label", String),
+    Column("role", String),  # narrower than the person's; NULL is the person's
+    Column("sites", String),
+    Column("used_at", String),
+    Column("successor", String),
+)
 
 factors = Table(
     "factors",
