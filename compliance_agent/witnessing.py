@@ -160,7 +160,7 @@ class _Question:
 
     async def _post(self, old: int, deadline_s: float) -> HttpReply:
         try:
-            proof = [] if old in {0, self._size} else self._consistency(old)
+            proof = [] if old in {0, self._size} else await asyncio.to_thread(self._consistency, old)
         except AgentError as error:
             raise BadEvidence(CODES["no_proof"], code="no_proof") from error
         head = "".join(f"{line}\n" for line in [f"old {old}", *map(to_base64, proof), ""])

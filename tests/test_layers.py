@@ -106,7 +106,9 @@ LAYERS: dict[str, str] = {
     "server.moving": "wiring",
     "server.channels": "hands",
     "server.restore": "wiring",
+    "server.log_places": "wiring",
     "server.runner": "wiring",
+    "server.s3": "hands",
     "server.tls": "hands",
 }
 
@@ -150,6 +152,7 @@ class Fence:
 
 HEAVY = tuple(f"!{name}" for name in ("fastapi", "jinja2", "rich", "sqlalchemy", "starlette", "uvicorn"))
 SERVER_EXTRA = (*(name for name in HEAVY if name != "!rich"), "!aiosqlite", "!argon2", "!orjson", "!prometheus_client")
+OBJECT_STORE = ("!boto3", "!botocore")
 
 FENCES = (
     Fence(
@@ -161,6 +164,17 @@ FENCES = (
         "the server extra is not installed on a clinic host",
         targets=SERVER_EXTRA,
         but_sources=("server", "web", "cli", "lab"),
+    ),
+    Fence(
+        "the s3 extra is only installed where a bucket is; one module knows it, and loads it when it is asked to",
+        targets=OBJECT_STORE,
+        but_sources=("server.s3",),
+    ),
+    Fence(
+        "a server without a bucket must start without the s3 extra",
+        targets=OBJECT_STORE,
+        sources=("server.s3",),
+        at_import_time_only=True,
     ),
     Fence(
         "the server judges records, not machines: it shares words and pure parts, and nothing that acts",

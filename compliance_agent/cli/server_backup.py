@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -54,7 +55,9 @@ def backup(ctx: click.Context, out: Path, as_json: bool) -> None:
 @click.pass_context
 def restore(ctx: click.Context, source: Path, force: bool, as_json: bool) -> None:
     """Verify a backup and put it into the data directory. The server must not run."""
+    from compliance_agent.server.app import utc_now
     from compliance_agent.server.backup import MANIFEST
+    from compliance_agent.server.log_places import log_places
     from compliance_agent.server.restore import restore as put_back
 
     if not (source / MANIFEST).is_file():
@@ -66,7 +69,8 @@ def restore(ctx: click.Context, source: Path, force: bool, as_json: bool) -> Non
         return len(json.loads((source / MANIFEST).read_bytes()).get("files", ()))
 
     with progress("verifying the backup", files) as told:
-        done = put_back(source.absolute(), directory, force=force, told=told)
+        places = functools.partial(log_places, settings, utc_now)
+        done = put_back(source.absolute(), directory, force=force, told=told, places=places)
     ahead = [item for item in done.logs if item.signed > item.size]
     if as_json:
         document = {"schema": "compliance-agent/server-restore/v1", "directory": str(directory)}

@@ -65,7 +65,8 @@ def move(
     ctx: click.Context, to: str | None, password_file: Path | None, owner: str, owner_password_file: Path | None
 ) -> None:
     """Move all rows from the SQLite file into an empty PostgreSQL database. The server must not run."""
-    from compliance_agent.server.app import password_of
+    from compliance_agent.server.app import password_of, utc_now
+    from compliance_agent.server.log_places import log_places
     from compliance_agent.server.moving import SOURCE
     from compliance_agent.server.moving import move as move_all
     from compliance_agent.server.settings import check_database
@@ -81,7 +82,8 @@ def move(
     check_database("--owner", owner)
     target = Address(url, password_of(password_file or settings.database_password_file))
     with progress("copying the rows", lambda: None) as told:
-        done = asyncio.run(move_all(settings.data_dir, target, Address(owner, password_of(owner_password_file)), told))
+        owned = Address(owner, password_of(owner_password_file))
+        done = asyncio.run(move_all(settings.data_dir, target, owned, told, lambda: log_places(settings, utc_now)))
     table(("table", "rows", "sha256"), [[item.table, str(item.rows), item.sha256] for item in done.tables if item.rows])
     table(
         ("log", "entries", "signed"),

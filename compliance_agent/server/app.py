@@ -6,12 +6,14 @@
 The data directory: `server.db` (unless the settings name PostgreSQL), `keys/ack.pem` and `keys/ack.pub.pem` (what
 acknowledgements are signed with), `keys/log.pem` and `keys/<site>-<year>.vkey` (what checkpoints are signed with),
 `keys/witnesses.policy` and `keys/tsa-ca.pem` (copies, for packets), `keys/factors.key` (what second factors are sealed under),
-`log/` (the logs as they are served), `heads/` (the largest checkpoint ever signed of each), `tls/` when the server does TLS
+`log/` (the logs as they are served) and `heads/` (the largest checkpoint ever signed of each) unless the settings name a bucket,
+`tls/` when the server does TLS
 itself, `admin-password` (made at the first start, 0600).
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import fcntl
@@ -40,8 +42,8 @@ from compliance_agent.server.api.edge import Edge
 from compliance_agent.server.channels import read as read_channels
 from compliance_agent.server.cosigning import Cosigning, Intervals, policy_of
 from compliance_agent.server.log_files import LogFiles
-from compliance_agent.server.log_heads import LogHeads
 from compliance_agent.server.log_keys import MLDSA44_FILE, LogKeys, make_mldsa44
+from compliance_agent.server.log_places import log_places
 from compliance_agent.server.metrics import Metrics
 from compliance_agent.server.provider_calls import ProviderCalls
 from compliance_agent.server.records import Clock
@@ -160,8 +162,8 @@ async def opened(
     verifier = verifier or Verifier()
     if settings.log_mldsa44:
         make_mldsa44(settings.data_dir / "keys" / MLDSA44_FILE)
-    keys, files, board = LogKeys(settings.data_dir / "keys"), LogFiles(settings.data_dir / "log"), Board()
-    heads = LogHeads(settings.data_dir / "heads")
+    keys, board = LogKeys(settings.data_dir / "keys"), Board()
+    files, heads = await asyncio.to_thread(log_places, settings, clock)
     channels = read_channels(settings.alerts_file, settings.name) if settings.alerts_file is not None else {}
     store = await SqlStore.open(database(settings))
     cosigning = _cosigning(settings, store, files, keys, board, clock)

@@ -35,6 +35,7 @@ from compliance_agent.errors import BadEvidence, NotPermitted
 from compliance_agent.log.merkle import HASH_BYTES
 from compliance_agent.log.tiles import ENTRIES, FULL, Tile, decode_entries, encode_entries, written
 from compliance_agent.server.api.deps import Services
+from compliance_agent.server.blobs import TURNS
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.log_heads import LogHeads
 from compliance_agent.server.log_keys import LogKeys
@@ -119,7 +120,7 @@ async def _copy(services: Services, root: Path, told: Told) -> list[CopiedLog]:
             await asyncio.to_thread(_copy_tree, services.settings.data_dir / name, root / name)
         keys, files, heads = LogKeys(root / KEYS[0]), LogFiles(root / LOG), LogHeads(root / HEADS)
         for shard in shards:
-            await asyncio.to_thread(_copy_log, services.log_files, files, shard)
+            await asyncio.to_thread(_copy_log, services.log_files, root / LOG, shard)
             heads.keep(shard.site_id, shard.year, shard.checkpoint or b"")
         async for finding in Fsck(store, files, keys, heads).run():
             if finding.problems:
@@ -131,7 +132,8 @@ async def _copy(services: Services, root: Path, told: Told) -> list[CopiedLog]:
         return [await _counted(store, shard) for shard in shards]
     finally:
         await store.close()
-        await asyncio.to_thread(_remove, root, f"{DATABASE}?*")  # the lock, and what SQLite leaves
+        for names in (f"{DATABASE}?*", f"*/{TURNS}"):  # locks, and what SQLite leaves
+            await asyncio.to_thread(_remove, root, names)
 
 
 async def _database(services: Services, root: Path, told: Told) -> tuple[SqlStore, list[Shard]]:
@@ -194,16 +196,16 @@ async def _counted(store: SqlStore, shard: Shard) -> CopiedLog:
     return CopiedLog(shard.site_id, shard.year, shard.origin, shard.checkpoint_size, durable)
 
 
-def _copy_log(live: LogFiles, copy: LogFiles, shard: Shard) -> None:
+def _copy_log(live: LogFiles, root: Path, shard: Shard) -> None:
     """The files of the tree that the copied database has signed, cut to that size where they have grown since."""
-    site_id, year = shard.site_id, shard.year
+    site_id, year, copy = shard.site_id, shard.year, LogFiles(root)
     gone = live.pruned(site_id, year)
     if gone is not None:
         copy.prune(site_id, year, gone)
     for tile in written(0, shard.checkpoint_size):
         if gone is not None and gone.covers(tile):
             continue
-        path = copy.directory(site_id, year) / tile.path
+        path = root / site_id / f"{year:04}" / tile.path
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
         path.write_bytes(_cut(live.read(site_id, year, tile), tile))
         path.chmod(0o644)

@@ -10,6 +10,7 @@ A failure before 3 leaves the target empty; the file is untouched until 4.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +39,14 @@ class Moved:
     aside: str
 
 
-async def move(data_dir: Path, target: Address, owner: Address, told: Told = None) -> Moved:
-    """Move everything.
+async def move(
+    data_dir: Path,
+    target: Address,
+    owner: Address,
+    told: Told = None,
+    places: Callable[[], tuple[LogFiles, LogHeads]] | None = None,
+) -> Moved:
+    """Move all rows. `places` gives files and heads of the logs where they are not in the data directory.
 
     Raises:
         NotPermitted: the target holds rows, or a move was done here before.
@@ -49,16 +56,21 @@ async def move(data_dir: Path, target: Address, owner: Address, told: Told = Non
     if (data_dir / MOVED).exists():
         raise NotPermitted(f"{data_dir / MOVED}: is there from an earlier move", hint="put it elsewhere first")
     with only_server(data_dir):
+        if places is None:
+            files, heads = LogFiles(data_dir / "log"), LogHeads(data_dir / "heads")
+        else:
+            files, heads = await asyncio.to_thread(places)
+        keys = LogKeys(data_dir / "keys")
         source = await SqlStore.open(data_dir / SOURCE)
         try:
-            await _sound(source, data_dir, "the file")
+            await _sound(Fsck(source, files, keys, heads), "the file")
             await migrate(owner, unquote(urlsplit(target.url).username or ""))
             copied = await copy_all(source, owner, told)
         finally:
             await source.close()
         moved = await SqlStore.open(target)
         try:
-            logs = await _sound(moved, data_dir, "the target")
+            logs = await _sound(Fsck(moved, files, keys, heads), "the target")
         finally:
             await moved.close()
         (data_dir / SOURCE).rename(data_dir / MOVED)
@@ -66,8 +78,7 @@ async def move(data_dir: Path, target: Address, owner: Address, told: Told = Non
     return Moved(copied, logs, MOVED)
 
 
-async def _sound(store: SqlStore, data_dir: Path, where: str) -> list[Finding]:
-    checker = Fsck(store, LogFiles(data_dir / "log"), LogKeys(data_dir / "keys"), LogHeads(data_dir / "heads"))
+async def _sound(checker: Fsck, where: str) -> list[Finding]:
     found = [finding async for finding in checker.run()]
     for finding in found:
         if finding.problems:

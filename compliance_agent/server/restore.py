@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,11 +18,14 @@ from typing import Any
 
 from compliance_agent.adapters.durable import fsync_directory, make_directory, read_file, storage_error, write_file
 from compliance_agent.documents import read_json
+from compliance_agent.entries.minimum import NAME as MINIMUM
 from compliance_agent.errors import BadEvidence, DocumentError, LogStopped, NoInput, NotPermitted
 from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.note import Note
+from compliance_agent.log.tiles import Tile
 from compliance_agent.server.app import only_server
 from compliance_agent.server.backup import DATABASE, HEADS, LOG, MANIFEST, SCHEMA, digest_of, parts_of
+from compliance_agent.server.blobs import Directory
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.log_heads import LogHeads
 from compliance_agent.server.log_keys import LogKeys
@@ -53,8 +57,15 @@ class Restored:
     logs: list[RestoredLog]
 
 
-def restore(backup: Path, data_dir: Path, *, force: bool = False, told: Told = None) -> Restored:
-    """Verify the backup, then put it into `data_dir`.
+def restore(
+    backup: Path,
+    data_dir: Path,
+    *,
+    force: bool = False,
+    told: Told = None,
+    places: Callable[[], tuple[LogFiles, LogHeads]] | None = None,
+) -> Restored:
+    """Verify the backup, then put it into `data_dir`, and its logs into `places` where those are elsewhere.
 
     Raises:
         BadEvidence: the backup is not what its manifest says; nothing was changed.
@@ -71,9 +82,11 @@ def restore(backup: Path, data_dir: Path, *, force: bool = False, told: Told = N
     make_directory(data_dir)
     with only_server(data_dir):
         _same_server(backup, data_dir)
-        heads = _newest(backup, data_dir, manifest["logs"])
+        files, kept = places() if places is not None else (LogFiles(data_dir / LOG), LogHeads(data_dir / HEADS))
+        heads = _newest(backup, files, kept, manifest["logs"])
         try:
-            aside = _put_back(backup, data_dir, manifest, heads)
+            _put_logs(backup, files, kept, manifest, heads)
+            aside = _put_back(backup, data_dir, manifest)
         except OSError as error:
             raise storage_error(error, f"restoring {data_dir}") from error
     signed = {place: checkpoint.size for place, (_, checkpoint) in heads.items()}
@@ -105,6 +118,8 @@ def verified(backup: Path, told: Told = None) -> dict[str, Any]:
         parts = PurePosixPath(name).parts
         if not parts or ".." in parts or name.startswith("/") or PurePosixPath(*parts).as_posix() != name:
             raise BadEvidence("manifest: names a file outside the backup", code="bad_manifest")
+        if parts[0] == LOG and not (len(parts) > 3 and re.fullmatch("[0-9]{4}", parts[2], re.ASCII)):
+            raise BadEvidence(f"manifest: {name} is no file of a log", code="bad_manifest")
     found = {
         path.relative_to(backup).as_posix() for path in backup.rglob("*") if path.is_symlink() or not path.is_dir()
     }
@@ -138,13 +153,13 @@ Place = tuple[str, int]
 Heads = dict[Place, tuple[bytes, Checkpoint]]
 
 
-def _newest(backup: Path, data_dir: Path, logs: list[dict[str, Any]]) -> Heads:
-    """The largest checkpoint of each log that the backup or the directory knows, verified."""
+def _newest(backup: Path, files: LogFiles, kept: LogHeads, logs: list[dict[str, Any]]) -> Heads:
+    """The largest checkpoint of each log that the backup knows or what is there, verified."""
     keys, found = LogKeys(backup / "keys"), Heads()
     for item in logs:
         place, origin = (item["site_id"], item["year"]), item["origin"]
-        for root in (backup, data_dir):
-            for note in (LogHeads(root / HEADS).get(*place), LogFiles(root / LOG).published(*place)):
+        for served, ever in ((LogFiles(backup / LOG), LogHeads(backup / HEADS)), (files, kept)):
+            for note in (ever.get(*place), served.published(*place)):
                 if note is None:
                     continue
                 seen = _checkpoint(keys, origin, note)
@@ -173,30 +188,39 @@ def _checkpoint(keys: LogKeys, origin: str, note: bytes) -> Checkpoint:
     return checkpoint
 
 
-def _put_back(backup: Path, data_dir: Path, manifest: dict[str, Any], heads: Heads) -> str | None:
+def _put_logs(backup: Path, files: LogFiles, kept: LogHeads, manifest: dict[str, Any], heads: Heads) -> None:
     for (site_id, year), (note, _) in sorted(heads.items()):
-        LogHeads(data_dir / HEADS).keep(site_id, year, note)
+        kept.keep(site_id, year, note)
     checkpoints = []
+    for name in sorted(name for name in manifest["files"] if name.startswith(f"{LOG}/")):
+        _, site_id, year, path = name.split("/", 3)
+        if path == "checkpoint":
+            checkpoints.append((site_id, int(year), backup / name))
+        elif isinstance(files.blobs, Directory):
+            _copy(backup / name, files.blobs.root / site_id / year / path)  # a tile has these bytes, or is damaged
+        elif path == MINIMUM:
+            files.blobs.create(f"{site_id}/{year}/{path}", (backup / name).read_bytes())
+        else:
+            files.put(site_id, int(year), Tile.parse(path), (backup / name).read_bytes())
+    for site_id, number, source in checkpoints:  # after the tiles under it
+        if not _is_newer(files.published(site_id, number), source.read_bytes()):
+            files.publish(site_id, number, source.read_bytes())
+
+
+def _put_back(backup: Path, data_dir: Path, manifest: dict[str, Any]) -> str | None:
     for name in sorted(manifest["files"]):
-        if name == DATABASE or name.startswith(f"{HEADS}/"):
-            continue
-        if name.startswith(f"{LOG}/") and name.endswith("/checkpoint"):
-            checkpoints.append(name)
-        elif name.startswith(f"{LOG}/") or not (data_dir / name).exists():
-            _copy(backup / name, data_dir / name)  # a tile of this path has these bytes, or is damaged
-    for name in checkpoints:  # after the tiles under it
-        if not _is_newer(data_dir / name, backup / name):
+        if name != DATABASE and not name.startswith((f"{HEADS}/", f"{LOG}/")) and not (data_dir / name).exists():
             _copy(backup / name, data_dir / name)
     aside = _set_aside(data_dir)
     _copy_database(backup / DATABASE, data_dir / DATABASE, manifest["files"][DATABASE]["sha256"])
     return aside
 
 
-def _is_newer(there: Path, backed_up: Path) -> bool:
+def _is_newer(there: bytes | None, backed_up: bytes) -> bool:
     """Whether the checkpoint that is there covers as much as the other at least; both were verified."""
-    if not there.exists():
+    if there is None:
         return False
-    first, second = (Checkpoint.parse(Note.parse(path.read_bytes()).text) for path in (there, backed_up))
+    first, second = (Checkpoint.parse(Note.parse(note).text) for note in (there, backed_up))
     return first.size >= second.size
 
 

@@ -43,7 +43,8 @@ AT_MOST = 4_096  # entries in one round
 CLOSING_S = 3.0
 PATIENCE_S = 2.0  # between rounds while something is waited out
 # Not written, or (a COMMIT to PostgreSQL without an answer) to be read again: a log is only grown by compare-and-swap.
-WAITED_OUT = frozenset({"busy", "database_away", "commit_unknown"})
+# What a bucket did not take, or did not say that it took, is written again from the database.
+WAITED_OUT = frozenset({"busy", "database_away", "commit_unknown", "blobs_away", "blobs_refused"})
 
 log = structlog.get_logger()
 
@@ -297,7 +298,9 @@ class Sequencer:
         self._heads.keep(shard.site_id, shard.year, shard.checkpoint or b"")
         self._keys.show(shard.site_id, shard.year, shard.origin)
         self._files.publish(shard.site_id, shard.year, shard.checkpoint or b"")
-        full = (tile for tile, _ in growth.files if tile.width == FULL)
+        full = [tile for tile, _ in growth.files if tile.width == FULL]
+        if full:
+            self._files.keep(shard.site_id, shard.year, shard.checkpoint or b"")
         self._files.drop_partials(shard.site_id, shard.year, full)
 
     # --- recovery -------------------------------------------------------------------------------

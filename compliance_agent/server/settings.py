@@ -19,6 +19,8 @@ from compliance_agent.words import nearest
 
 PREFIX = "MSP_SERVER_"
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+BLOBS = r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(/[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*)?/?"
+MODES = ("COMPLIANCE", "GOVERNANCE")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _TRUTHS = {"true": True, "false": False}
 
@@ -41,6 +43,19 @@ class ServerSettings:
     )
     database_password_file: Path | None = _setting(
         None, "File with the password of that role, for the server's user alone."
+    )
+    blobs: str | None = _setting(
+        None,
+        "s3://BUCKET[/PREFIX] with Object Lock, for the files of the logs; `log` and `heads` in data_dir when not given.",
+    )
+    blobs_endpoint: str | None = _setting(None, "Address of an object store that is not Amazon's; https.")
+    blobs_region: str | None = _setting(None, "Region of the bucket.")
+    blobs_mode: str = _setting(
+        "COMPLIANCE", "How the bucket holds what is full: COMPLIANCE (nobody can lift it) or GOVERNANCE."
+    )
+    blobs_credentials_file: Path | None = _setting(
+        None,
+        "File with a [default] key for the bucket, for the server's user alone; the AWS_* environment when not given.",
     )
     host: str = _setting("127.0.0.1", "Address to listen on; one that others can reach needs tls.")
     port: int = _setting(8080, "Port to listen on; 0 takes a free one.", 0, 65_535)
@@ -122,6 +137,7 @@ class ServerSettings:
         _check_url("public_url", self.public_url, {"", "/"})
         _check_url("tsa_url", self.tsa_url, None)
         check_database("database", self.database)
+        self._check_blobs()
         self._check_people()
         files = (
             "witness_policy_file",
@@ -129,6 +145,7 @@ class ServerSettings:
             "database_password_file",
             "alerts_file",
             "oidc_client_secret_file",
+            "blobs_credentials_file",
         )
         for name in files:
             value = getattr(self, name)
@@ -137,6 +154,18 @@ class ServerSettings:
                 raise ConfigError(f"{name}: expected an absolute path, found {str(value)[:60]!r}")
         if (self.tsa_url is None) != (self.tsa_ca_file is None):
             raise ConfigError("tsa_url and tsa_ca_file: give both or neither")
+
+    def _check_blobs(self) -> None:
+        if self.blobs is not None and not re.fullmatch(BLOBS, self.blobs):
+            raise ConfigError(f"blobs: expected s3://BUCKET[/PREFIX], found {self.blobs[:60]!r}")
+        _check_url("blobs_endpoint", self.blobs_endpoint, {"", "/"})
+        if self.blobs_endpoint is not None and not _is_safe(self.blobs_endpoint):
+            raise ConfigError(f"blobs_endpoint: expected https, found {self.blobs_endpoint[:60]!r}")
+        if self.blobs_mode not in MODES:
+            raise ConfigError(f"blobs_mode: expected {' or '.join(MODES)}, found {self.blobs_mode[:20]!r}")
+        for name in ("blobs_endpoint", "blobs_region", "blobs_credentials_file"):
+            if self.blobs is None and getattr(self, name) is not None:
+                raise ConfigError(f"{name}: says something of a bucket, and blobs names none")
 
     def _check_people(self) -> None:
         if not all(_LABEL.fullmatch(item) for item in self.second_factor_for.split() or [""]):

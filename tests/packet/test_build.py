@@ -15,7 +15,6 @@ from compliance_agent.log.tiles import ENTRIES, Tile, written
 from compliance_agent.packet import archive
 from compliance_agent.packet.content import Scope
 from compliance_agent.packet.verify import records_of, verify_file
-from compliance_agent.server.log_files import LogFiles
 from tests.packet.scene import DAY, Made, built, copied, make
 from tests.server.builder import START, Hands, serving, unwalled
 
@@ -112,7 +111,7 @@ def test_what_cannot_be_answered_is_refused_by_name(made: Made, tmp_path: Path) 
 def test_a_log_that_does_not_hold_together_is_not_packed(made: Made, tmp_path: Path) -> None:
     broken = copied(made, tmp_path / "server")
     size = Scope.parse(made.files["packet.json"]).size
-    path = LogFiles(broken.data_dir / "log").directory("clinic-1", 2026) / Tile(ENTRIES, 0, size).path
+    path = broken.data_dir / "log/clinic-1/2026" / Tile(ENTRIES, 0, size).path
     content = bytearray(path.read_bytes())
     content[40] ^= 1
     path.write_bytes(content)

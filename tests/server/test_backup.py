@@ -23,6 +23,7 @@ from compliance_agent.server import restore as restoring
 from compliance_agent.server.app import opened
 from compliance_agent.server.backup import Backup, back_up
 from compliance_agent.server.log_files import LogFiles
+from compliance_agent.server.log_heads import LogHeads
 from compliance_agent.server.restore import restore
 from compliance_agent.server.settings import ServerSettings
 from tests.server.builder import FakeHost, Server, acknowledged, on_sqlite, serving, unwalled
@@ -121,10 +122,10 @@ async def test_copying_all_of_the_log_would_be_refused(
     host = await filled(server)
     true_copy = backing._copy_log
 
-    def all_of_it(live: LogFiles, copy: LogFiles, shard: Any) -> None:
+    def all_of_it(live: LogFiles, copy: Path, shard: Any) -> None:
         asyncio.run_coroutine_threadsafe(grown(server, host, 50), loop).result(60)
         true_copy(live, copy, shard)
-        copy.publish(shard.site_id, shard.year, live.published(shard.site_id, shard.year) or b"")
+        LogFiles(copy).publish(shard.site_id, shard.year, live.published(shard.site_id, shard.year) or b"")
 
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(backing, "_copy_log", all_of_it)
@@ -279,6 +280,8 @@ async def interrupted(
     with monkeypatch.context() as patched:
         for name in ("_copy", "_set_aside", "_copy_database"):
             patched.setattr(restoring, name, counted(getattr(restoring, name)))
+        patched.setattr(LogFiles, "publish", counted(LogFiles.publish))
+        patched.setattr(LogHeads, "keep", counted(LogHeads.keep))
         with contextlib.suppress(KeyboardInterrupt):
             restore(out, target, force=True)
     return done

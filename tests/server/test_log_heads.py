@@ -73,6 +73,7 @@ async def test_a_sequencer_that_does_not_look_signs_a_second_history(
     shutil.rmtree(directory / "log")
     monkeypatch.setattr(LogHeads, "get", lambda *_: None)
     monkeypatch.setattr(LogHeads, "known", lambda _: [])
+    monkeypatch.setattr(LogHeads, "keep", lambda *_: None)
     assert await signs_a_second_history(directory)
 
 

@@ -90,7 +90,7 @@ async def test_what_is_no_file_of_the_log_is_not_there(server: Server, host: Fak
 
 
 async def test_every_tile_path_comes_back_as_it_was_written(server: Server, host: FakeHost) -> None:
-    root = server.services.log_files.directory("clinic-1", 2026)
+    root = server.services.settings.data_dir / "log/clinic-1/2026"
     for file in root.rglob("*"):
         if file.is_file() and file.name != "checkpoint":
             path = file.relative_to(root).as_posix()

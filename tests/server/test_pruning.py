@@ -26,8 +26,8 @@ from compliance_agent.log.note import Note, VerifierKey
 from compliance_agent.log.policy import Policy
 from compliance_agent.log.tiles import Tile
 from compliance_agent.log.tree import TileTree
-from compliance_agent.server import log_files
 from compliance_agent.server.app import opened
+from compliance_agent.server.blobs import Directory
 from compliance_agent.server.services.fsck import Fsck
 from compliance_agent.server.services.pruning import LogState, Pruning
 from compliance_agent.server.services.readopt import Readopt
@@ -227,8 +227,8 @@ def breaks(target: object, name: str) -> Callable[[pytest.MonkeyPatch], None]:
 POINTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], int]] = {
     "within the transaction": (breaks(BoundTransaction, "audit"), 0),
     "after the transaction": (breaks(Pruning, "publish"), FIRST_PART),
-    "before the statement is durable": (breaks(log_files, "write_file"), FIRST_PART),
-    "before an entry bundle is removed": (breaks(log_files, "remove_file"), FIRST_PART),
+    "before the statement is durable": (breaks(Directory, "update"), FIRST_PART),
+    "before an entry bundle is removed": (breaks(Directory, "delete"), FIRST_PART),
 }
 
 

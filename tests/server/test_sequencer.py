@@ -397,7 +397,7 @@ def test_a_tile_that_a_crash_left_is_made_durable_before_it_counts(
 ) -> None:
     files, synced = LogFiles(tmp_path), list[Path]()
     files.put("a", 2026, Tile(0, 0, 1), b"x" * 32)
-    monkeypatch.setattr("compliance_agent.server.log_files.fsync_directory", synced.append)
+    monkeypatch.setattr("compliance_agent.server.blobs.fsync_directory", synced.append)
     files.put("a", 2026, Tile(0, 0, 1), b"x" * 32)
     assert synced == [tmp_path / "a/2026/tile/0/000.p"]
     assert durable.read_file(tmp_path / "a/2026/tile/0/000.p/1", limit_bytes=99) == b"x" * 32

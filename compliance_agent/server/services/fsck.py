@@ -2,6 +2,7 @@
 
 rows    the entries, counted from 0 without a gap, give the root that is held, and the root that was signed
 files   the entry bundles hold the same entries, every tile of the signed tree has the bytes it must have
+locks   where the store can hold a file, it holds every full one
 heads   the signed checkpoint is the visible one, verifies under the log's key, and none larger was ever signed
 bundles every stored bundle has its entry, which names the digest of its bytes, its place and signature
 
@@ -13,7 +14,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import date
 
+from compliance_agent.core.retention import kept_until
 from compliance_agent.entries.minimum import NAME
 from compliance_agent.errors import BadEvidence, NoInput
 from compliance_agent.log.checkpoint import Checkpoint
@@ -184,6 +187,8 @@ class Fsck:
         for tile, content in tiles:
             if tile.width == FULL:
                 self._compare(shard, tile, content, finding)
+        if width == FULL:
+            self._held(shard, Tile(ENTRIES, index), finding)
         for level, row in enumerate(after.levels if end == finding.signed else ()):
             if row:
                 tile = Tile(level, (end >> 8 * level) // FULL, len(row) // HASH_BYTES)
@@ -224,6 +229,18 @@ class Fsck:
             return
         if found[: len(content)] != content:
             finding.says(f"{tile.path}: other bytes than the tree has")
+        if tile.width == FULL:
+            self._held(shard, tile, finding)
+
+    def _held(self, shard: Shard, tile: Tile, finding: Finding) -> None:
+        """Where the store can hold a file, it does, for the six years at least that the first day of this log asks for."""
+        if not self._files.blobs.locks:
+            return
+        lock, due = self._files.lock(shard.site_id, shard.year, tile), kept_until(date(shard.year, 1, 1))
+        if lock is None:
+            finding.says(f"{tile.path}: the store does not hold it")
+        elif lock.until.date() <= due:
+            finding.says(f"{tile.path}: the store holds it until {lock.until:%Y-%m-%d}, which is before {due}")
 
     async def _bundles(self, reader: SiteReader, finding: Finding) -> None:
         after = 0

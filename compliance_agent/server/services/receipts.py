@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from compliance_agent.errors import BadEvidence, NoInput
+from compliance_agent.errors import BadEvidence, NoInput, StorageError
 from compliance_agent.log.proof import Proof
 from compliance_agent.log.tiles import Tile
 from compliance_agent.log.tree import TileTree
@@ -71,7 +71,8 @@ class Receipts:
             with self._lock:
                 return [self._mint(bundle_id, leaves.get(bundle_id)) for bundle_id in bundle_ids]
 
-        return await asyncio.to_thread(mint) if len(bundle_ids) >= IN_THREAD else mint()
+        beside = self._files.remote or len(bundle_ids) >= IN_THREAD
+        return await asyncio.to_thread(mint) if beside else mint()
 
     def _mint(self, bundle_id: str, leaf: Leaf | None) -> Receipt | None:
         head = self._board.heads.get((leaf.site_id, leaf.year)) if leaf is not None else None
@@ -79,7 +80,7 @@ class Receipts:
             return None
         try:
             path = self._tree(leaf.site_id, leaf.year, head).inclusion(leaf.index)
-        except (BadEvidence, NoInput) as error:
+        except (BadEvidence, NoInput, StorageError) as error:
             log.error("log.tiles_unusable", code=error.code, site_id=leaf.site_id)
             return None
         self.minted += 1
