@@ -168,6 +168,35 @@ def bench_ingest() -> list[Figure]:
     ]
 
 
+def bench_fleet() -> list[Figure]:
+    """A fleet that polls over kept connections: how long a check-in takes, and what a host costs the server."""
+    from compliance_agent.lab.bench_fleet import Fleet, percentile, run
+
+    given = {name: os.environ.get(f"BENCH_{name.upper()}") for name in ("hosts", "poll_s", "connect_s", "seconds")}
+    asked = {name: float(value) for name, value in given.items() if value}
+    fleet = Fleet(**(asked | {"hosts": int(asked.get("hosts", Fleet.hosts))}))  # type: ignore[arg-type]  # whole by now
+    with tempfile.TemporaryDirectory(prefix="compliance-bench-", dir=_disk()) as scratch:
+        seen = run(Path(scratch) / "server", fleet, os.environ.get("BENCH_DATABASE"))
+    p99, load, failed = percentile(seen.checkins_s, 99), seen.server_cpu_s / seen.seconds, sum(seen.failed.values())
+    wanted = fleet.hosts / fleet.poll_s
+    rate = len(seen.checkins_s) / seen.seconds
+    return [
+        Figure(f"check-ins of {fleet.hosts:,} hosts, one in {fleet.poll_s:g} s", rate, "1/s", f"{wanted:.0f}/s", None),
+        Figure("  p50", percentile(seen.checkins_s, 50) * 1e3, "ms", "", None),
+        Figure("  p99", p99 * 1e3, "ms", "250 ms", p99 < 0.25),
+        Figure("  slowest", max(seen.checkins_s, default=0.0) * 1e3, "ms", "", None),
+        Figure(
+            f"records, acknowledged ({len(seen.records_s)}): p99", percentile(seen.records_s, 99) * 1e3, "ms", "", None
+        ),
+        Figure(f"not answered as agreed {seen.failed or ''}".rstrip(), failed, "", "0", failed == 0),
+        Figure("server CPU, of one core", load, "x", "", None),
+        Figure("server CPU for each host and minute", load / fleet.hosts * 60e3, "ms", "", None),
+        Figure("load generator CPU, of one core", seen.loader_cpu_s / seen.seconds, "x", "", None),
+        Figure("server RSS", seen.rss_bytes / 1e6, "MB", "400 MB", seen.rss_bytes < 4e8),
+        Figure("server RSS, the most", seen.peak_rss_bytes / 1e6, "MB", "400 MB", seen.peak_rss_bytes < 4e8),
+    ]
+
+
 def bench_verify() -> list[Figure]:
     """The verifier over many records, against strict signature checks on all cores, and reading alone, of the same run."""
     from compliance_agent.lab import bench_verify
@@ -251,6 +280,7 @@ def _rows_per_second(path: Path, rows: int = 500) -> float:
 BENCHES: dict[str, Callable[[], Sequence[Figure]]] = {
     "agent": bench_agent,
     "evidence": bench_evidence,
+    "fleet": bench_fleet,
     "ingest": bench_ingest,
     "log": bench_log,
     "tls": bench_tls,

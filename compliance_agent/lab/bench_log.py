@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import hashlib
 import os
 import random
@@ -77,27 +78,31 @@ class Host:
     host_id: str
     key: Any
     api_key: str = ""
+    site_id: str = SITE
     batches: list[tuple[bytes, list[Made]]] = field(default_factory=list)  # requests, with the bundles in each
+    seq: int = 0  # of the newest bundle
+    digest: str = ZEROS  # and what it is
 
-    @property
+    @functools.cached_property
     def key_id(self) -> str:
         """Of the key that signs."""
         return crypto.key_id(self.key.public_key().public_bytes_raw())
 
+    def next(self, rng: random.Random, now: datetime) -> Made:
+        """Build and sign the next bundle of the chain."""
+        bundle_id = str(uuid.UUID(int=rng.getrandbits(128), version=4))
+        self.seq, prev = self.seq + 1, self.digest
+        place = {"epoch": 0, "seq": self.seq, "prev": prev, "bundle_id": bundle_id}
+        body = canonical(_document(self.host_id, self.key_id, now, self.site_id) | place)
+        sent = Sent(bundle_id, 0, self.seq, body, self.key.sign(body))
+        self.digest = sent.sha256
+        return Made(sent, bundle_leaf(self.key_id, 0, sent.seq, prev, sent.sha256, sent.signature))
+
     def prepare(self, batches: int, rng: random.Random, size: int = BATCH) -> None:
         """Build and sign the whole chain."""
-        key_id = self.key_id
-        prev, now = ZEROS, datetime.now(UTC)
-        for batch in range(batches):
-            made = list[Made]()
-            for number in range(size):
-                bundle_id = str(uuid.UUID(int=rng.getrandbits(128), version=4))
-                place = {"epoch": 0, "seq": batch * size + number + 1, "prev": prev, "bundle_id": bundle_id}
-                document = _document(self.host_id, key_id, now) | place
-                body = canonical(document)
-                sent = Sent(bundle_id, 0, batch * size + number + 1, body, self.key.sign(body))
-                made.append(Made(sent, bundle_leaf(key_id, 0, sent.seq, prev, sent.sha256, sent.signature)))
-                prev = sent.sha256
+        now = datetime.now(UTC)
+        for _ in range(batches):
+            made = [self.next(rng, now) for _ in range(size)]
             self.batches.append((protocol.evidence_request([one.sent for one in made]), made))
 
 
@@ -160,19 +165,24 @@ async def enrol_all(settings: ServerSettings, hosts: list[Host]) -> tuple[bytes,
         return services.ack_public_key, services.log_keys.public_bytes
 
 
-def _unlimited(database: str | None) -> dict[str, str]:
-    """The environment of a server that lets one host send as much as it can."""
+def _environment(database: str | None, *, limited: bool) -> dict[str, str]:
+    """The environment of a server: without limits, it lets one host send as much as it can."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MSP_")}
     limits = [item.name for item in dataclasses.fields(ServerSettings) if item.name.endswith(("_per_min", "_per_day"))]
-    none = {PREFIX + name.upper(): "0" for name in limits}
+    none = {} if limited else {PREFIX + name.upper(): "0" for name in limits}
     return kept | none | ({PREFIX + "DATABASE": database} if database else {})
 
 
-async def start(directory: Path, database: str | None = None) -> tuple[asyncio.subprocess.Process, int]:
-    """A server on this directory without limits, and its port."""
+async def start(
+    directory: Path, database: str | None = None, *, limited: bool = False
+) -> tuple[asyncio.subprocess.Process, int]:
+    """A server on this directory, with the limits that it is shipped with or with none, and its port."""
     words = (sys.executable, "-m", "compliance_agent", "server", "--data-dir", str(directory), "--port", "0")
     server = await asyncio.create_subprocess_exec(
-        *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, env=_unlimited(database)
+        *words,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env=_environment(database, limited=limited),
     )
     line = await server.stdout.readline() if server.stdout is not None else b""
     if not line.startswith(b"listening on "):
@@ -266,7 +276,7 @@ class Client:
         return HttpReply(200, {}, raw)
 
 
-def _document(host_id: str, key_id: str, now: datetime) -> dict[str, Any]:
+def _document(host_id: str, key_id: str, now: datetime, site_id: str = SITE) -> dict[str, Any]:
     """A drift bundle of the usual size."""
     at = now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     clock = {
@@ -279,7 +289,7 @@ def _document(host_id: str, key_id: str, now: datetime) -> dict[str, Any]:
     }
     empty = ("post_result", "post_reason", "outcome", "error", "exception_id", "order_id", "log_head", "incident")
     return {
-        "schema": "compliance-agent/bundle/v1", "kind": "drift", "client_id": "bench", "site_id": SITE,
+        "schema": "compliance-agent/bundle/v1", "kind": "drift", "client_id": "bench", "site_id": site_id,
         "host": {"id": host_id, "key_id": key_id}, "deployment_mode": "direct", "created_at": at, "timestamp_start": at,
         "timestamp_end": at, "clock": clock, "agent": {"version": "0.1.0", "sha256": ZEROS},
         "baseline": {"version": "2026.11.1", "sha256": ZEROS}, "policy_version": "1.0", "trigger": "schedule",

@@ -290,7 +290,7 @@ def _watch(services: Services) -> Watch:
         board=services.board,
         clock=services.clock,
         waiting_s=lambda: services.ingest.waiting_s,
-        silent=lambda host: services.silence.silent(host, services.clock()),
+        silent_since=lambda: services.silence.since(services.clock()),
         stamps_every=timedelta(seconds=services.settings.tsa_interval_s) if stamped else None,
     )
     return Watch(watched, services.alarms)
@@ -383,6 +383,7 @@ def create_app(
             log.info("server.started", version=__version__)
             yield
             await services.ingest.drain()
+            await services.checkin.drain()
             log.info("server.stopped")
 
     metrics = Metrics()

@@ -163,6 +163,11 @@ class Guarded(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self._part is _Part.NOTHING and self._answered():
+            # What is idle holds nothing of its last request: a fleet that keeps its connections would hold it ten thousand times,
+            # and each full collection of garbage would walk it.
+            self.cycle = self.scope = None  # type: ignore[assignment]  # as before the first request
+            self.headers = []
         if not self.transport.is_closing():
             self.crowd.idle(self)
 

@@ -43,18 +43,16 @@ class Metrics:
 
 
 async def _host_states(services: Services) -> dict[str, int]:
-    hosts = await services.store.for_sites(await services.store.all_sites()).hosts()
-    now = services.clock()
     states = {"live": 0, "silent": 0, "revoked": 0, "waiting": 0, "forked": 0, "contested": 0}
-    for host in (host for host in hosts if host.rotated_to is None):
-        if host.revoked_at is not None:
-            states["revoked"] += 1
-        elif host.waiting_since is not None:
-            states["waiting"] += 1
+    for group in await services.store.host_groups(services.silence.since(services.clock())):
+        if group.revoked:
+            states["revoked"] += group.count
+        elif group.waiting:
+            states["waiting"] += group.count
         else:
-            states["silent" if services.silence.silent(host, now) else "live"] += 1
-        states["forked"] += host.forks > 0
-        states["contested"] += host.contested_at is not None
+            states["silent" if group.silent else "live"] += group.count
+        states["forked"] += group.forked
+        states["contested"] += group.contested
     return states
 
 

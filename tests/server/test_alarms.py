@@ -254,7 +254,7 @@ async def scene(server: Server) -> Scene:
         board=board,
         clock=server.clock,
         waiting_s=lambda: made[0].waiting_s,
-        silent=lambda host: services.silence.silent(host, server.clock()),
+        silent_since=lambda: services.silence.since(server.clock()),
         stamps_every=timedelta(hours=1),
     )
     made.append(Scene(server, Watch(watched, alarms), alarms, board))

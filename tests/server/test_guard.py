@@ -212,6 +212,35 @@ async def test_an_answer_that_nobody_reads_is_given_up(quick: None) -> None:
         writer.close()
 
 
+async def test_an_idle_connection_holds_nothing_of_its_last_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that came on the heels of each other are answered all the same, and so is the next after a pause."""
+    made = list[guard.Guarded]()
+    right = guard.Crowd.came
+
+    def came(self: Crowd, connection: guard.Guarded) -> None:
+        made.append(connection)
+        right(self, connection)
+
+    monkeypatch.setattr(guard.Crowd, "came", came)
+    request = HEAD + b"content-length: 3\r\n\r\nabc"
+    async with listening(echo) as port:
+        reader, writer = await opened(port)
+        for number in (1, 3, 1):
+            writer.write(request * number)
+            for _ in range(number):
+                raw = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n3"), 3)
+                assert raw.startswith(b"HTTP/1.1 200")
+            await asyncio.sleep(0)
+            held: list[Any] = [made[0].cycle, made[0].scope, made[0].headers]
+            assert held == [None, None, []]
+        writer.write(request[:-1])
+        await asyncio.sleep(0.05)
+        assert made[0].cycle is not None  # under way
+        writer.write(b"c")
+        assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n3"), 3)).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+
 async def test_the_longest_idle_makes_room() -> None:
     async with listening(echo, most=3) as port:
         used = await opened(port)

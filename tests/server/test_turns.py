@@ -122,11 +122,10 @@ class Recording(Ingest):
 
     groups: list[list[str]]
 
-    async def _write_group(self, group: Sequence[Any]) -> None:
-        self.groups.append([submission.host.host_id for submission, _ in group])
+    async def _write(self, group: Sequence[Submission]) -> Sequence[Outcome]:
+        self.groups.append([submission.host.host_id for submission in group])
         await asyncio.sleep(0)
-        for _, future in group:
-            future.set_result(Outcome())
+        return [Outcome() for _ in group]
 
 
 async def groups_before(server: Server, planted: Any = None) -> int:
@@ -136,7 +135,7 @@ async def groups_before(server: Server, planted: Any = None) -> int:
     desk = Recording(services.store, lambda raw: raw, server.clock)
     desk.groups = []
     if planted is not None:
-        desk._waiting = planted
+        desk._writes._waiting = planted
     callers = [await services.access.caller(host.headers["authorization"]) for host in (loud, quiet)]
     waiting = [asyncio.create_task(desk._written(Submission(callers[0], (), None))) for _ in range(1_000)]
     await asyncio.sleep(0)

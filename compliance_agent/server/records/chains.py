@@ -77,6 +77,24 @@ class Place:
     sha256: str
 
 
+@dataclass(frozen=True)
+class HostGroup:
+    """Hosts of a site that stand alike; those whose key was replaced are not counted.
+
+    Attributes:
+        silent: whether nothing was heard of them since the time that was asked about.
+        count: how many; `forked` and `contested` of them have sent contradictions, or are in two places.
+    """
+
+    site_id: str
+    revoked: bool
+    waiting: bool
+    silent: bool
+    count: int
+    forked: int
+    contested: int
+
+
 class Held(NamedTuple):
     """A bundle that is held durably; `new` when it was stored just now, so that its entry in the log is still to come."""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime
 from typing import Protocol, TypeVar
 
-from compliance_agent.server.records.chains import Host
+from compliance_agent.server.records.chains import Host, HostGroup
 from compliance_agent.server.records.people import Dates, Factor, OperatorToken, Session, User
 from compliance_agent.server.records.reading import SiteReader
 from compliance_agent.server.records.writing import Transaction
@@ -37,6 +38,10 @@ class Store(Protocol):
 
     async def all_sites(self, client_id: str | None = None) -> frozenset[str]:
         """Ids of all sites, or of all sites of one client."""
+        ...
+
+    async def host_groups(self, silent_before: datetime) -> list[HostGroup]:
+        """The hosts of all sites, counted; silent ones are those that were not heard of since this time."""
         ...
 
     async def host_of_api_key(self, key_hash: str) -> Host | None:

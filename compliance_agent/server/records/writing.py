@@ -161,8 +161,8 @@ class Transaction(Keeping, Protocol):
         """Note what a verified backup holds."""
         ...
 
-    async def durable(self, site_id: str) -> list[Durable]:
-        """What a verified backup holds of a site's logs, by year."""
+    async def durable(self, sites: Collection[str]) -> list[Durable]:
+        """What a verified backup holds of the logs of these sites, by year."""
         ...
 
     async def note_baselines(self, uses: Mapping[tuple[str, str, str], date]) -> None:
@@ -320,6 +320,10 @@ class Transaction(Keeping, Protocol):
         """Write an order back."""
         ...
 
+    async def awaited(self, sites: Collection[str], key_ids: Collection[str], now: datetime) -> set[str]:
+        """Those of these hosts for which something is forwardable."""
+        ...
+
     async def forwardable(self, site_id: str, key_id: str, now: datetime, at_most: int) -> list[OrderRow]:
         """Signed orders to this host whose time it is and that have no answer, the lowest number first."""
         ...
@@ -332,8 +336,8 @@ class Transaction(Keeping, Protocol):
         """Who approved and signed it, in order."""
         ...
 
-    async def order_host(self, site_id: str, key_id: str) -> OrderHost | None:
-        """What orders to this host must name."""
+    async def order_hosts(self, sites: Collection[str], key_ids: Collection[str]) -> dict[str, OrderHost]:
+        """What orders to these hosts must name, by key id."""
         ...
 
     async def save_order_host(self, host: OrderHost) -> None:

@@ -53,8 +53,11 @@ class Silence:
 
     def silent(self, host: Host, now: datetime) -> bool:
         """Whether the host is silent; a new one counts from its enrolment."""
-        limit = timedelta(seconds=max(3 * self.interval_s, self.silent_after_s))
-        return host.revoked_at is None and now - (host.last_seen_at or host.enrolled_at) > limit
+        return host.revoked_at is None and (host.last_seen_at or host.enrolled_at) < self.since(now)
+
+    def since(self, now: datetime) -> datetime:
+        """A host that nothing was heard of since then is silent."""
+        return now - timedelta(seconds=max(3 * self.interval_s, self.silent_after_s))
 
     def stale(self, verdict: CheckVerdict, host: Host, now: datetime) -> bool:
         """Whether neither the verdict's own bundles nor a heartbeat have said it lately."""

@@ -1,8 +1,8 @@
 """Evidence comes in: verified, placed in its chain (placing.py), stored with its exact bytes, and only then acknowledged.
 
 Each request is one host's batch, in order. It is taken up to the first bundle that cannot be; that one is named in the reply.
-Verification happens before any transaction. Requests that arrive while a transaction is being written wait together and go into the
-next one, so that many share one fsync; the acknowledgement of each is signed after it has returned. Whoever waits, for verification
+Verification happens before any transaction. Requests share transactions, and so their fsync (grouping.py); the acknowledgement of
+each is signed after its own has returned. Whoever waits, for verification
 or for a transaction, waits in a fair order (turns.py): one site's flood does not stand in front of another's bundle.
 """
 
@@ -21,8 +21,9 @@ import structlog
 from compliance_agent.errors import Refusal
 from compliance_agent.server.records import Clock, Held, Host, Store
 from compliance_agent.server.services.alarms import Alarms
+from compliance_agent.server.services.grouping import Grouped
 from compliance_agent.server.services.placing import Checked, Outcome, Placing, Stopped, Submission
-from compliance_agent.server.services.turns import Fair, Turns
+from compliance_agent.server.services.turns import Turns
 from compliance_agent.server.services.verification import Verifier
 
 ACK_SCHEMA = "compliance-agent/ack/v2"
@@ -55,9 +56,6 @@ class Taken:
     stopped: Stopped | None
 
 
-_Waiting = tuple[Submission, "asyncio.Future[Outcome]"]
-
-
 @dataclass
 class Totals:
     """Counts since start, for the metrics."""
@@ -82,9 +80,8 @@ class Ingest:
         self._sign = sign
         self._clock = clock
         self._verifier = verifier or Verifier()
-        self._waiting: Fair[_Waiting] = Fair()
+        self._writes: Grouped[Submission, Outcome] = Grouped(self._write, most=GROUP, most_cost=GROUP_BUNDLES)
         self._turns = Turns(VERIFYING)
-        self._writer: asyncio.Task[None] | None = None
         self.totals = Totals()
 
     async def submit(self, host: Host, bundles: Sequence[tuple[bytes, bytes]]) -> Taken:
@@ -119,8 +116,7 @@ class Ingest:
 
     async def drain(self) -> None:
         """Wait until everything that was submitted is written."""
-        while self._writer is not None and not self._writer.done():
-            await asyncio.wait([self._writer])
+        await self._writes.drain()
 
     async def _checked(self, host: Host, bundles: Sequence[tuple[bytes, bytes]]) -> Submission:
         if len(bundles) < IN_THREAD:
@@ -139,53 +135,13 @@ class Ingest:
         return Submission(host, tuple(items), None)
 
     async def _written(self, submission: Submission) -> Outcome:
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        host = submission.host
-        self._waiting.put(host.site_id, host.key_id, len(submission.items), (submission, future))
-        if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._write_waiting())
-        return await future
+        return await self._writes.written(submission.host, len(submission.items), submission)
 
-    async def _write_waiting(self) -> None:
-        while len(self._waiting):
-            group = self._next_group()
-            try:
-                await self._write_group(group)
-            except Exception as error:
-                if len(group) == 1 or getattr(error, "code", "") == "database_away":
-                    _fail(group, error)
-                else:
-                    await self._write_singly(group)
-            except BaseException as error:  # cancelled: nobody who waits may be left without an answer
-                _fail(group + self._waiting.drain(), error)
-                raise
-
-    def _next_group(self) -> list[_Waiting]:
-        """Those whose turn it is, as many as go into one transaction."""
-        group: list[_Waiting] = []
-        bundles = 0
-        while len(self._waiting) and len(group) < GROUP and bundles < GROUP_BUNDLES:
-            group.append(self._waiting.get())
-            bundles += len(group[-1][0].items)
-        return group
-
-    async def _write_singly(self, group: Sequence[_Waiting]) -> None:
-        """After a group failed: one submission that cannot be written must not take the others with it."""
-        for single in group:
-            try:
-                await self._write_group([single])
-            except Exception as error:
-                _fail([single], error)
-
-    async def _write_group(self, group: Sequence[_Waiting]) -> None:
+    async def _write(self, group: Sequence[Submission]) -> Sequence[Outcome]:
         now = self._clock()
-        outcomes = await self._store.write(
-            lambda tx: Placing(tx, now, self._alarms).run([submission for submission, _ in group]),
-            {submission.host.site_id for submission, _ in group},
+        return await self._store.write(
+            lambda tx: Placing(tx, now, self._alarms).run(group), {submission.host.site_id for submission in group}
         )
-        for (_, future), outcome in zip(group, outcomes, strict=True):
-            if not future.done():
-                future.set_result(outcome)
 
     def _ack(self, host: Host, taken: Sequence[Held]) -> Ack:
         """One signature for all of them: the host verifies it once, and finds each of its bundles in what was signed."""
@@ -216,9 +172,3 @@ class Ingest:
         self.totals.refused[refusal.code] = self.totals.refused.get(refusal.code, 0) + 1
         self.totals.forks += refusal.code == "fork"
         return refusal
-
-
-def _fail(group: Sequence[_Waiting], error: BaseException) -> None:
-    for _, future in group:
-        if not future.done():
-            future.set_exception(error)

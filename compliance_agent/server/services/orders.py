@@ -158,7 +158,7 @@ class OrderDesk:
                 raise Refusal(
                     "host: two machines seem to have its key; settle that first", code="host_contested", status=409
                 )
-            known = await tx.order_host(row.site_id, row.key_id)
+            known = (await tx.order_hosts({row.site_id}, {row.key_id})).get(row.key_id)
             numbered = FORMS[row.kind].numbered
             if numbered and known is None:
                 raise Refusal("host: has not checked in as one that takes orders", code="no_nonce", status=409)
@@ -301,17 +301,31 @@ def standing(row: OrderRow, now: datetime) -> str:
     return "expired" if out_of_time else row.state
 
 
-async def exchange(tx: Transaction, host: Host, nonce: str | None, now: datetime) -> list[bytes]:
-    """At a check-in: note the host's nonce, and give it what waits for it, oldest number first.
+async def exchange(tx: Transaction, callers: Sequence[tuple[Host, str | None]], now: datetime) -> list[list[bytes]]:
+    """At a check-in: note the nonce of each host that takes orders, and give it what waits for it, oldest number first.
 
     A key that two machines seem to have is given none: nobody could tell which of them took it.
     """
-    if nonce is None or host.contested_at is not None:
-        return []
-    known = await tx.order_host(host.site_id, host.key_id)
-    if known is None or known.nonce != nonce:
-        counter = known.counter if known is not None else 0
-        await tx.save_order_host(OrderHost(host.key_id, host.site_id, nonce, now, counter))
+    asking = [host for host, nonce in callers if nonce is not None and host.contested_at is None]
+    if not asking:
+        return [[] for _ in callers]
+    sites, keys = {host.site_id for host in asking}, {host.key_id for host in asking}
+    known, awaited = await tx.order_hosts(sites, keys), await tx.awaited(sites, keys, now)
+    given = list[list[bytes]]()
+    for host, nonce in callers:
+        if nonce is None or host.contested_at is not None:
+            given.append([])
+            continue
+        before = known.get(host.key_id)
+        if before is None or before.nonce != nonce:
+            counter = before.counter if before is not None else 0
+            known[host.key_id] = OrderHost(host.key_id, host.site_id, nonce, now, counter)
+            await tx.save_order_host(known[host.key_id])
+        given.append(await _forwarded(tx, host, now) if host.key_id in awaited else [])
+    return given
+
+
+async def _forwarded(tx: Transaction, host: Host, now: datetime) -> list[bytes]:
     waiting = await tx.forwardable(host.site_id, host.key_id, now, AT_MOST)
     for row in waiting:
         if row.state == "signed":

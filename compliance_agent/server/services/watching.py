@@ -10,12 +10,12 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import structlog
 
 from compliance_agent.errors import AgentError
-from compliance_agent.server.records import Clock, Host, Store
+from compliance_agent.server.records import Clock, Store
 from compliance_agent.server.records.alarms import Cause
 from compliance_agent.server.services.alarms import Alarms
 from compliance_agent.server.services.background import beside
@@ -54,7 +54,7 @@ class Watched:
     board: Board
     clock: Clock
     waiting_s: Callable[[], float]  # how long the oldest submission has waited to be verified and written
-    silent: Callable[[Host], bool]
+    silent_since: Callable[[], datetime]  # a host that nothing was heard of since then is silent
     stamps_every: timedelta | None
 
 
@@ -90,9 +90,9 @@ class Watch:
             Cause("unanchored"): (float(self._unanchored()), 1),
         }
         silent = dict.fromkeys(sites, 0)
-        for host in await reader.hosts():
-            if host.revoked_at is None and host.rotated_to is None and watched.silent(host):
-                silent[host.site_id] += 1
+        for group in await watched.store.host_groups(watched.silent_since()):
+            if group.silent and not group.revoked and group.site_id in silent:
+                silent[group.site_id] += group.count
         figures.update({Cause("silent_hosts", site): (float(count), 1) for site, count in silent.items()})
         return figures
 

@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Executable, Select, Table, insert, select, text
+from sqlalchemy import Executable, Select, Table, func, insert, select, text
 from sqlalchemy.engine import Connection, RowMapping
 
-from compliance_agent.server.records import Dates, Factor, Host, OperatorToken, Session, SiteReader, User, Work
+from compliance_agent.server.records import Dates, Factor, Host, HostGroup, OperatorToken, Session, SiteReader, User, Work
 from compliance_agent.server.store import fences, migration, rows, tables
 from compliance_agent.server.store.copying import Copied, Rows, Told, fill
 from compliance_agent.server.store.database import Database, translated
@@ -73,6 +73,25 @@ class SqlStore:
         if client_id is not None:
             query = query.where(tables.sites.c.client_id == client_id)
         return frozenset(row["site_id"] for row in await self._all(query))
+
+    async def host_groups(self, silent_before: datetime) -> list[HostGroup]:
+        """The hosts of all sites, counted; silent ones are those that were not heard of since this time."""
+        c = tables.hosts.c
+        heard = func.coalesce(c.last_seen_at, c.enrolled_at)
+        alike = (
+            c.site_id,
+            c.revoked_at.is_not(None).label("revoked"),
+            c.waiting_since.is_not(None).label("waiting"),
+            (heard < rows.text(silent_before)).label("silent"),
+        )
+        counts = (
+            func.count().label("count"),
+            func.count().filter(c.forks > 0).label("forked"),
+            func.count(c.contested_at).label("contested"),
+        )
+        found = await self._all(select(*alike, *counts).where(c.rotated_to.is_(None)).group_by(*alike))
+        flags = ("revoked", "waiting", "silent")
+        return [HostGroup(**{**row, **{name: bool(row[name]) for name in flags}}) for row in found]
 
     async def host_of_api_key(self, key_hash: str) -> Host | None:
         """The host that holds this API key, revoked or not."""

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Executable, insert, select, update
+from sqlalchemy import Executable, bindparam, insert, select, update
 from sqlalchemy.engine import RowMapping
 
 from compliance_agent.server.records.orders import Answer, OrderHost, OrderMark, OrderRow, SignedBaseline
 from compliance_agent.server.store import rows, tables
+from compliance_agent.server.store.tables import among
 
 _b = tables.signed_baselines.c
 _TIMES = {"added_at", "drafted_at", "not_before", "expires", "ended_at", "at", "nonce_at"}
 _o, _m, _h = tables.orders.c, tables.order_marks.c, tables.order_hosts.c
+_ORDER_HOSTS = select(tables.order_hosts).where(among(_h.site_id, "sites"), among(_h.key_id, "keys"))
+_AWAITED = (
+    select(_o.key_id)
+    .where(among(_o.site_id, "sites"), among(_o.key_id, "keys"), _o.state.in_(("signed", "delivered")))
+    .where(_o.not_before <= bindparam("at"), _o.expires > bindparam("at"))
+)
 
 
 def columns(row: OrderRow | OrderMark | OrderHost | SignedBaseline) -> dict[str, Any]:
@@ -68,6 +75,10 @@ class OrderRows:
         )
         return [order_of(row) for row in await self._all(query)]
 
+    async def awaited(self, sites: Collection[str], key_ids: Collection[str], now: datetime) -> set[str]:
+        found = await self._all(_AWAITED, sites=list(sites), keys=list(key_ids), at=rows.text(now))
+        return {row["key_id"] for row in found}
+
     async def add_order_mark(self, mark: OrderMark) -> None:
         await self._changed(insert(tables.order_marks).values(columns(mark)))
 
@@ -75,9 +86,9 @@ class OrderRows:
         query = select(tables.order_marks).where(_m.site_id == site_id, _m.order_id == order_id)
         return [mark_of(row) for row in await self._all(query.order_by(_m.at, _m.what, _m.who))]
 
-    async def order_host(self, site_id: str, key_id: str) -> OrderHost | None:
-        found = await self._all(select(tables.order_hosts).where(_h.site_id == site_id, _h.key_id == key_id))
-        return OrderHost(**_values(found[0])) if found else None
+    async def order_hosts(self, sites: Collection[str], key_ids: Collection[str]) -> dict[str, OrderHost]:
+        found = await self._all(_ORDER_HOSTS, sites=list(sites), keys=list(key_ids))
+        return {row["key_id"]: OrderHost(**_values(row)) for row in found}
 
     async def save_order_host(self, host: OrderHost) -> None:
         same = (_h.site_id == host.site_id, _h.key_id == host.key_id)

@@ -6,6 +6,8 @@ Times are text in UTC with microseconds, fixed width, so that they sort as they 
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Column,
@@ -18,6 +20,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    bindparam,
 )
 
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts by itself only in a column of type INTEGER
@@ -45,6 +48,11 @@ def site_of(table: Table) -> ColumnElement[str]:
     SQLite guesses that one site has few rows, and would read all of them by an index that begins with the plain column.
     """
     return table.c.site_id.concat("")
+
+
+def among(column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+    """The column has one of the values of this parameter: so the statement is made once, whatever their number."""
+    return column.in_(bindparam(name, expanding=True))
 
 
 hosts = Table(

@@ -9,17 +9,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Executable, and_, bindparam, delete, func, insert, select, tuple_, update
+from sqlalchemy import Executable, and_, bindparam, delete, func, insert, select, tuple_, update
 from sqlalchemy.engine import RowMapping
 
 from compliance_agent.server.records import CheckVerdict, Fork, Gap, Host, NewBundle, NewLeaf, Place
 from compliance_agent.server.store import rows, tables
 from compliance_agent.server.store.database import Statements
-
-
-def _among(column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
-    return column.in_(bindparam(name, expanding=True))
-
+from compliance_agent.server.store.tables import among
 
 _b, _e, _g, _h, _u, _v = (
     table.c
@@ -35,13 +31,13 @@ _b, _e, _g, _h, _u, _v = (
 _HOSTS = (
     select(tables.hosts, tables.sites.c.client_id)
     .join(tables.sites, tables.sites.c.site_id == _h.site_id)
-    .where(_among(_h.site_id, "sites"), _among(_h.key_id, "keys"))
+    .where(among(_h.site_id, "sites"), among(_h.key_id, "keys"))
 )
 _PLACE = select(_b.key_id, _b.bundle_id, _b.epoch, _b.seq, _b.sha256)
 _PLACES = _PLACE.where(
     tables.site_of(tables.bundles) == bindparam("site"),
     _b.key_id == bindparam("key"),
-    _among(_b.bundle_id, "ids"),
+    among(_b.bundle_id, "ids"),
 )
 _PLACE_AT = _PLACE.where(
     _b.site_id == bindparam("site"),
@@ -49,15 +45,15 @@ _PLACE_AT = _PLACE.where(
     _b.epoch == bindparam("epoch"),
     _b.seq == bindparam("seq"),
 )
-_VERDICTS = select(tables.verdicts).where(_among(_v.site_id, "sites"), _among(_v.key_id, "keys"))
+_VERDICTS = select(tables.verdicts).where(among(_v.site_id, "sites"), among(_v.key_id, "keys"))
 _head = tuple_(func.coalesce(_h.epoch, -1), func.coalesce(_h.seq, -1))
 _AHEAD = (
     select(_e.key_id, _e.epoch, _e.seq, _e.leaf)
     .select_from(tables.hosts.join(tables.log_entries, and_(_e.key_id == _h.key_id, tuple_(_e.epoch, _e.seq) > _head)))
-    .where(_among(_h.site_id, "sites"), _e.site_id == _h.site_id, _among(_h.key_id, "keys"))
+    .where(among(_h.site_id, "sites"), _e.site_id == _h.site_id, among(_h.key_id, "keys"))
 )
-_GAPPED = select(_g.key_id).where(_among(_g.site_id, "sites"), _among(_g.key_id, "keys"), _g.closed_at.is_(None))
-_USES = select(tables.baseline_uses).where(_among(_u.site_id, "sites"), _among(_u.host_id, "hosts"))
+_GAPPED = select(_g.key_id).where(among(_g.site_id, "sites"), among(_g.key_id, "keys"), _g.closed_at.is_(None))
+_USES = select(tables.baseline_uses).where(among(_u.site_id, "sites"), among(_u.host_id, "hosts"))
 _SAVE_HOST = update(tables.hosts).where(_h.site_id == bindparam("_site"), _h.key_id == bindparam("_key"))
 _of_verdict = (_v.site_id == bindparam("_site"), _v.key_id == bindparam("_key"), _v.check == bindparam("_check"))
 _SAVE_VERDICT = update(tables.verdicts).where(*_of_verdict)

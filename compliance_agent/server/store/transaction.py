@@ -219,16 +219,8 @@ class BoundTransaction(OrderRows, TakingRows, LeaseRows, PeopleRows, AlarmRows):
                 place = {"site_id": item.site_id, "year": item.year}
                 await self._connection.execute(insert(table).values(**place, **values))
 
-    async def durable(self, site_id: str) -> list[Durable]:
-        table, shards = tables.log_durable.c, tables.log_shards.c
-        same = and_(shards.site_id == table.site_id, shards.year == table.year)
-        query = (
-            select(table.site_id, table.year, shards.origin, table.size)
-            .select_from(tables.log_durable.join(tables.log_shards, same))
-            .where(table.site_id == site_id)
-            .order_by(table.year)
-        )
-        return [Durable(**row) for row in await self._all(query)]
+    async def durable(self, sites: Collection[str]) -> list[Durable]:
+        return [Durable(**row) for row in await self._all(_DURABLE, sites=list(sites))]
 
     # --- how long records are kept --------------------------------------------------------------
 
@@ -282,6 +274,15 @@ class BoundTransaction(OrderRows, TakingRows, LeaseRows, PeopleRows, AlarmRows):
                 at=rows.text(now), actor=actor, action=action, site_id=site_id, subject=subject, outcome=outcome
             )
         )
+
+
+_d, _l = tables.log_durable.c, tables.log_shards.c
+_DURABLE = (
+    select(_d.site_id, _d.year, _l.origin, _d.size)
+    .select_from(tables.log_durable.join(tables.log_shards, and_(_l.site_id == _d.site_id, _l.year == _d.year)))
+    .where(tables.among(_d.site_id, "sites"))
+    .order_by(_d.site_id, _d.year)
+)
 
 
 def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
