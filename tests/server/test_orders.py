@@ -259,8 +259,8 @@ async def test_a_cloned_pair_is_given_no_order_until_somebody_looked_into_it(off
 def trusting_forwarder(monkeypatch: pytest.MonkeyPatch) -> None:
     real = desk.exchange
 
-    async def exchange(tx: Any, host: Any, nonce: str | None, now: Any) -> list[bytes]:
-        return await real(tx, replace(host, contested_at=None), nonce, now)
+    async def exchange(tx: Any, callers: Any, now: Any) -> list[list[bytes]]:
+        return await real(tx, [(replace(host, contested_at=None), nonce) for host, nonce in callers], now)
 
     monkeypatch.setattr(desk, "exchange", exchange)
 

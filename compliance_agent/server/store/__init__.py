@@ -16,7 +16,17 @@ from typing import Any, TypeVar
 from sqlalchemy import Executable, Select, Table, func, insert, select, text
 from sqlalchemy.engine import Connection, RowMapping
 
-from compliance_agent.server.records import Dates, Factor, Host, HostGroup, OperatorToken, Session, SiteReader, User, Work
+from compliance_agent.server.records import (
+    Dates,
+    Factor,
+    Host,
+    HostGroup,
+    OperatorToken,
+    Session,
+    SiteReader,
+    User,
+    Work,
+)
 from compliance_agent.server.store import fences, migration, rows, tables
 from compliance_agent.server.store.copying import Copied, Rows, Told, fill
 from compliance_agent.server.store.database import Database, translated
