@@ -182,6 +182,43 @@ async def test_a_connection_that_ends_during_the_commit_leaves_it_open(
     assert (caught.value.code, runs) == ("commit_unknown", 1)
 
 
+class Lost:
+    """A driver whose connection ends as the answer to COMMIT is awaited."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def execute(self, statement: str) -> None:
+        assert statement == "COMMIT"
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        asyncpg.ConnectionDoesNotExistError("closed in the middle of operation"),
+        asyncpg.InternalClientError("cannot switch to state 15; another operation (2) is in progress"),
+        asyncpg.InterfaceError("connection is closed"),
+        asyncpg.AdminShutdownError("terminating connection"),
+        asyncpg.CrashShutdownError("terminating connection"),
+        asyncpg.TransactionResolutionUnknownError("unknown"),
+        TimeoutError(),
+        ConnectionResetError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_a_commit_without_an_answer_is_not_known(error: Exception) -> None:
+    with pytest.raises(StorageError) as caught:
+        await engine._commit(Lost(error))
+    assert caught.value.code == "commit_unknown"
+
+
+@pytest.mark.parametrize("error", [asyncpg.SerializationError("undone"), asyncpg.DiskFullError("no room")])
+async def test_a_commit_that_was_refused_is_known(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        await engine._commit(Lost(error))
+
+
 async def test_nothing_listens_there() -> None:
     with pytest.raises(StorageError) as caught:
         await SqlStore.open(Address("postgresql://server@127.0.0.1:1/none", "s3cret-word"))

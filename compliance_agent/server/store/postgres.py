@@ -42,7 +42,7 @@ SITES, EVERY_SITE = "compliance_agent.sites", "*"  # what a transaction is bound
 _AGAIN = frozenset({"40001", "40P01"})  # serialization failure, deadlock: undone, and worth another attempt
 _WAITED = frozenset({"55P03"})  # a lock was not to be had within lock_timeout
 # The server is not there, ends, starts, or has no connection left.
-_AWAY = frozenset({"57P01", "57P02", "57P03", "53300", "08000", "08001", "08003", "08004", "08006", "25P03"})
+_AWAY = frozenset({"57P01", "57P02", "57P03", "53300", "08000", "08001", "08003", "08004", "08006", "08007", "25P03"})
 _SETTINGS = {
     "application_name": "compliance-agent",
     "timezone": "UTC",
@@ -192,7 +192,7 @@ def _ours(act: str) -> Iterator[None]:
             if isinstance(error, asyncpg.PostgresError):  # of BEGIN or COMMIT, which SQLAlchemy does not see
                 raise (StorageFull if state == "53100" else StorageError)(f"{act}: {type(error).__name__}") from error
             raise
-        except (OSError, asyncpg.InterfaceError, PoolTimeout) as error:
+        except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, PoolTimeout) as error:
             raise _away(act, error) from error
 
 
@@ -205,10 +205,12 @@ def _away(act: str, error: BaseException) -> StorageError:
 
 
 async def _commit(driver: Any) -> None:
-    """Make it durable. Once this is sent, only an answer tells what became of it."""
+    """Make it durable. Once this is sent, only an answer of PostgreSQL tells what became of it."""
     try:
         await driver.execute("COMMIT")
-    except (OSError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError) as error:
+    except Exception as error:
+        if isinstance(error, asyncpg.PostgresError) and sqlstate_of(error) not in _AWAY:
+            raise  # an answer: it was not written
         raise StorageError(
             f"writing the database: the connection ended during COMMIT ({type(error).__name__}); it may be written or not",
             code="commit_unknown",
