@@ -143,6 +143,19 @@ async def _prepared(server: Postgres) -> None:
     await migrate(server.address(TEMPLATE, "owner"), "server")
 
 
+def _held(directory: Path) -> int | None:
+    """A handle that keeps the server running, or none where it is ending or has ended."""
+    try:
+        handle = os.open(directory / "held", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    if os.fstat(handle).st_nlink:
+        return handle
+    os.close(handle)
+    return None
+
+
 def shared(common: Path) -> tuple[Postgres, int]:
     """The session's server, started by whoever comes first; it runs while the handle is open.
 
@@ -152,11 +165,13 @@ def shared(common: Path) -> tuple[Postgres, int]:
     with (common / "postgres.lock").open("a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         lock.seek(0)
-        known = lock.read()
-        directory = Path(known or tempfile.mkdtemp(prefix="ca-pg-"))
-        handle = os.open(directory / "held", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(handle, fcntl.LOCK_SH)
-        if not known:
+        directory = Path(lock.read() or "/nonexistent")
+        handle = _held(directory)
+        if handle is None:  # nobody has started it, or all who held it are gone and it ended with them
+            directory = Path(tempfile.mkdtemp(prefix="ca-pg-"))
+            (directory / "held").touch(0o600)
+            handle = _held(directory)
+            assert handle is not None
             made(directory)
             log = (common / "postgres.log").open("wb")
             subprocess.run(
@@ -166,5 +181,6 @@ def shared(common: Path) -> tuple[Postgres, int]:
             log.close()
             with ThreadPoolExecutor(1) as aside:  # the caller may be in a loop of its own
                 aside.submit(lambda: asyncio.run(_prepared(Postgres(directory)))).result()
+            lock.truncate(0)
             lock.write(str(directory))
         return Postgres(directory), handle

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
@@ -18,7 +20,7 @@ from compliance_agent.server.store import Address, SqlStore, migrate, tables
 from compliance_agent.server.store import postgres as engine
 from compliance_agent.server.store.database import Statements
 from compliance_agent.server.store.fences import STONES
-from tests.postgres import Postgres
+from tests.postgres import Postgres, shared
 from tests.server.builder import START, by_hand, stamp
 
 pytestmark = pytest.mark.anyio
@@ -232,6 +234,20 @@ async def test_a_full_disk_is_one(store: SqlStore) -> None:
 
     with pytest.raises(StorageFull):
         await store.database.transaction(full)
+
+
+async def test_the_session_s_server_is_started_anew_when_all_who_held_it_are_gone(tmp_path: Path) -> None:
+    """A worker of pytest-xdist may end before another one comes to its first test here."""
+    first, handle = shared(tmp_path)
+    os.close(handle)
+    second, handle = shared(tmp_path)  # the first is ending, or has ended
+    try:
+        third, another = shared(tmp_path)
+        os.close(another)
+        assert (second == third, second == first) == (True, False)
+        assert await second.by_hand("postgres", "SELECT 1") == [(1,)]
+    finally:
+        os.close(handle)
 
 
 # --- the address ----------------------------------------------------------------------------------
