@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -23,15 +23,19 @@ async def healthz() -> dict[str, str]:
 @router.get(
     "/readyz", summary="The server can do its work", responses={503: {"description": "Not ready, with reasons"}}
 )
-async def readyz(request: Request) -> Response:
-    """Database readable and of our schema version; every log goes on. Evidence is taken in while a log stands still."""
+async def readyz(request: Request, only: Literal["database"] | None = None) -> Response:
+    """Database readable and of our schema version; every log goes on.
+
+    Evidence is taken in while a log stands still: a load balancer asks `only=database`.
+    """
     services = services_of(request)
     reasons: list[dict[str, Any]] = []
     try:
         await services.store.ready()
     except AgentError as error:
         reasons.append({"name": "database", "code": error.code})
-    reasons += [{"name": "log", "code": code} for code in services.board.reasons()]
+    if only is None:
+        reasons += [{"name": "log", "code": code} for code in services.board.reasons()]
     status = 503 if reasons else 200
     return JSONResponse({"status": "not ready" if reasons else "ok", "reasons": reasons}, status)
 
