@@ -174,6 +174,14 @@ class LogStopped(AgentError):
     exit_status = 65
 
 
+class OffDuty(AgentError):
+    """Another replica does this work now; what was begun under an older epoch was not written."""
+
+    code = "off_duty"
+    exit_status = 75
+    retryable = True
+
+
 class StateInUse(StorageError):
     """Another process has the state directory open; two writers would corrupt the evidence chain."""
 

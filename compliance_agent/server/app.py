@@ -7,8 +7,7 @@ The data directory: `server.db` (unless the settings name PostgreSQL), `keys/ack
 acknowledgements are signed with), `keys/log.pem` and `keys/<site>-<year>.vkey` (what checkpoints are signed with),
 `keys/witnesses.policy` and `keys/tsa-ca.pem` (copies, for packets), `keys/factors.key` (what second factors are sealed under),
 `log/` (the logs as they are served) and `heads/` (the largest checkpoint ever signed of each) unless the settings name a bucket,
-`tls/` when the server does TLS
-itself, `admin-password` (made at the first start, 0600).
+`replica` (the id of this directory), `tls/` when the server does TLS itself, `admin-password` (made at the first start, 0600).
 """
 
 from __future__ import annotations
@@ -52,6 +51,7 @@ from compliance_agent.server.services.access import HostAccess
 from compliance_agent.server.services.alarms import Alarms
 from compliance_agent.server.services.board import Board
 from compliance_agent.server.services.checkin import Checkin
+from compliance_agent.server.services.duties import Duties
 from compliance_agent.server.services.enrol import Enrolment
 from compliance_agent.server.services.factors import Factors
 from compliance_agent.server.services.fleet import Silence
@@ -68,7 +68,7 @@ from compliance_agent.server.services.rotation import Rotations
 from compliance_agent.server.services.sessions import Limits
 from compliance_agent.server.services.users import Users
 from compliance_agent.server.services.verification import Verifier
-from compliance_agent.server.services.watching import Watch, Watched
+from compliance_agent.server.services.watching import Watch, Watched, figures_of
 from compliance_agent.server.settings import ServerSettings
 from compliance_agent.server.store import Address, SqlStore
 from compliance_agent.server.time_stamps import TimeStamps
@@ -78,6 +78,7 @@ ADMIN = "admin"
 WITNESSES_FILE = "witnesses.policy"
 FACTORS_KEY = "factors.key"
 TSA_CA_FILE = "tsa-ca.pem"
+REPLICA_FILE = "replica"
 MAX_POLICY_BYTES = 65_536
 ANY_LOG = "any/log/2026"  # where a policy is read for its witnesses alone
 log = structlog.get_logger()
@@ -165,10 +166,18 @@ async def opened(
     keys, board = LogKeys(settings.data_dir / "keys"), Board()
     files, heads = await asyncio.to_thread(log_places, settings, clock)
     channels = read_channels(settings.alerts_file, settings.name) if settings.alerts_file is not None else {}
-    store = await SqlStore.open(database(settings))
+    store = await SqlStore.open(database(settings), None if clock is utc_now else clock)
     cosigning = _cosigning(settings, store, files, keys, board, clock)
     limits = Quotas(settings)
     alarms = Alarms(store, clock, channels)
+    ingest = Ingest(store, signer.sign, clock, verifier, alarms)
+    duties = Duties(
+        store,
+        _replica_id(settings.data_dir),
+        settings.duty_lease_s,
+        alone=settings.database is None,
+        figures=lambda: figures_of(ingest.waiting_s, board, clock(), _stamps_every(settings, cosigning)),
+    )
     people = _users(settings, store, clock)
     calls = ProviderCalls() if settings.oidc_issuer is not None else None
     try:
@@ -181,7 +190,8 @@ async def opened(
             limits=limits,
             alarms=alarms,
             access=HostAccess(store, clock, limits),
-            ingest=Ingest(store, signer.sign, clock, verifier, alarms),
+            ingest=ingest,
+            duties=duties,
             leases=Leases(store, clock),
             checkin=Checkin(store, clock),
             enrolment=Enrolment(store, clock, approval=settings.enrol_approval, verify=verifier.verify),
@@ -204,6 +214,7 @@ async def opened(
                 board,
                 log_clock or clock,
                 name=settings.name,
+                duties=duties,
                 cosigning=cosigning,
                 interval_s=settings.log_interval_ms / 1_000,
             ),
@@ -283,17 +294,28 @@ def _cosigning(
     )
 
 
+def _replica_id(data_dir: Path) -> str:
+    """The id of whoever holds this data directory, made once; a directory that was copied has the id of the first."""
+    path = data_dir / REPLICA_FILE
+    create_file(path, f"{secrets.token_hex(8)}\n".encode())
+    return read_file(path, limit_bytes=64).decode("ascii", "replace").strip()
+
+
+def _stamps_every(settings: ServerSettings, cosigning: Cosigning | None) -> timedelta | None:
+    stamped = cosigning is not None and cosigning.stamps is not None
+    return timedelta(seconds=settings.tsa_interval_s) if stamped else None
+
+
 def _watch(services: Services) -> Watch:
-    stamped = services.cosigning is not None and services.cosigning.stamps is not None
     watched = Watched(
         store=services.store,
         board=services.board,
         clock=services.clock,
         waiting_s=lambda: services.ingest.waiting_s,
         silent_since=lambda: services.silence.since(services.clock()),
-        stamps_every=timedelta(seconds=services.settings.tsa_interval_s) if stamped else None,
+        stamps_every=_stamps_every(services.settings, services.cosigning),
     )
-    return Watch(watched, services.alarms)
+    return Watch(watched, services.alarms, services.duties)
 
 
 def _hand_on(services: Services) -> None:
@@ -372,6 +394,7 @@ def create_app(
                 )
                 _hand_on(services)
                 await ensure_admin(services)
+                await stack.enter_async_context(services.duties.running())
                 if services.cosigning is not None:
                     await stack.enter_async_context(services.cosigning.running())
                 await stack.enter_async_context(services.sequencer.running())

@@ -25,7 +25,7 @@ import structlog
 
 from compliance_agent.core.witness import origin_hash
 from compliance_agent.entries.leaf import time_leaf
-from compliance_agent.errors import AgentError, BadEvidence, Refusal
+from compliance_agent.errors import AgentError, BadEvidence, OffDuty, Refusal
 from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.fields import from_base64
 from compliance_agent.log.note import Note
@@ -48,6 +48,7 @@ CONTRADICTS = {"ahead", "inconsistent"}
 
 log = structlog.get_logger()
 Show = Callable[[str, int, bytes], Awaitable[bool]]
+Fence = Callable[[Transaction, Iterable[str]], Awaitable[None]]
 Place = tuple[str, int]
 
 
@@ -90,7 +91,7 @@ class Cosigning:
     Attributes:
         witnesses, stamps: as given.
         named: the policy with its witnesses, None when there are none; for those who ask which of them have cosigned.
-        show, contradicted, noted: the sequencer's.
+        show, contradicted, noted, fence: the sequencer's.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Cosigning:
         self.named = policy_of(witnesses, f"{keys.verifier('any/log/2026')}") if witnesses else None
         self.show: Show | None = None  # the sequencer's, which owns the files
         self.contradicted: Callable[[str, list[Checkpoint]], Awaitable[None]] | None = None
+        self.fence: Fence | None = None  # what keeps an entry from being decided by one who is not on duty any more
         self.noted: Callable[[int], None] = lambda count: None  # an entry was decided
 
     async def close(self) -> None:
@@ -123,6 +125,19 @@ class Cosigning:
             await transport.close()
         if self.stamps is not None:
             await self.stamps.close()
+
+    @property
+    def deadline_s(self) -> float:
+        """How long receipts wait for witnesses."""
+        return self._every.deadline_s
+
+    def forget(self, site_id: str) -> None:
+        """Another replica asks for this site's logs from now on."""
+        for place in [place for place in self._logs if place[0] == site_id]:
+            task = self._logs.pop(place).task
+            if task is not None:
+                task.cancel()
+            self._board.witnessing.pop(place, None)
 
     def policy(self, origin: str) -> Policy:
         """Whom to believe of one log: its own key, and the witnesses."""
@@ -205,6 +220,8 @@ class Cosigning:
                 await self._write_time(place, one)
                 if one.head is head:
                     return
+        except OffDuty:
+            return  # another replica asks for this log now
         except AgentError as error:
             log.error("log.witnessing_failed", code=error.code, site_id=place[0])
         except Exception as error:
@@ -258,6 +275,9 @@ class Cosigning:
             StorageError: it is held here, and not visible yet.
         """
         one = self._logs.get((site_id, year))
+        if one is None and self.witnesses and (site_id, year) in self._board.heads:
+            self._believed(site_id, year, raw)
+            raise Refusal("another replica sequences this log", code="not_here", status=503, retry_after_s=1)
         if one is None or not self.witnesses:
             raise _nothing_here()
         held = one.note if one.size == one.head.size else one.head.note
@@ -286,6 +306,16 @@ class Cosigning:
         if self.show is not None:
             await self.show(site_id, year, head.note)
         self._pass_on((site_id, year), one, head)
+
+    def _believed(self, site_id: str, year: int, raw: bytes) -> None:
+        """Raises Refusal 404 unless a witness of this log has signed it: a stranger learns nothing."""
+        try:
+            text = Note.parse(self._board.heads[site_id, year].note).text
+            if self.policy(Checkpoint.parse(text).origin).verify(raw).witnesses:
+                return
+        except BadEvidence as error:
+            raise _nothing_here() from error
+        raise _nothing_here()
 
     def _pass_on(self, place: Place, one: _Log, head: Head) -> None:
         """To the board: the larger of two heads, and of one size the one with more lines."""
@@ -334,6 +364,8 @@ class Cosigning:
         now = self._clock()
 
         async def add(tx: Transaction) -> None:
+            if self.fence is not None:
+                await self.fence(tx, {place[0]})
             await tx.add_leaves([entry], now)
 
         await self._store.write(add, {place[0]})

@@ -18,8 +18,9 @@ from compliance_agent.core.retention import kept_until
 from compliance_agent.entries.minimum import MAX_BYTES, NAME, Pruned
 from compliance_agent.errors import AgentError, LogStopped, NoInput, StorageError, StorageForbidden
 from compliance_agent.log.checkpoint import Checkpoint
+from compliance_agent.log.merkle import HASH_BYTES
 from compliance_agent.log.note import MAX_NOTE_BYTES, Note
-from compliance_agent.log.tiles import ENTRIES, FULL, MAX_ENTRY_BYTES, TILE_BYTES, Tile
+from compliance_agent.log.tiles import ENTRIES, FULL, MAX_ENTRY_BYTES, TILE_BYTES, Tile, decode_entries, encode_entries
 from compliance_agent.server.blobs import Directory
 from compliance_agent.server.records import Clock
 from compliance_agent.server.records.blobs import Blobs, Lock
@@ -125,6 +126,18 @@ class LogFiles:
         if found is None:
             raise NoInput(f"{_name(site_id, year, tile.path)}: is not there")
         return found
+
+    def cut(self, site_id: str, year: int, tile: Tile) -> bytes:
+        """A partial tile from a wider partial one, which it begins: another replica has shown a tree of that size; else NoInput."""
+        there = self.blobs.children(_name(site_id, year, tile.path).rpartition("/")[0]) if tile.width < FULL else ()
+        widths = [int(name) for name in there if name.isdigit()]
+        for width in sorted(width for width in widths if tile.width < width < FULL):
+            with contextlib.suppress(NoInput):  # the full one has replaced it meanwhile
+                wider = self.exactly(site_id, year, Tile(tile.level, tile.index, width))
+                if tile.level == ENTRIES:
+                    return encode_entries(decode_entries(wider, width)[: tile.width])
+                return wider[: tile.width * HASH_BYTES]
+        raise NoInput(f"{tile.path}: not there")
 
     def drop_partials(self, site_id: str, year: int, tiles: Iterable[Tile]) -> None:
         """Delete the partial tiles that these published full ones replace (C2SP tlog-tiles allows it); a failure costs space."""

@@ -11,6 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from compliance_agent import __version__
 from compliance_agent.server.api.deps import Services
 from compliance_agent.server.records import Backlog
+from compliance_agent.server.services.duties import DUTIES
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 
@@ -80,6 +81,11 @@ class _Snapshot:
         yield CounterMetricFamily("compliance_server_checkins", "Check-ins accepted.", self._services.checkin.total)
         yield CounterMetricFamily("compliance_server_logins_failed", "Failed logins.", self._services.users.failed)
         yield from self._alerts()
+        duties = self._services.duties
+        held = sum(duties.tenure(name) is not None for name in DUTIES)
+        yield GaugeMetricFamily("compliance_server_duties", "Duties that this process holds now.", held)
+        words = "Writes that were refused, as another replica had taken over."
+        yield CounterMetricFamily("compliance_server_duty_refused", words, duties.refused)
         limits = self._services.limits
         limited = CounterMetricFamily("compliance_server_limited", "Requests refused by a limit.", labels=["limit"])
         for one in limits.all:

@@ -1,4 +1,4 @@
-"""The one task that gives log entries their indexes, and publishes what they grow into (the rules of Sunlight and Tessera).
+"""The task that gives log entries their indexes, and publishes what they grow into (the rules of Sunlight and Tessera).
 
 Each round, for every site with pending entries:
 
@@ -6,6 +6,9 @@ Each round, for every site with pending entries:
 2. the files of the growth, durable, never with other bytes than a path has;
 3. the signed checkpoint into the log's row, by compare-and-swap, before anybody can see it;
 4. the same beside the database (`LogHeads`), then the checkpoint file.
+
+Of several replicas one does this for a site at a time (services.duties): 1 and 3 carry the epoch of its duty, and are refused once
+another epoch began; the compare-and-swap is the last wall behind that. What others sequence is followed (following.py).
 
 A crash after any of them is mended at the next start from the database alone: committed entries keep their indexes for ever, and
 files are derived from them again. The database must never be rolled back: when what was visible is ahead of it, or is not a
@@ -18,49 +21,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 
 import structlog
 
-from compliance_agent.errors import AgentError, BadEvidence, LogStopped, NoInput, StorageError, StorageFull
+from compliance_agent.errors import AgentError, LogStopped, OffDuty, StorageError
 from compliance_agent.log.checkpoint import Checkpoint
-from compliance_agent.log.merkle import RootHash, hash_leaf, verify_consistency
 from compliance_agent.log.note import Note
-from compliance_agent.log.tiles import FULL, Tile
-from compliance_agent.log.tree import Edge, TileReader, TileTree
+from compliance_agent.log.tiles import FULL
 from compliance_agent.logs import where
 from compliance_agent.server.cosigning import Cosigning
+from compliance_agent.server.following import Following
+from compliance_agent.server.log_duties import LogDuties
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.log_heads import LogHeads
 from compliance_agent.server.log_keys import LogKeys
+from compliance_agent.server.log_reading import Growth, LogReading
 from compliance_agent.server.records import Clock, Leaf, PendingLeaf, Shard, Store, Transaction
 from compliance_agent.server.services.board import Board, Head
-from compliance_agent.server.services.growth import Files, Tree, edge_from_tiles, edge_of
+from compliance_agent.server.services.duties import Duties
+from compliance_agent.server.services.growth import Files, Tree
+from compliance_agent.server.stillness import ALL_SITES, Stillness
 
-ALL_SITES = ""
 AT_MOST = 4_096  # entries in one round
 CLOSING_S = 3.0
 PATIENCE_S = 2.0  # between rounds while something is waited out
-# Not written, or (a COMMIT to PostgreSQL without an answer) to be read again: a log is only grown by compare-and-swap.
-# What a bucket did not take, or did not say that it took, is written again from the database.
-WAITED_OUT = frozenset({"busy", "database_away", "commit_unknown", "blobs_away", "blobs_refused"})
 
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True)
-class Growth:
-    """What one round did to one log: committed, not yet published."""
-
-    old: bytes | None  # the checkpoint before
-    tree: Tree
-    files: Files
-    leaves: tuple[Leaf, ...] = ()
-
-
 class Sequencer:
-    """Owns the logs. Exactly one may run on a data directory; a second one is stopped by the compare-and-swap.
+    """Owns the logs that are its duty. One may run on a data directory.
 
     Args:
         store: holds the truth.
@@ -70,6 +62,7 @@ class Sequencer:
         board: where heads, new entries and reasons to stand still are posted.
         clock: gives the time, which must advance from round to round.
         name: of the server, in the origin of new logs.
+        duties: which logs this process sequences; all of them, whatever others do, when not given.
         cosigning: asks witnesses about each checkpoint before receipts are made under it; the board alone when not given.
         interval_s: between rounds.
         batch: pending entries that begin a round before the interval is over.
@@ -85,6 +78,7 @@ class Sequencer:
         clock: Clock,
         *,
         name: str,
+        duties: Duties | None = None,
         cosigning: Cosigning | None = None,
         interval_s: float = 0.25,
         batch: int = 256,
@@ -103,8 +97,14 @@ class Sequencer:
         self._interval_s = interval_s
         self._batch = batch
         self._trees: dict[str, Tree] = {}
-        self._again: set[str] = set()  # sites to read again before they go on; ALL_SITES for every one
-        self._said: dict[str, str] = {}  # codes of pauses that were logged; repeats are not
+        self._duties = LogDuties(duties)
+        if cosigning is not None:
+            cosigning.fence = self._duties.fence
+        self._gained: set[str] = set()  # sites whose witnesses are asked before they go on
+        self._still = Stillness(board)
+        self._reading = LogReading(store, files, keys, heads)
+        patience = timedelta(seconds=cosigning.deadline_s) if cosigning is not None and cosigning.witnesses else None
+        self._following = Following(store, files, keys, heads, board, clock, self._still, patience)
         self._noted = 0
         self._due = asyncio.Event()
         self._closing = False
@@ -142,21 +142,72 @@ class Sequencer:
             self._due.clear()
             while await self.round() >= AT_MOST and not self._closing:
                 pass
+            with contextlib.suppress(StorageError):  # the next round says it
+                await self.follow()
 
     async def recover(self) -> None:
         """Read every log, write out what a crash has left, and stand still where that would contradict what was published."""
-        shards = await self._store.for_sites(await self._store.all_sites()).shards()
+        sites = await self._store.all_sites()
+        self._take_up(sites)
+        shards = await self._store.for_sites(sites).shards()
         held = {(shard.site_id, shard.year) for shard in shards}
         for site_id, year in await asyncio.to_thread(lambda: sorted({*self._files.known(), *self._heads.known()})):
             if (site_id, year) not in held:
-                self._stop(site_id, LogStopped(f"log {site_id}/{year}: not in the database", code="log_restored"))
-        if self._cosigning is not None:
-            newest = {shard.site_id: shard for shard in shards}  # they come in the order of their years
-            asked = await asyncio.gather(*map(self._cosigning.latest, newest.values()))
-            for shard, seen in zip(newest.values(), asked, strict=True):
-                await self._hold_all(shard, seen)
-        for shard in shards:
-            await self._recover_site(shard)
+                self._still.stop(site_id, LogStopped(f"log {site_id}/{year}: not in the database", code="log_restored"))
+        ours = [shard for shard in shards if shard.site_id in self._duties.ours(sites)]
+        await self._ask_witnesses(ours)
+        self._still.again, self._gained = self._still.again - sites, set()
+        try:
+            for shard in ours:
+                await self._recover_site(shard)
+        except OffDuty:
+            self._still.again.add(ALL_SITES)
+        await self.follow()
+
+    async def _ask_witnesses(self, shards: Sequence[Shard]) -> None:
+        """What they hold of these logs must be a prefix of what is held here."""
+        if self._cosigning is None:
+            return
+        newest = {shard.site_id: shard for shard in shards}  # they come in the order of their years
+        asked = await asyncio.gather(*map(self._cosigning.latest, newest.values()))
+        for shard, seen in zip(newest.values(), asked, strict=True):
+            await self._hold_all(shard, seen)
+
+    # --- whose turn it is -----------------------------------------------------------------------
+
+    def leads(self, site_id: str) -> bool:
+        """Whether this process sequences this site's log, and has read it."""
+        return self._still.again.isdisjoint({site_id, ALL_SITES}) and self._duties.holds(site_id)
+
+    async def current(self, site_id: str) -> None:
+        """See to it that what is shown here of a site's log is not older than what any other replica has shown.
+
+        Raises:
+            StorageError: nobody can tell.
+        """
+        if not self.leads(site_id):
+            await self.follow(site_id)
+            if site_id in self._following.behind:
+                raise StorageError(f"log of {site_id}: not all of it can be shown here", code="log_behind")
+
+    async def follow(self, site_id: str | None = None) -> None:
+        """Show what other replicas have published: of every site, or of one."""
+        if not self._duties.shared:
+            return
+        async with self._one:
+            sites = await self._store.all_sites() if site_id is None else {site_id}
+            await self._following.look(sites, self.leads)
+
+    def _take_up(self, sites: frozenset[str]) -> None:
+        """What became our duty is read before it goes on; what is not any more is let go."""
+        for site_id, ours in self._duties.look(sites).items():
+            self._trees.pop(site_id, None)
+            self._following.forget(site_id)
+            self._board.paused.pop(site_id, None)
+            if self._cosigning is not None:
+                self._cosigning.forget(site_id)
+            for noted in (self._still.again, self._gained):
+                (noted.add if ours else noted.discard)(site_id)
 
     async def show_cosigned(self, site_id: str, year: int, note: bytes) -> bool:
         """Make a checkpoint visible with the lines that were added to it, unless a newer one is by now; whether it was."""
@@ -165,7 +216,13 @@ class Sequencer:
             if visible is None or not _same_text(visible, note):
                 return False
             await asyncio.to_thread(self._files.publish, site_id, year, note)
-            return True
+        if self._duties.shared:
+            await self._store.write(lambda tx: self._tell(tx, site_id, year, note), {site_id})
+        return True
+
+    async def _tell(self, tx: Transaction, site_id: str, year: int, note: bytes) -> None:
+        await self._duties.fence(tx, {site_id})
+        await tx.save_cosigned(site_id, year, Checkpoint.parse(Note.parse(note).text).size, note)
 
     async def hold_against(self, site_id: str, seen: list[Checkpoint]) -> None:
         """What was signed by our key and shown elsewhere must be a prefix of what is held; else that site's log stands still."""
@@ -181,9 +238,9 @@ class Sequencer:
                         f"log {shard.origin}: a witness cosigned {checkpoint.size} entries, the database holds {shard.size}",
                         code="log_restored",
                     )
-                await self._hold(shard, checkpoint, {})
+                await self._reading.hold(shard, checkpoint, {})
             except LogStopped as error:
-                self._stop(shard.site_id, error)
+                self._still.stop(shard.site_id, error)
 
     async def round(self) -> int:
         """Sequence and publish what is pending, at most AT_MOST entries; how many that were. Raises nothing."""
@@ -191,24 +248,28 @@ class Sequencer:
         try:
             async with self._one:
                 return await self._round()
+        except OffDuty:
+            self._still.again.add(ALL_SITES)  # what is still ours goes on from what the database says
         except (StorageError, LogStopped) as error:
-            self._failed(ALL_SITES, error)
+            self._still.failed(ALL_SITES, error)
         except Exception as error:
             log.error("log.crashed", error=type(error).__name__, where=where(error))
-            self._failed(ALL_SITES, LogStopped("a bug in the sequencer; it was logged", code="sequencer_crashed"))
+            self._still.failed(ALL_SITES, LogStopped("a bug in the sequencer; it was logged", code="sequencer_crashed"))
         return 0
 
     async def _round(self) -> int:
         if ALL_SITES in self._board.stopped:
             return 0
         try:
-            await self._read_again()
+            known = await self._store.all_sites()
+            self._take_up(known)
+            await self._read_again(known)
             now = self._clock()
-            sites = self._ready(await self._store.all_sites(), now)
+            sites = self._ready(self._duties.ours(known), now)
             if not sites or not await self._store.for_sites(sites).any_pending():
                 return 0
         except StorageError as error:  # nothing was to be written yet
-            self._wait_out(ALL_SITES, error.code)
+            self._still.wait_out(ALL_SITES, error.code)
             return 0
         growths = await self._store.write(lambda tx: self._commit(tx, sites, now), sites)
         for growth in growths:
@@ -219,6 +280,7 @@ class Sequencer:
     # --- 1: indexes -----------------------------------------------------------------------------
 
     async def _commit(self, tx: Transaction, sites: frozenset[str], now: datetime) -> list[Growth]:
+        await self._duties.fence(tx, sites)
         pending: dict[str, list[PendingLeaf]] = {}
         for leaf in await tx.pending_leaves(sites, AT_MOST):
             pending.setdefault(leaf.site_id, []).append(leaf)
@@ -260,8 +322,8 @@ class Sequencer:
         for growth in await self._each(signed, self._show):
             shard = growth.tree.shard
             self._trees[shard.site_id] = growth.tree
-            self._well(shard.site_id)
-            self._well(ALL_SITES)
+            self._still.well(shard.site_id)
+            self._still.well(ALL_SITES)
             self._posting.post(shard.site_id, shard.year, _head(shard, shard.checkpoint), growth.leaves)
 
     async def _each(self, growths: Sequence[Growth], act: Callable[[Growth], None]) -> list[Growth]:
@@ -271,7 +333,11 @@ class Sequencer:
             try:
                 await asyncio.to_thread(act, growth)
             except (AgentError, OSError) as error:
-                self._failed(growth.tree.shard.site_id, error)
+                site_id = growth.tree.shard.site_id
+                if self._duties.holds(site_id):
+                    self._still.failed(site_id, error)
+                else:  # another replica has gone on meanwhile
+                    self._still.again.add(site_id)
                 return False
             return True
 
@@ -289,6 +355,7 @@ class Sequencer:
         return replace(growth, tree=replace(growth.tree, shard=shard))
 
     async def _save(self, tx: Transaction, growths: Sequence[Growth]) -> None:
+        await self._duties.fence(tx, {growth.tree.shard.site_id for growth in growths})
         for growth in growths:
             if not await tx.save_checkpoint(growth.tree.shard, old=growth.old):
                 raise _elsewhere(growth.tree.shard.site_id)
@@ -309,12 +376,12 @@ class Sequencer:
         if shard.site_id in self._board.stopped:
             return
         try:
-            growth, visible = await self._read(shard)
+            growth, visible = await self._reading.read(shard)
         except StorageError as error:
-            self._wait_out(shard.site_id, error.code)
+            self._still.wait_out(shard.site_id, error.code)
             return
         except (AgentError, OSError) as error:
-            self._stop(shard.site_id, error)
+            self._still.stop(shard.site_id, error)
             return
         try:
             now = self._clock()
@@ -329,108 +396,24 @@ class Sequencer:
                 await asyncio.to_thread(self._show, growth)
             else:  # a directory from before heads were kept
                 await asyncio.to_thread(self._heads.keep, shard.site_id, shard.year, signed)
+        except OffDuty:
+            raise
         except (AgentError, OSError) as error:
-            self._failed(shard.site_id, error)
+            self._still.failed(shard.site_id, error)
             return
         self._trees[shard.site_id] = growth.tree
         self._board.paused.pop(shard.site_id, None)
         self._posting.post(shard.site_id, shard.year, _head(growth.tree.shard, visible))  # with the lines it had
 
-    async def _read(self, shard: Shard) -> tuple[Growth, bytes | None]:
-        """The log as the database holds it, with the files that may be missing; and the checkpoint that is visible.
-
-        Raises:
-            LogStopped: the rows contradict each other, or what is visible.
-        """
-        site_id, year, size = shard.site_id, shard.year, shard.size
-        reader = self._store.for_sites({site_id})
-        try:
-            visible = await asyncio.to_thread(self._files.published, site_id, year)
-            signed = self._verified(shard, shard.checkpoint)
-            seen = self._verified(shard, visible)
-            head = self._verified(shard, await asyncio.to_thread(self._heads.get, site_id, year))
-        except (BadEvidence, NoInput) as error:
-            raise LogStopped(f"log {shard.origin}: {error}", code="checkpoint_unusable") from error
-        for shown in (seen, head):
-            if shown is not None and shown.size > size:
-                raise LogStopped(
-                    f"log {shard.origin}: published {shown.size} entries, the database holds {size}",
-                    code="log_restored",
-                )
-        begun = signed if visible is not None else None  # nothing to be seen: write all of it again
-        old = await self._edge_at(shard, begun)
-        leaves = await reader.leaves(site_id, year, old.size // FULL * FULL, size)
-        known = size - old.size
-        before = Tree(replace(shard, size=old.size), old, tuple(leaves[: len(leaves) - known]))
-        tree, files = before.grown(leaves[len(leaves) - known :], shard.sequenced_at)
-        unfinished = b"".join(map(hash_leaf, tree.tail))
-        if tree.shard != shard or unfinished != (tree.edge.levels[0] if tree.edge.levels else b""):
-            raise LogStopped(f"log {shard.origin}: entries do not give the root that is held", code="log_damaged")
-        for held in (signed, seen, head):
-            if held is not None:
-                await self._hold(shard, held, dict(files))
-        return Growth(shard.checkpoint, Tree(shard, tree.edge, tree.tail), files if known else []), visible
-
-    def _verified(self, shard: Shard, note: bytes | None) -> Checkpoint | None:
-        if note is None:
-            return None
-        found = Note.parse(note)
-        found.verify([self._keys.verifier(shard.origin)])
-        checkpoint = Checkpoint.parse(found.text)
-        if checkpoint.origin != shard.origin:
-            raise BadEvidence("checkpoint is of another log", code="bad_checkpoint")
-        return checkpoint
-
-    async def _edge_at(self, shard: Shard, signed: Checkpoint | None) -> Edge:
-        """The edge under the checkpoint that was signed last: from its row, its tiles, or else from all entries."""
-        if signed is None:
-            return Edge()
-        with contextlib.suppress(BadEvidence, NoInput):
-            if signed.size == shard.size:
-                edge = edge_of(shard.size, shard.edge)
-            else:
-                edge = await asyncio.to_thread(edge_from_tiles, signed.size, self._reader(shard))
-            if edge.root() == signed.root:
-                return edge
-        edge = await self._edge_of_entries(shard, signed.size)
-        if edge.root() != signed.root:
-            raise LogStopped(f"log {shard.origin}: entries contradict the signed checkpoint", code="log_damaged")
-        return edge
-
-    async def _edge_of_entries(self, shard: Shard, size: int) -> Edge:
-        leaves = await self._store.for_sites({shard.site_id}).leaves(shard.site_id, shard.year, 0, size)
-        if len(leaves) != size:
-            raise LogStopped(f"log {shard.origin}: {len(leaves)} of {size} entries are held", code="log_damaged")
-        return Edge().grow(map(hash_leaf, leaves))[0]
-
-    async def _hold(self, shard: Shard, seen: Checkpoint, new: dict[Tile, bytes]) -> None:
-        """Whatever was signed or shown must be a prefix of what the database holds; tiles say it fast, entries for certain."""
-        tree = TileTree(shard.size, self._reader(shard, new))
-        with contextlib.suppress(BadEvidence, NoInput):
-            path = await asyncio.to_thread(tree.consistency, seen.size)
-            verify_consistency(seen.size, shard.size, path, seen.root, RootHash(shard.root))
+    async def _read_again(self, sites: frozenset[str]) -> None:
+        """Back to what the database says: after a failure that left everything in a known state, and for a log that became ours."""
+        if not self._still.again:
             return
-        if (await self._edge_of_entries(shard, seen.size)).root() != seen.root:
-            raise LogStopped(
-                f"log {shard.origin}: the checkpoint of {seen.size} entries is not a prefix of the {shard.size} held",
-                code="log_forked",
-            )
-
-    def _reader(self, shard: Shard, new: dict[Tile, bytes] | None = None) -> TileReader:
-        def read(level: int, index: int, width: int) -> bytes:
-            tile = Tile(level, index, width)
-            ours = (new or {}).get(tile)
-            return self._files.read(shard.site_id, shard.year, tile) if ours is None else ours
-
-        return read
-
-    async def _read_again(self) -> None:
-        """After a failure that left everything in a known state: back to what the database says."""
-        if not self._again:
-            return
-        sites = await self._store.all_sites()
-        shards = await self._store.for_sites(sites if ALL_SITES in self._again else sites & self._again).shards()
-        self._again = set()
+        ours = self._duties.ours(sites)
+        wanted = ours if ALL_SITES in self._still.again else ours & self._still.again
+        shards = await self._store.for_sites(wanted).shards()
+        await self._ask_witnesses([shard for shard in shards if shard.site_id in self._gained])
+        self._still.again, self._gained = set(), set()
         self._board.paused.pop(ALL_SITES, None)
         for shard in shards:
             await self._recover_site(shard)
@@ -439,46 +422,17 @@ class Sequencer:
 
     def _ready(self, sites: frozenset[str], now: datetime) -> frozenset[str]:
         """The sites that may go on: not stopped, read again since the last failure, and later than their last round."""
-        if ALL_SITES in self._again or ALL_SITES in self._board.stopped:
+        if ALL_SITES in self._still.again or ALL_SITES in self._board.stopped:
             return frozenset()
-        ready = sites - self._board.stopped.keys() - self._again
+        ready = sites - self._board.stopped.keys() - self._still.again
         newest = {site: self._trees[site].shard for site in ready & self._trees.keys()}
         last = {site: max(shard.sequenced_at, shard.published_at or now) for site, shard in newest.items()}
         for site, at in last.items():
             if at > now:
-                self._pause(site, "clock_not_advanced")
+                self._still.pause(site, "clock_not_advanced")
             elif self._board.paused.get(site) == "clock_not_advanced":
                 del self._board.paused[site]
         return frozenset(site for site in ready if site not in last or last[site] < now)
-
-    def _failed(self, site_id: str, error: Exception) -> None:
-        """Wait out what is certainly not written, or what reading again will tell; stop on everything else."""
-        if isinstance(error, StorageFull) or (isinstance(error, StorageError) and error.code in WAITED_OUT):
-            self._wait_out(site_id, error.code)
-        else:
-            self._stop(site_id, error)
-
-    def _wait_out(self, site_id: str, code: str) -> None:
-        self._again.add(site_id)
-        self._pause(site_id, code)
-
-    def _pause(self, site_id: str, code: str) -> None:
-        if self._said.get(site_id) != code:
-            log.error("log.paused", code=code, site_id=site_id or None)
-        self._said[site_id] = self._board.paused[site_id] = code
-        self._board.turn()
-
-    def _well(self, site_id: str) -> None:
-        self._board.paused.pop(site_id, None)
-        if self._said.pop(site_id, None) is not None:
-            log.info("log.resumed", site_id=site_id or None)
-
-    def _stop(self, site_id: str, error: Exception) -> None:
-        code = "write_unknown" if isinstance(error, StorageError | OSError) else getattr(error, "code", "log_stopped")
-        if site_id not in self._board.stopped:
-            log.critical("log.stopped", code=code, site_id=site_id or None)
-        self._board.stopped.setdefault(site_id, code)
-        self._board.turn()
 
 
 def _elsewhere(site_id: str) -> LogStopped:

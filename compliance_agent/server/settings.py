@@ -81,6 +81,9 @@ class ServerSettings:
     oidc_client_secret_file: Path | None = _setting(
         None, "File with the secret that the provider gave this server, readable by nobody else; PKCE alone without it."
     )
+    duty_lease_s: int = _setting(
+        10, "Seconds without a word of a replica after which another one takes over its part of the work.", 1, 300
+    )
     log_interval_ms: int = _setting(250, "Milliseconds between two rounds of the transparency log.", 1, 60_000)
     log_mldsa44: bool = _setting(False, "Make a second, post-quantum key that signs every checkpoint of the log too.")
     witness_policy_file: Path | None = _setting(

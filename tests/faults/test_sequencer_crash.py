@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from compliance_agent.server.log_reading import Growth
 from compliance_agent.server.records import Transaction
-from compliance_agent.server.sequencer import Growth, Sequencer
+from compliance_agent.server.sequencer import Sequencer
 from compliance_agent.server.store import SqlStore
 from tests.faults.sequencing import (
     BATCHES,

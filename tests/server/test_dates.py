@@ -147,6 +147,7 @@ WITHOUT_DATES = {
     "site_rows": "names of sites", "shards": "the log is whole", "leaves": "the log is whole", "any_pending": "the log is whole",
     "backlog": "the log is whole", "unlogged": "counts of the log", "first_without_record": "an index of the log",
     "baseline_uses": "days of baselines, for how long records are kept", "live_baselines": "the same",
+    "newest_heads": "the sequencer's and the follower's, which have no dates", "placed": "the same", "cosigned": "the same",
     "holds": "the same", "minimum": "the log is whole", "logged_records": "the prune job's, which has no dates",
 }  # fmt: skip
 

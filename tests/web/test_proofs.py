@@ -14,7 +14,7 @@ from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.fields import to_base64
 from compliance_agent.log.merkle import RootHash
 from compliance_agent.log.note import Note, Signature
-from compliance_agent.server import sequencer
+from compliance_agent.server import following, log_reading, sequencer
 from compliance_agent.server.services import logbook, proving
 from compliance_agent.server.services.logbook import Entry
 from compliance_agent.server.services.proving import Line, Proven, State, Witness
@@ -37,7 +37,8 @@ def test_every_code_has_its_sentence() -> None:
 
 
 def test_every_reason_to_stand_still_has_its_sentence() -> None:
-    codes = set(re.findall(r'code="([a-z_]+)"', inspect.getsource(sequencer))) - {"bad_checkpoint"}  # unusable, then
+    source = "".join(map(inspect.getsource, (sequencer, log_reading, following)))
+    codes = set(re.findall(r'code="([a-z_]+)"', source)) - {"bad_checkpoint"}  # unusable, then
     assert "log_forked" in codes
     assert codes | {"clock_not_advanced", "storage_full", "write_unknown", "not_sequencing"} <= set(proofs.STILL)
 

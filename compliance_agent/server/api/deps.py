@@ -23,6 +23,7 @@ from compliance_agent.server.services.access import HostAccess
 from compliance_agent.server.services.alarms import Alarms
 from compliance_agent.server.services.board import Board
 from compliance_agent.server.services.checkin import Checkin
+from compliance_agent.server.services.duties import Duties
 from compliance_agent.server.services.enrol import Enrolment
 from compliance_agent.server.services.fleet import Fleet, Silence
 from compliance_agent.server.services.ingest import Ingest
@@ -48,6 +49,7 @@ class Services:
     Attributes:
         ack_public_key: raw 32-byte key that acknowledgements verify under; hosts pin it at enrolment.
         alarms: what people are told, and whether they were.
+        duties: what this process does of the work that one replica does at a time.
         limits: what one host and one site may ask for.
         log_keys, log_files: what signs the transparency logs, and where they are served from.
         log_heads: the largest checkpoint ever signed of each.
@@ -68,6 +70,7 @@ class Services:
     alarms: Alarms
     access: HostAccess
     ingest: Ingest
+    duties: Duties
     leases: Leases
     checkin: Checkin
     enrolment: Enrolment

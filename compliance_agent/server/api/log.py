@@ -17,7 +17,7 @@ from starlette.responses import Response
 from compliance_agent.entries.minimum import Pruned
 from compliance_agent.errors import BadEvidence, NoInput, Refusal
 from compliance_agent.log.tiles import ENTRIES, Tile
-from compliance_agent.server.api.deps import body_of, services_of, user_or_none
+from compliance_agent.server.api.deps import Services, body_of, services_of, user_or_none
 from compliance_agent.server.api.schemas import LogReceipt, ReceiptsReply, ReceiptsRequest, strict_body
 from compliance_agent.server.services import roles
 from compliance_agent.server.services.receipts import Receipt
@@ -38,6 +38,7 @@ _JSON: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": 
 async def checkpoint(request: Request, site_id: str, year: str) -> Response:
     """As it is on disk: it is there before anybody is told of it."""
     number = await _visible(request, site_id, year)
+    await services_of(request).sequencer.current(site_id)
     try:
         note = await asyncio.to_thread(services_of(request).log_files.published, site_id, number)
     except NoInput:
@@ -66,7 +67,7 @@ async def tile(request: Request, site_id: str, year: str, path: str) -> Response
         said = await _pruned(request, site_id, number) if wanted.level == ENTRIES else None
         if said is not None and said.covers(wanted):
             raise Refusal("Gone: destroyed when its time was over, see retention.json", code="pruned", status=410)
-        content = await asyncio.to_thread(services_of(request).log_files.exactly, site_id, number, wanted)
+        content = await _tile(services_of(request), site_id, number, wanted)
     except (BadEvidence, NoInput) as error:
         raise _not_found() from error
     return Response(content, media_type="application/octet-stream", headers={"Cache-Control": _FOREVER})
@@ -102,6 +103,21 @@ def shown(receipt: Receipt) -> dict[str, str]:
     """A receipt as it stands in a reply."""
     leaf, proof = (base64.b64encode(raw).decode("ascii") for raw in (receipt.leaf, receipt.proof))
     return {"bundle_id": receipt.bundle_id, "leaf": leaf, "proof": proof}
+
+
+async def _tile(services: Services, site_id: str, year: int, wanted: Tile) -> bytes:
+    """A tile as it is here, once everything is that another replica has shown; NoInput when there is none."""
+    files = services.log_files
+    try:
+        return await asyncio.to_thread(files.exactly, site_id, year, wanted)
+    except NoInput:
+        if services.duties.alone:
+            raise
+        await services.sequencer.current(site_id)
+    try:
+        return await asyncio.to_thread(files.exactly, site_id, year, wanted)
+    except NoInput:
+        return await asyncio.to_thread(files.cut, site_id, year, wanted)
 
 
 async def _pruned(request: Request, site_id: str, year: int) -> Pruned | None:

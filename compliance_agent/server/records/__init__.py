@@ -25,8 +25,9 @@ from compliance_agent.server.records.chains import (
     Place,
     Site,
 )
+from compliance_agent.server.records.duties import Duty, Figures, Replica, Tenure
 from compliance_agent.server.records.keeping import Durable, Hold, LoggedRecord, Minimum
-from compliance_agent.server.records.logs import Backlog, Kept, Leaf, NewLeaf, PendingLeaf, Shard
+from compliance_agent.server.records.logs import Backlog, Kept, Leaf, NewestHead, NewLeaf, PendingLeaf, Shard
 from compliance_agent.server.records.people import Dates, Factor, Flow, OperatorToken, Session, Token, User
 from compliance_agent.server.records.reading import Keeping, SiteReader
 from compliance_agent.server.records.store import Store, Work
@@ -43,8 +44,10 @@ __all__ = [
     "Clock",
     "Dates",
     "Durable",
+    "Duty",
     "Event",
     "Factor",
+    "Figures",
     "Flow",
     "Fork",
     "Gap",
@@ -60,14 +63,17 @@ __all__ = [
     "Minimum",
     "NewBundle",
     "NewLeaf",
+    "NewestHead",
     "OperatorToken",
     "PendingLeaf",
     "Place",
+    "Replica",
     "Session",
     "Shard",
     "Site",
     "SiteReader",
     "Store",
+    "Tenure",
     "Token",
     "Transaction",
     "User",

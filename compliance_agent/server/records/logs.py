@@ -54,6 +54,16 @@ class Backlog:
     oldest: datetime | None
 
 
+class NewestHead(NamedTuple):
+    """How far a log is published, and how many bytes its newest cosigned checkpoint has: more with each line."""
+
+    site_id: str
+    year: int
+    size: int
+    cosigned_size: int
+    cosigned_bytes: int
+
+
 @dataclass(frozen=True)
 class Kept:
     """A stored bundle as it goes into a packet; year and index are None while it waits for the log; destroyed, it has no body."""

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from compliance_agent.server.records.chains import Bundle, BundleQuery, CheckVerdict, Event, Fork, Gap, Host, Site
 from compliance_agent.server.records.keeping import Hold, LoggedRecord, Minimum
-from compliance_agent.server.records.logs import Backlog, Kept, Leaf, Shard
+from compliance_agent.server.records.logs import Backlog, Kept, Leaf, NewestHead, Shard
 from compliance_agent.server.records.orders import OrderMark, OrderRow
 from compliance_agent.server.records.people import Dates, Token
 
@@ -124,6 +124,18 @@ class SiteReader(Keeping, Protocol):
 
     async def shards(self) -> list[Shard]:
         """Logs by site and year."""
+        ...
+
+    async def newest_heads(self) -> list[NewestHead]:
+        """How far each log is published, without what it takes to grow it."""
+        ...
+
+    async def placed(self, site_id: str, year: int, start: int, stop: int) -> list[Leaf]:
+        """As `leaves`, with what each is for."""
+        ...
+
+    async def cosigned(self, site_id: str, year: int) -> tuple[int, bytes] | None:
+        """The newest checkpoint that witnesses cosigned, with their lines, and its size."""
         ...
 
     async def first_without_record(self, site_id: str, year: int) -> int | None:

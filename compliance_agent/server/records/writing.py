@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from compliance_agent.server.records.alarms import Alert, Cause, Delivery
 from compliance_agent.server.records.chains import CheckVerdict, Fork, Gap, Host, NewBundle, Place, Site
+from compliance_agent.server.records.duties import Duty, Replica, Tenure
 from compliance_agent.server.records.keeping import Durable, Hold, LoggedRecord
 from compliance_agent.server.records.logs import NewLeaf, PendingLeaf, Shard
 from compliance_agent.server.records.orders import Answer, OrderHost, OrderMark, OrderRow, SignedBaseline
@@ -155,6 +156,10 @@ class Transaction(Keeping, Protocol):
 
     async def save_checkpoint(self, shard: Shard, *, old: bytes | None) -> bool:
         """Save the checkpoint if the one held is still `old` and the tree still has its size and root."""
+        ...
+
+    async def save_cosigned(self, site_id: str, year: int, size: int, note: bytes) -> None:
+        """The checkpoint of this size with the lines of its witnesses, for other replicas."""
         ...
 
     async def save_durable(self, found: Sequence[Durable], now: datetime) -> None:
@@ -376,6 +381,38 @@ class Transaction(Keeping, Protocol):
 
     async def settle_delivery(self, number: int, claim: str, **became: Any) -> bool:
         """Say what became of it; False when the claim is no longer ours."""
+        ...
+
+    async def now(self) -> datetime:
+        """The time that leases go by: the database's own, which is the same for every replica."""
+        ...
+
+    async def duties(self) -> list[Duty]:
+        """Who does what, by name."""
+        ...
+
+    async def take_duty(self, name: str, holder: str, before: Duty | None, until: datetime) -> bool:
+        """Begin a new epoch of a duty; False when somebody was first, or a transaction of its holder is under way."""
+        ...
+
+    async def keep_duty(self, tenure: Tenure, until: datetime) -> bool:
+        """Say until when a duty is held; False when its epoch is over."""
+        ...
+
+    async def lasting(self, tenures: Collection[Tenure]) -> set[Tenure]:
+        """Those of these epochs that are not over. None of them will be before this transaction is."""
+        ...
+
+    async def heard(self, replica: Replica) -> None:
+        """A replica says that it lives, and how it is."""
+        ...
+
+    async def replicas(self, now: datetime) -> list[Replica]:
+        """Those that were heard lately."""
+        ...
+
+    async def forget_replica(self, replica_id: str) -> None:
+        """It has ended properly."""
         ...
 
     async def alerts(self, at_most: int) -> list[Alert]:

@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import random
 import secrets
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Protocol
 
@@ -25,7 +26,9 @@ from compliance_agent.server.services.background import beside
 MOST_TRIES = 12
 FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 900.0
 SEND_DEADLINE_S = 20.0
+LATE_S = 5.0
 CLAIM = timedelta(seconds=60)  # longer than a send may take
+OURS_S = 50.0
 AT_ONCE = 20
 LOOK_S = 2.0
 
@@ -40,12 +43,25 @@ class Channel(Protocol):
         ...
 
 
+Fence = Callable[[Transaction], Awaitable[None]]
+
+
+async def _open_to_all(tx: Transaction) -> None:
+    """No fence."""
+
+
 class Alarms:
     """Opens and closes alerts, and works through the outbox."""
 
     def __init__(
-        self, store: Store, clock: Clock, channels: Mapping[str, Channel], rng: random.Random | None = None
+        self,
+        store: Store,
+        clock: Clock,
+        channels: Mapping[str, Channel],
+        rng: random.Random | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._monotonic = monotonic
         self._store = store
         self._clock = clock
         self.channels = channels
@@ -60,13 +76,23 @@ class Alarms:
         """Open the alert of a cause within the transaction that brings it about."""
         return await tx.open_alert(cause, count, self._names, self._clock())
 
-    async def opened(self, cause: Cause, count: int) -> bool:
-        """Open the alert of a cause, in a transaction of its own."""
-        return await self._store.write(lambda tx: self.begin(tx, cause, count))
+    async def opened(self, cause: Cause, count: int, fence: Fence = _open_to_all) -> bool:
+        """Open the alert of a cause, in a transaction of its own that `fence` lets go on."""
 
-    async def closed(self, cause: Cause) -> bool:
+        async def work(tx: Transaction) -> bool:
+            await fence(tx)
+            return await self.begin(tx, cause, count)
+
+        return await self._store.write(work)
+
+    async def closed(self, cause: Cause, fence: Fence = _open_to_all) -> bool:
         """Its cause has ended."""
-        return await self._store.write(lambda tx: tx.close_alert(cause, self._names, self._clock()))
+
+        async def work(tx: Transaction) -> bool:
+            await fence(tx)
+            return await tx.close_alert(cause, self._names, self._clock())
+
+        return await self._store.write(work)
 
     async def acknowledge(self, alert_id: str, actor: str) -> None:
         """Note that somebody looks after it; what does not end by itself has ended by that.
@@ -99,23 +125,41 @@ class Alarms:
         """Send what is due; how much was."""
         if not self._names:
             return 0
-        now = self._clock()
-        due = await self._store.write(
-            lambda tx: tx.claim_deliveries(self._claim, now, now + CLAIM, self._names, AT_ONCE)
-        )
-        await asyncio.gather(*(self._deliver(one) for one in due))  # a channel that hangs holds up no other
+        since = self._monotonic()
+        due = await self._store.write(self._claimed)
+        await asyncio.gather(*(self._deliver(one, since) for one in due))  # a channel that hangs holds up no other
         return len(due)
 
-    async def _deliver(self, one: Delivery) -> None:
+    async def _claimed(self, tx: Transaction) -> list[Delivery]:
+        now = await tx.now()  # of the database: replicas whose clocks differ agree on whose it is
+        return await tx.claim_deliveries(self._claim, now, now + CLAIM, self._names, AT_ONCE)
+
+    async def _deliver(self, one: Delivery, since: float) -> None:
         try:
-            async with asyncio.timeout(SEND_DEADLINE_S):
-                await self.channels[one.channel].send(one)
+            await self._sent(one, since)
         except (AgentError, TimeoutError) as error:
             code = error.code if isinstance(error, AgentError) else "timed_out"
             await self._failed(one, code)
         else:
             self.sent += 1
             await self._store.write(lambda tx: tx.settle_delivery(one.number, self._claim, state="sent"))
+
+    async def _sent(self, one: Delivery, since: float) -> None:
+        """Send it within the deadline. Who was stopped meanwhile first looks at what has come, while the claim is its own.
+
+        Raises:
+            AgentError, TimeoutError: it was not taken, or that was not heard.
+        """
+        sending = asyncio.ensure_future(self.channels[one.channel].send(one))
+        try:
+            await asyncio.wait([sending], timeout=SEND_DEADLINE_S)
+            if not sending.done() and self._monotonic() - since < OURS_S:
+                await asyncio.wait([sending], timeout=LATE_S)
+            if not sending.done():
+                raise TimeoutError
+            await sending
+        finally:
+            sending.cancel()
 
     async def _failed(self, one: Delivery, code: str) -> None:
         self.failed[code] = self.failed.get(code, 0) + 1

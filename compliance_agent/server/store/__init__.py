@@ -17,6 +17,7 @@ from sqlalchemy import Executable, Select, Table, func, insert, select, text
 from sqlalchemy.engine import Connection, RowMapping
 
 from compliance_agent.server.records import (
+    Clock,
     Dates,
     Factor,
     Host,
@@ -45,12 +46,17 @@ _MIGRATING = 0x636F6D706C79  # the advisory lock of whoever changes the schema
 class SqlStore:
     """Made by `open`; several processes may hold the same database."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, clock: Clock | None = None) -> None:
         self.database = database
+        self._clock = clock
 
     @classmethod
-    async def open(cls, where: Path | Address) -> SqlStore:
+    async def open(cls, where: Path | Address, clock: Clock | None = None) -> SqlStore:
         """Open a database. A file is made, or brought up to the current schema; PostgreSQL's owner does that beforehand.
+
+        Args:
+            where: the file, or the address.
+            clock: what leases go by, in tests; PostgreSQL's own when not given, and of a file this machine's.
 
         Raises:
             StorageError: it cannot be opened, is of another schema version, or PostgreSQL does not guard it.
@@ -63,7 +69,7 @@ class SqlStore:
         except BaseException:
             await database.close()
             raise
-        return cls(database)
+        return cls(database, clock or (_machine_clock if isinstance(where, Path) else None))
 
     async def close(self) -> None:
         """Close every connection."""
@@ -71,7 +77,9 @@ class SqlStore:
 
     async def write(self, work: Work[T], sites: Iterable[str] | None = None) -> T:
         """Run `work` in one transaction, bound to these sites where they are known beforehand; durable when this returns."""
-        return await self.database.transaction(lambda statements: work(BoundTransaction(statements)), sites=sites)
+        return await self.database.transaction(
+            lambda statements: work(BoundTransaction(statements, self._clock)), sites=sites
+        )
 
     def for_sites(self, sites: Iterable[str], dates: Dates | None = None) -> SiteReader:
         """The handle that sees the rows of these sites, and of these days alone where they are given."""
@@ -165,6 +173,10 @@ class SqlStore:
 
     async def _all(self, query: Select[Any]) -> list[RowMapping]:
         return await self.database.all(query)
+
+
+def _machine_clock() -> datetime:
+    return datetime.now(UTC)
 
 
 def _of_users(table: Table) -> Select[Any]:

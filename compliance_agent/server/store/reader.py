@@ -24,6 +24,7 @@ from compliance_agent.server.records import (
     Host,
     Kept,
     Leaf,
+    NewestHead,
     Shard,
     Site,
     Token,
@@ -262,6 +263,35 @@ class BoundReader(KeepingRows):
         c = tables.log_shards.c
         query = select(tables.log_shards).where(c.site_id.in_(self._sites)).order_by(c.site_id, c.year)
         return [rows.shard(row) for row in await self._all(query)]
+
+    async def newest_heads(self) -> list[NewestHead]:
+        c, more = tables.log_shards.c, tables.log_cosigned.c
+        same = and_(more.site_id == c.site_id, more.year == c.year)
+        query = select(
+            c.site_id,
+            c.year,
+            c.checkpoint_size.label("size"),
+            func.coalesce(more.size, 0).label("cosigned_size"),
+            func.coalesce(func.length(more.note), 0).label("cosigned_bytes"),
+        ).select_from(tables.log_shards.outerjoin(tables.log_cosigned, same))
+        found = await self._all(query.where(c.site_id.in_(self._sites)).order_by(c.site_id, c.year))
+        return [NewestHead(*(row[name] for name in NewestHead._fields)) for row in found]
+
+    async def placed(self, site_id: str, year: int, start: int, stop: int) -> list[Leaf]:
+        c = tables.log_entries.c
+        within = (c.leaf_index >= start, c.leaf_index < stop)
+        query = select(tables.log_entries).where(c.site_id.in_(self._sites & {site_id}), c.year == year, *within)
+        return [
+            Leaf(*(row[name] for name in ("site_id", "year", "leaf_index", "leaf", "key_id", "epoch", "seq")))
+            for row in await self._all(query.order_by(c.leaf_index))
+        ]
+
+    async def cosigned(self, site_id: str, year: int) -> tuple[int, bytes] | None:
+        c = tables.log_cosigned.c
+        found = await self._all(
+            select(tables.log_cosigned).where(c.site_id.in_(self._sites & {site_id}), c.year == year)
+        )
+        return (found[0]["size"], found[0]["note"]) if found else None
 
     async def first_without_record(self, site_id: str, year: int) -> int | None:
         e, b = tables.log_entries.c, tables.bundles.c

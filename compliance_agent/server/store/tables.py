@@ -272,6 +272,35 @@ lease_boards = Table(
     Column("board", String, nullable=False),
 )
 
+# Which replica does which work beside the requests (services.duties), and which replicas were heard lately.
+duties = Table(
+    "duties",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("holder", String, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("until", String, nullable=False),
+)
+replicas = Table(
+    "replicas",
+    metadata,
+    Column("replica_id", String, primary_key=True),
+    Column("until", String, nullable=False),
+    Column("waiting_s", BigInteger, nullable=False),
+    Column("still", BigInteger, nullable=False),
+    Column("unanchored", BigInteger, nullable=False),
+)
+
+# The checkpoint of a log's row with the lines of its witnesses, for the replicas that did not ask them.
+log_cosigned = Table(
+    "log_cosigned",
+    metadata,
+    Column("site_id", String, ForeignKey("sites.site_id"), primary_key=True),
+    Column("year", Integer, primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    Column("note", LargeBinary, nullable=False),
+)
+
 # Opens the wall (wall.py) within one transaction: `never` refers to a table that is always empty, so no commit succeeds with a row.
 prune_never = Table("prune_never", metadata, Column("id", Integer, primary_key=True))
 prune_guards = Table(
@@ -500,6 +529,7 @@ TENANT_TABLES = (
     log_shards,
     log_entries,
     log_durable,
+    log_cosigned,
     baseline_uses,
     holds,
     pruned_logs,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from itertools import starmap
 from typing import Any
 
-from sqlalchemy import Executable, Update, and_, delete, func, insert, select, update
+from sqlalchemy import Executable, Update, and_, delete, func, insert, or_, select, update
 from sqlalchemy.engine import RowMapping
 
 from compliance_agent.server.records import (
@@ -24,17 +24,19 @@ from compliance_agent.server.records import (
 from compliance_agent.server.store import rows, tables
 from compliance_agent.server.store.alarms import AlarmRows
 from compliance_agent.server.store.database import Statements
+from compliance_agent.server.store.duties import DutyRows
 from compliance_agent.server.store.leasing import LeaseRows
 from compliance_agent.server.store.orders import OrderRows
 from compliance_agent.server.store.people import PeopleRows
 from compliance_agent.server.store.taking import TakingRows
 
 
-class BoundTransaction(OrderRows, TakingRows, LeaseRows, PeopleRows, AlarmRows):
-    """`records.Transaction` over a connection that has begun to write."""
+class BoundTransaction(OrderRows, TakingRows, LeaseRows, PeopleRows, AlarmRows, DutyRows):
+    """`records.Transaction` over a connection that has begun to write; without a clock it goes by the database's."""
 
-    def __init__(self, connection: Statements) -> None:
+    def __init__(self, connection: Statements, clock: Callable[[], datetime] | None = None) -> None:
         self._connection = connection
+        self._clock = clock
 
     async def _all(self, query: Executable, **values: Any) -> list[RowMapping]:
         return list((await self._connection.execute(query, values)).mappings())
@@ -209,6 +211,16 @@ class BoundTransaction(OrderRows, TakingRows, LeaseRows, PeopleRows, AlarmRows):
         held = c.checkpoint.is_(None) if old is None else c.checkpoint == old
         same_tree = (c.size == shard.size, c.root == shard.root)
         return await self._changed(_shard(shard).where(held, *same_tree).values(changed)) == 1
+
+    async def save_cosigned(self, site_id: str, year: int, size: int, note: bytes) -> None:
+        table = tables.log_cosigned
+        log = {"site_id": site_id, "year": year}
+        same = (table.c.site_id == site_id, table.c.year == year)
+        if not await self._all(select(table.c.size).where(*same)):
+            await self._connection.execute(insert(table).values(**log, size=size, note=note))
+            return
+        fewer = or_(table.c.size < size, and_(table.c.size == size, func.length(table.c.note) < len(note)))
+        await self._changed(update(table).where(*same, fewer).values(size=size, note=note))
 
     async def save_durable(self, found: Sequence[Durable], now: datetime) -> None:
         table = tables.log_durable
