@@ -42,7 +42,7 @@ from compliance_agent.evidence.former import FormerKeys
 from compliance_agent.healing import HealingEngine
 from compliance_agent.health import health_of
 from compliance_agent.life import Life
-from compliance_agent.logs import configure, where
+from compliance_agent.logs import where
 from compliance_agent.mcp_client import MCPClient
 from compliance_agent.models import (
     STATS,
@@ -175,6 +175,14 @@ class ComplianceAgent(Life):
         self._latest = {check: drift for check, drift in self._latest.items() if check in baseline.entries}
         log.info("baseline.adopted", version=version, sha256=sha256)
 
+    async def baseline_held(self) -> str | None:
+        """Version of the baseline that this host is held to.
+
+        Raises:
+            StorageError: the database cannot be read.
+        """
+        return next((version for version, _, _ in await self._database.call(self._state.held)), None)
+
     def _healing_engine(self) -> HealingEngine:
         return HealingEngine(
             self.config,
@@ -214,7 +222,7 @@ class ComplianceAgent(Life):
         """Run until the shutdown event is set, by a signal or by a caller; then drain and close within 10 seconds.
 
         Args:
-            handle_signals: take SIGTERM and SIGINT; not for several agents in one process.
+            handle_signals: take SIGTERM, SIGINT and SIGHUP; not for several agents in one process.
         """
         if self.running:
             log.warning("agent.already_running")
@@ -512,6 +520,8 @@ class ComplianceAgent(Life):
 
 async def main(arguments: Sequence[str] | None = None) -> None:
     """Run the agent of this machine until a signal ends it. Exits with a documented status and one line on any refusal."""
+    from compliance_agent.service import serve
+
     parser = argparse.ArgumentParser(
         prog="python -m compliance_agent.agent", description="Compliance agent of one host"
     )
@@ -521,9 +531,9 @@ async def main(arguments: Sequence[str] | None = None) -> None:
     )
     given = parser.parse_args(arguments)
     try:
-        config = AgentConfig.from_file(given.config) if given.config else AgentConfig.from_env()
-        configure(given.log_level or config.log_level)
-        await ComplianceAgent(config).start()
+        await serve(
+            lambda: AgentConfig.from_file(given.config) if given.config else AgentConfig.from_env(), given.log_level
+        )
     except AgentError as error:
         print(f"compliance-agent: {error.line}", file=sys.stderr)  # noqa: T201  the one line for a person
         sys.exit(error.exit_status)

@@ -41,6 +41,7 @@ class Life(abc.ABC):
     def __init__(self, clock: Clock, rng: random.Random | None = None) -> None:
         self.running = False
         self.shutdown_event = asyncio.Event()
+        self.reload_event = asyncio.Event()
         self.clock = clock
         self.ticks_skipped = 0
         self._rng = rng
@@ -67,25 +68,50 @@ class Life(abc.ABC):
     def _interval_s(self) -> int:
         """Seconds from tick to tick, before jitter."""
 
+    @property
+    def signalled(self) -> bool:
+        """Whether SIGTERM or SIGINT has asked for the end."""
+        return self._signal != 0
+
+    def end(self) -> None:
+        """End the loop after what is under way."""
+        self.running = False
+        self.shutdown_event.set()
+
+    def take_signals(self, former: Life | None = None) -> None:
+        """As `_setup_signal_handlers`; what was asked of the one before while this one was made is asked of this one."""
+        self._setup_signal_handlers()
+        if former is None:
+            return
+        if former.reload_event.is_set():
+            self.reload_event.set()
+        if former.signalled:
+            self._signal = former._signal
+            self.end()
+
     def _setup_signal_handlers(self) -> None:
-        """SIGTERM and SIGINT end the loop after what is under way; outside the main thread there are no signals to take."""
+        """SIGTERM and SIGINT end the loop after what is under way, SIGHUP sets `reload_event`; outside the main thread there are no
+        signals to take.
+        """
+        self._loop = asyncio.get_running_loop()
 
         def signal_handler(signum: int, _frame: FrameType | None) -> None:
-            self._signal = int(signum)
-            self.running = False
-            self.shutdown_event.set()
+            if signum == signal.SIGHUP:
+                self.reload_event.set()
+            else:
+                self._signal = int(signum)
+                self.end()
             if self._loop is not None and self._loop.is_running():
                 self._loop.call_soon_threadsafe(lambda: None)  # wakes a loop that waits for nothing but time
 
         try:
-            signal.signal(signal.SIGTERM, signal_handler)
-            signal.signal(signal.SIGINT, signal_handler)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal_handler)
         except ValueError:
             log.info("agent.no_signals")
 
     async def _run_loop(self) -> None:
         """Iterations at the poll interval, +-10 %; one at a time; an error waits a minute and never ends the loop."""
-        self._loop = asyncio.get_running_loop()
         while self.running and not self.shutdown_event.is_set():
             started = self.clock.monotonic()
             pause = apply_jitter(float(self._interval_s()), jitter_pct=JITTER_PCT, rng=self._rng)

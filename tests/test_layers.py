@@ -99,6 +99,7 @@ LAYERS: dict[str, str] = {
     "transport.serve": "hands",
     "__main__": "wiring",
     "agent": "wiring",
+    "service": "wiring",
     "cli": "wiring",
     "lab": "wiring",
     "server.app": "wiring",

@@ -1,4 +1,4 @@
-"""`compliance-agent run`: the agent in the foreground, until SIGTERM or Ctrl-C."""
+"""`compliance-agent run`: the agent in the foreground, until SIGTERM or Ctrl-C; SIGHUP has it read its files again."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from pathlib import Path
 import click
 
 from compliance_agent.adapters import runner
-from compliance_agent.agent import ComplianceAgent
 from compliance_agent.cli.common import config_option, require_config
-from compliance_agent.config import AgentConfig
-from compliance_agent.logs import configure
+from compliance_agent.service import serve
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
@@ -19,11 +17,5 @@ LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 @config_option
 @click.option("--log-level", type=click.Choice(LEVELS), help="Overrides the configuration's.")
 def command(config_path: Path | None, log_level: str | None) -> None:
-    """Run the agent until SIGTERM or Ctrl-C; it drains and stops in under 10 seconds."""
-    config = require_config(config_path)
-    configure(log_level or config.log_level)
-    runner.run(_run(config))
-
-
-async def _run(config: AgentConfig) -> None:
-    await ComplianceAgent(config).start()
+    """Run the agent until SIGTERM or Ctrl-C; it drains and stops in under 10 seconds. SIGHUP has it read its files again."""
+    runner.run(serve(lambda: require_config(config_path), log_level))
