@@ -85,11 +85,12 @@ def end(process: subprocess.Popen[Any], number: int = signal.SIGTERM, seconds: f
 
 @dataclass
 class Server:
-    """A `compliance-agent server` over one data directory, on one port for life."""
+    """A `compliance-agent server` over one data directory, on one port for life; `settings` go into its environment."""
 
     data_dir: Path
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -99,20 +100,22 @@ class Server:
     def database(self) -> Path:
         return self.data_dir / "server.db"
 
-    def start(self) -> None:
+    def start(self, *, ready: bool = True) -> None:
+        """Start it; wait until it is ready, or (a log stands still) until it lives."""
         self.data_dir.mkdir(parents=True, exist_ok=True)
         with self.data_dir.with_suffix(".log").open("ab") as output:
             self.process = subprocess.Popen(
                 [*COMMAND, "server", "--data-dir", str(self.data_dir), "--port", str(self.port)],
-                env=environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                env=environment(**self.settings), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             )  # fmt: skip
-        until(self._ready, START_S, "the server is ready", every_s=0.05)
+        page = "readyz" if ready else "healthz"
+        until(lambda: self._answers(page), START_S, f"the server's {page}", every_s=0.05)
 
-    def _ready(self) -> bool:
+    def _answers(self, page: str) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, f"the server ended: {self.data_dir.with_suffix('.log').read_text()[-600:]}"
         try:
-            with urllib.request.urlopen(f"{self.url}/readyz", timeout=2) as answer:  # loopback, our own server
+            with urllib.request.urlopen(f"{self.url}/{page}", timeout=2) as answer:  # loopback, our own server
                 return int(answer.status) == 200
         except OSError:
             return False
@@ -128,9 +131,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(data_dir: Path) -> Iterator[Server]:
+def serving(data_dir: Path, **settings: str) -> Iterator[Server]:
     """A running server, ended at the end."""
-    server = Server(data_dir)
+    server = Server(data_dir, settings=settings)
     server.start()
     try:
         yield server
