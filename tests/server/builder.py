@@ -304,12 +304,19 @@ def unwalled(database: sqlite3.Connection) -> None:
 
 def unrevised(database: sqlite3.Connection, version: str) -> None:
     """Say the version of the schema as it was said before there were revisions, which made tables since."""
+    wall = database.execute("SELECT sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+    unwalled(database)  # SQLite reads every trigger when a column goes, and one may be about a table that is gone
     for table in reversed(tables.metadata.sorted_tables):
         if table.name not in schema_3.METADATA.tables:
             database.execute(f"DROP TABLE {table.name}")
+            continue
+        for name in set(table.c.keys()) - set(schema_3.METADATA.tables[table.name].c.keys()):
+            database.execute(f"ALTER TABLE {table.name} DROP COLUMN {name}")
     database.execute("DROP TABLE alembic_version")
     database.execute("CREATE TABLE meta (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL)")
     database.execute("INSERT INTO meta VALUES ('schema_version', ?)", (version,))
+    for (statement,) in wall:
+        database.execute(statement)
 
 
 def walled(database: sqlite3.Connection) -> None:
