@@ -32,6 +32,7 @@ from compliance_agent.adapters.open_databases import release, shared
 from compliance_agent.adapters.order_store import OrderStore, Taken
 from compliance_agent.adapters.shed_store import ShedStore
 from compliance_agent.baseline import Baseline, parse_signed
+from compliance_agent.client_certificate import ClientCertificate
 from compliance_agent.config import AgentConfig
 from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.delivery import Delivery, code_of, settled
@@ -134,6 +135,7 @@ class ComplianceAgent(Life):
             )
             self.mcp_client: Any = mcp_client if mcp_client is not _DEFAULT else self._mcp_client()
             self.key_rotation = KeyRotation(self, config, self._database, FormerKeys(self._database), key_files)
+            self.client_certificate = ClientCertificate(self, config)
             self.orders = Orders(self, config, OrderStore(self._database), Taken)
         except BaseException:
             release(self._database)
@@ -329,6 +331,8 @@ class ComplianceAgent(Life):
         await self.delivery.turn()
         await self._do_orders()
         await self._rotate_key_if_due()
+        if await self.client_certificate.keep():
+            self.delivery.wake()
         log.info("cycle.completed", drifted=drifted, duration_ms=int((self.clock.monotonic() - started) * 1000))
 
     async def _late(self) -> None:

@@ -29,7 +29,12 @@ PREFIX = "MSP_"
 SERVER_PREFIX = "MSP_SERVER_"  # read by `compliance-agent server`, not by the agent
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
-_IN_STATE_DIR = {"evidence_dir": "evidence", "log_dir": "logs", "signing_key_file": "keys/signing-key.pem"}
+_IN_STATE_DIR = {
+    "evidence_dir": "evidence",
+    "log_dir": "logs",
+    "signing_key_file": "keys/signing-key.pem",
+    "client_cert_file": "keys/client.pem",
+}
 LOG_KEY_NAME = "log-key"
 _CLOCK = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])")
 
@@ -136,8 +141,15 @@ class AgentConfig:
         high=36_500,
     )
     mcp_ca_file: Path | None = setting("Certificate authority the server's TLS certificate must come from (PEM).", None)
-    client_cert_file: Path | None = setting("Client certificate for mutual TLS (PEM).", None)
-    client_key_file: Path | None = setting("Key of the client certificate (PEM).", None)
+    client_cert_file: Path = setting(
+        "Client certificate for mutual TLS, with its key (PEM); the agent asks for it when the server wants one, and renews it;"
+        " `keys/client.pem` in state_dir when not given.",
+        None,
+    )
+    client_key_file: Path | None = setting(
+        "Key of a client certificate (PEM) that somebody else looks after; the agent then leaves both files alone.",
+        None,
+    )
     mcp_poll_interval_sec: int = setting(
         "Seconds between two rounds, +-10 %; a check is looked at in a round when its own interval has passed.",
         60,
@@ -177,6 +189,8 @@ class AgentConfig:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _checked(field, hints[field.name], getattr(self, field.name)))
+        if self.client_key_file is not None and self.client_cert_file is None:
+            raise ConfigError("client_key_file: needs client_cert_file, the certificate it is the key of")
         for name, place in _IN_STATE_DIR.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self.state_dir / place)
@@ -190,8 +204,6 @@ class AgentConfig:
             raise ConfigError('policy_version: expected a version such as "1.0", without spaces, at most 40 characters')
         if self.deployment_mode == "reseller" and self.reseller_id is None:
             raise ConfigError("reseller_id: required when deployment_mode is reseller")
-        if (self.client_cert_file is None) != (self.client_key_file is None):
-            raise ConfigError("client_cert_file and client_key_file: give both or neither")
         if self.witness_logs_file is not None and self.witness_name is None:
             raise ConfigError("witness_logs_file: a witness needs a witness_name")
         if self.witness_required and self.witness_policy_file is None:

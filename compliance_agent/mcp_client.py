@@ -9,6 +9,7 @@ the network is touched at all; while they say no, a call is refused at once with
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import re
@@ -94,6 +95,7 @@ class MCPClient:
         self._not_before = 0.0
         self.breaker = CircuitBreaker(rng if rng is not None else random.Random())  # noqa: S311  jitter, not a secret
         self.min_interval_s: int | None = None
+        self.certificate_trouble = ""  # why the server does not take this host's client certificate, when it does not
 
     async def __aenter__(self) -> MCPClient:
         return self
@@ -231,6 +233,35 @@ class MCPClient:
         )
         return answer
 
+    async def certify(self, csr: bytes, signer: crypto.Ed25519Signer) -> bytes:
+        """Ask for a client certificate (PEM) for the key of a signing request, which this host's own key vouches for.
+
+        Raises:
+            ServerRefused, Unavailable, BadReply: as for `upload_evidence`.
+        """
+        ask = protocol.challenge_request(signer.public_bytes)
+        nonce: bytes = await self._guarded(
+            lambda: self._post("/api/v1/enrol/challenge", ask, None), protocol.read_challenge_reply
+        )
+        body = protocol.certificate_request(csr, nonce, signer.sign(protocol.certificate_message(nonce, csr)))
+        api_key = self._secrets().api_key
+        answer: bytes = await self._guarded(
+            lambda: self._post("/api/v1/certificates", body, api_key), protocol.read_certificate_reply
+        )
+        return answer
+
+    def use_certificate(self, path: Path | None) -> None:
+        """Show this certificate from the next connection on, or none.
+
+        Raises:
+            ConfigError: it cannot be used.
+        """
+        use = getattr(self._transport, "use_client_certificate", None)
+        if use is not None:
+            use(path)
+        if path is not None:
+            self.certificate_trouble = ""
+
     def use_key(self, key_id: str) -> None:
         """From now on this host is this key."""
         self._key_id = key_id
@@ -321,7 +352,9 @@ class MCPClient:
         except ServerRefused as error:
             self._note_refusal(error)
             raise
-        except (Unavailable, BadReply):
+        except (Unavailable, BadReply) as error:
+            if error.code == "certificate_refused":
+                self.certificate_trouble = error.code
             self.breaker.failure(self._clock.monotonic())
             raise
         self.breaker.success(self._clock.monotonic())
@@ -329,6 +362,8 @@ class MCPClient:
 
     def _note_refusal(self, error: ServerRefused) -> None:
         now = self._clock.monotonic()
+        if error.code in {"certificate_required", "wrong_certificate"}:
+            self.certificate_trouble = error.code
         if error.status in {401, 403}:
             self.forget_credentials()  # this host may have been enrolled anew meanwhile
         if error.retry_after_s is not None:
@@ -445,12 +480,18 @@ def _http(config: AgentConfig) -> Transport:
 
     if config.mcp_url is None:
         raise ConfigError("mcp_url: required to deliver evidence")
-    return HttpTransport(
-        config.mcp_url,
-        ca_file=config.mcp_ca_file,
-        client_cert_file=config.client_cert_file,
-        client_key_file=config.client_key_file,
-    )
+    if config.client_key_file is not None:
+        return HttpTransport(
+            config.mcp_url,
+            ca_file=config.mcp_ca_file,
+            client_cert_file=config.client_cert_file,
+            client_key_file=config.client_key_file,
+        )
+    transport = HttpTransport(config.mcp_url, ca_file=config.mcp_ca_file)
+    if config.client_cert_file.exists():
+        with contextlib.suppress(ConfigError):  # a damaged one is asked for anew (client_certificate.py)
+            transport.use_client_certificate(config.client_cert_file)
+    return transport
 
 
 def _system_clock() -> Clock:

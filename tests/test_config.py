@@ -95,7 +95,7 @@ REFUSED = {
     "site_id: ../up\n": "site_id",
     "deployment_mode: resellr\n": "deployment_mode",
     "deployment_mode: reseller\n": "reseller_id",
-    "client_cert_file: a.pem\n": "client_key_file",
+    "client_key_file: a.pem\n": "client_cert_file",
     "state_dir: ''\n": "state_dir",
     "approval_for_disruptive: 1\n": "approval_for_disruptive",
     "log_level: LOUD\n": "log_level",

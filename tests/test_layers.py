@@ -50,6 +50,7 @@ LAYERS: dict[str, str] = {
     "remedies": "thinking",
     "transport": "thinking",
     "utils": "thinking",
+    "client_certificate": "stages",
     "delivery": "stages",
     "drift": "stages",
     "drills": "stages",

@@ -199,6 +199,19 @@ def approve(ctx: click.Context, key: str) -> None:
     click.echo(f"host {_one(ctx, key, act)} approved", err=True)
 
 
+@hosts.command("recertify")
+@click.argument("key")
+@data_dir_option
+@click.pass_context
+def recertify(ctx: click.Context, key: str) -> None:
+    """Let no client certificate of a host count any more, and the host ask for its first one anew (docs/certificates.md)."""
+
+    async def act(services: Services, host: Host) -> None:
+        await services.certificates.recertify(host.site_id, host.key_id, actor=_ACTOR)
+
+    click.echo(f"host {_one(ctx, key, act)} has no client certificate now", err=True)
+
+
 def _one(ctx: click.Context, key: str, act: Callable[[Services, Host], Awaitable[None]]) -> str:
     """Act on the one host whose key is meant; its label."""
     if not re.fullmatch(r"[0-9a-f]{12,64}|[a-z]{5}(-[a-z]{5}){4}", key):

@@ -50,6 +50,7 @@ from compliance_agent.server.sequencer import Sequencer
 from compliance_agent.server.services.access import HostAccess
 from compliance_agent.server.services.alarms import Alarms
 from compliance_agent.server.services.board import Board
+from compliance_agent.server.services.certificates import Certificates
 from compliance_agent.server.services.checkin import Checkin
 from compliance_agent.server.services.duties import Duties
 from compliance_agent.server.services.enrol import Enrolment
@@ -160,6 +161,7 @@ async def opened(
     if not public.exists():
         write_file(public, signer.public_pem().encode(), 0o644)
     authority = tls.identity(settings.data_dir / "tls", names_of(settings), clock()).ca_pem if settings.tls else None
+    certifies = settings.tls_client_certificates == "required"
     verifier = verifier or Verifier()
     if settings.log_mldsa44:
         make_mldsa44(settings.data_dir / "keys" / MLDSA44_FILE)
@@ -189,7 +191,13 @@ async def opened(
             silence=Silence(settings.min_interval_s, settings.silent_after_s, settings.stale_after_s),
             limits=limits,
             alarms=alarms,
-            access=HostAccess(store, clock, limits),
+            access=HostAccess(store, clock, limits, certificates=certifies),
+            certificates=Certificates(
+                store,
+                clock,
+                tls.ClientAuthority(settings.data_dir / "tls", clock()) if certifies else None,
+                verify=verifier.verify,
+            ),
             ingest=ingest,
             duties=duties,
             leases=Leases(store, clock),

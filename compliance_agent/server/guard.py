@@ -21,7 +21,7 @@ import orjson
 import uvloop
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from compliance_agent.server.api.edge import BODY_DEADLINE_S, MOST_BODY_BYTES
+from compliance_agent.server.api.edge import BODY_DEADLINE_S, CLIENT_CERTIFICATE, MOST_BODY_BYTES
 
 HANDSHAKE_DEADLINE_S = 10.0
 HEAD_DEADLINE_S = 10.0
@@ -104,9 +104,12 @@ class Guarded(HttpToolsProtocol):
         self._wire_bytes = 0
         self._trailer_bytes = 0
         self._refused: tuple[int, str] | None = None
+        self._certificate: bytes | None = None  # the client's, once TLS has verified it
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # of a stream it is one
         super().connection_made(transport)
+        tls = transport.get_extra_info("ssl_object")
+        self._certificate = tls.getpeercert(binary_form=True) if tls is not None else None
         self._part = _Part.HEAD
         self._watch()
         self.crowd.came(self)
@@ -135,6 +138,8 @@ class Guarded(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        if self._certificate is not None:
+            self.scope[CLIENT_CERTIFICATE] = self._certificate  # type: ignore[literal-required]  # ours
         self._part = _Part.HEAD
         self._trailer_bytes = 0
 

@@ -25,6 +25,7 @@ _AGENT = (
     "/api/v1/receipts",
     "/api/v1/keys/rotate",
     "/api/v1/leases",
+    "/api/v1/certificates",
 )
 _OPEN = (*_AGENT[:2], "/healthz", "/readyz", "/metrics", "/ca.pem", "/log/{site_id}/{year}/cosignature")
 

@@ -107,6 +107,11 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _tls_factory(settings: ServerSettings) -> Callable[[uvicorn.Config, Callable[[], ssl.SSLContext]], ssl.SSLContext]:
     def make(_config: uvicorn.Config, _default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
-        return tls.context(tls.identity(settings.data_dir / "tls", names_of(settings), utc_now()))
+        directory = settings.data_dir / "tls"
+        clients = None
+        if settings.tls_client_certificates == "required":
+            tls.ClientAuthority(directory, utc_now())
+            clients = directory / tls.CLIENTS_CA
+        return tls.context(tls.identity(directory, names_of(settings), utc_now()), clients)
 
     return make

@@ -60,6 +60,9 @@ class ServerSettings:
     host: str = _setting("127.0.0.1", "Address to listen on; one that others can reach needs tls.")
     port: int = _setting(8080, "Port to listen on; 0 takes a free one.", 0, 65_535)
     tls: bool = _setting(False, "Serve https (TLS 1.3) with a certificate from the server's own private authority.")
+    tls_client_certificates: str = _setting(
+        "off", "`required`: hosts must show the client certificate that this server gave them; needs tls."
+    )
     name: str = _setting("compliance-server", "The server's name, as hosts and people see it.")
     public_url: str | None = _setting(
         None, "Address under which hosts and people reach the server, when it is another."
@@ -136,6 +139,15 @@ class ServerSettings:
             raise ConfigError(
                 f"host: {self.host} can be reached by others, so it needs tls",
                 hint="add --tls, or listen on 127.0.0.1 behind a proxy that does TLS",
+            )
+        if self.tls_client_certificates not in {"off", "required"}:
+            raise ConfigError(
+                f"tls_client_certificates: expected off or required, found {self.tls_client_certificates[:20]!r}"
+            )
+        if self.tls_client_certificates == "required" and not self.tls:
+            raise ConfigError(
+                "tls_client_certificates: only a server that does TLS itself sees them, so it needs tls",
+                hint="a proxy in front passes the connection through (docs/certificates.md)",
             )
         _check_url("public_url", self.public_url, {"", "/"})
         _check_url("tsa_url", self.tsa_url, None)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -32,6 +32,8 @@ CA_LIFE = timedelta(days=3_650)
 LIFE = timedelta(days=90)
 RENEW_BEFORE = timedelta(days=30)
 _LIMIT = 65_536
+CLIENTS_CA, CLIENTS_CA_KEY = "clients-ca.pem", "clients-ca-key.pem"
+ClientKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,7 @@ def identity(directory: Path, names: Collection[str], now: datetime) -> Identity
         StorageError: it cannot be written.
     """
     make_directory(directory)
-    ca_key_file, ca_file = directory / "ca-key.pem", directory / "ca.pem"
-    if not ca_file.exists():
-        key, certificate = _authority(now)
-        write_file(ca_key_file, _private_pem(key))
-        write_file(ca_file, certificate.public_bytes(Encoding.PEM), 0o644)
-    ca_key, ca = _load(ca_key_file, ca_file)
+    ca_key, ca = _authority(directory / "ca-key.pem", directory / "ca.pem", "compliance-agent private authority", now)
     leaf_key_file, leaf_file = directory / "server-key.pem", directory / "server.pem"
     if not (leaf_file.exists() and leaf_key_file.exists() and _fits(leaf_file, ca, names, now)):
         leaf_key = ec.generate_private_key(ec.SECP256R1())
@@ -76,17 +73,64 @@ def known_authority(directory: Path) -> str | None:
     return hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()
 
 
-def context(found: Identity) -> ssl.SSLContext:
-    """A server context for TLS 1.3 and nothing older."""
+def context(found: Identity, clients_ca: Path | None = None) -> ssl.SSLContext:
+    """A server context for TLS 1.3 and nothing older.
+
+    With `clients_ca` a client may show a certificate, and one that is shown must be good: people's browsers have none, so who must
+    have one is decided for each request (`HostAccess`).
+    """
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     made.minimum_version = ssl.TLSVersion.TLSv1_3
     made.load_cert_chain(found.certificate, found.key)
+    if clients_ca is not None:
+        made.load_verify_locations(clients_ca)
+        made.verify_mode = ssl.CERT_OPTIONAL
+        made.num_tickets = 0  # a resumed session would not look at the certificate's end again
     return made
 
 
-def _authority(now: datetime) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+class ClientAuthority:
+    """The authority of hosts' client certificates, in `directory`; made when it is not there. It signs no server's.
+
+    Raises:
+        ConfigError: what stands there cannot be used.
+        StorageError: it cannot be written.
+    """
+
+    def __init__(self, directory: Path, now: datetime) -> None:
+        make_directory(directory)
+        key_file, name = directory / CLIENTS_CA_KEY, "compliance-agent client authority"
+        self._key, self._certificate = _authority(key_file, directory / CLIENTS_CA, name, now)
+
+    def issue(self, public: ClientKey, key_id: str, now: datetime, life: timedelta) -> x509.Certificate:
+        """A certificate with which the host of this key id may open connections."""
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, key_id)])
+        usage = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
+        return (
+            _builder(name, self._certificate.subject, public, now, life)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(usage, critical=True)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+
+
+def _authority(
+    key_file: Path, file: Path, called: str, now: datetime
+) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    """The authority that stands there; a new one when there is none."""
+    if not file.exists():
+        key, certificate = _new_authority(called, now)
+        write_file(key_file, _private_pem(key))
+        write_file(file, certificate.public_bytes(Encoding.PEM), 0o644)
+    return _load(key_file, file)
+
+
+def _new_authority(called: str, now: datetime) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "compliance-agent private authority")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, called)])
     usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
     certificate = (
         _builder(name, name, key.public_key(), now, CA_LIFE)
@@ -120,7 +164,7 @@ def _leaf(
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, life: timedelta
+    subject: x509.Name, issuer: x509.Name, key: ClientKey, now: datetime, life: timedelta
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()

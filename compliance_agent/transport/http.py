@@ -54,6 +54,7 @@ class HttpTransport:
         if not _TARGET.fullmatch(parts.netloc + parts.path):
             raise ConfigError("mcp_url: expected ASCII letters, digits and punctuation only")
         self._host = parts.hostname or ""
+        self._ca_file = ca_file
         self._tls = _tls_context(ca_file, client_cert_file, client_key_file) if parts.scheme == "https" else None
         if self._tls is not None and unverified:
             self._tls.check_hostname = False
@@ -113,6 +114,10 @@ class HttpTransport:
             reply = await answer.read()
         except OSError as error:
             writer.transport.abort()
+            if isinstance(error, ssl.SSLError) and "ALERT" in str(error.reason):  # TLS 1.3 says no after the handshake
+                raise Unavailable(
+                    f"{self._host}: refuses this host's client certificate", code="certificate_refused"
+                ) from error
             if answer.began:
                 raise Unavailable(f"{self._host}: the connection was cut within the answer", code="cut") from error
             raise _ClosedWhileIdle from error
@@ -151,6 +156,19 @@ class HttpTransport:
         except (OSError, TimeoutError, ValueError) as error:  # ValueError: a name that cannot be one
             raise Unavailable(f"{self._host}:{self._port}: no connection", code="no_connection") from error
         return reader, writer, h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
+
+    def use_client_certificate(self, path: Path | None) -> None:
+        """Show this certificate (PEM, with its key) from the next connection on; None shows none. The kept one is closed.
+
+        Raises:
+            ConfigError: the file cannot be used; nothing has changed.
+        """
+        if self._tls is None:
+            return
+        self._tls = _tls_context(self._ca_file, path, None)
+        if self._kept is not None:
+            writer, self._kept = self._kept[1], None
+            writer.transport.abort()
 
     async def close(self) -> None:
         """Close the kept connection; a request under way is not waited for."""

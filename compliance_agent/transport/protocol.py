@@ -29,6 +29,7 @@ PROTOCOL = 1
 ACK_SCHEMA = "compliance-agent/ack/v2"
 SIGNATURE_BYTES = 64
 ENROL_CONTEXT = b"compliance-agent/enrol/v1\n"
+CERTIFICATE_CONTEXT = b"compliance-agent/certificate/v1\n"
 MAX_RETRY_AFTER_S = 3_600.0
 _WORD = re.compile(r"[!-~]{1,256}")  # no space, no control character: it goes into headers and configurations
 MAX_LOGS = 64  # of one site: one a year
@@ -434,6 +435,28 @@ def read_challenge_reply(reply: HttpReply) -> bytes:
 def proof_message(nonce: bytes, token: str) -> bytes:
     """What the host signs to show that it holds the key: bound to the server's nonce and to this token."""
     return ENROL_CONTEXT + nonce + hashlib.sha256(token.encode("ascii")).digest()
+
+
+def certificate_message(nonce: bytes, csr: bytes) -> bytes:
+    """What the host's own key signs to say that it wants a certificate for just this request."""
+    return CERTIFICATE_CONTEXT + nonce + hashlib.sha256(csr).digest()
+
+
+def certificate_request(csr: bytes, nonce: bytes, proof: bytes) -> bytes:
+    """The body of `POST /api/v1/certificates`."""
+    return canonical({"protocol": PROTOCOL, "csr": _b64(csr), "nonce": _b64(nonce), "proof": _b64(proof)})
+
+
+def read_certificate_reply(reply: HttpReply) -> bytes:
+    """The certificate (PEM), which its caller looks at.
+
+    Raises:
+        ServerRefused, BadReply: as above.
+    """
+    text: str = _field(_document(reply, {200}), "certificate", str)
+    if not text.isascii() or len(text) > 8_192:
+        raise BadReply("reply to a certificate: not PEM")
+    return text.encode("ascii")
 
 
 def enrol_request(*, token: str, public_key: bytes, host_id: str, nonce: bytes, proof: bytes) -> bytes:

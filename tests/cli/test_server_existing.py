@@ -31,6 +31,7 @@ DECISIONS: dict[str, list[str] | None] = {
     "enrol-token revoke": ["0" * 16],
     "hosts": [],
     "hosts approve": ["0" * 64],
+    "hosts recertify": ["0" * 64],
     "hosts revoke": ["0" * 64],
     "init": None,
     "leases retry": ["--site", "clinic-1", "patching"],

@@ -14,13 +14,21 @@ from datetime import timedelta
 from typing import Any
 
 import httpx2
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 from nacl.signing import SigningKey
 
 from compliance_agent.entries.rotation import statement
 from compliance_agent.evidence.canonical import canonical
 from compliance_agent.server.services.orders import Wanted
+from compliance_agent.server.tls import ClientAuthority
+from compliance_agent.transport.protocol import certificate_message
 from tests.server.builder import FakeHost, Server, Signed, b64, checkin_body, stamp
 
+TLS_KEY = ec.generate_private_key(ec.SECP256R1())
 FORM = "application/x-www-form-urlencoded"
 PASSWORD = "correct horse battery"
 _CHANGING = re.compile(r'"trace_id":"[0-9a-f]+"|value="[\w-]{43}"|"nonce":"[^"]+"|"server_time":"[^"]+"')
@@ -243,6 +251,26 @@ async def _rotate(crawl: Crawl, method: str, path: str) -> None:
     await crawl.posted(path, stolen)
 
 
+async def _certificate(crawl: Crawl, method: str, path: str) -> None:
+    """A request that names another's host, and a nonce and a proof of another's key, are worth what made-up ones are."""
+    desk = crawl.server.services.certificates
+    closed = desk._authority
+    desk._authority = ClientAuthority(crawl.server.services.settings.data_dir / "tls", crawl.server.clock())
+    try:
+        for names in (True, False):
+
+            def stolen(one: Side | Nobody, names: bool = names) -> dict[str, str | int]:
+                name = [x509.NameAttribute(NameOID.COMMON_NAME, one.ids["key_id"])] if names else []
+                made = x509.CertificateSigningRequestBuilder().subject_name(x509.Name(name))
+                raw = made.sign(TLS_KEY, hashes.SHA256()).public_bytes(Encoding.DER)
+                proof = one.host.key.sign(certificate_message(bytes(32), raw)).signature
+                return {"protocol": 1, "csr": b64(raw), "nonce": b64(bytes(32)), "proof": b64(proof)}
+
+            await crawl.posted(path, stolen)
+    finally:
+        desk._authority = closed
+
+
 async def _leases(crawl: Crawl, method: str, path: str) -> None:
     """Another site's leases hold nobody up here, and their tokens end nothing of theirs."""
     body = {"protocol": 1, "act": "take", "check": "patching", "target": "ab" * 32, "life_s": 600, "fence": None}
@@ -343,6 +371,7 @@ CASES: Mapping[str, Case] = {
     "POST /api/v1/enrol/challenge": _challenge,
     "POST /api/v1/enrol": _enrol,
     "POST /api/v1/keys/rotate": _rotate,
+    "POST /api/v1/certificates": _certificate,
     "POST /api/v1/leases": _leases,
     "POST /api/v1/checkin": _checkin,
     "POST /api/v1/evidence": _evidence,

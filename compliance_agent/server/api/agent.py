@@ -7,8 +7,11 @@ import base64
 from fastapi import APIRouter
 from starlette.requests import Request
 
-from compliance_agent.server.api.deps import body_of, services_of
+from compliance_agent.server.api.deps import body_of, host_of, services_of
+from compliance_agent.server.api.edge import CLIENT_CERTIFICATE
 from compliance_agent.server.api.schemas import (
+    CertificateReply,
+    CertificateRequest,
     ChallengeReply,
     ChallengeRequest,
     CheckinReply,
@@ -25,7 +28,7 @@ from compliance_agent.server.api.schemas import (
     strict_body,
 )
 from compliance_agent.server.records import Head as HeadRecord
-from compliance_agent.server.services import enrol, rotation
+from compliance_agent.server.services import certificates, enrol, rotation
 from compliance_agent.server.services.checkin import Said
 
 router = APIRouter(prefix="/api/v1", tags=["agent"])
@@ -72,7 +75,7 @@ async def enrol_host(request: Request) -> EnrolReply:
 async def rotate_key(request: Request) -> RotateReply:
     """The statement again after an answer was lost gets the same answer."""
     services = services_of(request)
-    caller = await services.access.caller(request.headers.get("authorization"))
+    caller = await host_of(request)
     body = await strict_body(request, RotateRequest)
     document, sig = await services.rotations.rotate(
         caller,
@@ -83,11 +86,22 @@ async def rotate_key(request: Request) -> RotateReply:
     return RotateReply(rotated=rotated, sig=signature)
 
 
+@router.post("/certificates", openapi_extra=body_of(CertificateRequest), summary="Ask for a client certificate")
+async def certificate(request: Request) -> CertificateReply:
+    """For the TLS key of a signing request; the host's own key signs for a nonce of `/enrol/challenge` that it wants it."""
+    caller = await host_of(request, fresh=True, may_lack_certificate=True)
+    body = await strict_body(request, CertificateRequest)
+    wanted = certificates.Request(decoded(body.csr, None), decoded(body.nonce, 32), decoded(body.proof, 64))
+    presented = request.scope.get(CLIENT_CERTIFICATE) is not None
+    pem = await services_of(request).certificates.issue(caller, wanted, presented=presented)
+    return CertificateReply(certificate=pem.decode("ascii"))
+
+
 @router.post("/leases", openapi_extra=body_of(LeaseRequest), summary="Ask for leave to disturb this host's users")
 async def lease(request: Request) -> LeaseReply:
     """At most so many hosts of a site at a time; a cure that is new to the site goes to one host first."""
     services = services_of(request)
-    caller = await services.access.caller(request.headers.get("authorization"))
+    caller = await host_of(request)
     body = await strict_body(request, LeaseRequest)
     if body.act == "release":
         told = await services.leases.release(caller, body.fence or 0)
@@ -100,7 +114,7 @@ async def lease(request: Request) -> LeaseReply:
 async def checkin(request: Request) -> CheckinReply:
     """Note the host's head and backlog; answer with what is held of its chain."""
     services = services_of(request)
-    caller = await services.access.caller(request.headers.get("authorization"))
+    caller = await host_of(request)
     body = await strict_body(request, CheckinRequest)
     said = Said(
         key_id=body.key_id,

@@ -12,16 +12,18 @@ from starlette.requests import Request
 
 from compliance_agent.errors import Refusal
 from compliance_agent.log.policy import Policy
+from compliance_agent.server.api.edge import CLIENT_CERTIFICATE
 from compliance_agent.server.cosigning import Cosigning
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.log_heads import LogHeads
 from compliance_agent.server.log_keys import LogKeys
-from compliance_agent.server.records import Clock, SiteReader, Store, User
+from compliance_agent.server.records import Clock, Host, SiteReader, Store, User
 from compliance_agent.server.sequencer import Sequencer
 from compliance_agent.server.services import roles
 from compliance_agent.server.services.access import HostAccess
 from compliance_agent.server.services.alarms import Alarms
 from compliance_agent.server.services.board import Board
+from compliance_agent.server.services.certificates import Certificates
 from compliance_agent.server.services.checkin import Checkin
 from compliance_agent.server.services.duties import Duties
 from compliance_agent.server.services.enrol import Enrolment
@@ -73,6 +75,7 @@ class Services:
     duties: Duties
     leases: Leases
     checkin: Checkin
+    certificates: Certificates
     enrolment: Enrolment
     rotations: Rotations
     users: Users
@@ -110,6 +113,16 @@ def services_of(request: Request) -> Services:
     if not isinstance(services, Services):
         raise RuntimeError("the app has not started")
     return services
+
+
+async def host_of(request: Request, *, fresh: bool = False, may_lack_certificate: bool = False) -> Host:
+    """The host that calls; see `HostAccess.caller`."""
+    return await services_of(request).access.caller(
+        request.headers.get("authorization"),
+        request.scope.get(CLIENT_CERTIFICATE),
+        fresh=fresh,
+        may_lack_certificate=may_lack_certificate,
+    )
 
 
 def body_of(model: type[BaseModel]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from compliance_agent.documents import read_json
 from compliance_agent.errors import Refusal
-from compliance_agent.server.api.deps import services_of
+from compliance_agent.server.api.deps import host_of, services_of
 from compliance_agent.server.api.edge import MOST_BODY_BYTES
 from compliance_agent.server.api.log import shown
 from compliance_agent.server.services.ingest import MOST_BUNDLES, Taken
@@ -89,7 +89,7 @@ async def take_evidence(request: Request) -> Response:
     """Verify, store and acknowledge a host's bundles; with receipts, if the log is quick enough."""
     request.scope["route"] = ROUTE  # as FastAPI does for its own, for the figures
     services = services_of(request)
-    caller = await services.access.caller(request.headers.get("authorization"))
+    caller = await host_of(request)
     with services.limits.in_flight(caller):
         bundles = read_envelope(await request.body())
         services.limits.bundles(caller, len(bundles))

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from compliance_agent.entries.minimum import Pruned
 from compliance_agent.errors import BadEvidence, NoInput, Refusal
 from compliance_agent.log.tiles import ENTRIES, Tile
-from compliance_agent.server.api.deps import Services, body_of, services_of, user_or_none
+from compliance_agent.server.api.deps import Services, body_of, host_of, services_of, user_or_none
 from compliance_agent.server.api.schemas import LogReceipt, ReceiptsReply, ReceiptsRequest, strict_body
 from compliance_agent.server.services import roles
 from compliance_agent.server.services.receipts import Receipt
@@ -93,7 +93,7 @@ async def cosignature(request: Request, site_id: str, year: str) -> Response:
 async def receipts(request: Request) -> ReceiptsReply:
     """In the order asked for; null for what is not published yet, and for what this host never delivered."""
     services = services_of(request)
-    caller = await services.access.caller(request.headers.get("authorization"), fresh=True)
+    caller = await host_of(request, fresh=True)
     body = await strict_body(request, ReceiptsRequest)
     found = await services.receipts.of(caller, body.bundles)
     return ReceiptsReply(receipts=[None if item is None else LogReceipt(**shown(item)) for item in found])
@@ -135,7 +135,7 @@ async def _sites(request: Request) -> frozenset[str]:
     services, authorization = services_of(request), request.headers.get("authorization", "")
     if authorization.partition(" ")[2].startswith(API_KEY_PREFIX):
         try:
-            return frozenset({(await services.access.caller(authorization, fresh=True)).site_id})
+            return frozenset({(await host_of(request, fresh=True)).site_id})
         except Refusal as refusal:
             if refusal.status == 429:
                 raise

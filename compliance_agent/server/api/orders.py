@@ -14,7 +14,7 @@ from fastapi import APIRouter, Depends, Query
 from starlette.requests import Request
 
 from compliance_agent.errors import Refusal
-from compliance_agent.server.api.deps import allowed, body_of, services_of
+from compliance_agent.server.api.deps import allowed, body_of, host_of, services_of
 from compliance_agent.server.api.schemas import (
     BaselineOut,
     BaselineSent,
@@ -126,7 +126,7 @@ async def add_baseline(request: Request, user: Drafter) -> BaselineOut:
 async def baseline(request: Request, sha256: str) -> BaselineWhole:
     """The exact bytes and their signature."""
     services = services_of(request)
-    caller = await services.access.caller(request.headers.get("authorization"))
+    caller = await host_of(request)
     found = await services.orders.baseline_for(caller, sha256)
     raw, sig = (base64.b64encode(part).decode("ascii") for part in (found.body, found.sig))
     return BaselineWhole(version=found.version, sha256=found.sha256, baseline=raw, sig=sig)

@@ -81,6 +81,15 @@ class RotateRequest(Sent):
     new_sig: Signature
 
 
+class CertificateRequest(Sent):
+    """A signing request (DER) for this host's TLS key, and the signature of the host's own key over nonce and request."""
+
+    protocol: Protocol
+    csr: Annotated[str, Field(min_length=4, max_length=4096), _holds(None)]
+    nonce: Key
+    proof: Signature
+
+
 class HeadSaid(Sent):
     """The newest bundle of the host's chain; seq 0 before the first."""
 
@@ -198,6 +207,12 @@ class EnrolReply(BaseModel):
     server_name: str
     min_interval_s: int
     waiting: bool
+
+
+class CertificateReply(BaseModel):
+    """A client certificate (PEM), good for 90 days."""
+
+    certificate: str
 
 
 class RotateReply(BaseModel):
@@ -453,6 +468,7 @@ AGENT_MODELS: tuple[type[BaseModel], ...] = (
     EnrolRequest,
     RotateRequest,
     LeaseRequest,
+    CertificateRequest,
     CheckinRequest,
     EvidenceRequest,
     ReceiptsRequest,

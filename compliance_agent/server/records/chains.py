@@ -67,6 +67,23 @@ class Host:
 
 
 @dataclass(frozen=True)
+class HostCertificate:
+    """A client certificate that a host was given.
+
+    Attributes:
+        fingerprint: SHA-256 of its DER form.
+        spki: SHA-256 of its public key.
+    """
+
+    fingerprint: str
+    site_id: str
+    key_id: str
+    spki: str
+    issued_at: datetime
+    not_after: datetime
+
+
+@dataclass(frozen=True)
 class Place:
     """Where a stored bundle stands, and which bytes stand there."""
 

@@ -48,6 +48,10 @@ class Store(Protocol):
         """The host that holds this API key, revoked or not."""
         ...
 
+    async def key_of_certificate(self, fingerprint: str) -> str | None:
+        """Key id of the host that holds this certificate."""
+        ...
+
     async def user(self, name: str) -> User | None:
         """A user by name."""
         ...

@@ -7,7 +7,16 @@ from datetime import date, datetime
 from typing import Any, Protocol
 
 from compliance_agent.server.records.alarms import Alert, Cause, Delivery
-from compliance_agent.server.records.chains import CheckVerdict, Fork, Gap, Host, NewBundle, Place, Site
+from compliance_agent.server.records.chains import (
+    CheckVerdict,
+    Fork,
+    Gap,
+    Host,
+    HostCertificate,
+    NewBundle,
+    Place,
+    Site,
+)
 from compliance_agent.server.records.duties import Duty, Replica, Tenure
 from compliance_agent.server.records.keeping import Durable, Hold, LoggedRecord
 from compliance_agent.server.records.logs import NewLeaf, PendingLeaf, Shard
@@ -117,6 +126,18 @@ class Transaction(Keeping, Protocol):
 
     async def replace_api_key(self, site_id: str, key_id: str, key_hash: str, now: datetime) -> None:
         """Give a host its one live API key."""
+        ...
+
+    async def certificates(self, site_id: str, key_id: str) -> list[HostCertificate]:
+        """The client certificates that a host holds, the newest first."""
+        ...
+
+    async def add_certificate(self, certificate: HostCertificate, *, at_most: int) -> None:
+        """One more; the oldest ones beyond `at_most` are forgotten."""
+        ...
+
+    async def drop_certificates(self, site_id: str, key_id: str) -> None:
+        """Forget those of a host."""
         ...
 
     async def add_leaves(self, leaves: Sequence[NewLeaf], now: datetime) -> None:

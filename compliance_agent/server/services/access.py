@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 
 from compliance_agent.errors import Refusal
 from compliance_agent.server.records import Clock, Host, Store
+from compliance_agent.server.services.certificates import fingerprint_of
 from compliance_agent.server.services.limits import Quotas
 from compliance_agent.server.services.secrets import API_KEY_PREFIX, hashed
 
@@ -21,20 +22,41 @@ MOST_REMEMBERED = 10_000
 class HostAccess:
     """Authenticates hosts."""
 
-    def __init__(self, store: Store, clock: Clock, limits: Quotas) -> None:
+    def __init__(self, store: Store, clock: Clock, limits: Quotas, *, certificates: bool = False) -> None:
+        self._certificates = certificates
         self._store = store
         self._clock = clock
         self._limits = limits
         self._known: dict[str, tuple[datetime, Host]] = {}
 
-    async def caller(self, authorization: str | None, *, fresh: bool = False) -> Host:
-        """The host behind an `Authorization` header; `fresh` for a call that writes nothing.
+    async def caller(
+        self,
+        authorization: str | None,
+        certificate: bytes | None = None,
+        *,
+        fresh: bool = False,
+        may_lack_certificate: bool = False,
+    ) -> Host:
+        """The host behind an `Authorization` header.
+
+        Args:
+            authorization: the header.
+            certificate: the client's in this connection (DER), whose key and chain TLS has verified.
+            fresh: this call writes nothing, so the host is not looked at again.
+            may_lack_certificate: this call is how a host comes by one.
 
         Raises:
-            Refusal: 401 without a known key, 403 for a host that is revoked or waits for approval, 429 when it asks too often.
+            Refusal: 401 without a known key, 403 for a host that is revoked, waits for approval, or does not show its
+                certificate where one is required, 429 when it asks too often.
         """
         host = await self._known_caller(authorization, fresh)
         self._limits.request(host)
+        if certificate is not None:
+            # Asked each time: a certificate that was taken back is worth nothing at the next request.
+            if await self._store.key_of_certificate(fingerprint_of(certificate)) != host.key_id:
+                raise Refusal("certificate: is not this host's", code="wrong_certificate", status=403)
+        elif self._certificates and not may_lack_certificate:
+            raise Refusal("this server wants a client certificate", code="certificate_required", status=403)
         return host
 
     async def _known_caller(self, authorization: str | None, fresh: bool) -> Host:

@@ -123,6 +123,12 @@ class SqlStore:
         found = await self._all(query)
         return rows.host(found[0]) if found else None
 
+    async def key_of_certificate(self, fingerprint: str) -> str | None:
+        """Key id of the host that holds this certificate."""
+        c = tables.host_certificates.c
+        found = await self._all(select(c.key_id).where(c.fingerprint == fingerprint))
+        return str(found[0]["key_id"]) if found else None
+
     async def user(self, name: str) -> User | None:
         """A user by name."""
         found = await self._all(select(tables.users).where(tables.users.c.name == name))

@@ -94,6 +94,18 @@ api_keys = Table(
     Column("revoked_at", String),
 )
 
+# Which client certificate is whose (services/certificates.py); it moves to the new key when a host's key gives way.
+host_certificates = Table(
+    "host_certificates",
+    metadata,
+    Column("fingerprint", String, primary_key=True),
+    _site(),
+    Column("key_id", String, ForeignKey("hosts.key_id"), nullable=False, index=True),
+    Column("spki", String, nullable=False),
+    Column("issued_at", String, nullable=False),
+    Column("not_after", String, nullable=False),
+)
+
 enrol_tokens = Table(
     "enrol_tokens",
     metadata,
@@ -521,6 +533,7 @@ TENANT_TABLES = (
     sites,
     hosts,
     api_keys,
+    host_certificates,
     enrol_tokens,
     bundles,
     verdicts,

@@ -23,6 +23,7 @@ from compliance_agent.server.records import (
 )
 from compliance_agent.server.store import rows, tables
 from compliance_agent.server.store.alarms import AlarmRows
+from compliance_agent.server.store.certificates import CertificateRows
 from compliance_agent.server.store.database import Statements
 from compliance_agent.server.store.duties import DutyRows
 from compliance_agent.server.store.leasing import LeaseRows
@@ -31,7 +32,7 @@ from compliance_agent.server.store.people import PeopleRows
 from compliance_agent.server.store.taking import TakingRows
 
 
-class BoundTransaction(OrderRows, TakingRows, LeaseRows, PeopleRows, AlarmRows, DutyRows):
+class BoundTransaction(OrderRows, TakingRows, CertificateRows, LeaseRows, PeopleRows, AlarmRows, DutyRows):
     """`records.Transaction` over a connection that has begun to write; without a clock it goes by the database's."""
 
     def __init__(self, connection: Statements, clock: Callable[[], datetime] | None = None) -> None:
@@ -139,7 +140,7 @@ class BoundTransaction(OrderRows, TakingRows, LeaseRows, PeopleRows, AlarmRows, 
             update(hosts).where(*ours).values(revoked_at=rows.text(now), rotated_to=new.key_id)
         )
         await self.add_host(new)
-        for table in (tables.api_keys, tables.verdicts):
+        for table in (tables.api_keys, tables.host_certificates, tables.verdicts):
             moved = update(table).where(table.c.site_id == old.site_id, table.c.key_id == old.key_id)
             await self._connection.execute(moved.values(key_id=new.key_id))
 
