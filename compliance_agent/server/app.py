@@ -406,6 +406,8 @@ def create_app(
                 if services.cosigning is not None:
                     await stack.enter_async_context(services.cosigning.running())
                 await stack.enter_async_context(services.sequencer.running())
+                if not services.duties.alone and not services.log_files.remote:
+                    await stack.enter_async_context(services.pruning.running())
                 await stack.enter_async_context(services.alarms.running())
                 await stack.enter_async_context(_watch(services).running())
             except AgentError as error:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import timedelta
 
-from compliance_agent.errors import AgentError, LogStopped
+from compliance_agent.errors import AgentError
 from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.note import Note
 from compliance_agent.log.tiles import FULL
@@ -26,7 +26,7 @@ from compliance_agent.server.log_reading import LogReading
 from compliance_agent.server.records import Clock, Leaf, NewestHead, Shard, Store
 from compliance_agent.server.services.board import Board, Head
 from compliance_agent.server.services.growth import Files, Tree
-from compliance_agent.server.stillness import Stillness
+from compliance_agent.server.stillness import Stillness, is_waited_out
 
 Place = tuple[str, int]
 MOST_WARM = 65_536  # entries that are told to whoever waits for receipts; more than that were not waited for
@@ -86,16 +86,17 @@ class Following:
                 await self._follow(head)
                 self._still.well(head.site_id)
                 self.behind.discard(head.site_id)
-            except LogStopped as error:
-                self._trees.pop(place, None)
-                self.behind.add(head.site_id)
-                if error.code != "log_restored" or not await self._has_moved(head):
-                    self._still.failed(head.site_id, error)
             except (AgentError, OSError) as error:
-                self.behind.add(head.site_id)
                 self._trees.pop(place, None)
-                self._still.failed(head.site_id, error)
-                self._still.again.discard(head.site_id)  # the next look reads it again in any case
+                self.behind.add(head.site_id)
+                await self._failed(head, error)
+
+    async def _failed(self, head: NewestHead, error: AgentError | OSError) -> None:
+        """The next look tries it again in any case; whoever sequences is not told to."""
+        if is_waited_out(error):
+            self._still.pause(head.site_id, getattr(error, "code", ""))
+        elif getattr(error, "code", "") != "log_restored" or not await self._has_moved(head):
+            self._still.stop(head.site_id, error)
 
     async def _has_moved(self, head: NewestHead) -> bool:
         """Whether the database has gone on since, so that what was shown elsewhere is not ahead of it."""

@@ -18,6 +18,11 @@ WAITED_OUT = frozenset({"busy", "database_away", "commit_unknown", "blobs_away",
 log = structlog.get_logger()
 
 
+def is_waited_out(error: Exception) -> bool:
+    """Whether it ends by itself."""
+    return isinstance(error, StorageFull) or (isinstance(error, StorageError) and error.code in WAITED_OUT)
+
+
 class Stillness:
     """What stands still.
 
@@ -32,8 +37,8 @@ class Stillness:
 
     def failed(self, site_id: str, error: Exception) -> None:
         """Wait out what is certainly not written, or what reading again will tell; stop on everything else."""
-        if isinstance(error, StorageFull) or (isinstance(error, StorageError) and error.code in WAITED_OUT):
-            self.wait_out(site_id, error.code)
+        if is_waited_out(error):
+            self.wait_out(site_id, getattr(error, "code", ""))
         else:
             self.stop(site_id, error)
 

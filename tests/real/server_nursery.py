@@ -1,10 +1,13 @@
 """A nursery of servers: told `start` on standard input it forks one, told `kill` it ends that one with SIGKILL.
 
-python -m tests.real.server_nursery DATA_DIR PORT [--lying | --forgetful] [--database URL]
+python -m tests.real.server_nursery DATA_DIR PORT [--lying | --forgetful | --sleepwalking [--unfenced]]
+    [--database URL] [--lease SECONDS] [--alerts FILE]
 
+Told `freeze` it stops that one where it stands (`F`), and `thaw` lets it go on (`T`).
 Prints `R` when the server accepts connections and `E <exit status, negative for a signal>` when it is gone. A fork saves the second
 that an interpreter takes to read the server. With `--lying` the server answers before what it answers for is committed, which is
 the fault that the test around it must see; with `--forgetful` PostgreSQL answers before what it answers for is on disk.
+With `--sleepwalking` a replica believes for ever that it holds what it once held, and with `--unfenced` nothing refuses its writes.
 """
 
 from __future__ import annotations
@@ -20,10 +23,13 @@ from typing import Any, NoReturn
 
 from compliance_agent import logs
 from compliance_agent.server import runner
+from compliance_agent.server.records import Tenure
+from compliance_agent.server.services import duties
 from compliance_agent.server.settings import ServerSettings
 from compliance_agent.server.store import engine, postgres
 from compliance_agent.server.store.database import Statements
 
+FREEZING = {"freeze": (signal.SIGSTOP, "F"), "thaw": (signal.SIGCONT, "T")}
 COMMIT_AFTER_S = 1.5  # longer than an answer waits for its receipts
 
 
@@ -62,6 +68,33 @@ def forget() -> None:
     postgres._WRITER_SETTINGS["synchronous_commit"] = "off"
 
 
+def sleepwalk(unfenced: bool) -> None:
+    """From here on a replica believes for ever that it holds what it once held, and shares nothing."""
+    look, wanted = duties.Duties.look, duties.wanted
+
+    async def believing(self: duties.Duties) -> None:
+        before = self._mine
+        await look(self)
+        self._mine = {**self._mine, **before}
+
+    def whole(rows: Any, mine: Any, _replicas: int, free: Any) -> duties.Wanted:
+        return wanted(rows, mine, 1, free)
+
+    async def check(self: duties.Duties, tx: Any, tenures: Any) -> None:
+        """Lets everything pass."""
+
+    def tenure(self: duties.Duties, name: str) -> Tenure | None:
+        return Tenure(name, self._mine[name]) if name in self._mine else None
+
+    duties.Duties.look, duties.Duties.tenure, duties.wanted = believing, tenure, whole  # type: ignore[method-assign,assignment]
+    if unfenced:
+        duties.Duties.check = check  # type: ignore[method-assign]
+
+
+def option(name: str) -> str | None:
+    return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else None
+
+
 def born(settings: ServerSettings) -> NoReturn:
     """The forked server."""
     status = 70
@@ -71,15 +104,23 @@ def born(settings: ServerSettings) -> NoReturn:
             lie()
         if "--forgetful" in sys.argv:
             forget()
+        if "--sleepwalking" in sys.argv:
+            sleepwalk("--unfenced" in sys.argv)
         status = runner.serve(settings, lambda _url: say("R"))
     finally:
         os._exit(status)
 
 
 def main() -> None:
-    logs.configure("ERROR", sys.stderr)
-    database = sys.argv[sys.argv.index("--database") + 1] if "--database" in sys.argv else None
-    settings = ServerSettings(data_dir=Path(sys.argv[1]), port=int(sys.argv[2]), database=database)
+    lease, alerts = option("--lease"), option("--alerts")
+    logs.configure("WARNING" if lease else "ERROR", sys.stderr)
+    settings = ServerSettings(
+        data_dir=Path(sys.argv[1]),
+        port=int(sys.argv[2]),
+        database=option("--database"),
+        alerts_file=Path(alerts) if alerts else None,
+        duty_lease_s=int(lease or 10),
+    )
     child = 0
     for order in iter(sys.stdin.readline, ""):
         if order.strip() == "start" and not child:
@@ -90,7 +131,12 @@ def main() -> None:
             os.kill(child, signal.SIGKILL)
             say(f"E {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}")
             child = 0
+        elif order.strip() in FREEZING and child:
+            number, said = FREEZING[order.strip()]
+            os.kill(child, number)
+            say(said)
     if child:
+        os.kill(child, signal.SIGCONT)
         os.kill(child, signal.SIGTERM)
         say(f"E {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}")
 

@@ -96,6 +96,7 @@ class Sender:
     stopping: threading.Event = field(default_factory=threading.Event)
     calm: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
+    timeout_s: float = 20
     comes_again_at: int = 0  # the status at which it does, as at a connection that is cut
 
     def run(self) -> None:
@@ -126,7 +127,7 @@ class Sender:
             self.sent = self.sent[len(answer.acknowledged) :]
 
     def exchange(self) -> HttpReply:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.timeout_s)
         try:
             connection.request("POST", "/api/v1/evidence", protocol.evidence_request(self.sent), self.host.headers)
             reply = connection.getresponse()

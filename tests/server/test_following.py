@@ -122,6 +122,24 @@ async def test_a_new_replica_writes_all_files_from_the_database(tmp_path: Path, 
             )
 
 
+async def test_what_is_destroyed_beside_one_goes_at_all(tmp_path: Path, postgresql: Address) -> None:
+    async with replicas(tmp_path, postgresql) as (first, second):
+        host = await first.enrolled()
+        for _ in range(3):
+            await first.deliver(host, *(host.next() for _ in range(100)))
+        await sequenced(first, second)
+        at = "2026-11-22T12:00:00.000000Z"
+        await first.by_hand(
+            f"INSERT INTO pruned_logs (site_id, year, minimum, pruned_at) VALUES ('{SITE}', 2026, 256, '{at}')"
+        )
+        assert await second.services.pruning.keep_up() == 1
+        assert await second.services.pruning.keep_up() == 0
+        gone = await second.client.get(f"/log/{SITE}/2026/tile/entries/000", headers=host.headers)
+        assert (gone.status_code, gone.json()["code"]) == (410, "pruned")
+        assert not (tmp_path / f"b/log/{SITE}/2026/tile/entries/000").exists()
+        assert (tmp_path / f"a/log/{SITE}/2026/tile/entries/000").exists()  # until it looks, too
+
+
 async def test_a_follower_shows_nothing_that_the_entries_do_not_give(tmp_path: Path, postgresql: Address) -> None:
     async with replicas(tmp_path, postgresql) as (first, second):
         host = await first.enrolled()

@@ -12,21 +12,29 @@ the entries in the database and all hash tiles stay. What cannot be told is kept
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+
+import structlog
 
 from compliance_agent.core.retention import Keep, SiteRules, day_of
 from compliance_agent.entries.act import digest_of
 from compliance_agent.entries.minimum import Pruned
-from compliance_agent.errors import LogStopped, NoInput
+from compliance_agent.errors import AgentError, LogStopped, NoInput
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.records import Clock, Keeping, LoggedRecord, Shard, Store, Transaction
 from compliance_agent.server.services.acts import Act, note
+from compliance_agent.server.services.background import beside
 from compliance_agent.server.services.retention import keep_of, rules_of
 
 AT_MOST = 4_096  # entries in one transaction
 _CHUNK = 512
 CLOCK_AHEAD = timedelta(days=30)
+LOOK_S = 60.0  # between two looks at what was destroyed beside other replicas
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,31 @@ class Pruning:
         if held is not None:
             said = Pruned(shard.origin, held.index, held.pruned_at)
             await asyncio.to_thread(self._files.prune, shard.site_id, shard.year, said)
+
+    async def keep_up(self) -> int:
+        """Remove here what was destroyed by a prune beside another replica; of how many logs that was."""
+        behind = 0
+        for shard in await self._shards(None):
+            held = await self._store.for_sites({shard.site_id}).minimum(shard.site_id, shard.year)
+            said = await asyncio.to_thread(self._files.pruned, shard.site_id, shard.year) if held is not None else None
+            if held is not None and (said is None or said.minimum < held.index):
+                await self.publish(shard)
+                behind += 1
+        return behind
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Keep up until the block ends."""
+        async with beside(self._run()):
+            yield
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self.keep_up()
+            except AgentError as error:
+                log.error("prune.behind", code=error.code)
+            await asyncio.sleep(LOOK_S)
 
     async def _empty(self, tx: Transaction, shard: Shard, now: datetime) -> _Stretch:
         rules = await rules_of(tx, shard.site_id)
