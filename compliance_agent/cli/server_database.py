@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -15,6 +16,7 @@ from compliance_agent.cli.server_common import data_dir_option, existing, no_ser
 from compliance_agent.errors import ConfigError
 
 if TYPE_CHECKING:
+    from compliance_agent.server.moving import Moved
     from compliance_agent.server.store import Address
 
 _PATH = click.Path(path_type=Path, readable=False)
@@ -59,15 +61,23 @@ def migrate(ctx: click.Context, owner: str | None, owner_password_file: Path | N
 @click.option("--password-file", type=_PATH, help="File with that role's password [database_password_file].")
 @click.option("--owner", metavar="URL", required=True, help="The same database as the role that owns its tables.")
 @click.option("--owner-password-file", type=_PATH, help="File with the owner's password.")
+@click.option(
+    "--dry-run", is_flag=True, help="Compute every log, count the rows and look at the target; change nothing."
+)
 @data_dir_option
 @click.pass_context
 def move(
-    ctx: click.Context, to: str | None, password_file: Path | None, owner: str, owner_password_file: Path | None
+    ctx: click.Context,
+    to: str | None,
+    password_file: Path | None,
+    owner: str,
+    owner_password_file: Path | None,
+    dry_run: bool,
 ) -> None:
     """Move all rows from the SQLite file into an empty PostgreSQL database. The server must not run."""
     from compliance_agent.server.app import password_of, utc_now
     from compliance_agent.server.log_places import log_places
-    from compliance_agent.server.moving import SOURCE
+    from compliance_agent.server.moving import SOURCE, rehearse
     from compliance_agent.server.moving import move as move_all
     from compliance_agent.server.settings import check_database
     from compliance_agent.server.store import Address
@@ -81,17 +91,27 @@ def move(
     check_database("--to", url)
     check_database("--owner", owner)
     target = Address(url, password_of(password_file or settings.database_password_file))
+    owned = Address(owner, password_of(owner_password_file))
+    places = functools.partial(log_places, settings, utc_now)
+    click.echo(f"computing every log of {settings.data_dir / SOURCE} once more ...", err=True)
+    if dry_run:
+        _show(asyncio.run(rehearse(settings.data_dir, target, owned, places)))
+        click.echo("the logs are sound and the target is empty; nothing was changed (--dry-run)", err=True)
+        return
     with progress("copying the rows", lambda: None) as told:
-        owned = Address(owner, password_of(owner_password_file))
-        done = asyncio.run(move_all(settings.data_dir, target, owned, told, lambda: log_places(settings, utc_now)))
+        done = asyncio.run(move_all(settings.data_dir, target, owned, told, places))
+    _show(done)
+    click.echo(f"moved and verified; the file is now {settings.data_dir / done.aside}", err=True)
+    if settings.database != url:
+        click.echo(f"before the server starts, set in its settings: database: {url}", err=True)
+
+
+def _show(done: Moved) -> None:
     table(("table", "rows", "sha256"), [[item.table, str(item.rows), item.sha256] for item in done.tables if item.rows])
     table(
         ("log", "entries", "signed"),
         [[f"{item.site_id}/{item.year}", str(item.size), str(item.signed)] for item in done.logs if item.year],
     )
-    click.echo(f"moved and verified; the file is now {settings.data_dir / done.aside}", err=True)
-    if settings.database != url:
-        click.echo(f"before the server starts, set in its settings: database: {url}", err=True)
 
 
 async def _opened(where: Path | Address) -> None:

@@ -1,7 +1,7 @@
 """Blobs in a directory: one file each, so that any web server can hand them out.
 
 A directory holds nothing against who may write to it: `lock` is always None, and the rules of retention alone decide.
-Several servers may share one, on a file system with working locks.
+Processes that write to one at once (a server and a command beside it) take turns by a lock file.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.log_heads import LogHeads
 from compliance_agent.server.log_keys import LogKeys
 from compliance_agent.server.services.fsck import Finding, Fsck
-from compliance_agent.server.store import Address, SqlStore, copy_all, migrate
-from compliance_agent.server.store.copying import Copied
+from compliance_agent.server.store import Address, SqlStore, copy_all, look_at, migrate, tables
+from compliance_agent.server.store.copying import Copied, counted
 
 SOURCE, MOVED = "server.db", "moved-to-postgresql.db"
 Told = Callable[[int], None] | None
@@ -56,10 +56,7 @@ async def move(
     if (data_dir / MOVED).exists():
         raise NotPermitted(f"{data_dir / MOVED}: is there from an earlier move", hint="put it elsewhere first")
     with only_server(data_dir):
-        if places is None:
-            files, heads = LogFiles(data_dir / "log"), LogHeads(data_dir / "heads")
-        else:
-            files, heads = await asyncio.to_thread(places)
+        files, heads = await _places(data_dir, places)
         keys = LogKeys(data_dir / "keys")
         source = await SqlStore.open(data_dir / SOURCE)
         try:
@@ -76,6 +73,35 @@ async def move(
         (data_dir / SOURCE).rename(data_dir / MOVED)
         fsync_directory(data_dir)
     return Moved(copied, logs, MOVED)
+
+
+async def rehearse(
+    data_dir: Path,
+    target: Address,
+    owner: Address,
+    places: Callable[[], tuple[LogFiles, LogHeads]] | None = None,
+) -> Moved:
+    """What `move` looks at before it writes: nothing is changed here and nothing is written there.
+
+    Raises:
+        NotPermitted, BadEvidence, StorageError: as `move`.
+    """
+    files, heads = await _places(data_dir, places)
+    with only_server(data_dir):
+        source = await SqlStore.open(data_dir / SOURCE)
+        try:
+            logs = await _sound(Fsck(source, files, LogKeys(data_dir / "keys"), heads), "the file")
+            await look_at(target, owner)
+            found = [await counted(source.rows, table) for table in tables.metadata.sorted_tables]
+        finally:
+            await source.close()
+    return Moved(found, logs, SOURCE)
+
+
+async def _places(data_dir: Path, places: Callable[[], tuple[LogFiles, LogHeads]] | None) -> tuple[LogFiles, LogHeads]:
+    if places is None:
+        return LogFiles(data_dir / "log"), LogHeads(data_dir / "heads")
+    return await asyncio.to_thread(places)
 
 
 async def _sound(checker: Fsck, where: str) -> list[Finding]:

@@ -92,15 +92,13 @@ def test_what_the_server_is_told_is_what_it_understands(compose: dict[str, Any])
         parsed(["migrate", "--ownr", "x"])
 
 
-def test_two_replicas_share_keys_and_logs_and_nothing_else(compose: dict[str, Any]) -> None:
-    """One data directory each (a server holds it alone); keys, certificate and logs are one for both."""
+def test_two_replicas_share_keys_and_nothing_else(compose: dict[str, Any]) -> None:
+    """One data directory each, with its own files of the logs; keys and certificate are one for both."""
     mounts = [
         {target: source for source, target in (item.split(":") for item in compose["services"][name]["volumes"])}
         for name in ("server-1", "server-2")
     ]
-    assert (
-        mounts[0].keys() == mounts[1].keys() == {DATA, *(f"{DATA}/{part}" for part in ("keys", "tls", "log", "heads"))}
-    )
+    assert mounts[0].keys() == mounts[1].keys() == {DATA, *(f"{DATA}/{part}" for part in ("keys", "tls"))}
     assert [path for path in mounts[0] if mounts[0][path] != mounts[1][path]] == [DATA]
     first = dict(item.split(":")[::-1] for item in compose["services"]["init"]["volumes"])
     assert all(first[f"{DATA}/{part}"] == mounts[0][f"{DATA}/{part}"] for part in ("keys", "tls"))

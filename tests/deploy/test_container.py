@@ -103,7 +103,7 @@ def test_the_lines_of_the_build_give_a_server_that_runs(tmp_path: Path) -> None:
     )
     assert done.stdout.startswith(f"{tmp_path}/opt/compliance-agent/lib/")
     data = tmp_path / "var/compliance-agent-server"
-    assert sorted(path.name for path in data.iterdir()) == ["heads", "keys", "log", "tls"]
+    assert sorted(path.name for path in data.iterdir()) == ["keys", "tls"]
     told = {**environment, "MSP_SERVER_DATA_DIR": str(data), "MSP_SERVER_PORT": "0", "MSP_SERVER_TLS": "true"}
     made = subprocess.run(
         [program, "server", "init", "--tls"], env=told, cwd="/", capture_output=True, text=True, check=False

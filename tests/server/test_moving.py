@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import json
+import re
+import uuid
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from sqlalchemy import select
 
 from compliance_agent.errors import BadEvidence, NotPermitted, StorageError
+from compliance_agent.evidence.canonical import canonical
 from compliance_agent.packet.build import build
 from compliance_agent.server.backup import back_up
 from compliance_agent.server.moving import MOVED, move
@@ -18,7 +25,7 @@ from compliance_agent.server.store import Address, SqlStore, copying, tables
 from compliance_agent.server.store.postgres import _Waiting
 from tests.postgres import Postgres
 from tests.server.builder import FakeHost, Server, acknowledged, by_hand, serving
-from tests.server.test_process import command
+from tests.server.test_process import Running, command, running, stopped
 from tests.server.test_sequencer import later, settled
 
 pytestmark = pytest.mark.anyio
@@ -173,6 +180,60 @@ async def test_pages_hold_every_row_once(postgresql: Address) -> None:
     assert [row[0] for row in rows] == list(range(1, 129))
     assert len(await store.rows(select(tables.login_attempts))) == 128
     await store.close()
+
+
+def test_the_command_moves_a_server_and_it_goes_on_there(tmp_path: Path, postgres: Postgres) -> None:
+    """By the program itself: a server filled, stopped, rehearsed, moved, checked, run there, backed up, and restored from that."""
+    data, name = ("--data-dir", str(tmp_path / "data")), f"m{uuid.uuid4().hex}"
+    asyncio.run(postgres.by_hand("postgres", f"CREATE DATABASE {name}"))  # empty: `move` makes the schema
+    try:
+        with running(tmp_path / "data") as server:
+            host = server.enrolled(FakeHost(now=datetime.now(UTC)), server.token())
+            assert sent(server, host, 120) == ["stored"] * 120
+            assert stopped(server)[0] == 0
+        to, owner = postgres.address(name).url, postgres.address(name, "owner").url
+        before = json.loads(command("server", "fsck", "--json", *data).stdout)["logs"]
+        rehearsed = command("server", "move", "--to", to, "--owner", owner, "--dry-run", *data)
+        assert (rehearsed.returncode, "nothing was changed" in rehearsed.stderr) == (0, True), rehearsed.stderr
+        assert (tmp_path / "data" / "server.db").is_file()
+        assert asyncio.run(postgres.by_hand(name, "SELECT to_regclass('bundles')"))[0][0] is None
+        moved = command("server", "move", "--to", to, "--owner", owner, *data)
+        assert moved.returncode == 0, moved.stderr
+        assert re.search(r"^bundles +120 +[0-9a-f]{64}$", moved.stdout, re.MULTILINE), moved.stdout
+        assert moved.stdout == rehearsed.stdout  # row by row what was announced, and every log
+        assert f"database: {to}" in moved.stderr and (tmp_path / "data" / MOVED).is_file()
+        again = command("server", "move", "--to", to, "--owner", owner, "--dry-run", *data)
+        assert again.returncode == 66  # there is no file any more
+        settings = tmp_path / "server.yaml"
+        settings.write_text(json.dumps({"database": to, "data_dir": str(tmp_path / "data")}))
+        there = ("--config", str(settings))
+        found = json.loads(command("server", *there, "fsck", "--json").stdout)
+        assert (found["valid"], found["logs"]) == (True, before)
+        with running(tmp_path / "data", *there) as server:
+            assert sent(server, host, 3) == ["stored"] * 3
+            assert stopped(server)[0] == 0
+        made = command("server", *there, "backup", "--out", str(tmp_path / "backup"))
+        assert made.returncode == 0, made.stderr
+        assert json.loads(command("server", *there, "fsck", "--json").stdout)["valid"] is True
+        into = ("--data-dir", str(tmp_path / "new"))
+        restored = command("server", "restore", "--from", str(tmp_path / "backup"), *into)
+        assert restored.returncode == 0, restored.stderr
+        refused = command("server", "move", "--to", to, "--owner", owner, "--dry-run", *into)
+        assert (refused.returncode, "holds rows" in refused.stderr) == (77, True)  # the old one is not written over
+        assert json.loads(command("server", "fsck", "--json", *into).stdout)["logs"][0]["bundles"] == 123
+    finally:
+        asyncio.run(postgres.by_hand("postgres", f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+def sent(server: Running, host: FakeHost, count: int) -> list[str]:
+    """Bundles as a host delivers them, and when the last has its place in the log, what became of each."""
+    batch, said = [host.next() for _ in range(count)], list[str]()
+    with httpx2.Client(base_url=server.url, headers=host.headers, timeout=30) as client:
+        for at in range(0, count, 60):
+            part = batch[at : at + 60]
+            body = canonical({"protocol": 1, "bundles": [bundle.item for bundle in part], "gaps": []})
+            said += acknowledged(client.post("/api/v1/evidence", content=body), host, part)
+    return said
 
 
 def test_the_commands(tmp_path: Path, postgres: Postgres) -> None:

@@ -29,8 +29,8 @@ from compliance_agent.server.records import (
     Work,
 )
 from compliance_agent.server.store import fences, migration, rows, tables
-from compliance_agent.server.store.copying import Copied, Rows, Told, fill
-from compliance_agent.server.store.database import Database, translated
+from compliance_agent.server.store.copying import Copied, Rows, Told, fill, see_empty
+from compliance_agent.server.store.database import Database, Statements, translated
 from compliance_agent.server.store.engine import SqliteDatabase
 from compliance_agent.server.store.postgres import Address, PostgresDatabase
 from compliance_agent.server.store.reader import BoundReader
@@ -249,3 +249,22 @@ async def copy_all(source: SqlStore, owner: Address, told: Told = None) -> list[
         return await database.transaction(lambda statements: fill(statements, source.rows, told))
     finally:
         await database.close()
+
+
+async def look_at(target: Address, owner: Address) -> None:
+    """See that both roles reach a PostgreSQL database, and that nothing is in it.
+
+    Raises:
+        NotPermitted: it holds rows.
+        StorageError: one of them does not reach it.
+    """
+    for address, work in ((owner, see_empty), (target, _answers)):
+        database = PostgresDatabase(address)
+        try:
+            await database.transaction(work)
+        finally:
+            await database.close()
+
+
+async def _answers(statements: Statements) -> None:
+    await statements.execute(text("SELECT 1"))

@@ -78,6 +78,21 @@ def reading(statements: Statements) -> Read:
     return read
 
 
+async def see_empty(statements: Statements) -> None:
+    """A database without our tables, or with all of them empty.
+
+    Raises:
+        NotPermitted: it holds rows.
+    """
+    there = reading(statements)
+    for table in tables.metadata.sorted_tables:
+        made = (await statements.execute(text("SELECT to_regclass(:name)::text"), {"name": table.name})).scalar()
+        if made is not None and await there(select(literal(1)).select_from(table).limit(1)):
+            raise NotPermitted(
+                f"the target holds rows in {table.name}; nothing was written", hint="name a new database"
+            )
+
+
 async def fill(statements: Statements, read: Read, told: Told = None) -> list[Copied]:
     """Copy everything into an empty database within one transaction, and read it back there.
 
@@ -86,11 +101,7 @@ async def fill(statements: Statements, read: Read, told: Told = None) -> list[Co
         BadEvidence: what was read back is not what was read; nothing is kept when this ends the transaction.
     """
     there, copied, count = reading(statements), [], 0
-    for table in tables.metadata.sorted_tables:
-        if await there(select(literal(1)).select_from(table).limit(1)):
-            raise NotPermitted(
-                f"the target holds rows in {table.name}; nothing was written", hint="name a new database"
-            )
+    await see_empty(statements)
     for table in tables.metadata.sorted_tables:
         tally, names = Tally(table), tuple(column.name for column in table.columns)
         async for rows in pages(read, table):
