@@ -42,6 +42,9 @@ MOST_OFFERED = 16  # of one check-in; the server offers the others again
 MOST_REFUSED_AN_HOUR = 60  # that are recorded: a server that invents orders must not fill the chain
 NONCE_LIFE_S = 12 * 3_600.0  # then there is a new one, and the former is good for as long once more
 KEEP_TIME_EVERY = timedelta(minutes=1)
+STALE_AFTER_S = (
+    24 * 3_600.0
+)  # without a newer time that the server has signed: somebody may be keeping this host in the past
 
 
 class Store(Protocol):
@@ -155,6 +158,9 @@ class Orders:
         self._refusals: deque[float] = deque(maxlen=MOST_REFUSED_AN_HOUR)
         self._muted = False
         self._keys_said = ""
+        away_s = max(0.0, (parts.clock.now() - known.time).total_seconds()) if known.time is not None else 0.0
+        self._newest, self._fresh_at = known.time, parts.clock.monotonic() - away_s
+        self._stale = False
 
     # What delivery brings
 
@@ -180,6 +186,8 @@ class Orders:
         at = datetime.fromisoformat(text).astimezone(UTC)
         if at > (self._floor() or at - timedelta(seconds=1)):
             self._time, self._time_at = at, self._parts.clock.monotonic()
+        if self._newest is None or at > self._newest:  # the floor may run ahead of it by the two clocks' drift
+            self._newest, self._fresh_at = at, self._parts.clock.monotonic()
 
     def _floor(self) -> datetime | None:
         if self._time is None:
@@ -218,6 +226,7 @@ class Orders:
             except AgentError as error:
                 log.error("order.not_taken", code=error.code, at=where(error))
         await self._keep_time()
+        self._tell_freshness()
 
     async def _one(self, raw: bytes) -> None:
         sha256 = hashlib.sha256(raw).hexdigest()
@@ -409,6 +418,17 @@ class Orders:
         if at is not None and (self._time_kept is None or at - self._time_kept >= KEEP_TIME_EVERY):
             await self._call(lambda: self._store.keep_time(at))
             self._time_kept = at
+
+    def _tell_freshness(self) -> None:
+        """Say once that the server's signed time stands still, and once that it goes on; checks and cures do so all the time."""
+        if self._config.order_keys_file is None or self._config.mcp_url is None:
+            return
+        stale = self._parts.clock.monotonic() - self._fresh_at >= STALE_AFTER_S
+        if stale and not self._stale:
+            log.error("order.time_stale")
+        elif self._stale and not stale:
+            log.info("order.time_fresh")
+        self._stale = stale
 
     async def _call(self, fn: Callable[[], Any]) -> Any:
         return await self._store.database.call(fn)

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from compliance_agent.adapters.database import Database
 from compliance_agent.adapters.order_store import OrderStore
 from compliance_agent.agent import ComplianceAgent
 from compliance_agent.core import orders
 from compliance_agent.core.order_keys import KINDS
-from compliance_agent.ordering import MOST_REFUSED_AN_HOUR, NONCE_LIFE_S
+from compliance_agent.ordering import MOST_REFUSED_AN_HOUR, NONCE_LIFE_S, Orders
 from tests import order_keys
 from tests.order_keys import ANNA, BEN, MALLORY, signed
 from tests.order_scene import OrderScene
@@ -241,6 +242,63 @@ async def test_the_time_that_was_signed_survives_a_restart(scene: OrderScene) ->
     await scene.give(agent, scene.signed("approve"))  # 15 minutes from a clock that is a day behind
     assert scene.ended()[-1][2] == "order_expired"
     assert untouched(scene)
+
+
+async def freshness(scene: OrderScene, hours: float) -> list[str]:
+    """What is said of the server's time in a turn, so many hours later."""
+    scene.clock.advance(hours * 3_600)
+    with structlog.testing.capture_logs() as logged:
+        await live(scene).orders.run()
+    return [item["event"] for item in logged if item["event"].startswith("order.time")]
+
+
+async def test_a_server_time_that_stands_still_for_a_day_is_said_once_and_so_is_its_end(scene: OrderScene) -> None:
+    """RELIABILITY 3.2, freeze: whoever keeps the host from the server's words is noticed; the host goes on."""
+    live(scene).orders.saw_time(stamp(scene))
+    assert await freshness(scene, 23.9) == []
+    assert await freshness(scene, 0.2) == ["order.time_stale"]
+    assert await freshness(scene, 24) == []
+    scene.server.down, looks = True, scene.detector.looks
+    await scene.cycle(live(scene))
+    assert scene.detector.looks > looks, "checks go on"
+    live(scene).orders.saw_time("2020-01-01T00:00:00.000000Z")  # an old word played back is no new one
+    assert await freshness(scene, 0) == []
+    scene.clock.step(-7 * 86_400)  # nor does a wall clock that is set back help
+    assert await freshness(scene, 0) == []
+    scene.clock.step(7 * 86_400)
+    live(scene).orders.saw_time(stamp(scene))
+    assert await freshness(scene, 0) == ["order.time_fresh"]
+
+
+async def test_a_host_whose_clock_runs_fast_is_not_told_that_the_server_stands_still(scene: OrderScene) -> None:
+    """The server's word comes each hour, a second later each time than this host has counted."""
+    for late_s in range(1, 60):
+        said = scene.clock.now() + timedelta(hours=1, seconds=-late_s)
+        assert await freshness(scene, 1) == []
+        live(scene).orders.saw_time(said.strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
+
+
+async def test_a_day_that_passed_while_the_agent_was_off_counts(scene: OrderScene) -> None:
+    live(scene).orders.saw_time(stamp(scene))
+    await live(scene).orders.run()
+    scene.clock.advance(25 * 3_600)
+    await scene.restart()
+    assert await freshness(scene, 0) == ["order.time_stale"]
+
+
+async def test_planted_a_host_that_believes_any_word_to_be_new_is_caught(
+    scene: OrderScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def believing(self: Any, _text: str) -> None:
+        self._fresh_at = self._parts.clock.monotonic()
+
+    monkeypatch.setattr(Orders, "saw_time", believing)
+    with pytest.raises(AssertionError):
+        await test_a_server_time_that_stands_still_for_a_day_is_said_once_and_so_is_its_end(scene)
+
+
+def stamp(scene: OrderScene) -> str:
+    return scene.clock.now().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 async def test_an_order_that_was_kept_back_dies_with_its_nonce_whatever_the_clock_says(scene: OrderScene) -> None:

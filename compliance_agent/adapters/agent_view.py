@@ -165,7 +165,7 @@ class AgentView:
 
     def orders(self, most: int) -> dict[str, Any] | None:
         """The number of the last order taken, whether a stop stands, and the newest orders; None in an older state."""
-        known = self._rows("order_state", "SELECT counter, stopped FROM order_state")
+        known = self._rows("order_state", "SELECT counter, stopped, time FROM order_state")
         if not known:
             return None
         rows = self._rows(
@@ -175,7 +175,8 @@ class AgentView:
         )
         names = ("at", "order_id", "kind", "state", "outcome", "error")
         recent = [dict(zip(names, (value or None for value in row), strict=True)) for row in rows]
-        return {"counter": known[0][0], "stopped": bool(known[0][1]), "recent": recent}
+        counter, stopped, time = known[0]
+        return {"counter": counter, "stopped": bool(stopped), "server_time": time or None, "recent": recent}
 
     def paused(self) -> bool:
         """Whether a person paused healing."""

@@ -79,7 +79,8 @@ def _log(log: dict[str, Any] | None, has_witnesses: bool, now: datetime) -> dict
 def _orders(orders: dict[str, Any] | None) -> dict[str, Any] | None:
     if orders is None:
         return None
-    return {**orders, "recent": [{**item, "at": utc(parsed(item["at"]))} for item in orders["recent"]]}
+    recent = [{**item, "at": utc(parsed(item["at"]))} for item in orders["recent"]]
+    return {**orders, "server_time": utc(parsed(orders["server_time"])), "recent": recent}
 
 
 def _age_s(at: datetime | None, now: datetime) -> int | None:
