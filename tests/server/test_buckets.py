@@ -26,8 +26,10 @@ from compliance_agent.server.restore import restore
 from compliance_agent.server.services.fsck import Fsck
 from compliance_agent.server.services.readopt import Readopt
 from compliance_agent.server.settings import ServerSettings
+from compliance_agent.server.store import Address
 from tests.server.buckets import ObjectStore, object_store
-from tests.server.builder import FakeHost, Server, acknowledged, serving
+from tests.server.builder import FakeHost, Server, Signed, acknowledged, serving
+from tests.server.test_following import replicas, sequenced
 from tests.server.test_sequencer import later, reasons, settled
 
 SITE, YEAR = "clinic-1", 2026
@@ -119,6 +121,29 @@ async def test_what_one_server_wrote_another_one_serves(tmp_path: Path, store: O
         assert services.log_files.known() == services.log_heads.known() == [(SITE, YEAR)]
         note = services.log_files.published(SITE, YEAR)
         assert note is not None and Checkpoint.parse(Note.parse(note).text) == head
+
+
+async def test_two_replicas_on_one_database_and_one_bucket(
+    tmp_path: Path, store: ObjectStore, postgresql: Address
+) -> None:
+    """Whoever takes the evidence, the one on duty writes the files, once; both serve them, and receipts come from either."""
+    name = store.new()
+    async with replicas(tmp_path, postgresql, **store.settings(name)) as servers:
+        host, batch = await servers[0].enrolled(), list[Signed]()
+        for count, server in ((1, servers[0]), (90, servers[1]), (100, servers[0]), (100, servers[1])):
+            batch = [host.next() for _ in range(count)]
+            assert acknowledged(await server.deliver(host, *batch), host, batch) == ["stored"] * count
+            await sequenced(*servers)
+            assert head_of(servers[0]) == head_of(servers[1])
+        ids = {"protocol": 1, "bundles": [bundle.document["bundle_id"] for bundle in batch[-3:]]}
+        for server in servers:
+            reply = await server.post("/api/v1/receipts", ids, headers=host.headers)
+            assert None not in reply.json()["receipts"] and len(reply.json()["receipts"]) == 3
+            assert (await reasons(server), await problems(server)) == ((200, []), [])
+        versions = store.client.list_object_versions(Bucket=name, Prefix=f"msp/log/{SITE}/{YEAR}/tile/")["Versions"]
+        keys = [item["Key"] for item in versions]
+        assert len(keys) == len(set(keys)), "no tile was written twice"
+        assert head_of(servers[0]).size == 293
 
 
 async def test_a_server_moves_from_its_directory_to_a_bucket(tmp_path: Path, store: ObjectStore) -> None:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ OURS = (SITE, 2026)
 
 
 @asynccontextmanager
-async def replicas(root: Path, address: Address) -> AsyncIterator[list[Server]]:
+async def replicas(root: Path, address: Address, **settings: Any) -> AsyncIterator[list[Server]]:
     """Two, of which the first one sequences everything; nothing happens by itself but rounds."""
     clock = Hands()
     async with AsyncExitStack() as stack:
@@ -36,7 +37,14 @@ async def replicas(root: Path, address: Address) -> AsyncIterator[list[Server]]:
                 shutil.copytree(root / "a" / "keys", root / "b" / "keys")
             found.append(
                 await stack.enter_async_context(
-                    serving(root / name, clock=clock, database=address.url, duty_lease_s=300, log_interval_ms=60_000)
+                    serving(
+                        root / name,
+                        clock=clock,
+                        database=address.url,
+                        duty_lease_s=300,
+                        log_interval_ms=60_000,
+                        **settings,
+                    )
                 )
             )
         yield found
