@@ -15,6 +15,9 @@ from pathlib import Path
 
 from compliance_agent.errors import NoInput, NotPermitted, StorageError, StorageForbidden, StorageFull
 
+RUN = os.urandom(
+    4
+).hex()  # in names of files that are being written: two containers may share a directory, and a process id
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -97,7 +100,7 @@ def replaced_handle(path: Path, mode: int = 0o600, *, owner: tuple[int, int] | N
     Raises:
         StorageError: as `write_file`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{RUN}.tmp")
     try:
         handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
         try:
@@ -149,7 +152,7 @@ def create_file(path: Path, content: bytes, mode: int = 0o600) -> bool:
     if os.path.lexists(path):
         return False
     make_directory(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{RUN}.new")
     write_file(temporary, content, mode)
     try:
         os.link(temporary, path, follow_symlinks=False)

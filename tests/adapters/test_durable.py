@@ -107,7 +107,7 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_planted_link_in_place_of_the_temporary_file_is_not_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
-    (tmp_path / f".state.{os.getpid()}.tmp").symlink_to(victim)
+    (tmp_path / f".state.{os.getpid()}-{durable.RUN}.tmp").symlink_to(victim)
     with pytest.raises(StorageError, match="ELOOP"):
         write_file(tmp_path / "state", b"x")
     assert victim.read_bytes() == b"precious"

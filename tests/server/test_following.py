@@ -16,8 +16,10 @@ from compliance_agent.log.merkle import hash_leaf, root_of
 from compliance_agent.log.note import Note
 from compliance_agent.log.proof import Proof
 from compliance_agent.log.tiles import ENTRIES, Tile
+from compliance_agent.server.app import _watch
 from compliance_agent.server.services import duties as desk
 from compliance_agent.server.services.duties import Duties
+from compliance_agent.server.services.watching import LOOKS
 from compliance_agent.server.store import Address
 from tests.server.builder import FakeHost, Hands, Server, acknowledged, serving
 
@@ -177,6 +179,26 @@ async def test_a_follower_remembers_what_a_restored_database_does_not(tmp_path: 
         )
         await second.services.sequencer.follow()
         assert second.services.board.stopped == {SITE: "log_restored"}
+
+
+async def test_one_watches_over_what_all_say_of_themselves(tmp_path: Path, postgresql: Address) -> None:
+    async with replicas(tmp_path, postgresql) as (first, second):
+        second.services.board.stopped[SITE] = "log_forked"
+        await second.services.duties.look()
+        await first.services.duties.look()
+
+        async def watched(server: Server) -> list[str]:
+            watch = _watch(server.services)
+            for _ in range(LOOKS):
+                await watch.look()
+            return [one.cause.kind for one in await server.services.alarms.all() if one.closed_at is None]
+
+        assert await watched(second) == [], "it is not its duty"
+        assert await watched(first) == ["log_still"]
+        second.services.board.stopped.clear()
+        await second.services.duties.look()
+        await first.services.duties.look()
+        assert await watched(first) == []
 
 
 # --- one is stopped, and goes on ------------------------------------------------------------------
