@@ -120,6 +120,7 @@ def main() -> None:
         database=option("--database"),
         alerts_file=Path(alerts) if alerts else None,
         duty_lease_s=int(lease or 10),
+        host_requests_per_min=0,  # who sends again ten times a second while it is away is not what is asked about
     )
     child = 0
     for order in iter(sys.stdin.readline, ""):

@@ -117,7 +117,7 @@ class Sender:
                 if error.status != self.comes_again_at:
                     self.refused.append(error.line)
                     return
-                self.stopping.wait(0.01)
+                self.stopping.wait(0.05)
                 continue
             except AgentError as error:
                 self.refused.append(error.line)
