@@ -25,6 +25,7 @@ from compliance_agent.errors import AgentError
 T = TypeVar("T")
 R = TypeVar("R")
 AHEAD = 4  # batches a worker has waiting, so that it never waits
+_UNTOLD = 64  # results for each worker that may wait for one that takes long
 
 
 def in_order(work: Callable[[T], R], batches: Iterable[T], *, count: int) -> Iterator[R]:
@@ -91,7 +92,7 @@ class _Pool:
         exhausted = False
         while not exhausted or held or any(queues.values()):
             for end, queue in sorted(queues.items(), key=lambda item: len(item[1])):
-                while len(queue) < AHEAD and not exhausted and sent - done < 4 * AHEAD * len(queues):
+                while len(queue) < AHEAD and not exhausted and sent - done < _UNTOLD * len(queues):
                     batch = held.popleft() if held else next(waiting, None)
                     if batch is None:
                         exhausted = True

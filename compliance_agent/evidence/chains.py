@@ -61,15 +61,20 @@ class Tagger:
     """Short stand-ins for digests and names; equal ones are of equal things, within one run."""
 
     def __init__(self) -> None:
-        self._key = os.urandom(32)
+        key = os.urandom(32)
+        self._long, self._brief = (hashlib.blake2b(digest_size=size, key=key) for size in (16, 8))
         self.short = functools.lru_cache(4_096)(self._short)
 
     def tag(self, text: str) -> bytes:
         """16 bytes."""
-        return hashlib.blake2b(text.encode(), digest_size=16, key=self._key).digest()
+        digest = self._long.copy()
+        digest.update(text.encode())
+        return digest.digest()
 
     def _short(self, text: str) -> bytes:
-        return hashlib.blake2b(text.encode(), digest_size=8, key=self._key).digest()
+        digest = self._brief.copy()
+        digest.update(text.encode())
+        return digest.digest()
 
 
 def microseconds(text: str) -> int:

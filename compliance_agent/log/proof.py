@@ -17,7 +17,7 @@ _HEADER = "c2sp.org/tlog-proof@v1"
 _PLAIN = re.compile(
     rb"c2sp\.org/tlog-proof@v1\nindex (0|[1-9][0-9]{0,17})\n((?:[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=\n){0,63})\n"
 )
-_NEAR = 8 * 45  # of the lines, eight: entries that are near each other share the others
+_NEAR = 6 * 45  # of the lines, six: entries that are near each other share the others
 
 
 @functools.lru_cache(1_024)

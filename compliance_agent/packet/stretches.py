@@ -19,6 +19,7 @@ from compliance_agent.packet.archive import Container, Entry
 
 _DAY = re.compile(r"evidence/[^/]+/\d{4}/\d\d/\d\d")
 STRETCH = 1 << 17  # bytes of the directory
+TOGETHER = 1 << 20  # bytes of files beside the records that are read together
 MAX_OTHERS = 1_000_000  # files that are no record's
 _EVIDENCE, AFTER = "evidence/", "evidence0"  # in order of names, the first that follows all of them
 _FEW = 1 << 12
@@ -80,14 +81,25 @@ def _at(container: Container, line: int) -> Entry:
 
 
 def batches(container: Container) -> Iterator[Batch]:
-    """The whole directory; the files of a record are never parted, and a file beside them, which may be long, is alone."""
+    """The whole directory; the files of a record are never parted, and a long file beside them is alone."""
     start, after = container.directory, _after(container)
     while start < container.end:
         of_records = _at(container, start).name.startswith(_EVIDENCE)
-        end = _cut(container, start + (STRETCH if of_records else 1))
+        end = _cut(container, start + STRETCH) if of_records else _few(container, start)
         end = min(end, after) if start < after else end
         yield Batch(start, end)
         start = end
+
+
+def _few(container: Container, start: int) -> int:
+    """Where the lines end of files beside the records that are together not long; of the first, where that is long itself."""
+    end, length = start, 0
+    for entry in container.entries(start, together=_FEW):
+        length += entry.size
+        if end > start and (length > TOGETHER or entry.name.startswith(_EVIDENCE)):
+            break
+        end = entry.line + entry.line_length
+    return end
 
 
 def _cut(container: Container, at: int) -> int:

@@ -79,5 +79,7 @@ def _cells(record: Record) -> list[str]:
 
 
 def _summary(said: Mapping[str, Any]) -> str:
+    if said["check"] and said["result"] and not said["states"] and said["post_result"] is None:  # most say one thing
+        return f"{said['result']}=1"
     stated = [result for _, result, _ in statements(said)]
     return " ".join(f"{result}={stated.count(result)}" for result in RESULTS if result in stated)

@@ -86,13 +86,16 @@ def above_of(path: str) -> str:
 def test_a_directory_in_stretches_is_the_directory(large: Path, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
     """Each line once and in order, and the files of a record in one of them."""
     monkeypatch.setattr(stretches, "STRETCH", length)
+    monkeypatch.setattr(stretches, "TOGETHER", length)
     container = archive.opened(large.read_bytes())
     cut = [list(container.entries(batch.start, batch.end)) for batch in stretches.batches(container)]
     whole = list(archive.in_order(container))
     assert [entry for batch in cut for entry in batch] == whole
     for before, after in itertools.pairwise(cut):
         assert not before[-1].name.startswith("evidence/") or above(before[-1]) != above(after[0])
-        assert before[-1].name.startswith("evidence/") or len(before) == 1  # a file beside the records is alone
+        assert len({entry.name.startswith("evidence/") for entry in before}) == 1
+        if not before[0].name.startswith("evidence/"):  # a long file beside the records is alone
+            assert len(before) == 1 or sum(entry.size for entry in before) <= length
     assert stretches.beside(container) == {e.name: e for e in whole if not e.name.startswith("evidence/")}
 
 
