@@ -48,7 +48,7 @@ def test_the_way_of_an_order_from_draft_to_what_a_host_takes(tmp_path: Path) -> 
             for name in ("jo", "kim"):
                 assert run("server", "user", "add", name, *password, "--data-dir", data).status == 0
             token = tmp_path / "token"
-            token.write_text(run("server", "user", "token", "jo", "--data-dir", data).out)
+            token.write_text(run("server", "operator-token", "create", "jo", "--data-dir", data).out)
             token.chmod(0o600)
             entries = [_key(tmp_path, name) for name in ("anna", "ben")]
 

@@ -240,7 +240,10 @@ async def test_the_session_s_server_is_started_anew_when_all_who_held_it_are_gon
     """A worker of pytest-xdist may end before another one comes to its first test here."""
     first, handle = shared(tmp_path)
     os.close(handle)
-    second, handle = shared(tmp_path)  # the first is ending, or has ended
+    async with asyncio.timeout(60):
+        while first.directory.exists():
+            await asyncio.sleep(0.01)
+    second, handle = shared(tmp_path)
     try:
         third, another = shared(tmp_path)
         os.close(another)

@@ -170,7 +170,7 @@ def test_commands_say_what_is_wrong(tmp_path: Path) -> None:
         assert (done.returncode, "Traceback" in done.stderr) == (status, False), done.stderr
     added = command("server", "user", "add", "j.doe", "--data-dir", directory, said="correct horse battery\n")
     assert added.returncode == 0, added.stderr
-    token = command("server", "user", "token", "j.doe", "--data-dir", directory)
+    token = command("server", "operator-token", "create", "j.doe", "--data-dir", directory)
     assert token.stdout.startswith("cao1.")
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from compliance_agent.server.services.proving import Line, State, Witness
 from tests.server.builder import Server
-from tests.server.test_cosigning import Way, World, down
+from tests.server.test_cosigning import Way, World, down, settled
 
 pytestmark = pytest.mark.anyio
 
@@ -18,6 +18,7 @@ async def shown(server: Server) -> tuple[Line, tuple[Witness, ...]]:
     host = await server.enrolled()
     bundle = host.next()
     await server.deliver(host, bundle)
+    await settled(server)
     reader = server.services.store.for_sites({"clinic-1"})
     proven = await server.services.prover(reader).prove(bundle.document["bundle_id"])
     log = await server.services.logbook(reader).log("clinic-1")

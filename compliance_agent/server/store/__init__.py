@@ -107,7 +107,8 @@ class SqlStore:
             func.count().filter(c.forks > 0).label("forked"),
             func.count(c.contested_at).label("contested"),
         )
-        found = await self._all(select(*alike, *counts).where(c.rotated_to.is_(None)).group_by(*alike))
+        everywhere = c.site_id.in_(await self.all_sites())  # a statement on tenants' rows names its sites, these too
+        found = await self._all(select(*alike, *counts).where(everywhere, c.rotated_to.is_(None)).group_by(*alike))
         flags = ("revoked", "waiting", "silent")
         return [HostGroup(**{**row, **{name: bool(row[name]) for name in flags}}) for row in found]
 
