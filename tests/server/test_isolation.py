@@ -196,7 +196,7 @@ def _bound(sql: str) -> bool:
 
 
 def _by_secret(sql: str) -> bool:
-    """Who comes with a secret (API key, token), or asks for ids or counts alone, is not bound yet; these give no rows away."""
+    """Who comes with a secret (API key, token), or asks for ids alone, is not bound yet; these give no rows away."""
     where = sql.partition("WHERE")[2].strip()
     return where.startswith(
         ("api_keys.hash = ", "enrol_tokens.hash = ", "host_certificates.fingerprint = ", "sites.client_id = ")
@@ -204,7 +204,6 @@ def _by_secret(sql: str) -> bool:
         (
             "SELECT sites.site_id \nFROM sites",
             "SELECT hosts.epoch \nFROM hosts",
-            "SELECT hosts.site_id, hosts.revoked_at IS NOT NULL AS revoked",  # counts for /metrics, no host among them
         )
     )
 
