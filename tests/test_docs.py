@@ -96,6 +96,13 @@ def test_every_link_inside_the_repository_leads_somewhere(page: Path) -> None:
     assert [target for target in inside if not (page.parent / target).exists()] == []
 
 
+def test_decisions_are_numbered_in_a_row_and_by_their_titles() -> None:
+    pages = sorted((DOCS / "adr").glob("*.md"))
+    numbers = [int(page.name[:4]) for page in pages]
+    assert numbers == list(range(1, len(pages) + 1))
+    assert [page.read_text("utf-8").split(".")[0] for page in pages] == [f"# {number}" for number in numbers]
+
+
 def test_every_path_of_ours_in_the_readme_exists() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     paths = re.findall(r"`((?:compliance_agent|docs|tests)/[\w./-]+)`", text)
