@@ -224,7 +224,7 @@ class ComplianceAgent(Life):
         """Run until the shutdown event is set, by a signal or by a caller; then drain and close within 10 seconds.
 
         Args:
-            handle_signals: take SIGTERM, SIGINT and SIGHUP; not for several agents in one process.
+            handle_signals: take SIGTERM and SIGINT; not for several agents in one process.
         """
         if self.running:
             log.warning("agent.already_running")

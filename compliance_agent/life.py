@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import contextlib
 import random
 import signal
 from collections.abc import Coroutine
@@ -79,8 +80,18 @@ class Life(abc.ABC):
         self.shutdown_event.set()
 
     def take_signals(self, former: Life | None = None) -> None:
-        """As `_setup_signal_handlers`; what was asked of the one before while this one was made is asked of this one."""
+        """As `_setup_signal_handlers`, and SIGHUP sets `reload_event`; what was asked of the one before while this one was made is
+        asked of this one.
+        """
         self._setup_signal_handlers()
+        loop = asyncio.get_running_loop()
+
+        def hang_up(_signum: int, _frame: FrameType | None) -> None:
+            self.reload_event.set()
+            loop.call_soon_threadsafe(lambda: None)
+
+        with contextlib.suppress(ValueError):  # said already
+            signal.signal(signal.SIGHUP, hang_up)
         if former is None:
             return
         if former.reload_event.is_set():
@@ -90,28 +101,23 @@ class Life(abc.ABC):
             self.end()
 
     def _setup_signal_handlers(self) -> None:
-        """SIGTERM and SIGINT end the loop after what is under way, SIGHUP sets `reload_event`; outside the main thread there are no
-        signals to take.
-        """
-        self._loop = asyncio.get_running_loop()
+        """SIGTERM and SIGINT end the loop after what is under way; outside the main thread there are no signals to take."""
 
         def signal_handler(signum: int, _frame: FrameType | None) -> None:
-            if signum == signal.SIGHUP:
-                self.reload_event.set()
-            else:
-                self._signal = int(signum)
-                self.end()
+            self._signal = int(signum)
+            self.end()
             if self._loop is not None and self._loop.is_running():
                 self._loop.call_soon_threadsafe(lambda: None)  # wakes a loop that waits for nothing but time
 
         try:
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, signal_handler)
+            signal.signal(signal.SIGTERM, signal_handler)
+            signal.signal(signal.SIGINT, signal_handler)
         except ValueError:
             log.info("agent.no_signals")
 
     async def _run_loop(self) -> None:
         """Iterations at the poll interval, +-10 %; one at a time; an error waits a minute and never ends the loop."""
+        self._loop = asyncio.get_running_loop()
         while self.running and not self.shutdown_event.is_set():
             started = self.clock.monotonic()
             pause = apply_jitter(float(self._interval_s()), jitter_pct=JITTER_PCT, rng=self._rng)

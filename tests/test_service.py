@@ -125,7 +125,9 @@ def terminate() -> None:
 
 
 @pytest.fixture
-def signals_given_back() -> Iterator[None]:
+def signals_given_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is one for the whole process is as it was: who takes signals, and where the log goes."""
+    monkeypatch.setattr(service, "configure", lambda _level: None)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     yield
     for number, handler in before.items():

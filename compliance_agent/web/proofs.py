@@ -93,6 +93,7 @@ STILL: Mapping[str, str] = {
     "checkpoint_unusable": "A checkpoint cannot be read, or does not verify under the log's key.",
     "tile_conflict": "A file of the log holds other bytes than it must.",
     "sequenced_elsewhere": "Another process has grown this log.",
+    "log_behind": "This replica has not yet read what another one has signed.",
     "write_unknown": "It is not known whether a write became durable.",
     "unpublished": "The year ended with entries that no checkpoint covers.",
     "sequencer_crashed": "A fault in the sequencer; it was logged.",

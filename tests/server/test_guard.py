@@ -60,7 +60,9 @@ async def listening(app: App, most: int = 100) -> AsyncIterator[int]:
     state = uvicorn.Server(config).server_state
     with socket.create_server(("127.0.0.1", 0), backlog=4_096) as listener:
         server = await asyncio.get_running_loop().create_server(
-            lambda: protocol(config=config, server_state=state, app_state={}), sock=listener
+            lambda: protocol(config=config, server_state=state, app_state={}),
+            sock=listener,
+            backlog=4_096,  # or it listens again, with a queue of a hundred
         )
         try:
             yield listener.getsockname()[1]

@@ -132,7 +132,7 @@ async def test_every_table_of_a_clinic_carries_its_site() -> None:
         "identities",
         "flows",
     }
-    assert without == {"nonces", "prune_never", "alert_outbox", *people}
+    assert without == {"nonces", "prune_never", "alert_outbox", "duties", "replicas", *people}
 
 
 async def test_the_schema_is_written_for_postgresql_too() -> None:
