@@ -25,7 +25,7 @@ from compliance_agent.errors import AgentError
 T = TypeVar("T")
 R = TypeVar("R")
 AHEAD = 4  # batches a worker has waiting, so that it never waits
-_UNTOLD = 64  # results for each worker that may wait for one that takes long
+_UNTOLD = 16  # results for each worker that may wait for one that takes long
 
 
 def in_order(work: Callable[[T], R], batches: Iterable[T], *, count: int) -> Iterator[R]:
