@@ -42,7 +42,7 @@ def has_groups(file: str) -> bool:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     if config.getvalue("dist") != "loadgroup":
         return None
-    from xdist.scheduler import LoadGroupScheduling  # type: ignore[import-untyped]
+    from xdist.scheduler import LoadGroupScheduling  # type: ignore[import-untyped]  # it has no types
 
     scheduler = LoadGroupScheduling(config, log)
     usual = scheduler._split_scope

@@ -172,9 +172,11 @@ def bench_fleet() -> list[Figure]:
     """A fleet that polls over kept connections: how long a check-in takes, and what a host costs the server."""
     from compliance_agent.lab.bench_fleet import Fleet, percentile, run
 
-    given = {name: os.environ.get(f"BENCH_{name.upper()}") for name in ("hosts", "poll_s", "connect_s", "seconds")}
-    asked = {name: float(value) for name, value in given.items() if value}
-    fleet = Fleet(**(asked | {"hosts": int(asked.get("hosts", Fleet.hosts))}))  # type: ignore[arg-type]  # whole by now
+    given = {name: os.environ.get(f"BENCH_{name.upper()}") for name in ("poll_s", "connect_s", "seconds")}
+    fleet = Fleet(
+        int(os.environ.get("BENCH_HOSTS") or Fleet.hosts),
+        **{name: float(value) for name, value in given.items() if value},
+    )
     with tempfile.TemporaryDirectory(prefix="compliance-bench-", dir=_disk()) as scratch:
         seen = run(Path(scratch) / "server", fleet, os.environ.get("BENCH_DATABASE"))
     p99, load, failed = percentile(seen.checkins_s, 99), seen.server_cpu_s / seen.seconds, sum(seen.failed.values())

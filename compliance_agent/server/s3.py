@@ -234,7 +234,7 @@ class Bucket:
     @contextmanager
     def _asked(self, act: str, name: str) -> Iterator[None]:
         """One request: what boto3 raises becomes ours. Only codes of the answer are said, never its text."""
-        from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
+        from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]  # it has no types
         from urllib3.exceptions import HTTPError
 
         try:
@@ -283,8 +283,8 @@ def bucket(place: Place, credentials_file: Path | None = None) -> Bucket:
         ConfigError: boto3 is not installed, or the credentials file cannot be used.
     """
     try:
-        import botocore.session  # type: ignore[import-untyped]
-        from botocore.config import Config  # type: ignore[import-untyped]
+        import botocore.session  # type: ignore[import-untyped]  # it has no types
+        from botocore.config import Config  # type: ignore[import-untyped]  # it has no types
     except ImportError as error:
         raise ConfigError("blobs: boto3 is not installed", hint="pip install compliance-agent[server,s3]") from error
     session = botocore.session.Session()

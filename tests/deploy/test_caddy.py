@@ -128,7 +128,7 @@ def settled(url: str, verify: ssl.SSLContext | bool) -> None:
                 return
         except httpx2.HTTPError:
             pass
-        time.sleep(0.1)
+        time.sleep(0.1)  # a process of its own, which tells nobody when it is ready
     raise AssertionError("caddy does not hand anything on")
 
 

@@ -7,7 +7,7 @@ import random
 from types import SimpleNamespace
 from typing import Any, cast
 
-import pymerkle  # type: ignore[import-untyped]
+import pymerkle  # type: ignore[import-untyped]  # it has no types
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

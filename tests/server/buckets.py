@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import boto3  # type: ignore[import-untyped]
+import boto3  # type: ignore[import-untyped]  # it has no types
 from moto.server import ThreadedMotoServer
 
 from compliance_agent.server.s3 import Bucket, Place, bucket

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError  # type: ignore[import-untyped]
+from botocore.exceptions import ClientError  # type: ignore[import-untyped]  # it has no types
 
 from compliance_agent.errors import ConfigError, NoInput, StorageError, StorageForbidden
 from compliance_agent.server import s3
