@@ -26,7 +26,16 @@ from compliance_agent.remedies import actions
 from compliance_agent.remedies.plan import lines, resolve, target_of
 from compliance_agent.remedies.rollback import RollbackPoint
 from compliance_agent.remedies.spec import Action
-from compliance_agent.remedies.transaction import ENDINGS, Observe, Transaction, Trouble, World, attempt, capture
+from compliance_agent.remedies.transaction import (
+    ENDINGS,
+    LEAVE_ENDED,
+    Observe,
+    Transaction,
+    Trouble,
+    World,
+    attempt,
+    capture,
+)
 from compliance_agent.site_lease import NoLease
 
 if TYPE_CHECKING:
@@ -42,6 +51,7 @@ SETTLE_S = (0.0, 1.0, 3.0)
 CODES = {
     **ENDINGS,
     **{f"check_{result.value}": "what the check said after the cure" for result in Result if result is not Result.PASS},
+    LEAVE_ENDED: "the leave of the site to disturb users ran out in the middle of the cure, which was stopped and undone",
     "not_restored": "the undo reported success, and the former state is not back",
     "recovery_pending": "a cure that was cut off has to be ended first",
     "unknown_action": "the cure that was cut off used an action that this version does not have",
@@ -54,6 +64,10 @@ class Lease(Protocol):
 
     async def take(self, drift: DriftResult, work_s: float) -> NoLease | None:
         """Ask; None when it is given."""
+        ...
+
+    def left_s(self) -> float:
+        """Seconds for which it lasts, as far as is known now."""
         ...
 
     async def release(self) -> None:
@@ -329,7 +343,8 @@ class HealingEngine:
         point = self._point(drift, drift.plan, captured, now)
         self._held.pop(drift.check, None)
         log.info("healing.begun", check_id=drift.check, steps=len(chosen))
-        world = self._world()
+        lease = self._lease if drift.plan.disruptive else None
+        world = replace(self._world(), leave_s=lease.left_s if lease is not None else None)
         await world.journal.begin(point)
         result = await Transaction(world, point, chosen, self._for_people(point.check)).run()
         self._log_end(result)

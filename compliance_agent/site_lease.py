@@ -3,7 +3,8 @@
 The healing engine asks before a cure that users would notice, and lets go when the cure has ended and was looked at again. While
 the cure runs the lease is renewed. How long it lasts is counted from before it was asked for, by a clock that nobody sets. What is
 held stands in a file, so that after a crash it is given back once the cure is ended. The server counts (core/leases.py); when it
-cannot be asked, the host waits and says so. An undo does not wait: half a cure is worse than two hosts at a time.
+cannot be asked, the host waits and says so. A cure whose lease ends is stopped and undone; the undo does not wait: half a cure is
+worse than two hosts at a time.
 """
 
 from __future__ import annotations
@@ -93,6 +94,10 @@ class SiteLease:
         log.info("lease.held", check_id=drift.check, fence=answer.fence)
         self._renewal = asyncio.create_task(self._renew(life_s / 3))
         return None
+
+    def left_s(self) -> float:
+        """Seconds until what is held ends, unless it is renewed before; a cure goes on no longer (remedies/transaction.py)."""
+        return 0.0 if self._held is None else self._held.until - self._parts.clock.monotonic()
 
     async def release(self) -> None:
         """Give back what is held, or what a crash left; when the server cannot be told, it ends by itself."""

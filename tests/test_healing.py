@@ -304,6 +304,7 @@ class Leave:
 
     def __init__(self, answers: list[NoLease | None]) -> None:
         self.answers, self.asked = answers, list[str]()
+        self.left = [600.0]
 
     async def take(self, drift: DriftResult, work_s: float) -> NoLease | None:
         assert work_s > 0
@@ -312,6 +313,9 @@ class Leave:
 
     async def release(self) -> None:
         self.asked.append("released")
+
+    def left_s(self) -> float:
+        return self.left.pop(0) if len(self.left) > 1 else self.left[0]
 
     def close(self) -> None:
         """Nothing runs."""
@@ -328,6 +332,58 @@ async def test_a_disruptive_cure_needs_the_lease_where_one_is_asked_for(tmp_path
     assert (held_back.reason, held_back.not_before) == ("lease_busy", NOT_BEFORE)
     assert (await bench.engine.remediate(drift)).outcome == "success"
     assert lease.asked == ["taken", "released", "taken", "released"], "it lets go whatever came of it"
+    bench.database.close()
+
+
+@pytest.mark.parametrize(
+    ("left", "done"),
+    [
+        ([0.0], ["skipped", "skipped", "skipped"]),
+        ([9.0, 9.0, 9.0, 9.0, 9.0, 9.0, -1.0], ["ok", "ok", "skipped"]),
+        # The last step hangs: its leave is renewed once, runs out, and the step is stopped although its deadline is far.
+        ([9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 0.01, 0.01, 0.01, 0.01, -1.0], ["ok", "ok", "failed"]),
+    ],
+)
+async def test_a_cure_whose_leave_ends_is_stopped_and_undone_and_may_be_tried_again(
+    tmp_path: Path, left: list[float], done: list[str]
+) -> None:
+    bench = Bench(tmp_path, maintenance_window_start=time(0), maintenance_window_end=time(0))
+    hung = asyncio.Event()
+
+    async def never(*_: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            hung.set()
+
+    lease = Leave([None, None])
+    lease.left = left
+    hangs = replace(UNIT, apply=never, deadline_s=3_600.0)
+    bench.restart(lease=lease, table={**TABLE, "start_toy": hangs})
+    former = fingerprint(bench.host)
+    drift = replace(await bench.observe("toy"), plan=replace(PLAN, disruptive=True))
+    result = await asyncio.wait_for(bench.engine.remediate(drift), 5)
+    assert (result.outcome, result.reason, result.error) == ("reverted", "step_failed", "lease_ended")
+    assert [item.result for item in result.actions][:3] == done and hung.is_set() is ("failed" in done)
+    assert fingerprint(bench.host) == former and bench.engine.store.open_points() == ()
+    lease.left = [600.0]
+    bench.restart(lease=lease)
+    assert (await bench.engine.remediate(drift)).outcome == "success", "the target was not at fault"
+    bench.database.close()
+
+
+async def test_leave_that_is_renewed_lets_a_long_step_end(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, maintenance_window_start=time(0), maintenance_window_end=time(0))
+
+    async def slow(host: Any, args: Args) -> None:
+        await asyncio.sleep(0.05)
+        await UNIT.apply(host, args)
+
+    lease = Leave([None])
+    lease.left = [9.0] * 7 + [0.01] * 2 + [600.0]
+    bench.restart(lease=lease, table={**TABLE, "start_toy": replace(UNIT, apply=slow)})
+    drift = replace(await bench.observe("toy"), plan=replace(PLAN, disruptive=True))
+    assert (await bench.engine.remediate(drift)).outcome == "success"
     bench.database.close()
 
 

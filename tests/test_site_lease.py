@@ -139,6 +139,19 @@ async def test_it_is_renewed_while_the_cure_runs_and_not_after(scene: Scene) -> 
     assert scene.clock.waits.qsize() <= 1 and scene.desk.board.leases == ()
 
 
+async def test_how_long_it_lasts_is_counted_from_before_it_was_asked_for(scene: Scene) -> None:
+    first = scene.host("a")
+    assert first.left_s() <= 0, "nothing is held"
+    assert await first.take(DRIFT, 300) is None
+    assert first.left_s() == 600
+    await scene.clock.pass_wait()
+    assert first.left_s() == 600, "renewed"
+    scene.desk.fault = Unavailable("down")
+    assert [await scene.clock.pass_wait() for _ in range(3)] == [200] * 3
+    assert first.left_s() <= 0, "the server was not there to renew it"
+    first.close()
+
+
 async def test_a_host_that_dies_loses_it_and_its_old_token_is_worth_nothing(scene: Scene) -> None:
     first, second = scene.host("a"), scene.host("b")
     assert await first.take(DRIFT, 300) is None

@@ -34,6 +34,7 @@ ENDINGS = {
     "capture_failed": "the former state could not be read, so nothing was changed",
     "storage_failed": "the rollback point could not be kept, so nothing more was changed",
 }
+LEAVE_ENDED = "lease_ended"
 Observe = Callable[[str], Awaitable[DriftResult]]
 
 log = structlog.get_logger()
@@ -49,6 +50,8 @@ class World:
         journal: where the rollback point is kept.
         clock: time.
         settle_s: waits before each look after the cure, until one passes; services take a moment to come up.
+        leave_s: seconds for which users may still be disturbed, where that needs leave. Without any, no step begins or goes on;
+            undoing needs none.
     """
 
     host: ChangingHost
@@ -56,6 +59,7 @@ class World:
     journal: Journal
     clock: Clock
     settle_s: Sequence[float] = (0.0, 1.0, 3.0)
+    leave_s: Callable[[], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,8 @@ class Transaction:
             if self._did_its_part(seen):
                 return await self._keep(seen)
             trouble = Trouble("check_not_passed", f"check_{seen.result.value}")
-        return await self._undo_all(trouble, reject=trouble.reason != "storage_failed")
+        blameless = trouble.reason == "storage_failed" or trouble.code == LEAVE_ENDED
+        return await self._undo_all(trouble, reject=not blameless)
 
     async def resume(self) -> RemediationResult:
         """Bring a cure that was cut off to its end: keep it if the check passes, undo it otherwise."""
@@ -107,15 +112,38 @@ class Transaction:
 
     async def _apply_all(self) -> Trouble | None:
         for number, (action, step) in enumerate(zip(self.actions, self.point.plan.steps, strict=True)):
+            if self._leave_is_over():
+                self._skip_from(number)
+                return Trouble("step_failed", LEAVE_ENDED)
             trouble = await self._mark(number, "started")
             if trouble is None:
-                trouble = await self._timed(number, action.apply(self.world.host, step.args), "ok", "failed")
+                work = self._with_leave(action.apply(self.world.host, step.args))
+                trouble = await self._timed(number, work, "ok", "failed")
                 marked = await self._mark(number, "failed" if trouble else "done")
                 trouble = trouble or marked
             if trouble is not None:
                 self._skip_from(number + 1)
                 return trouble
         return None
+
+    def _leave_is_over(self) -> bool:
+        return self.world.leave_s is not None and self.world.leave_s() <= 0
+
+    async def _with_leave(self, work: Awaitable[None]) -> None:
+        """Await a step as long as there is leave, which may be renewed meanwhile; then it is stopped."""
+        if self.world.leave_s is None:
+            await work
+            return
+        doing = asyncio.ensure_future(work)
+        try:
+            while not doing.done():
+                if self._leave_is_over():
+                    raise StepFailed("the leave to disturb users ended in the middle of a step", code=LEAVE_ENDED)
+                await asyncio.wait({doing}, timeout=self.world.leave_s())
+            await doing
+        finally:
+            doing.cancel()
+            await asyncio.gather(doing, return_exceptions=True)
 
     async def _timed(self, number: int, work: Awaitable[None], good: str, bad: str) -> Trouble | None:
         """Do one piece of work within its action's deadline, and note how it went."""

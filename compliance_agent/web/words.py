@@ -146,6 +146,7 @@ GATES: Mapping[str, str] = {
     "canary_first": "Users would notice the cure; the host that was named to try it goes first.",
     "canary_unproven": "Users would notice the cure; the first host with it has not shown yet that it succeeded.",
     "canary_failed": "The cure failed on the first host of the site; a person has to look before others follow.",
+    "lease_ended": "The leave of the site to disturb users ran out in the middle of the cure, which was stopped and undone.",
     "lease_lost": "The leave of the site ran out.",
     "lease_server_down": "Users would notice the cure; the server that gives leave cannot be reached.",
     "lease_refused": "Users would notice the cure; the server refuses to give leave.",
