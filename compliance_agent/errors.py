@@ -138,6 +138,16 @@ class BadReply(AgentError):
     retryable = True
 
 
+class BadFrame(AgentError):
+    """Another process of this host sent what the protocol between them does not allow; `code` names the rule.
+
+    The connection is closed, and nothing that came over it half is used.
+    """
+
+    code = "bad_frame"
+    exit_status = 76
+
+
 class StorageError(AgentError):
     """Local storage failed: nothing that was not already durable may be promised; re-open and re-verify."""
 

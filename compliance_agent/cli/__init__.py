@@ -1,8 +1,8 @@
 """The `compliance-agent` command: one module of this package per subcommand, imported only when it is used.
 
 Data goes to standard output, talk to standard error. Exit status: 0 fine, 1 findings, 2 usage, then sysexits (65 bad evidence,
-66 no input, 69 unavailable, 70 a bug, 73 and 74 storage, 75 try again, 77 permission, 78 configuration), 130 Ctrl-C,
-141 closed pipe.
+66 no input, 69 unavailable, 70 a bug, 73 and 74 storage, 75 try again, 76 a broken local protocol, 77 permission,
+78 configuration), 130 Ctrl-C, 141 closed pipe.
 """
 
 from __future__ import annotations
