@@ -70,6 +70,7 @@ log = structlog.get_logger()
 # From a signal to the end of the process systemd and the specification give 10 s: what life.py gives the iteration under way, then
 # delivery, then closing.
 DRAIN_DELIVERY_S, DRAIN_CLOSE_S = 1.5, 1.5
+LONGEST_RECOVERY_S = 4 * 3_600.0  # each step of it ends by a deadline of its own
 LONGEST_ASKED_INTERVAL_S = 3_600  # a server may slow this host down, but not silence it for longer than a heartbeat
 TOUCHED = {Outcome.SUCCESS, Outcome.FAILED, Outcome.REVERTED}  # outcomes of a remediation that changed something
 _DEFAULT: Any = object()
@@ -234,6 +235,7 @@ class ComplianceAgent(Life):
             self._setup_signal_handlers()
         log.info("agent.started", site_id=self.config.site_id, host_id=self.config.host_id)
         try:
+            self.progress.step(LONGEST_RECOVERY_S)
             await self.recover()
             async with beside(self.config, self.clock):
                 await self._run_loop()
@@ -324,11 +326,15 @@ class ComplianceAgent(Life):
             await self.orders.record_again()
             detector = self._detector()
             look = self.drift_detector.check_all if detector is None else detector.check_due
-            drifted = await self._take_in(await settled(look()))
+            results = await settled(look())
+            self.progress.looked.set()
+            drifted = await self._take_in(results)
             await self.record_drills()
         finally:
             self._iterating = False
+        self.progress.step(self.config.upload_turn_sec)
         await self.delivery.turn()
+        self.progress.step()
         await self._do_orders()
         await self._rotate_key_if_due()
         if await self.client_certificate.keep():
@@ -440,7 +446,9 @@ class ComplianceAgent(Life):
     ) -> RemediationResult:
         """Ask for the cure; record what was done, or why nothing was when that has not been recorded yet."""
         start = self.clock.now()
+        self.progress.step(getattr(self.healing_engine, "longest_s", lambda _: 0.0)(drift))
         remediation = await self._remediated(drift)
+        self.progress.step()
         touched = remediation.outcome in TOUCHED or bool(remediation.actions)
         if touched:
             self.stats["remediations_attempted"] += 1

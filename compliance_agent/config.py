@@ -36,6 +36,8 @@ _IN_STATE_DIR = {
     "client_cert_file": "keys/client.pem",
 }
 LOG_KEY_NAME = "log-key"
+CREDENTIALS = "CREDENTIALS_DIRECTORY"
+LOADED = ("mcp_api_key_file", "mcp_server_key_file", "mcp_log_key_file", "mcp_ca_file", "witness_token_file")
 _CLOCK = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])")
 
 
@@ -261,7 +263,7 @@ class AgentConfig:
         for key in document:
             if key not in fields:
                 raise ConfigError(f"unknown key {key[:60]!r}{nearest(key, fields)}")
-        values = {**document, **_variables(environment, fields)}
+        values = {**_credentials(environment), **document, **_variables(environment, fields)}
         for name, field in fields.items():
             if name not in values and field.default is dataclasses.MISSING:
                 raise ConfigError(f"{name}: required (or set {PREFIX}{name.upper()})")
@@ -283,6 +285,13 @@ def _variables(environment: Mapping[str, str], fields: Mapping[str, Any]) -> dic
             raise ConfigError(f"unknown variable {variable[:60]}{nearest(variable, known)}")
         values[known[variable]] = value
     return values
+
+
+def _credentials(environment: Mapping[str, str]) -> dict[str, str]:
+    """What the service manager loaded for this service (LoadCredential=), by the names of the settings without `_file`."""
+    directory = environment.get(CREDENTIALS, "")
+    places = {name: f"{directory}/{name.removesuffix('_file')}" for name in LOADED}
+    return {name: path for name, path in places.items() if directory and os.path.lexists(path)}
 
 
 def _anchored(value: Any, hint: Any, base: Path) -> Any:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 APPROVAL_VALID_S = 7 * 86_400.0
 DOWN_AGAIN_WITHIN_S = 7 * 86_400.0
 SETTLE_S = (0.0, 1.0, 3.0)
+PARTS_OF_A_STEP = 5  # what blocks it, its former state, the change, the undo, whether the former state is back
 # What `error` of a result may say besides the codes of steps, blockers and storage; with ENDINGS and the gates' reasons
 # these are the words of healing in evidence.
 CODES = {
@@ -303,6 +304,15 @@ class HealingEngine:
             return Preview(drift.check, decision)
         steps = lines(plan, resolve(plan, self.table))
         return Preview(drift.check, decision, steps, target_of(plan), plan.disruptive, plan.disturbs)
+
+    def longest_s(self, drift: DriftResult) -> float:
+        """How long `remediate` takes at most: everything in it ends by a deadline, and this is their sum."""
+        if drift.plan is None:
+            return 0.0
+        entry = self.baseline.entries.get(drift.check)
+        looks = (len(self._settle_s) + 1) * (entry.deadline_s if entry is not None else 0.0) + sum(self._settle_s)
+        known = [self.table[step.action] for step in drift.plan.steps if step.action in self.table]
+        return looks + PARTS_OF_A_STEP * sum(action.deadline_s for action in known)
 
     @property
     def paused(self) -> bool:

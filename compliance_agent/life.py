@@ -22,6 +22,7 @@ from compliance_agent.delivery import code_of
 from compliance_agent.errors import StateInUse
 from compliance_agent.logs import where
 from compliance_agent.ports import Clock
+from compliance_agent.progress import Progress
 from compliance_agent.utils import apply_jitter
 
 log = structlog.get_logger()
@@ -45,6 +46,7 @@ class Life(abc.ABC):
         self.reload_event = asyncio.Event()
         self.clock = clock
         self.ticks_skipped = 0
+        self.progress = Progress(clock)
         self._rng = rng
         self._signal = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -119,6 +121,7 @@ class Life(abc.ABC):
         """Iterations at the poll interval, +-10 %; one at a time; an error waits a minute and never ends the loop."""
         self._loop = asyncio.get_running_loop()
         while self.running and not self.shutdown_event.is_set():
+            self.progress.step()
             started = self.clock.monotonic()
             pause = apply_jitter(float(self._interval_s()), jitter_pct=JITTER_PCT, rng=self._rng)
             if not await self._went_well(self._run_iteration(), iteration=True):
@@ -150,6 +153,7 @@ class Life(abc.ABC):
     async def _until_tick(self, tick: float, pause: float) -> None:
         """Pass the time to this tick, attending to what comes back late meanwhile."""
         while (left := tick - self.clock.monotonic()) > 0 and await self._wait(left):
+            self.progress.step()
             await self._went_well(self._late_turn(), iteration=False)
         missed = int((self.clock.monotonic() - tick) // pause)
         if missed > 0:
@@ -157,6 +161,7 @@ class Life(abc.ABC):
 
     async def _wait(self, seconds: float) -> bool:
         """Pass this time, or less when shutdown is asked for. Whether something came back late before it was over."""
+        self.progress.step(seconds)
         sleeping = asyncio.ensure_future(self.clock.sleep(seconds))
         stopping = asyncio.ensure_future(self.shutdown_event.wait())
         late = asyncio.ensure_future(self._late())

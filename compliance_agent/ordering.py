@@ -36,8 +36,10 @@ from compliance_agent.facts import LARGEST_INT, is_timestamp
 from compliance_agent.logs import where
 from compliance_agent.models import BundleKind, DriftResult, Outcome, RemediationResult, Result
 from compliance_agent.ports import Clock
+from compliance_agent.progress import Progress
 
 log = structlog.get_logger()
+LONGEST_LOOK_S = 3_600.0  # the longest deadline that a baseline may give a check
 MOST_OFFERED = 16  # of one check-in; the server offers the others again
 MOST_REFUSED_AN_HOUR = 60  # that are recorded: a server that invents orders must not fill the chain
 NONCE_LIFE_S = 12 * 3_600.0  # then there is a new one, and the former is good for as long once more
@@ -73,6 +75,7 @@ class Parts(Protocol):
     recording: Any
     key_rotation: Any
     clock: Clock
+    progress: Progress
 
     async def order_look(self, checks: Sequence[str], order_id: str) -> list[DriftResult]:
         """Look at these now; heal and record as after any look."""
@@ -221,6 +224,7 @@ class Orders:
         self._any.clear()
         offered, self._offered = self._offered, []
         for raw in sorted(offered, key=_rank):
+            self._parts.progress.step(LONGEST_LOOK_S)
             try:
                 await self._one(raw)
             except AgentError as error:

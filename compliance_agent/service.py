@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import structlog
 
+from compliance_agent.adapters.notify import Notify
 from compliance_agent.agent import ComplianceAgent
 from compliance_agent.baseline import load
 from compliance_agent.config import AgentConfig
@@ -20,6 +21,7 @@ from compliance_agent.delivery import code_of
 from compliance_agent.errors import AgentError, ConfigError
 from compliance_agent.logs import configure, where
 from compliance_agent.mcp_client import MCPClient
+from compliance_agent.watchdog import Watchdog
 
 log = structlog.get_logger()
 
@@ -37,6 +39,7 @@ async def serve(read: Callable[[], AgentConfig], log_level: str | None = None) -
     Raises:
         ConfigError, StorageError: the first life cannot begin, or a later one neither with the new files nor with the former.
     """
+    manager = Notify()
     config, former = read(), None
     ended: ComplianceAgent | None = None
     while True:
@@ -52,13 +55,15 @@ async def serve(read: Callable[[], AgentConfig], log_level: str | None = None) -
         if former is not None:
             log.info("config.reloaded")
         agent.take_signals(ended)
-        follows = await _life(agent, config, read)
+        follows = await _life(agent, config, read, manager)
         if follows is None:
             return
         config, former, ended = follows, config, agent
 
 
-async def _life(agent: ComplianceAgent, config: AgentConfig, read: Callable[[], AgentConfig]) -> AgentConfig | None:
+async def _life(
+    agent: ComplianceAgent, config: AgentConfig, read: Callable[[], AgentConfig], manager: Notify
+) -> AgentConfig | None:
     """One agent from its start to its end; the configuration of the next one, if there is to be one."""
     follows: AgentConfig | None = None
 
@@ -67,19 +72,23 @@ async def _life(agent: ComplianceAgent, config: AgentConfig, read: Callable[[], 
         while True:
             await agent.reload_event.wait()
             agent.reload_event.clear()
+            manager.reloading()
             try:
                 follows = await asyncio.to_thread(usable, read, config, await agent.baseline_held())
             except AgentError as error:
                 _refused(error)
+                if agent.progress.looked.is_set():  # otherwise it is still on its way to being ready
+                    manager.tell(READY="1", STATUS=f"the new files are refused: {code_of(error)}")
             else:
                 agent.end()
                 return
 
-    listening = asyncio.create_task(listen())
+    beside = [asyncio.create_task(listen()), asyncio.create_task(Watchdog(agent, manager).run())]
     try:
         await agent.start()
     finally:
-        listening.cancel()
+        for task in beside:
+            task.cancel()
     return None if agent.signalled else follows
 
 

@@ -173,3 +173,19 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
 def test_every_setting_has_its_sentence() -> None:
     for field in dataclasses.fields(AgentConfig):
         assert field.metadata["doc"].endswith("."), field.name
+
+
+def test_credentials_of_the_service_manager_count_where_nothing_else_is_named(tmp_path: Path) -> None:
+    """LoadCredential=mcp_api_key:...: the file in $CREDENTIALS_DIRECTORY, unless file or environment name another."""
+    loaded = tmp_path / "credentials"
+    loaded.mkdir()
+    (loaded / "mcp_api_key").write_text("k")
+    (loaded / "signing_key").write_text("never: the agent writes that one itself")
+    named = {"MSP_CLIENT_ID": "m", "MSP_SITE_ID": "s", "MSP_HOST_ID": "h", "CREDENTIALS_DIRECTORY": str(loaded)}
+    config = AgentConfig.from_env(named)
+    assert config.mcp_api_key_file == loaded / "mcp_api_key"
+    assert config.mcp_server_key_file is None
+    assert config.signing_key_file == config.state_dir / "keys/signing-key.pem"
+    other = AgentConfig.from_env({**named, "MSP_MCP_API_KEY_FILE": "/etc/msp/api-key"})
+    assert other.mcp_api_key_file == Path("/etc/msp/api-key")
+    assert AgentConfig.from_env({name: value for name, value in named.items() if name != "CREDENTIALS_DIRECTORY"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -167,3 +168,40 @@ async def test_a_stop_that_is_asked_for_while_the_next_one_is_made_is_heard(
     lives.made = terminate
     await service.serve(lambda: AgentConfig.from_file(configured(tmp_path)))
     assert len(lives.configs) == 2
+
+
+def told(manager: socket.socket, *wanted: str) -> list[dict[str, str]]:
+    """What the service manager was told, up to a datagram with one of these names."""
+    seen: list[dict[str, str]] = []
+    while True:
+        seen.append(dict(line.split("=", 1) for line in manager.recv(4_096).decode().split("\n")))
+        if seen[-1].keys() & set(wanted):
+            return seen
+
+
+def test_the_service_manager_is_told_the_whole_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """READY after the first look, a refused reload and one that is taken, the watchdog in between, STOPPING at the end."""
+    path = configured(tmp_path)
+    address = f"@agent-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind("\0" + address[1:])
+        manager.settimeout(20)
+        monkeypatch.setenv("NOTIFY_SOCKET", address)
+        monkeypatch.setenv("WATCHDOG_USEC", "1500000")
+        with agent("compliance_agent", "run", "--config", str(path)) as process:
+            first = told(manager, "READY")
+            assert "1 checks" in first[-1]["STATUS"]
+            assert all("WATCHDOG" in each for each in first)
+            assert told(manager, "WATCHDOG")[-1]["WATCHDOG"] == "1"
+            rewritten(tmp_path / "agent.yaml", path.read_text() + "nonsense: 1\n")
+            process.send_signal(signal.SIGHUP)
+            assert int(told(manager, "RELOADING")[-1]["MONOTONIC_USEC"]) > 0
+            assert told(manager, "READY")[-1]["STATUS"] == "the new files are refused: bad_config"
+            rewritten(tmp_path / "agent.yaml", path.read_text().replace("nonsense: 1\n", ""))
+            process.send_signal(signal.SIGHUP)
+            _ = told(manager, "RELOADING")
+            after = told(manager, "READY")
+            assert not any("STOPPING" in each for each in after)
+            status, _, err = ended(process, signal.SIGTERM)
+            assert told(manager, "STOPPING")
+    assert (status, "Traceback" in err) == (0, False)

@@ -175,7 +175,7 @@ def read_file(path: Path, *, limit_bytes: int, trusted: bool = False, secret: bo
         path: the file; a symbolic link is followed, and the rules hold for its target.
         limit_bytes: refuse a longer file.
         trusted: refuse a file that others may write, or whose owner is neither root nor this user.
-        secret: refuse a file that group or others may read, too.
+        secret: refuse a file that group or others may read, too; a credential that the service manager loaded is fine.
 
     Raises:
         NoInput: absent, not a regular file, too large, or unreadable for another reason.
@@ -184,6 +184,10 @@ def read_file(path: Path, *, limit_bytes: int, trusted: bool = False, secret: bo
     handle, info = _regular(path)
     with os.fdopen(handle, "rb") as file:
         forbidden = (0o077 if secret else 0o022) if trusted or secret else 0
+        if info.st_uid == 0 and str(path.parent) == os.environ.get("CREDENTIALS_DIRECTORY"):
+            forbidden &= (
+                0o037  # the service manager gives this user its leave as an ACL, whose mask shows as the group's
+            )
         if info.st_mode & forbidden:
             raise NotPermitted(
                 f"{path}: mode {stat.S_IMODE(info.st_mode):04o} lets others {'read' if secret else 'write'} it",

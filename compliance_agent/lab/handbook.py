@@ -34,6 +34,7 @@ KINDS = {str: "text", int: "whole number", bool: "`true` or `false`", Path: "pat
 
 def settings_page() -> str:
     """docs/settings.md: every setting of agent and server with its variable, type, default and sentence."""
+    credentials = [name.removesuffix("_file") for name in config.LOADED]
     return "\n".join(
         [
             "# Settings",
@@ -45,6 +46,11 @@ def settings_page() -> str:
             "## Agent",
             "",
             "`/etc/msp/agent.yaml`, or the file that `--config` names. Relative paths start at that file's directory.",
+            "",
+            "A credential of the service manager (`LoadCredential=`) that is called `"
+            + "`, `".join(credentials)
+            + "` is the file of the",
+            "setting with that name and `_file`, unless file or environment name another.",
             "",
             *_settings(AgentConfig, config.PREFIX),
             "",

@@ -211,6 +211,23 @@ def test_modes_decide_what_a_file_may_be_used_for(
     assert (readable(), readable(trusted=True), readable(secret=True)) == (plain, trusted, secret)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's files are the service manager's")
+def test_a_loaded_credential_shows_the_mask_of_its_acl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """systemd gives the service's user its leave as an ACL; the file then looks as if its group could read it."""
+    path = tmp_path / "api-key"
+    path.write_bytes(b"content")
+    path.chmod(0o440)
+    with pytest.raises(NotPermitted):
+        read_file(path, limit_bytes=100, secret=True)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert read_file(path, limit_bytes=100, secret=True) == b"content"
+    for mode, uid in ((0o444, 0), (0o460, 0), (0o440, 4_321)):
+        os.chown(path, uid, uid)
+        path.chmod(mode)
+        with pytest.raises(NotPermitted):
+            read_file(path, limit_bytes=100, secret=True)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 def test_a_file_of_another_user_does_not_steer_the_agent(tmp_path: Path) -> None:
     path = tmp_path / "file"
