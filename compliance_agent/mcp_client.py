@@ -170,7 +170,14 @@ class MCPClient:
     async def _send(self, bundles: Sequence[protocol.Sent], futures: Sequence[asyncio.Future[bool]]) -> None:
         credentials = self._secrets()
         answer = await self._guarded(
-            lambda: self._post("/api/v1/evidence", protocol.evidence_request(bundles), credentials.api_key),
+            lambda: self._post(
+                "/api/v1/evidence",
+                protocol.evidence_request(bundles),
+                credentials.api_key,
+                hurried=bool(
+                    self._waiting
+                ),  # the line does not stand still for receipts, which can be had together later
+            ),
             lambda reply: protocol.read_evidence_reply(
                 reply, bundles, self._key_id, credentials.server_key, crypto.verify
             ),
@@ -332,10 +339,10 @@ class MCPClient:
             return False
         return reply.status == 200
 
-    async def _post(self, path: str, body: bytes, api_key: str | None) -> Any:
-        return await self._transport.request(
-            "POST", path, headers=protocol.headers(api_key), body=body, timeout_s=float(self._config.upload_timeout_sec)
-        )
+    async def _post(self, path: str, body: bytes, api_key: str | None, *, hurried: bool = False) -> Any:
+        headers = protocol.headers(api_key, hurried=hurried)
+        timeout_s = float(self._config.upload_timeout_sec)
+        return await self._transport.request("POST", path, headers=headers, body=body, timeout_s=timeout_s)
 
     async def _guarded(self, exchange: Callable[[], Any], read: Callable[[Any], Any]) -> Any:
         """One exchange under the breaker and the server's `Retry-After`; a refused bundle is not a failure of the server."""

@@ -68,12 +68,23 @@ def check_cpu_s(count: int = 4_000) -> float:
     return min(runs)
 
 
-def ingest(directory: Path, *, hosts: int, requests: int, size: int, database: str | None = None) -> Ran:
-    """So many hosts of one clinic, each sending its requests one after the other, `size` bundles in each."""
-    return asyncio.run(_run(directory, hosts, requests, size, database))
+def ingest(
+    directory: Path, *, hosts: int, requests: int, size: int, hurried: bool = False, database: str | None = None
+) -> Ran:
+    """So many hosts of one clinic, each sending its requests one after the other, `size` bundles in each.
+
+    Args:
+        directory: for the server's data.
+        hosts: which have a connection each.
+        requests: of each host.
+        size: bundles in each.
+        hurried: the hosts want the acknowledgement alone, now; else the answer waits for the receipts.
+        database: of PostgreSQL; SQLite when it is not given.
+    """
+    return asyncio.run(_run(directory, hosts, requests, size, hurried, database))
 
 
-async def _run(directory: Path, hosts: int, requests: int, size: int, database: str | None) -> Ran:
+async def _run(directory: Path, hosts: int, requests: int, size: int, hurried: bool, database: str | None) -> Ran:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     made = [Host(f"ws-{number:04}", Ed25519PrivateKey.generate()) for number in range(hosts)]
@@ -85,7 +96,7 @@ async def _run(directory: Path, hosts: int, requests: int, size: int, database: 
     try:
         await asyncio.gather(*(Client(port, host.api_key).open_and_close() for host in made))
         cpu, own, started = cpu_s(server.pid), time.process_time(), time.perf_counter()
-        found = await asyncio.gather(*(_deliver(port, host) for host in made))
+        found = await asyncio.gather(*(_deliver(port, host, hurried) for host in made))
         seconds, own_s, spent = time.perf_counter() - started, time.process_time() - own, cpu_s(server.pid) - cpu
     finally:
         server.terminate()  # and with it the database's own log goes into the database
@@ -102,13 +113,13 @@ async def _run(directory: Path, hosts: int, requests: int, size: int, database: 
     return Ran(hosts * requests * size, seconds, spent, own_s, latencies, raw, _on_disk(directory) - before)
 
 
-async def _deliver(port: int, host: Host) -> list[tuple[float, HttpReply]]:
+async def _deliver(port: int, host: Host, hurried: bool) -> list[tuple[float, HttpReply]]:
     client, answers = Client(port, host.api_key), list[tuple[float, HttpReply]]()
     await client.open()
     try:
         for body, _ in host.batches:
             started = time.perf_counter()
-            reply = await client.post("/api/v1/evidence", body)
+            reply = await client.post("/api/v1/evidence", body, hurried=hurried)
             answers.append((time.perf_counter() - started, reply))
     finally:
         await client.close()

@@ -265,8 +265,10 @@ class Client:
         await self.post("/api/v1/receipts", protocol.receipts_request([str(uuid.UUID(int=1))]))
         await self.close()
 
-    async def post(self, path: str, body: bytes) -> HttpReply:
+    async def post(self, path: str, body: bytes, *, hurried: bool = False) -> HttpReply:
         head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {self._api_key}\r\n"
+        if hurried:
+            head += "Prefer: wait=0\r\n"
         self._writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         answer = (await self._reader.readuntil(b"\r\n\r\n")).lower()
         length = int(answer.partition(b"content-length: ")[2].partition(b"\r\n")[0])

@@ -36,6 +36,7 @@ from compliance_agent.log.policy import Policy
 from compliance_agent.server import openapi, tls
 from compliance_agent.server.api import agent, evidence, operations, orders, problems, read
 from compliance_agent.server.api import log as log_api
+from compliance_agent.server.api.beside import App
 from compliance_agent.server.api.deps import Services
 from compliance_agent.server.api.edge import Edge
 from compliance_agent.server.channels import read as read_channels
@@ -419,8 +420,10 @@ def create_app(
             await services.checkin.drain()
             log.info("server.stopped")
 
+    from compliance_agent.web.security import SecurityHeaders
+
     metrics = Metrics()
-    app = FastAPI(
+    app = App(
         title="compliance-agent server",
         version=__version__,
         lifespan=lifespan,
@@ -435,6 +438,9 @@ def create_app(
         app.include_router(router)
     app.router.routes.append(evidence.ROUTE)
     _mount_viewer(app)
+    app.answer_beside(
+        (evidence.ROUTE, agent.CHECKIN), lambda answer: SecurityHeaders(Edge(answer, observe=metrics.observe))
+    )
     openapi.install(app)
     return app
 

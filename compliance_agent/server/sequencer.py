@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -64,7 +65,7 @@ class Sequencer:
         name: of the server, in the origin of new logs.
         duties: which logs this process sequences; all of them, whatever others do, when not given.
         cosigning: asks witnesses about each checkpoint before receipts are made under it; the board alone when not given.
-        interval_s: between rounds.
+        interval_s: between rounds, while there is something for each; after a pause the first entry begins one at once.
         batch: pending entries that begin a round before the interval is over.
     """
 
@@ -106,6 +107,8 @@ class Sequencer:
         patience = timedelta(seconds=cosigning.deadline_s) if cosigning is not None and cosigning.witnesses else None
         self._following = Following(store, files, keys, heads, board, clock, self._still, patience)
         self._noted = 0
+        self._time = time.monotonic
+        self._round_at = self._time()
         self._due = asyncio.Event()
         self._closing = False
         self._one = asyncio.Lock()  # rounds do not overlap, whoever asks for one
@@ -113,9 +116,10 @@ class Sequencer:
     # --- running --------------------------------------------------------------------------------
 
     def notify(self, count: int) -> None:
-        """So many entries were decided just now."""
+        """So many entries were decided just now. A round begins when they are many, or when there was none for an interval."""
         self._noted += count
-        if self._noted >= self._batch:
+        calm = self._time() - self._round_at >= self._interval_s and not self._board.paused
+        if self._noted >= self._batch or (count and calm):
             self._due.set()
 
     @contextlib.asynccontextmanager
@@ -139,9 +143,12 @@ class Sequencer:
             wait_s = max(self._interval_s, PATIENCE_S) if self._board.paused else self._interval_s
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._due.wait(), wait_s)
+            called = self._due.is_set()
             self._due.clear()
-            while await self.round() >= AT_MOST and not self._closing:
+            while (grown := await self.round()) >= AT_MOST and not self._closing:
                 pass
+            if called or grown:  # the log of another process may not have grown here
+                self._round_at = self._time()
             with contextlib.suppress(StorageError):  # the next round says it
                 await self.follow()
 

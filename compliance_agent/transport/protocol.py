@@ -141,9 +141,11 @@ class Enrolled:
     waiting: bool = False
 
 
-def headers(api_key: str | None) -> dict[str, str]:
-    """The headers of every request."""
+def headers(api_key: str | None, *, hurried: bool = False) -> dict[str, str]:
+    """The headers of every request; `hurried` when an acknowledgement is not to wait for receipts."""
     common = {"content-type": "application/json", "accept": "application/json", "x-agent-version": __version__}
+    if hurried:
+        common["prefer"] = "wait=0"
     return common if api_key is None else {**common, "authorization": f"Bearer {api_key}"}
 
 

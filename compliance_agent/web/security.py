@@ -11,7 +11,6 @@ import hmac
 import secrets
 from collections.abc import Mapping
 
-from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -39,6 +38,10 @@ HEADERS: Mapping[str, str] = {
 }
 HSTS = "max-age=31536000; includeSubDomains"
 FORM_FIELD = "form_token"
+_RAW = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+_RAW_HTTPS = [*_RAW, (b"strict-transport-security", HSTS.encode())]
+_NAMES = frozenset(name for name, _ in _RAW_HTTPS)
+_NO_STORE = (b"cache-control", b"no-store")
 
 
 class SecurityHeaders:
@@ -58,12 +61,11 @@ class SecurityHeaders:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers[name] = value
-                headers.setdefault("Cache-Control", "no-store")
-                if scope["scheme"] == "https":
-                    headers["Strict-Transport-Security"] = HSTS
+                ours = _RAW_HTTPS if scope["scheme"] == "https" else _RAW
+                headers = [item for item in message.get("headers", ()) if item[0] not in _NAMES] + ours
+                if not any(name == b"cache-control" for name, _ in headers):
+                    headers.append(_NO_STORE)
+                message["headers"] = headers
             await send(message)
 
         await self.app(scope, receive, send_with_headers)

@@ -26,10 +26,10 @@ def test_hosts_call_bring_records_and_are_answered(tmp_path: Path) -> None:
 def test_what_is_not_answered_as_agreed_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = Client.post
 
-    async def forgetful(self: Client, path: str, body: bytes) -> HttpReply:
+    async def forgetful(self: Client, path: str, body: bytes, *, hurried: bool = False) -> HttpReply:
         if path == "/api/v1/evidence":
             raise Unavailable("refused", code="planted")
-        return await right(self, path, body)
+        return await right(self, path, body, hurried=hurried)
 
     monkeypatch.setattr(Client, "post", forgetful)
     seen = bench_fleet.run(tmp_path / "data", SMALL)

@@ -6,6 +6,8 @@ import base64
 
 from fastapi import APIRouter
 from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from compliance_agent.server.api.deps import body_of, host_of, services_of
 from compliance_agent.server.api.edge import CLIENT_CERTIFICATE
@@ -134,3 +136,13 @@ async def checkin(request: Request) -> CheckinReply:
         orders=[base64.b64encode(raw).decode("ascii") for raw in answer.orders],
         durable=[DurableLog(origin=item.origin, size=item.size) for item in answer.durable],
     )
+
+
+async def take_checkin(request: Request) -> Response:
+    """The same beside FastAPI, which costs more than all of it."""
+    request.scope["route"] = CHECKIN
+    reply = await checkin(request)
+    return Response(reply.model_dump_json(), media_type="application/json")
+
+
+CHECKIN = Route("/api/v1/checkin", take_checkin, methods=["POST"])

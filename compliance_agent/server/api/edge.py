@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import Callable
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,6 +28,7 @@ ANSWER_DEADLINE_S = 60.0
 MOST_OPEN_BYTES = 65_536  # of a body that is read before anybody has shown who they are
 CLIENT_CERTIFICATE = "compliance_agent.client_certificate"  # in a request's scope: DER, as TLS has verified it
 _OPEN = ("/api/v1/enrol", "/login")
+_OURS = frozenset((b"x-request-id", b"x-content-type-options"))
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 Observe = Callable[[str, str, int, float], None]  # route, method, status, seconds
@@ -56,10 +57,11 @@ class Edge:
                 status = message["status"]
                 if deadline is not None:
                     deadline.reschedule(None)  # a long answer may go on
-                said = MutableHeaders(scope=message)
-                said["X-Request-Id"] = trace_id
-                said["X-Content-Type-Options"] = "nosniff"
-                said.setdefault("Cache-Control", "no-store")
+                said = [item for item in message.get("headers", ()) if item[0] not in _OURS]
+                said += ((b"x-request-id", trace_id.encode()), (b"x-content-type-options", b"nosniff"))
+                if not any(name == b"cache-control" for name, _ in said):
+                    said.append((b"cache-control", b"no-store"))
+                message["headers"] = said
             await send(message)
 
         try:

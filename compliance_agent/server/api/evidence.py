@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from typing import Any
 
 import orjson
@@ -20,6 +21,7 @@ from compliance_agent.server.services.ingest import MOST_BUNDLES, Taken
 from compliance_agent.server.services.receipts import Receipt
 
 WAIT_S = 1.0  # for receipts; who does not get one asks later
+_WAIT = re.compile(r"wait=([0-9]{1,6})")  # RFC 7240 4.3
 
 
 def _bad(field: str, expected: str) -> Refusal:
@@ -85,6 +87,12 @@ def written(taken: Taken, receipts: list[Receipt | None]) -> bytes:
     )
 
 
+def _patience_s(preference: str) -> float:
+    """How long the answer waits for receipts: less than usual for a host that would rather have it now."""
+    found = _WAIT.fullmatch(preference.strip().lower())
+    return WAIT_S if found is None else min(WAIT_S, float(found[1]))
+
+
 async def take_evidence(request: Request) -> Response:
     """Verify, store and acknowledge a host's bundles; with receipts, if the log is quick enough."""
     request.scope["route"] = ROUTE  # as FastAPI does for its own, for the figures
@@ -95,7 +103,7 @@ async def take_evidence(request: Request) -> Response:
         services.limits.bundles(caller, len(bundles))
         taken = await services.ingest.submit(caller, bundles)
     services.sequencer.notify(sum(held.new for held in taken.held))
-    receipts = await services.receipts.soon(caller, taken.held, WAIT_S)
+    receipts = await services.receipts.soon(caller, taken.held, _patience_s(request.headers.get("prefer", "")))
     return Response(written(taken, receipts), media_type="application/json")
 
 

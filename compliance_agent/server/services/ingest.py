@@ -28,7 +28,7 @@ from compliance_agent.server.services.verification import Verifier
 
 ACK_SCHEMA = "compliance-agent/ack/v2"
 MOST_BUNDLES = 100
-GROUP = 32  # requests that share one transaction at most
+GROUP = 64  # requests that share one transaction at most
 GROUP_BUNDLES = 400  # and about so many bundles: who comes next waits for no more than that
 VERIFYING = 3  # batches that are verified at once, off the event loop
 IN_THREAD = 8  # from this many bundles on, verification moves off the event loop

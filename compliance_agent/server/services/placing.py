@@ -111,10 +111,9 @@ class Placing:
         self._hosts = await self._tx.hosts(sites, keys)
         self._logged = await self._tx.logged_ahead(sites, keys)
         self._gapped = await self._tx.gapped(sites, keys)
-        for one in submissions:
-            ids = [item.document["bundle_id"] for item in one.items]
-            for place in await self._tx.places(one.host.site_id, one.host.key_id, ids):
-                self._remember(place)
+        ids = {item.document["bundle_id"] for one in submissions for item in one.items}
+        for place in await self._tx.places(sites, keys, ids):
+            self._remember(place)
         before = await self._tx.verdicts(sites, keys)
         for verdict in before.values():
             self._verdicts.setdefault(verdict.key_id, {})[verdict.check] = verdict

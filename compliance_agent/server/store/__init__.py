@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Executable, Select, Table, func, insert, select, text
+from sqlalchemy import Executable, Select, Table, bindparam, func, insert, select, text
 from sqlalchemy.engine import Connection, RowMapping
 
 from compliance_agent.server.records import (
@@ -114,14 +114,7 @@ class SqlStore:
 
     async def host_of_api_key(self, key_hash: str) -> Host | None:
         """The host that holds this API key, revoked or not."""
-        hosts, keys, sites = tables.hosts, tables.api_keys, tables.sites
-        query = (
-            select(hosts, sites.c.client_id)
-            .join(sites, sites.c.site_id == hosts.c.site_id)
-            .join(keys, (keys.c.key_id == hosts.c.key_id) & (keys.c.site_id == hosts.c.site_id))
-            .where(keys.c.hash == key_hash, keys.c.revoked_at.is_(None) | hosts.c.revoked_at.is_not(None))
-        )
-        found = await self._all(query)
+        found = await self.database.all(_OF_API_KEY, {"hash": key_hash})
         return rows.host(found[0]) if found else None
 
     async def key_of_certificate(self, fingerprint: str) -> str | None:
@@ -192,6 +185,15 @@ def _of_users(table: Table) -> Select[Any]:
     return select(table, *(column.label(f"user_{column.name}") for column in users.c)).join(
         users, table.c.name == users.c.name
     )
+
+
+_h, _k, _s = tables.hosts.c, tables.api_keys.c, tables.sites.c
+_OF_API_KEY = (  # made once: a fleet asks it at each poll
+    select(tables.hosts, _s.client_id)
+    .join(tables.sites, _s.site_id == _h.site_id)
+    .join(tables.api_keys, (_k.key_id == _h.key_id) & (_k.site_id == _h.site_id))
+    .where(_k.hash == bindparam("hash"), _k.revoked_at.is_(None) | _h.revoked_at.is_not(None))
+)
 
 
 def _sessions() -> Select[Any]:

@@ -35,8 +35,8 @@ _HOSTS = (
 )
 _PLACE = select(_b.key_id, _b.bundle_id, _b.epoch, _b.seq, _b.sha256)
 _PLACES = _PLACE.where(
-    tables.site_of(tables.bundles) == bindparam("site"),
-    _b.key_id == bindparam("key"),
+    among(tables.site_of(tables.bundles), "sites"),
+    among(_b.key_id, "keys"),
     among(_b.bundle_id, "ids"),
 )
 _PLACE_AT = _PLACE.where(
@@ -72,8 +72,10 @@ class TakingRows:
         found = await self._all(_HOSTS, sites=list(sites), keys=list(key_ids))
         return {row["key_id"]: rows.host(row) for row in found}
 
-    async def places(self, site_id: str, key_id: str, bundle_ids: Collection[str]) -> list[Place]:
-        found = await self._all(_PLACES, site=site_id, key=key_id, ids=list(bundle_ids))
+    async def places(
+        self, sites: Collection[str], key_ids: Collection[str], bundle_ids: Collection[str]
+    ) -> list[Place]:
+        found = await self._all(_PLACES, sites=list(sites), keys=list(key_ids), ids=list(bundle_ids))
         return [rows.place(row) for row in found]
 
     async def place_at(self, site_id: str, key_id: str, epoch: int, seq: int) -> Place | None:
