@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,20 @@ def proven(receipt: Any, host: FakeHost, bundle: Signed, policy: Policy) -> Veri
 async def fetched(server: Server, host: FakeHost, *bundle_ids: str) -> httpx2.Response:
     body = {"protocol": 1, "bundles": list(bundle_ids)}
     return await server.post("/api/v1/receipts", body, headers=host.headers)
+
+
+@pytest.mark.parametrize(("said", "waits"), [("wait=0", False), ("Wait=0", False), ("wait=9", True), ("wait=-1", True)])
+async def test_a_host_in_a_hurry_gets_its_acknowledgement_alone(tmp_path: Path, said: str, waits: bool) -> None:
+    """The log is slow here: whoever waits for receipts waits for a second. What is held is the same."""
+    async with serving(tmp_path / "data", log_interval_ms=60_000) as server:
+        host = await server.enrolled()
+        bundle = host.next()
+        body = {"protocol": 1, "bundles": [bundle.item], "gaps": []}
+        started = time.monotonic()
+        reply = await server.post("/api/v1/evidence", body, headers={**host.headers, "prefer": said})
+        assert (time.monotonic() - started > 0.9) is waits
+        assert reply.json()["receipts"] == [None]
+        assert ack_of(reply, host)["bundles"][0]["bundle_sha256"] == bundle.sha256
 
 
 async def test_evidence_is_answered_with_receipts(server: Server) -> None:

@@ -401,3 +401,19 @@ def test_a_tile_that_a_crash_left_is_made_durable_before_it_counts(
     files.put("a", 2026, Tile(0, 0, 1), b"x" * 32)
     assert synced == [tmp_path / "a/2026/tile/0/000.p"]
     assert durable.read_file(tmp_path / "a/2026/tile/0/000.p/1", limit_bytes=99) == b"x" * 32
+
+
+async def test_the_first_entry_after_a_calm_moment_begins_a_round(server: Server) -> None:
+    """The next ones wait for the interval, so that partial files do not pile up."""
+    sequencer = server.services.sequencer
+    now = sequencer._round_at + sequencer._interval_s
+    sequencer._time = lambda: now
+    sequencer._due.clear()
+    sequencer.notify(0)
+    assert not sequencer._due.is_set()
+    sequencer.notify(1)
+    assert sequencer._due.is_set()
+    sequencer._due.clear()
+    sequencer._round_at = now
+    sequencer.notify(1)
+    assert not sequencer._due.is_set()
