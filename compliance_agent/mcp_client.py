@@ -169,15 +169,9 @@ class MCPClient:
 
     async def _send(self, bundles: Sequence[protocol.Sent], futures: Sequence[asyncio.Future[bool]]) -> None:
         credentials = self._secrets()
-        answer = await self._guarded(
-            lambda: self._post(
-                "/api/v1/evidence",
-                protocol.evidence_request(bundles),
-                credentials.api_key,
-                hurried=bool(
-                    self._waiting
-                ),  # the line does not stand still for receipts, which can be had together later
-            ),
+        body, more = protocol.evidence_request(bundles), bool(self._waiting)
+        answer = await self._guarded(  # a line does not stand still for receipts: they can be had together later
+            lambda: self._post("/api/v1/evidence", body, credentials.api_key, hurried=more),
             lambda reply: protocol.read_evidence_reply(
                 reply, bundles, self._key_id, credentials.server_key, crypto.verify
             ),

@@ -112,6 +112,19 @@ async def test_what_waits_together_leaves_together_and_in_order(host: Host) -> N
     assert [ack.seq for ack in host.acks] == list(range(1, 251))
 
 
+async def test_who_has_more_to_send_does_not_wait_for_receipts(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last batch of the line does."""
+    said, right = list[str | None](), host.server.request
+
+    async def noting(*words: Any, **options: Any) -> Any:
+        said.append(options["headers"].get("prefer"))
+        return await right(*words, **options)
+
+    monkeypatch.setattr(host.server, "request", noting)
+    assert await uploaded(host.client(), host.bundles(250)) == [True] * 250
+    assert said == ["wait=0", "wait=0", None]
+
+
 async def test_batches_keep_to_count_and_size(host: Host) -> None:
     await uploaded(host.client(upload_batch_size=7), host.bundles(20))
     assert host.uploads == 3

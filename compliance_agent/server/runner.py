@@ -9,7 +9,6 @@ import logging
 import signal
 import socket
 import ssl
-import sys
 from collections.abc import Callable, Iterator
 
 import uvicorn
@@ -23,7 +22,6 @@ from compliance_agent.server.settings import ServerSettings
 DRAIN_S = 3  # for requests in flight, within the 5 s that a service manager may count on
 BACKLOG = 2_048
 COLLECT = (20_000, 20, 50)  # Python's own would walk all that ten thousand connections hold, every few seconds
-SWITCH_S = 0.0005
 KEEP_ALIVE_S = 75  # longer than hosts wait between two calls: a TLS connection is paid for once
 
 
@@ -69,7 +67,6 @@ def serve(settings: ServerSettings, announce: Callable[[str], None]) -> int:
     server = _Server(_config(settings, app), lambda: announce(url))
     gc.freeze()  # what was loaded stays: no collection walks the modules again while evidence comes in
     gc.set_threshold(*COLLECT)
-    sys.setswitchinterval(SWITCH_S)
     try:
         server.run(sockets=[listener])
     except SystemExit as error:  # how uvicorn says that the lifespan failed

@@ -71,6 +71,8 @@ class Receipts:
             with self._lock:
                 return [self._mint(bundle_id, leaves.get(bundle_id)) for bundle_id in bundle_ids]
 
+        if not any(leaves.values()):
+            return [None] * len(bundle_ids)
         beside = self._files.remote or len(bundle_ids) >= IN_THREAD
         return await asyncio.to_thread(mint) if beside else mint()
 
