@@ -74,7 +74,8 @@ class ClientCertificate:
     @property
     def path(self) -> Path | None:
         """The file that is kept here; None where it is somebody else's."""
-        return self._config.client_cert_file if self._config.client_key_file is None else None
+        own = self._config.client_key_file is None and self._config.privileges == "single"
+        return self._config.client_cert_file if own else None
 
     async def keep(self) -> bool:
         """Ask for a certificate if it is time; whether there is a new one. Trouble is said once and waits for the next turn."""

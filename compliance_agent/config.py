@@ -35,6 +35,7 @@ _IN_STATE_DIR = {
     "signing_key_file": "keys/signing-key.pem",
     "client_cert_file": "keys/client.pem",
 }
+_IN_UPLINK_DIR = {"mcp_api_key_file": "api-key", "client_cert_file": "client.pem"}
 LOG_KEY_NAME = "log-key"
 CREDENTIALS = "CREDENTIALS_DIRECTORY"
 LOADED = ("mcp_api_key_file", "mcp_server_key_file", "mcp_log_key_file", "mcp_ca_file", "witness_token_file")
@@ -185,7 +186,26 @@ class AgentConfig:
     log_level: str = setting(
         "Least severe events that are logged.", "INFO", words=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
     )
-    privileges: str = setting("`single`: looking, healing and delivery in one process.", "single", words=("single",))
+    privileges: str = setting(
+        "`single`: one process. `split`: what speaks to the network is a process of its own, `compliance-agent uplink`.",
+        "single",
+        words=("single", "split"),
+    )
+    uplink_socket: Path = setting(
+        "Socket at which uplink takes the agent's requests, where privileges is split.",
+        Path("/run/compliance-agent/uplink.sock"),
+    )
+    uplink_dir: Path = setting(
+        "Directory of uplink's own files, where privileges is split: `api-key`, `ca.pem`, `client.pem`.",
+        Path("/var/lib/compliance-agent-uplink"),
+    )
+    run_user: str = setting(
+        "User of the agent; where privileges is split, uplink serves it alone, and root.", "compliance-agent"
+    )
+    uplink_user: str = setting(
+        "User of uplink; where privileges is split, the agent speaks to it alone, and to the service manager.",
+        "compliance-agent-uplink",
+    )
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
@@ -193,9 +213,12 @@ class AgentConfig:
             object.__setattr__(self, field.name, _checked(field, hints[field.name], getattr(self, field.name)))
         if self.client_key_file is not None and self.client_cert_file is None:
             raise ConfigError("client_key_file: needs client_cert_file, the certificate it is the key of")
-        for name, place in _IN_STATE_DIR.items():
+        places = {name: self.state_dir / place for name, place in _IN_STATE_DIR.items()}
+        if self.privileges == "split":
+            places |= {name: self.uplink_dir / place for name, place in _IN_UPLINK_DIR.items()}
+        for name, path in places.items():
             if getattr(self, name) is None:
-                object.__setattr__(self, name, self.state_dir / place)
+                object.__setattr__(self, name, path)
         if self.mcp_log_key_file is None and self.mcp_server_key_file is not None:
             object.__setattr__(self, "mcp_log_key_file", self.mcp_server_key_file.with_name(LOG_KEY_NAME))
         for name in ("client_id", "site_id", "host_id", "reseller_id"):

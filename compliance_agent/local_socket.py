@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import socket
 import stat
 import struct
@@ -59,6 +60,18 @@ def require_peer(connection: socket.socket, uids: Collection[int]) -> Peer:
             code="wrong_peer",
         )
     return peer
+
+
+def uid_of(name: str) -> int:
+    """The number of a user.
+
+    Raises:
+        ConfigError: there is no such user here.
+    """
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError as error:
+        raise ConfigError(f"user {name}: does not exist on this host", code="no_user") from error
 
 
 def activated(environ: Mapping[str, str], pid: int) -> dict[str, list[int]]:

@@ -9,7 +9,6 @@ the network is touched at all; while they say no, a call is refused at once with
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
 import re
@@ -25,6 +24,7 @@ from compliance_agent.adapters.durable import read_file
 from compliance_agent.config import LABEL
 from compliance_agent.core.breaker import CircuitBreaker
 from compliance_agent.core.receipt import PinnedLog
+from compliance_agent.credential import credential, load_api_key
 from compliance_agent.documents import read_json
 from compliance_agent.errors import (
     AgentError,
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from compliance_agent.ports import Clock, Transport
 
 log = structlog.get_logger()
-_API_KEY = re.compile(r"[!-~]{1,256}")
 _SERVER_KEY = re.compile(r"[0-9a-f]{64}")
 _LOG_KEY = re.compile(_SERVER_KEY.pattern + r"(\n" + LABEL.pattern + ")?")  # and the server's name on a second line
 MAX_BUNDLE_BYTES = 65_535  # an entry of a tiled log is at most this long (C2SP tlog-tiles)
@@ -54,7 +53,7 @@ MAX_BUNDLE_BYTES = 65_535  # an entry of a tiled log is at most this long (C2SP 
 class Credentials:
     """What enrolment left on this host: the API key, and the key the server acknowledges with."""
 
-    api_key: str
+    api_key: str | None  # None where uplink has it
     server_key: bytes
 
     def __repr__(self) -> str:
@@ -85,7 +84,7 @@ class MCPClient:
     ) -> None:
         self._config = config
         self._key_id = key_id
-        self._transport = transport if transport is not None else _http(config)
+        self._transport = transport if transport is not None else _way(config)
         self._clock = clock if clock is not None else _system_clock()
         self._on_ack = on_ack
         self._credentials: Credentials | None = None
@@ -385,14 +384,14 @@ class MCPClient:
 
 
 def load_credentials(config: AgentConfig) -> Credentials:
-    """The API key and the pinned server key from their files.
+    """The API key, where this process holds it, and the pinned server key, from their files.
 
     Raises:
         Unavailable: this host is not enrolled; what is recorded waits.
         ConfigError: a file is there but cannot be used.
     """
-    api_key = _credential("mcp_api_key_file", config.mcp_api_key_file, _API_KEY, secret=True)
-    server_key = _credential("mcp_server_key_file", config.mcp_server_key_file, _SERVER_KEY, secret=False)
+    api_key = load_api_key(config.mcp_api_key_file) if config.privileges == "single" else None
+    server_key = credential("mcp_server_key_file", config.mcp_server_key_file, _SERVER_KEY, secret=False)
     return Credentials(api_key, bytes.fromhex(server_key))
 
 
@@ -405,7 +404,7 @@ def load_pinned_log(config: AgentConfig) -> PinnedLog | None:
     path = config.mcp_log_key_file
     if path is None or not os.path.lexists(path):
         return None
-    key, *name = _credential("mcp_log_key_file", path, _LOG_KEY, secret=False).split("\n")
+    key, *name = credential("mcp_log_key_file", path, _LOG_KEY, secret=False).split("\n")
     try:
         crypto.check_public_key(bytes.fromhex(key))
     except BadEvidence as error:
@@ -435,20 +434,6 @@ def load_witnesses(config: AgentConfig) -> Policy | None:
     return policy
 
 
-def _credential(field: str, path: Path | None, form: re.Pattern[str], *, secret: bool) -> str:
-    if path is None or not os.path.lexists(path):
-        raise Unavailable(
-            "this host is not enrolled", code="not_enrolled", hint="compliance-agent enrol --server URL --token-file F"
-        )
-    try:
-        text = read_file(path, limit_bytes=4_096, trusted=True, secret=secret).decode("latin-1").strip()
-    except AgentError as error:
-        raise ConfigError(f"{field}: {error}", hint=error.hint) from error
-    if not form.fullmatch(text):
-        raise ConfigError(f"{field}: {path} does not hold what enrolment wrote")
-    return text
-
-
 def read_bundle(bundle_path: Path, signature_path: Path | None = None) -> protocol.Sent:
     """A stored bundle's exact bytes, with the place in the chain that it claims.
 
@@ -476,23 +461,14 @@ def as_sent(body: bytes, signature: bytes) -> protocol.Sent:
     return sent
 
 
-def _http(config: AgentConfig) -> Transport:
-    from compliance_agent.transport.http import HttpTransport
+def _way(config: AgentConfig) -> Transport:
+    if config.privileges == "split":
+        from compliance_agent.uplink.link import UplinkTransport, link_of
 
-    if config.mcp_url is None:
-        raise ConfigError("mcp_url: required to deliver evidence")
-    if config.client_key_file is not None:
-        return HttpTransport(
-            config.mcp_url,
-            ca_file=config.mcp_ca_file,
-            client_cert_file=config.client_cert_file,
-            client_key_file=config.client_key_file,
-        )
-    transport = HttpTransport(config.mcp_url, ca_file=config.mcp_ca_file)
-    if config.client_cert_file.exists():
-        with contextlib.suppress(ConfigError):  # a damaged one is asked for anew (client_certificate.py)
-            transport.use_client_certificate(config.client_cert_file)
-    return transport
+        return UplinkTransport(link_of(config))
+    from compliance_agent.transport.http import to_server
+
+    return to_server(config)
 
 
 def _system_clock() -> Clock:

@@ -13,10 +13,12 @@ from compliance_agent.adapters.durable import read_file
 from compliance_agent.adapters.witness_keys import WitnessKeys
 from compliance_agent.adapters.witness_store import WitnessStore
 from compliance_agent.config import AgentConfig, check_url
+from compliance_agent.credential import load_token
 from compliance_agent.errors import AgentError, ConfigError
 from compliance_agent.log.policy import Policy
 from compliance_agent.ports import Clock, Transport
 from compliance_agent.transport.http import HttpTransport
+from compliance_agent.uplink.link import UplinkTransport, link_of
 from compliance_agent.witness import Witness, logs_of
 from compliance_agent.witness_calls import WitnessCalls
 
@@ -56,7 +58,7 @@ class WitnessRole:
 
     def __init__(self, config: AgentConfig, clock: Clock, transport: Callable[[str], Transport] | None = None) -> None:
         policy = _policy(config)
-        make = transport or (lambda url: HttpTransport(url, ca_file=config.witness_ca_file))
+        make = transport or _ways(config)
         self._clock = clock
         self.keys = WitnessKeys(config.state_dir / DIRECTORY, config.witness_name)
         self._store = WitnessStore(config.state_dir / DIRECTORY, self.keys.keys)
@@ -66,7 +68,7 @@ class WitnessRole:
                 frozenset(self.keys.keys),
                 {key.name: key for key in policy.logs},
                 {key.name: make(policy.urls[key]) for key in policy.logs},
-                _token(config),
+                None if config.privileges == "split" else load_token(config.witness_token_file),
             )
         except BaseException:
             self._store.close()
@@ -83,6 +85,14 @@ class WitnessRole:
         """Close connections and state."""
         await self.calls.close()
         self._store.close()
+
+
+def _ways(config: AgentConfig) -> Callable[[str], Transport]:
+    """Makes the way to a log: by uplink, which adds the token, or from here."""
+    if config.privileges == "split":
+        link = link_of(config)
+        return lambda url: UplinkTransport(link, url)
+    return lambda url: HttpTransport(url, ca_file=config.witness_ca_file)
 
 
 def _policy(config: AgentConfig) -> Policy:
@@ -105,16 +115,3 @@ def _policy(config: AgentConfig) -> Policy:
             f"witness_logs_file {path}: logs of several servers, and one token must not go to all of them"
         )
     return policy
-
-
-def _token(config: AgentConfig) -> str | None:
-    path = config.witness_token_file
-    if path is None:
-        return None
-    try:
-        token = read_file(path, limit_bytes=4_096, trusted=True, secret=True).decode("ascii", "replace").strip()
-    except AgentError as error:
-        raise ConfigError(f"witness_token_file: {error}", hint=error.hint) from error
-    if not token or not token.isprintable() or " " in token:
-        raise ConfigError(f"witness_token_file {path}: does not hold a token")
-    return token

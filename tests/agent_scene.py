@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from compliance_agent.lab.clock import FakeClock
 from compliance_agent.lab.server import FakeServer
 from compliance_agent.mcp_client import MCPClient
 from compliance_agent.models import ActionTaken, DriftResult, Outcome, Plan, RemediationResult, Result, Step, Verdict
+from compliance_agent.ports import Transport
 
 BASELINE = (
     b'version: "1"\nchecks:\n  time_sync: {mode: enforce}\n  logging: {mode: enforce}\n  av_health: {mode: audit}\n'
@@ -149,6 +150,7 @@ class Scene:
         self.detector = Detector(self.clock)
         self.healer = Healer(self.detector)
         self.live: ComplianceAgent | None = None
+        self.way: Callable[[], Transport] = lambda: self.server  # to the server
 
     def agent(self) -> ComplianceAgent:
         """The agent of this host, new."""
@@ -164,7 +166,7 @@ class Scene:
             made.mcp_client = MCPClient(
                 self.config,
                 self.signer.key_id,
-                transport=self.server,
+                transport=self.way(),
                 clock=self.clock,
                 on_ack=made.delivery.keep_ack,
             )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from compliance_agent.lab.clock import FakeClock
 from compliance_agent.lab.server import FakeServer, Fault
 from compliance_agent.mcp_client import Credentials, MCPClient, load_credentials, read_bundle
 from compliance_agent.transport.protocol import Acknowledged
+from tests.uplink.scene import Beside
 
 pytestmark = pytest.mark.anyio
 
@@ -39,6 +41,7 @@ class Host:
     clock: FakeClock = field(default_factory=FakeClock)
     server: FakeServer = field(default_factory=FakeServer)
     acks: list[Acknowledged] = field(default_factory=list)
+    beside: Beside | None = None  # the uplink by which it reaches the server
 
     def __post_init__(self) -> None:
         self.config = AgentConfig(
@@ -49,12 +52,10 @@ class Host:
         self._prev, self._seq = "0" * 64, 0
 
     def client(self, **settings: Any) -> MCPClient:
-        import dataclasses
-
         return MCPClient(
             dataclasses.replace(self.config, **settings),
             self.signer.key_id,
-            transport=self.server,
+            transport=self.server if self.beside is None else self.beside.transport(),
             clock=self.clock,
             rng=random.Random(1),
             on_ack=self.acks.append,
@@ -88,8 +89,21 @@ class Host:
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Host:
+def enrolled(tmp_path: Path) -> Host:
     return Host(tmp_path)
+
+
+@pytest.fixture(params=["direct", "uplink"])
+async def host(enrolled: Host, request: pytest.FixtureRequest) -> AsyncIterator[Host]:
+    """The same host, by its own way to the server, and by way of uplink."""
+    made = enrolled
+    if request.param == "direct":
+        yield made
+        return
+    made.beside = Beside(made.server, made.config.mcp_api_key_file)
+    made.config = dataclasses.replace(made.config, privileges="split")
+    yield made
+    await made.beside.close()
 
 
 async def uploaded(client: MCPClient, paths: Sequence[Path]) -> list[Any]:
@@ -316,32 +330,32 @@ async def test_a_new_key_is_read_after_the_old_one_was_refused(host: Host) -> No
     ],
 )
 def test_a_credential_that_is_none_or_open_to_others_is_refused(
-    host: Host, field_name: str, content: bytes, mode: int
+    enrolled: Host, field_name: str, content: bytes, mode: int
 ) -> None:
-    path: Path = getattr(host.config, field_name)
+    path: Path = getattr(enrolled.config, field_name)
     path.write_bytes(content)
     path.chmod(mode)
     with pytest.raises(ConfigError) as refused:
-        load_credentials(host.config)
+        load_credentials(enrolled.config)
     assert refused.value.line.startswith(field_name)
     assert "key" not in content.decode("latin-1") or "key\n" not in refused.value.line
 
 
-def test_a_log_key_that_is_none_is_refused_and_delivery_does_not_need_it(host: Host) -> None:
-    path = host.config.mcp_log_key_file
-    assert path is not None and path.parent == host.config.mcp_server_key_file.parent  # type: ignore[union-attr]
-    client = host.client()
-    assert host.server.log is not None and client.pinned_log() == PinnedLog(host.server.log.public, "fake")
-    key = host.server.log.public.hex().encode()
+def test_a_log_key_that_is_none_is_refused_and_delivery_does_not_need_it(enrolled: Host) -> None:
+    path = enrolled.config.mcp_log_key_file
+    assert path is not None and path.parent == enrolled.config.mcp_server_key_file.parent  # type: ignore[union-attr]
+    client = enrolled.client()
+    assert enrolled.server.log is not None and client.pinned_log() == PinnedLog(enrolled.server.log.public, "fake")
+    key = enrolled.server.log.public.hex().encode()
     for content in (b"", b"ab" * 31, b"zz" * 32, b"01" + b"00" * 31, key + b"\na b", key + b"\na\nb", key + b"\n../up"):
         path.write_bytes(content)
         client.forget_credentials()
         with pytest.raises(ConfigError) as refused:
             client.pinned_log()
         assert refused.value.line.startswith("mcp_log_key_file")
-        load_credentials(host.config)
+        load_credentials(enrolled.config)
     path.write_bytes(key)
-    assert client.pinned_log() == PinnedLog(host.server.log.public)
+    assert client.pinned_log() == PinnedLog(enrolled.server.log.public)
     path.unlink()
     client.forget_credentials()
     assert client.pinned_log() is None

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from compliance_agent.errors import NoInput, NotPermitted, StorageError, StorageForbidden, StorageFull
@@ -242,5 +242,35 @@ def opened_file(path: Path) -> Iterator[tuple[Callable[[int, int], bytes], int]]
 
     try:
         yield read, info.st_size
+    finally:
+        os.close(handle)
+
+
+def give(root: Path, files: Sequence[Path], uid: int, gid: int) -> None:
+    """Make a directory, these files below it and the directories between another user's; what is not there is left out.
+
+    No symbolic link below the directory is followed: its user may have put one there.
+
+    Raises:
+        StorageError: it cannot be done.
+    """
+    try:
+        for path in files:
+            _give(root, path.relative_to(root).parts, uid, gid)
+    except OSError as error:
+        raise storage_error(error, f"give {root} to its user") from error
+
+
+def _give(root: Path, parts: Sequence[str], uid: int, gid: int) -> None:
+    handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fchown(handle, uid, gid)
+        for part in parts[:-1]:
+            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=handle)
+            os.close(handle)
+            handle = below
+            os.fchown(handle, uid, gid)
+        with contextlib.suppress(FileNotFoundError):
+            os.chown(parts[-1], uid, gid, dir_fd=handle, follow_symlinks=False)
     finally:
         os.close(handle)

@@ -23,6 +23,7 @@ COMMANDS = {
     "plan": "Show what would be put back, and what holds it back.",
     "heal": "Put back what has drifted, where the baseline allows it.",
     "run": "Run the agent in the foreground.",
+    "uplink": "Run the one process that speaks to the network, beside run.",
     "drill": "Make each detector fire once, and record that it did.",
     "status": "Show statistics, queue and last heartbeat of this host's agent.",
     "why": "Say why a check was (not) fixed.",

@@ -20,6 +20,7 @@ from compliance_agent.errors import ConfigError, NotPermitted
 SYSTEM_CONFIG = Path("/etc/msp/agent.yaml")
 # Whether a file may be read is said by who reads it, in one line and with its own exit status.
 PATH = click.Path(path_type=Path, readable=False)
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 F = TypeVar("F", bound=Callable[..., Any])
 STYLE = {
     "pass": "green",

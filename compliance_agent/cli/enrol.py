@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pwd
 import socket
 import sys
 from pathlib import Path
@@ -12,12 +13,14 @@ from typing import Any
 import click
 
 from compliance_agent.adapters import runner
+from compliance_agent.adapters.durable import give
 from compliance_agent.adapters.secrecy import keep_out_of_dumps
 from compliance_agent.cli.common import PATH, config_option, json_option, load_config, print_json
-from compliance_agent.config import LABEL, AgentConfig
+from compliance_agent.config import LABEL, LOG_KEY_NAME, AgentConfig
 from compliance_agent.crypto import Ed25519Signer, key_words
 from compliance_agent.enrolment import Token, enrol, pin_authority, read_token, save
 from compliance_agent.errors import ConfigError, NotPermitted
+from compliance_agent.local_socket import uid_of
 from compliance_agent.logs import configure
 from compliance_agent.transport.http import HttpTransport
 from compliance_agent.transport.protocol import Enrolled
@@ -60,6 +63,8 @@ def command(
         config = dataclasses.replace(config, mcp_ca_file=runner.run(_pin(config, token.ca_sha256)))
     enrolled = runner.run(_enrol(config, token))
     save(enrolled, api_key_file, server_key_file, config.mcp_log_key_file)
+    if config.privileges == "split" and os.geteuid() == 0:
+        give_away(config, api_key_file, server_key_file)
     settings = {
         "client_id": enrolled.client_id,
         "site_id": enrolled.site_id,
@@ -87,6 +92,23 @@ def command(
         click.echo(f"{name}: {value}")
 
 
+def give_away(config: AgentConfig, api_key_file: Path, server_key_file: Path) -> None:
+    """To each of the two processes its own: to uplink the API key and the authority, to the agent its key and what it pinned.
+
+    Raises:
+        ConfigError: one of the users does not exist.
+        StorageError: a file cannot be given away.
+    """
+    log_key_file = config.mcp_log_key_file or server_key_file.with_name(LOG_KEY_NAME)
+    ours = (config.signing_key_file, server_key_file, log_key_file)
+    for name, root, files in (
+        (config.run_user, config.state_dir, ours),
+        (config.uplink_user, config.uplink_dir, (api_key_file, config.uplink_dir / "ca.pem")),
+    ):
+        user = pwd.getpwuid(uid_of(name))
+        give(root, [path for path in files if path.is_relative_to(root)], user.pw_uid, user.pw_gid)
+
+
 def _config(
     url: str, token: Token, host_id: str | None, state_dir: Path | None, ca_file: Path | None, config_path: Path | None
 ) -> AgentConfig:
@@ -108,7 +130,7 @@ def _config(
 
 
 async def _pin(config: AgentConfig, ca_sha256: str) -> Path:
-    path = config.signing_key_file.parent / "ca.pem"
+    path = (config.uplink_dir if config.privileges == "split" else config.signing_key_file.parent) / "ca.pem"
     transport = HttpTransport(config.mcp_url or "", unverified=True)
     try:
         await pin_authority(transport, ca_sha256, path)

@@ -7,10 +7,8 @@ from pathlib import Path
 import click
 
 from compliance_agent.adapters import runner
-from compliance_agent.cli.common import config_option, require_config
+from compliance_agent.cli.common import LEVELS, config_option, require_config
 from compliance_agent.service import serve
-
-LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 @click.command()

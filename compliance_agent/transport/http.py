@@ -12,12 +12,16 @@ import re
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import h11
 
 from compliance_agent.errors import BadReply, ConfigError, Unavailable
 from compliance_agent.ports import HttpReply
+
+if TYPE_CHECKING:
+    from compliance_agent.config import AgentConfig
 
 MAX_HEAD_BYTES = 16_384
 MAX_BODY_BYTES = 2_097_152
@@ -229,6 +233,28 @@ class _Answer:
         if sum(len(name) + len(value) for name, value in response.headers) > MAX_HEAD_BYTES:
             raise BadReply(f"{self._host}: the answer's head is larger than {MAX_HEAD_BYTES} bytes", code="too_large")
         return found
+
+
+def to_server(config: AgentConfig) -> HttpTransport:
+    """The way to the server that a configuration names, with the client certificate where there is one.
+
+    Raises:
+        ConfigError: there is no address, or a file of TLS cannot be used.
+    """
+    if config.mcp_url is None:
+        raise ConfigError("mcp_url: required to deliver evidence")
+    if config.client_key_file is not None:
+        return HttpTransport(
+            config.mcp_url,
+            ca_file=config.mcp_ca_file,
+            client_cert_file=config.client_cert_file,
+            client_key_file=config.client_key_file,
+        )
+    transport = HttpTransport(config.mcp_url, ca_file=config.mcp_ca_file)
+    if config.client_cert_file.exists():
+        with contextlib.suppress(ConfigError):  # a damaged one is asked for anew (client_certificate.py)
+            transport.use_client_certificate(config.client_cert_file)
+    return transport
 
 
 async def _close(writer: asyncio.StreamWriter) -> None:
