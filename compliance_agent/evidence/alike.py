@@ -15,7 +15,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 from compliance_agent.errors import BadEvidence
 from compliance_agent.evidence.allowlist import Registry, check_logic
@@ -35,12 +36,14 @@ KEPT = 16
 _DECODE = json.JSONDecoder().raw_decode
 
 
-class _Kind(NamedTuple):
-    """Records that are alike."""
+@dataclass(frozen=True, eq=False)  # one is another's equal only where it is the same one
+class Kind:
+    """Records that are alike; `lengths` of what stood between the pieces, where one was seen to differ."""
 
     pieces: tuple[bytes, ...]
     document: Mapping[str, Any]
     fits: Callable[[bytes], object]
+    lengths: list[int] = field(default_factory=lambda: [0] * len(OWN))
 
 
 class Alike:
@@ -48,23 +51,31 @@ class Alike:
 
     Args:
         known: the registry that the records are held to.
+
+    Attributes:
+        kind: of the record that was read or learned last; None where it is of none.
     """
+
+    kind: Kind | None = None
 
     def __init__(self, known: Registry) -> None:
         self._spelling = Spelling(known)
         self._fits: dict[str | None, Callable[[bytes], object]] = {}
-        self._kept: list[_Kind] = []
+        self._kept: list[Kind] = []
 
     def read(self, body: bytes) -> dict[str, Any] | None:
         """The document, where it is of a kind that was seen lately and all is well with it but for its signature."""
+        self.kind = None
         for number, kind in enumerate(self._kept):
-            own = _gaps(body, kind.pieces)
+            own = _gaps(body, kind)
             if own is None:
                 continue
             if number:
                 self._kept = [kind, *self._kept[:number], *self._kept[number + 1 :]]
             # No form lets a line end through, so each gap is held to its own form.
-            return _read(kind, own) if kind.fits(b"\n".join(own)) is not None else None
+            found = _read(kind, own) if kind.fits(b"\n".join(own)) is not None else None
+            self.kind = None if found is None else kind
+            return found
         return None
 
     def learn(self, body: bytes, document: Mapping[str, Any]) -> None:
@@ -77,7 +88,7 @@ class Alike:
                 return
             pieces.append(body[at:start])
             at = start + len(members)
-        kind = _Kind((*pieces, body[at:]), document, self._form(document["check"]))
+        kind = self.kind = Kind((*pieces, body[at:]), document, self._form(document["check"]))
         self._kept = [kind, *self._kept[: KEPT - 1]]
 
     def _form(self, check: str | None) -> Callable[[bytes], object]:
@@ -88,16 +99,22 @@ class Alike:
         return found
 
 
-def _gaps(body: bytes, pieces: Sequence[bytes]) -> list[bytes] | None:
-    """What stands between the pieces where a body begins with the first, ends with the last and has the others in their order."""
-    first, last = pieces[0], pieces[-1]
+def _gaps(body: bytes, kind: Kind) -> list[bytes] | None:
+    """What stands between the pieces where a body begins with the first, ends with the last and has the others in their order.
+
+    A gap is looked for where it would end if it were as long as the last time: what is found fits together as well there.
+    """
+    first, *between, last = kind.pieces
     if not body.startswith(first):
         return None
-    at, found = len(first), list[bytes]()
-    for piece in pieces[1:-1]:
-        start = body.find(piece, at)
-        if start < 0:
-            return None
+    at, found, lengths = len(first), list[bytes](), kind.lengths
+    for number, piece in enumerate(between):
+        start = at + lengths[number]
+        if not body.startswith(piece, start):
+            start = body.find(piece, at)
+            if start < 0:
+                return None
+            lengths[number] = start - at
         found.append(body[at:start])
         at = start + len(piece)
     end = len(body) - len(last)
@@ -107,7 +124,7 @@ def _gaps(body: bytes, pieces: Sequence[bytes]) -> list[bytes] | None:
     return found
 
 
-def _read(kind: _Kind, own: Sequence[bytes]) -> dict[str, Any] | None:
+def _read(kind: Kind, own: Sequence[bytes]) -> dict[str, Any] | None:
     document = {**kind.document, **_DECODE(f"{{{b','.join(own).decode('ascii')}}}")[0]}
     try:
         check_logic(document)

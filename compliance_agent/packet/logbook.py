@@ -13,7 +13,7 @@ from datetime import datetime
 
 from compliance_agent.entries.minimum import NAME, Pruned
 from compliance_agent.errors import BadEvidence
-from compliance_agent.evidence.book import Book
+from compliance_agent.evidence.book import Book, Epoch
 from compliance_agent.evidence.chains import Row, Tagger
 from compliance_agent.evidence.problems import Problem
 from compliance_agent.log.checkpoint import Checkpoint
@@ -49,6 +49,11 @@ class Logbook:
         if row.head_log != self.tags.short(self.origin) or not 0 <= row.head_size <= self.size:
             return False
         return self._root_tag(row.head_size) == row.head_root
+
+    def entries(self, key: str, epoch: int) -> Epoch | None:
+        """What it says of the records of a key and epoch."""
+        line = self.book.keys.get(key)
+        return line.epochs.get(epoch) if line is not None else None
 
     @functools.cached_property
     def _root_tag(self) -> Callable[[int], bytes]:
@@ -229,11 +234,9 @@ def completeness(
             yield Problem("missing_record", host.host_id, "what follows its last record here may be of the period")
 
 
-def entry_problem(key: str, epoch: int, row: Row, log: Logbook) -> Problem | None:
-    """The log holds this record, and no other, at the index of its proof."""
-    line = log.book.keys.get(key)
-    entries = line.epochs.get(epoch) if line is not None else None
-    if (entries.find(row.seq) if entries is not None else None) != (row.at, row.digest):
+def entry_problem(row: Row, entries: Epoch | None) -> Problem | None:
+    """The log holds this record, and no other, at the index of its proof; `entries` are those of its key and epoch."""
+    if entries is None or entries.find(row.seq) != (row.at, row.digest):
         return Problem("wrong_leaf", row.bundle_id, "the log holds another entry at this index")
     return None
 

@@ -80,29 +80,33 @@ class Look:
 
     def at(self, line: Line) -> Iterator[None]:
         """The records of a chain, in its order and in small steps."""
-        seen, retold, log, whole = self._seen, self._retold, self._log, self._whole
+        seen, retold, log = self._seen, self._retold, self._log
         found = seen.lines[line.place] = Found(Times(self._timelines, self._each))
+        entries = None if log is None else log.entries(line.key, line.epoch)
+        visit, problems, name = found.times.visit, found.problems, self._name
         first = last = (-1, 0)
         for number, (row, kept) in enumerate(line.records()):
             if number % _TOGETHER == 0:
                 yield
-            self._count(kept.line, bool(kept.flags & INSIDE))
+            inside = kept.flags & INSIDE != 0
+            self._count(kept.line, inside)
             if log is not None:
-                seen.here.mark(row.at)
-                if first[0] < 0 or row.at < first[0]:
-                    first = (row.at, kept.line)
-                if row.at > last[0]:
-                    last = (row.at, kept.line)
-                if whole and (wrong := entry_problem(line.key, line.epoch, row, log)) is not None:
-                    found.problems.append((kept.line, wrong))
-                    found.refused += 1
-                incident = bool(kept.flags & INCIDENT)
-                if whole and (row.head_size >= 0 or incident):
-                    found.problems += [(kept.line, problem) for problem in head_problems(row, incident, log)]
-                holds = whole and row.head_size >= 0 and log.holds(row)
-                problems = found.times.visit(line.key, line.epoch, row, (self._name, row.at), holds)
-                found.problems += [(kept.line, problem) for problem in problems]
-            if retold is not None and kept.flags & INSIDE:
+                at, holds = row.at, False
+                seen.here.mark(at)
+                if first[0] < 0 or at < first[0]:
+                    first = (at, kept.line)
+                if at > last[0]:
+                    last = (at, kept.line)
+                if self._whole:
+                    if (wrong := entry_problem(row, entries)) is not None:
+                        problems.append((kept.line, wrong))
+                        found.refused += 1
+                    if (incident := kept.flags & INCIDENT != 0) or row.head_size >= 0:
+                        problems += [(kept.line, problem) for problem in head_problems(row, incident, log)]
+                        holds = row.head_size >= 0 and log.holds(row)
+                for problem in visit(line.key, line.epoch, row, (name, at), holds):
+                    problems.append((kept.line, problem))
+            if retold is not None and inside:
                 retold.take(line.host, row, kept)
         seen.ends |= dict((first, last))
 

@@ -15,28 +15,28 @@ import hashlib
 import itertools
 import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
 from compliance_agent import crypto
 from compliance_agent.entries.leaf import bundle_leaf
 from compliance_agent.errors import BadEvidence
-from compliance_agent.evidence.alike import Alike
+from compliance_agent.evidence.alike import Alike, Kind
 from compliance_agent.evidence.allowlist import registry
 from compliance_agent.evidence.chains import Tagger, packed
 from compliance_agent.evidence.problems import CODES, Problem
 from compliance_agent.evidence.verify import check_bytes
 from compliance_agent.log.checkpoint import Checkpoint
-from compliance_agent.log.merkle import hash_leaf, verify_inclusion
 from compliance_agent.log.proof import Proof
 from compliance_agent.packet import ocsf, oscal, table
-from compliance_agent.packet.archive import PARTS, Container, Entry, InOrder, before, check_crc
+from compliance_agent.packet.archive import PARTS, Container, Entry, InOrder, Layout, before, check_crc
 from compliance_agent.packet.content import Record, Scope, directory_of
 from compliance_agent.packet.due import Due
 from compliance_agent.packet.four import BELOW, NAMES, Four
 from compliance_agent.packet.manifest import DIGEST_BYTES, MANIFEST, MANIFEST_SIGNATURE, line_of
+from compliance_agent.packet.near import Near
 from compliance_agent.packet.stretches import Batch, is_record
 
 MAX_PART_BYTES = 65_535
@@ -47,6 +47,7 @@ _REGION = 1 << 22
 _FEW = 1 << 12
 _BESIDE = struct.Struct("<QBBII10s32s32s32s")
 _NO_CHECK = 255
+_KINDS = 64
 _DAY_TO = len("/00000000-0000-0000-0000-000000000000")  # from the end of a record's path
 _DAY_FROM = _DAY_TO + len("2026/01/01")
 
@@ -147,6 +148,8 @@ class Reader:
         self._numbers = {check: number for number, check in enumerate(checks())}
         self._alike = Alike(registry())
         self._due = None if held.scope is None else Due(held.scope)
+        self._receipts = None if held.checkpoint is None else Near(held.note, held.checkpoint)
+        self._kinds: dict[Kind, _Same] = {}
 
     def __call__(self, batch: Batch) -> Part:
         part, lines = Part(), list[str]()
@@ -209,11 +212,11 @@ class Reader:
         if at < 0:
             whole, at = self._container.read(four.offsets[0], four.end - four.offsets[0]), 0
         for name, below, crc, size in zip(NAMES, BELOW, four.crcs, four.sizes, strict=True):
-            header = before(above + below, size, crc)
-            begins = at + len(header)
+            path = above + below
+            begins = at + Layout.LOCAL + len(path)
             ends = begins + size
             raw = whole[begins:ends]
-            if not whole.startswith(header, at) or crc32(raw) != crc:
+            if crc32(raw) != crc or whole[at:begins] != before(path, size, crc):
                 problem = "what stands before it is not as a packet is written, or its checksum is of other bytes"
                 part.problems.append(Problem("bad_container", f"{directory}/{name}", problem))
             digest = hashlib.sha256(raw).hexdigest()
@@ -308,35 +311,55 @@ class Reader:
         key = document["host"]["key_id"]
         if leaf != bundle_leaf(key, document["epoch"], document["seq"], document["prev"], digest, signature):
             raise BadEvidence("leaf.json is not the entry of this record", code="wrong_leaf")
-        proof = Proof.parse(receipt)
-        if self._held.checkpoint is not None:
-            self._included(proof, leaf, self._held.checkpoint)
-        return Record(document, body, signature, leaf, proof.index, digest, directory)
-
-    def _included(self, proof: Proof, leaf: bytes, log: Checkpoint) -> None:
-        """The proof leads from this entry to the checkpoint of this packet."""
-        if proof.checkpoint != self._held.note:
-            raise BadEvidence("receipt is under another checkpoint than log/checkpoint", code="wrong_checkpoint")
-        verify_inclusion(hash_leaf(leaf), proof.index, log.size, proof.path, log.root)
+        index = Proof.parse(receipt).index if self._receipts is None else self._receipts.index(receipt, leaf)
+        return Record(document, body, signature, leaf, index, digest, directory)
 
     def _keep(self, record: Record, line: int, part: Part) -> None:
         """Its row, and what is kept beside it."""
         document, scope, log = record.document, self._held.scope, self._held.checkpoint
-        flags, csv, events, check = INCIDENT * (document["incident"] is not None), b"", b"", _NO_CHECK
-        if scope is not None and self._due is not None and scope.holds(document):
-            flags |= INSIDE
-            csv, events = table.line(record, self._due), ocsf.of(record)
-            if (about := oscal.own_check(document)) is not None:
-                check = self._numbers[about]
+        same, digest, flags, check, csv, events = self._same(document), record.digest, 0, _NO_CHECK, b"", b""
+        if scope is not None and scope.holds(document):
+            flags, check, csv, events = INSIDE, same.check, same.csv(record), same.ocsf(record)
             part.stated.take(record)
-        host = document["host"]
-        rows, kept = part.rows.setdefault((host["id"], host["key_id"], document["epoch"]), (bytearray(), bytearray()))
-        digest = record.digest
+        rows, kept = part.rows.get(same.chain) or part.rows.setdefault(same.chain, (bytearray(), bytearray()))
         rows += packed(document, digest, self._tags, None if log is None else (log.origin, record.index))
         kept += _BESIDE.pack(
-            line, flags, check, len(csv), len(events), record.directory[-_DAY_FROM:-_DAY_TO].encode("ascii"),
+            line, flags | same.flags, check, len(csv), len(events), record.directory[-_DAY_FROM:-_DAY_TO].encode("ascii"),
             bytes.fromhex(digest), hashlib.sha256(csv).digest(), hashlib.sha256(events).digest(),
         )  # fmt: skip
+
+    def _same(self, document: Mapping[str, Any]) -> _Same:
+        """What holds for every record that is like this one, which was read last."""
+        kind = self._alike.kind
+        found = None if kind is None else self._kinds.get(kind)
+        if found is None:
+            about, host = oscal.own_check(document), document["host"]
+            found = _Same(
+                (host["id"], host["key_id"], document["epoch"]),
+                INCIDENT * (document["incident"] is not None),
+                _NO_CHECK if about is None else self._numbers[about],
+                _nothing if self._due is None else table.writer(document, self._due),
+                ocsf.writer(document),
+            )
+            if kind is not None:
+                if len(self._kinds) >= _KINDS:
+                    self._kinds.clear()
+                self._kinds[kind] = found
+        return found
+
+
+class _Same(NamedTuple):
+    """Of records that are alike: their chain, their part of the flags, the number of their check, and what writes their lines."""
+
+    chain: tuple[str, str, int]
+    flags: int
+    check: int
+    csv: Callable[[Record], bytes]
+    ocsf: Callable[[Record], bytes]
+
+
+def _nothing(_: Record) -> bytes:
+    return b""
 
 
 def _begin(entries: Four | list[Entry]) -> int:

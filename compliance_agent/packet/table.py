@@ -9,7 +9,7 @@ import csv
 import io
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from compliance_agent.packet.content import RESULTS, Record, Scope, in_order, statements
@@ -37,19 +37,36 @@ def pieces(scope: Scope, records: Iterable[Record]) -> Iterator[bytes]:
 
 def line(record: Record, due: Due) -> bytes:
     """The line of a record."""
-    cells = [*_cells(record), *due.of(record.document)]
-    plain = plainly(cells)
-    return _line(map(cell, cells)) if plain is None else plain.encode()
+    return writer(record.document, due)(record)
+
+
+def writer(like: Mapping[str, Any], due: Due) -> Callable[[Record], bytes]:
+    """What writes the line of this record, and of those that are like it but for what is their own (`evidence.alike.OWN`)."""
+    host, key, said = like["host"]["id"], like["host"]["key_id"], plainly(cells := _said(like))
+    if said is None:
+        return lambda record: _line(map(cell, [*_before(record), *cells, *_after(record), *due.of(record.document)]))
+    epoch = like["epoch"]
+
+    def plain(record: Record) -> bytes:
+        """What a record has of its own are times, numbers, digests and its id and path, which need nothing but commas."""
+        own = record.document
+        until, why = due.of(own)
+        return (
+            f"{host},{own['timestamp_start']},{said},{own['bundle_id']},{key},{epoch},{own['seq']},{record.index},"
+            f"{record.digest},{record.directory},{until},{why}\r\n"
+        ).encode("ascii")
+
+    return plain
 
 
 def plainly(cells: Sequence[str]) -> str | None:
-    """The line of cells that need nothing but commas between them, None where one may need more."""
+    """Cells that need nothing but commas between them, None where one may need more."""
     plain = ",".join(cells)
     if '"' in plain or "\r" in plain or "\n" in plain or plain.count(",") != len(cells) - 1:
         return None
     if plain.startswith(_FORMULA) or _LATER_FORMULA.search(plain) is not None:
         return None
-    return f"{plain}\r\n"
+    return plain
 
 
 def _line(cells: Iterable[str]) -> bytes:
@@ -67,15 +84,22 @@ def cell(value: object) -> str:
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
-def _cells(record: Record) -> list[str]:
-    said = record.document
-    key, epoch, seq = record.place
+def _before(record: Record) -> list[str]:
+    return [record.document["host"]["id"], record.document["timestamp_start"]]
+
+
+def _said(said: Mapping[str, Any]) -> list[str]:
+    """What records that are alike say."""
     return [
-        said["host"]["id"], said["timestamp_start"], said["kind"], said["check"] or "", said["result"] or "",
-        said["reason"] or "", said["outcome"] or "", said["post_result"] or "", said["error"] or "", said["severity"] or "",
-        " ".join(said["hipaa_controls"]), _summary(said), said["bundle_id"], key, str(epoch), str(seq), str(record.index),
-        record.digest, record.directory,
+        said["kind"], said["check"] or "", said["result"] or "", said["reason"] or "", said["outcome"] or "",
+        said["post_result"] or "", said["error"] or "", said["severity"] or "", " ".join(said["hipaa_controls"]), _summary(said),
     ]  # fmt: skip
+
+
+def _after(record: Record) -> list[str]:
+    key, epoch, seq = record.place
+    bundle = record.document["bundle_id"]
+    return [bundle, key, str(epoch), str(seq), str(record.index), record.digest, record.directory]
 
 
 def _summary(said: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from compliance_agent.adapters.workers import in_order
 from compliance_agent.errors import BadEvidence, NoInput
 from compliance_agent.evidence.chains import Tagger
 from compliance_agent.log.proof import Proof
-from compliance_agent.packet import archive, look, manifest, reading, stretches, verify
+from compliance_agent.packet import archive, look, manifest, near, reading, stretches, verify
 from compliance_agent.packet.archive import Container, Entry
 from compliance_agent.packet.build import build
 from compliance_agent.packet.content import Scope
@@ -316,7 +316,7 @@ def test_the_entry_at_the_index_is_looked_at_too(made: Made, monkeypatch: pytest
     """Were the way up the tree not climbed, the log that was read would still show another entry there."""
     files = with_another_index(made)
     assert "bad_inclusion_proof" in {problem.code for problem in verify_files(files).problems}
-    monkeypatch.setattr(reading, "verify_inclusion", lambda *_: None)
+    monkeypatch.setattr(near, "verify_inclusion", lambda *_: None)
     assert "wrong_leaf" in {problem.code for problem in verify_files(files).problems}
     monkeypatch.setattr(look, "entry_problem", lambda *_: None)
     assert "wrong_leaf" not in {problem.code for problem in verify_files(files).problems}

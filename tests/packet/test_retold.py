@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,9 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compliance_agent.crypto import Ed25519Signer
+from compliance_agent.evidence.alike import OWN
 from compliance_agent.evidence.canonical import canonical
 from compliance_agent.packet import dsse, ocsf, oscal, retold, table
 from compliance_agent.packet.content import Record, Scope
+from compliance_agent.packet.due import Due
 from compliance_agent.packet.retold import Retold, Taken
 from compliance_agent.packet.verify import records_of, verify_files
 from tests.packet.scene import Files, Made
@@ -189,18 +193,36 @@ def test_the_document_is_canonical(made: Made) -> None:
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), min_size=2, max_size=19))
-def test_a_plain_line_of_the_table_is_what_the_library_writes(cells: list[str]) -> None:
+def test_plain_cells_of_the_table_are_what_the_library_writes(cells: list[str]) -> None:
     plain = table.plainly(cells)
-    assert plain is None or plain.encode() == table._line(map(table.cell, cells))
+    assert plain is None or f"{plain}\r\n".encode() == table._line(map(table.cell, cells))
     if not set("".join(cells)) & set(',"=+-@\t\r\n'):
         assert plain is not None
 
 
-def test_the_line_of_a_record_is_a_plain_one(made: Made) -> None:
+def test_the_line_of_a_record_is_what_the_library_writes(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """`pass=1` in a cell needs nothing; a million lines are written the short way."""
-    cells = [table._cells(record) for record in inside(made)[1]]
-    assert any("=" in text for line in cells for text in line)
-    assert all(table.plainly(line) for line in cells)
+    scope, records = inside(made)
+    said = [table._said(record.document) for record in records]
+    assert any("=" in text for cells in said for text in cells)
+    assert all(table.plainly(cells) for cells in said)
+    shortly = table.table(scope, records)
+    monkeypatch.setattr(table, "plainly", lambda cells: None)
+    assert table.table(scope, records) == shortly
+
+
+def test_lines_of_records_that_are_alike_differ_in_what_is_their_own(made: Made) -> None:
+    """What writes the lines of one writes those of the next as that one's own writer does: everything of OWN is asked again."""
+    scope, records = inside(made)
+    due, own = Due(scope), [key for keys in OWN for key in keys]
+    for record, other in itertools.permutations(records, 2):
+        like = {**record.document, **{key: other.document[key] for key in own}}
+        next_one = replace(other, document=like, at="")
+        for once, again in (
+            (table.writer(record.document, due), table.writer(like, due)),
+            (ocsf.writer(record.document), ocsf.writer(like)),
+        ):
+            assert once(next_one) == again(next_one)
 
 
 def test_what_records_say_does_not_depend_on_their_order(made: Made) -> None:

@@ -21,7 +21,7 @@ from compliance_agent.log.note import Note, VerifierKey
 from compliance_agent.log.proof import Proof
 from compliance_agent.log.tiles import ENTRIES, Tile, decode_entries, encode_entries
 from compliance_agent.log.tree import Edge, TileTree
-from compliance_agent.packet import archive, reading, verify
+from compliance_agent.packet import archive, near, verify
 from compliance_agent.packet.content import Scope
 from compliance_agent.packet.manifest import MANIFEST, MANIFEST_SIGNATURE
 from compliance_agent.packet.report import Report
@@ -325,13 +325,12 @@ def nothing(*_: Any) -> list[Any]:
 @pytest.mark.parametrize(
     ("where", "name", "damage", "code"),
     [
-        (reading.Reader, "_included", other_path, "bad_inclusion_proof"),
-        (reading, "verify_inclusion", other_path, "bad_inclusion_proof"),
+        (near, "verify_inclusion", other_path, "bad_inclusion_proof"),
         (verify, "chain_problems", lambda made: relogged(made, alter), "broken_link"),
         (verify, "completeness", lambda made: without_record(made, 3), "missing_record"),
         (verify._Verification, "_extra_files", lambda made: {**made.files, "note.txt": b"?"}, "extra_file"),
     ],
-    ids=["entry and proof", "inclusion", "chain", "completeness", "extra"],
+    ids=["inclusion", "chain", "completeness", "extra"],
 )
 def test_a_verifier_that_skips_a_check_is_caught(
     made: Made, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, damage: Any, code: str
