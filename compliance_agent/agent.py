@@ -30,6 +30,7 @@ from compliance_agent.adapters.log_store import LogStore
 from compliance_agent.adapters.offload import Offload
 from compliance_agent.adapters.open_databases import release, shared
 from compliance_agent.adapters.order_store import OrderStore, Taken
+from compliance_agent.adapters.order_trust_store import OrderTrustStore
 from compliance_agent.adapters.shed_store import ShedStore
 from compliance_agent.baseline import Baseline, parse_signed
 from compliance_agent.client_certificate import ClientCertificate
@@ -55,6 +56,7 @@ from compliance_agent.models import (
     Result,
     Verdict,
 )
+from compliance_agent.order_trust import OrderTrust
 from compliance_agent.ordering import Orders
 from compliance_agent.ports import Clock
 from compliance_agent.queue import OfflineQueue
@@ -137,7 +139,8 @@ class ComplianceAgent(Life):
             self.mcp_client: Any = mcp_client if mcp_client is not _DEFAULT else self._mcp_client()
             self.key_rotation = KeyRotation(self, config, self._database, FormerKeys(self._database), key_files)
             self.client_certificate = ClientCertificate(self, config)
-            self.orders = Orders(self, config, OrderStore(self._database), Taken)
+            trust = OrderTrust(config, OrderTrustStore(self._database), self._database.call)
+            self.orders = Orders(self, config, OrderStore(self._database), Taken, trust)
         except BaseException:
             release(self._database)
             raise

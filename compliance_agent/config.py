@@ -37,6 +37,7 @@ _IN_STATE_DIR = {
 }
 _IN_UPLINK_DIR = {"mcp_api_key_file": "api-key", "client_cert_file": "client.pem"}
 LOG_KEY_NAME = "log-key"
+ORDER_ROOT_NAME = "order-root"
 CREDENTIALS = "CREDENTIALS_DIRECTORY"
 LOADED = ("mcp_api_key_file", "mcp_server_key_file", "mcp_log_key_file", "mcp_ca_file", "witness_token_file")
 _CLOCK = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])")
@@ -90,8 +91,15 @@ class AgentConfig:
         "The host's Ed25519 key; `keys/signing-key.pem` in state_dir when not given.", None
     )
 
+    order_root_file: Path | None = setting(
+        "File with the SHA-256 of the order root that this host is pinned to, as enrolment wrote it; who may sign orders"
+        " follows from there. Without this or order_keys_file no order counts.",
+        None,
+    )
     order_keys_file: Path | None = setting(
-        "File (root's, JSON) that says whose signed orders count on this host; without it none does.", None
+        "Instead of order_root_file, for hosts that somebody looks after by hand: file (root's, JSON) that says whose signed orders"
+        " count on this host.",
+        None,
     )
 
     key_rotation_days: int = setting(
@@ -211,6 +219,8 @@ class AgentConfig:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _checked(field, hints[field.name], getattr(self, field.name)))
+        if self.order_root_file is not None and self.order_keys_file is not None:
+            raise ConfigError("order_keys_file: not with order_root_file, whose root says whose orders count")
         if self.client_key_file is not None and self.client_cert_file is None:
             raise ConfigError("client_key_file: needs client_cert_file, the certificate it is the key of")
         places = {name: self.state_dir / place for name, place in _IN_STATE_DIR.items()}

@@ -345,13 +345,16 @@ class Delivery:
             self._answer, self._known = answer, answer.known
             await self._reconcile()
             if (orders := getattr(self._parts, "orders", None)) is not None:
+                await orders.trust.take(answer.order_trust)
                 orders.offer(answer.orders)
         return True
 
-    def _nonce(self) -> dict[str, str]:
-        """What orders to this host have to name, where the client can say it."""
+    def _nonce(self) -> dict[str, Any]:
+        """What orders to this host have to name, and which word on whose orders count is here, where the client can say it."""
         orders = getattr(self._parts, "orders", None)
-        return {"order_nonce": orders.nonce} if orders is not None and self._log_client() is not None else {}
+        if orders is None or self._log_client() is None:
+            return {}
+        return {"order_nonce": orders.nonce, "order_trust": orders.trust.said()}
 
     async def _report(self) -> dict[str, Any]:
         stats = await settled(self._parts.offline_queue.get_stats())

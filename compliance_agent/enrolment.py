@@ -41,12 +41,14 @@ class Token:
         site: the site a host may be enrolled to with it.
         expires_at: UTC; the server's own clock decides, this is for the message.
         ca_sha256: SHA-256 of the server's certificate authority (DER), or None for a server on this very machine.
+        order_root: SHA-256 of the root whose holders say whose orders count, or None where there is none.
     """
 
     text: str
     site: str
     expires_at: datetime
     ca_sha256: str | None
+    order_root: str | None = None
 
     def __repr__(self) -> str:
         return f"Token(site={self.site!r}, ***)"
@@ -87,6 +89,9 @@ def parse_token(text: str) -> Token:
         document = read_json(base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True))
     except (binascii.Error, ValueError, DocumentError) as error:
         raise problem from error
+    order_root = document.get("order_root") if isinstance(document, dict) else None
+    if order_root is not None and not (isinstance(order_root, str) and SHA256.fullmatch(order_root)):
+        raise problem
     match document:
         case {
             "v": int(version),
@@ -95,7 +100,7 @@ def parse_token(text: str) -> Token:
             "secret": str(secret),
             "ca_sha256": (str() | None) as authority,
         } if version is not True and version == 1 and _is_token(site, expires, secret, authority):
-            return Token(text, site, datetime.fromtimestamp(expires, UTC), authority)
+            return Token(text, site, datetime.fromtimestamp(expires, UTC), authority, order_root)
     raise problem
 
 
@@ -166,6 +171,34 @@ async def pin_authority(transport: Transport, ca_sha256: str, path: Path) -> Non
         )
     make_directory(path.parent)
     write_file(path, ssl.DER_cert_to_PEM_cert(authority).encode("ascii"), 0o644)
+
+
+def order_root_of(token: Token, wanted: str | None) -> str | None:
+    """The root that this host is to be pinned to: what the operator says, or what is in the token that they handed over.
+
+    Raises:
+        ConfigError: the token names another root than the operator.
+    """
+    if wanted is not None and token.order_root not in {None, wanted}:
+        raise ConfigError(
+            f"the token names order root {token.order_root}, and --order-root says {wanted}; nothing was sent",
+            hint="hold both against what `compliance-agent order-root show` says where the root was made",
+        )
+    return wanted or token.order_root
+
+
+def pin_order_root(path: Path, root: str | None, *, insisted: bool) -> str | None:
+    """Keep what this host is to be pinned to; what it is pinned to then, if to any root.
+
+    A pin that is there stays unless the operator insists: a server that asks for a new enrolment must not change it.
+
+    Raises:
+        AgentError: it could not be kept, or what is there cannot be read.
+    """
+    if root is not None and (insisted or not path.exists()):
+        make_directory(path.parent)
+        write_file(path, root.encode("ascii") + b"\n", 0o600)
+    return read_file(path, limit_bytes=128, trusted=True).decode("ascii", "replace").strip() if path.exists() else None
 
 
 def save(

@@ -193,6 +193,7 @@ class MCPClient:
         baseline: tuple[str, str],
         checks: dict[str, tuple[str, str]],
         order_nonce: str | None = None,
+        order_trust: dict[str, Any] | None = None,
     ) -> protocol.CheckinReply:
         """Tell the server this host is alive and how far its chain reaches; learn how far the server's copy does.
 
@@ -200,8 +201,9 @@ class MCPClient:
             ServerRefused, Unavailable, BadReply: as for `upload_evidence`.
         """
         body = protocol.checkin_request(
-            key_id=self._key_id, head=head, pending=pending, baseline=baseline, checks=checks, order_nonce=order_nonce
-        )
+            key_id=self._key_id, head=head, pending=pending, baseline=baseline, checks=checks, order_nonce=order_nonce,
+            order_trust=order_trust,
+        )  # fmt: skip
         api_key = self._secrets().api_key
         answer: protocol.CheckinReply = await self._guarded(
             lambda: self._post("/api/v1/checkin", body, api_key), protocol.read_checkin_reply

@@ -26,15 +26,14 @@ from typing import Any, Protocol
 
 import structlog
 
-from compliance_agent.adapters.durable import read_file
 from compliance_agent.config import AgentConfig
-from compliance_agent.core import order_keys, orders
-from compliance_agent.core.order_keys import OrderKeys
+from compliance_agent.core import orders
 from compliance_agent.core.orders import Order, Refused, Standing
-from compliance_agent.errors import AgentError, ConfigError
+from compliance_agent.errors import AgentError
 from compliance_agent.facts import LARGEST_INT, is_timestamp
 from compliance_agent.logs import where
 from compliance_agent.models import BundleKind, DriftResult, Outcome, RemediationResult, Result
+from compliance_agent.order_trust import OrderTrust
 from compliance_agent.ports import Clock
 from compliance_agent.progress import Progress
 
@@ -140,16 +139,20 @@ class Orders:
 
     Args:
         parts: the agent.
-        config: who this host is, and where it is said whose orders count.
+        config: who this host is.
         store: what it remembers, in the agent's database.
         taken: makes a row of it.
+        trust: whose orders count.
     """
 
-    def __init__(self, parts: Parts, config: AgentConfig, store: Store, taken: Callable[..., Any]) -> None:
+    def __init__(
+        self, parts: Parts, config: AgentConfig, store: Store, taken: Callable[..., Any], trust: OrderTrust
+    ) -> None:
         self._parts = parts
         self._config = config
         self._store = store
         self._taken = taken
+        self.trust = trust
         self._offered: list[bytes] = []
         self._any = asyncio.Event()
         self._nonces = Nonces(parts.clock)
@@ -160,7 +163,6 @@ class Orders:
         self._time_kept: datetime | None = known.time
         self._refusals: deque[float] = deque(maxlen=MOST_REFUSED_AN_HOUR)
         self._muted = False
-        self._keys_said = ""
         away_s = max(0.0, (parts.clock.now() - known.time).total_seconds()) if known.time is not None else 0.0
         self._newest, self._fresh_at = known.time, parts.clock.monotonic() - away_s
         self._stale = False
@@ -231,6 +233,7 @@ class Orders:
                 log.error("order.not_taken", code=error.code, at=where(error))
         await self._keep_time()
         self._tell_freshness()
+        self.trust.keys(self._now())  # which says it when they have expired or cannot be used
 
     async def _one(self, raw: bytes) -> None:
         sha256 = hashlib.sha256(raw).hexdigest()
@@ -262,7 +265,7 @@ class Orders:
             tenant=self._config.client_id,
             site=self._config.site_id,
             host=self._parts.signer.key_id,
-            keys=self._keys(),
+            keys=self.trust.keys(self._now()),
             now=self._now(),
             nonces=self._nonces.good(),
             counter=max(self._counter, known.counter),
@@ -270,24 +273,6 @@ class Orders:
             baseline_sha256=baseline.sha256,
             checks=tuple(baseline.entries),
         )
-
-    def _keys(self) -> OrderKeys | None:
-        """Whose orders count; read each time, so that a new file counts at once."""
-        path = self._config.order_keys_file
-        if path is None:
-            return None
-        try:
-            keys = load_keys(self._config)
-        except ConfigError as error:
-            self._say_keys(error.code)
-            return None
-        self._say_keys("order_keys_expired" if keys is not None and self._now() >= keys.expires else "")
-        return keys
-
-    def _say_keys(self, code: str) -> None:
-        if code and code != self._keys_said:
-            log.error("order.keys_unusable", code=code)
-        self._keys_said = code
 
     # Doing
 
@@ -425,7 +410,8 @@ class Orders:
 
     def _tell_freshness(self) -> None:
         """Say once that the server's signed time stands still, and once that it goes on; checks and cures do so all the time."""
-        if self._config.order_keys_file is None or self._config.mcp_url is None:
+        takes_orders = self._config.order_keys_file is not None or self._config.order_root_file is not None
+        if not takes_orders or self._config.mcp_url is None:
             return
         stale = self._parts.clock.monotonic() - self._fresh_at >= STALE_AFTER_S
         if stale and not self._stale:
@@ -448,21 +434,6 @@ _ACTS: dict[str, Callable[[Orders, Order], Awaitable[Ended]]] = {
     "rotate_key": Orders._rotate_key,
     "stop_all": Orders._pause,
 }
-
-
-def load_keys(config: AgentConfig) -> OrderKeys | None:
-    """Whose orders count on this host; None where nobody said so.
-
-    Raises:
-        ConfigError: the file cannot be used.
-    """
-    path = config.order_keys_file
-    if path is None:
-        return None
-    try:
-        return order_keys.parse(read_file(path, limit_bytes=order_keys.MAX_BYTES, trusted=True))
-    except AgentError as error:
-        raise ConfigError(f"order_keys_file {path}: {error}", code="bad_order_keys", hint=error.hint) from error
 
 
 def _rank(raw: bytes) -> tuple[bool, int]:

@@ -92,6 +92,7 @@ LAYERS: dict[str, str] = {
     "packet.report": "stages",
     "packet.retold": "stages",
     "packet.verify": "stages",
+    "order_trust": "stages",
     "ordering": "stages",
     "progress": "stages",
     "proposal": "stages",

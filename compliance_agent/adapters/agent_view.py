@@ -14,6 +14,7 @@ from typing import Any
 
 from compliance_agent.adapters import log_store
 from compliance_agent.adapters.open_databases import read_only
+from compliance_agent.adapters.order_trust_store import KEYS, ROOTS
 from compliance_agent.errors import NoInput, NotPermitted, StorageError
 from compliance_agent.models import STATS
 
@@ -177,6 +178,11 @@ class AgentView:
         recent = [dict(zip(names, (value or None for value in row), strict=True)) for row in rows]
         counter, stopped, time = known[0]
         return {"counter": counter, "stopped": bool(stopped), "server_time": time or None, "recent": recent}
+
+    def order_trust(self) -> tuple[list[bytes], bytes | None]:
+        """The documents that say whose orders count: roots in order, and the newest list of keys."""
+        roots = [bytes(row[0]) for row in self._rows("order_trust", ROOTS)]
+        return roots, next((bytes(row[0]) for row in self._rows("order_trust", KEYS)), None)
 
     def paused(self) -> bool:
         """Whether a person paused healing."""

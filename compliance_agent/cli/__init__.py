@@ -33,6 +33,7 @@ COMMANDS = {
     "packet": "Build, verify and show an auditor's packet.",
     "config": "Check or show the agent's configuration.",
     "baseline": "Lint, show, compare and sign baselines.",
+    "order-root": "The offline root of orders: make it, sign with it, rotate it.",
     "server": "Run the server, and its enrolment tokens, users and hosts.",
     "witness": "Run a witness: cosign checkpoints of logs that only grew.",
     "demo": "A server, simulated clinic hosts and this machine, live.",
@@ -75,7 +76,7 @@ class LazyGroup(Suggesting):
 
 def _module(cmd_name: str) -> Any:
     try:
-        return importlib.import_module(f"{__name__}.{cmd_name}")
+        return importlib.import_module(f"{__name__}.{cmd_name.replace('-', '_')}")
     except ModuleNotFoundError as error:
         missing = str(error.name).partition(".")[0]
         if missing == __name__.partition(".")[0]:

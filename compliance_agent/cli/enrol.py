@@ -16,10 +16,11 @@ from compliance_agent.adapters import runner
 from compliance_agent.adapters.durable import give
 from compliance_agent.adapters.secrecy import keep_out_of_dumps
 from compliance_agent.cli.common import PATH, config_option, json_option, load_config, print_json
-from compliance_agent.config import LABEL, LOG_KEY_NAME, AgentConfig
+from compliance_agent.config import LABEL, LOG_KEY_NAME, ORDER_ROOT_NAME, AgentConfig
 from compliance_agent.crypto import Ed25519Signer, key_words
-from compliance_agent.enrolment import Token, enrol, pin_authority, read_token, save
+from compliance_agent.enrolment import Token, enrol, order_root_of, pin_authority, pin_order_root, read_token, save
 from compliance_agent.errors import ConfigError, NotPermitted
+from compliance_agent.facts import SHA256
 from compliance_agent.local_socket import uid_of
 from compliance_agent.logs import configure
 from compliance_agent.transport.http import HttpTransport
@@ -34,12 +35,15 @@ from compliance_agent.transport.protocol import Enrolled
 @click.option("--host-id", help="This host's label at the site; its name when not given.")
 @click.option("--state-dir", type=PATH, help="Where the agent keeps its state and key.")
 @click.option("--ca-file", type=PATH, help="Certificate authority of the server (PEM).")
+@click.option(
+    "--order-root", metavar="SHA256", help="The order root that this host is to be pinned to, as its holders say it."
+)
 @click.option("--again", is_flag=True, help="Enrol although this host already is.")
 @config_option
 @json_option
 def command(
     url: str, token_file: Path, host_id: str | None, state_dir: Path | None, ca_file: Path | None, again: bool,
-    config_path: Path | None, as_json: bool,
+    order_root: str | None, config_path: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Make this host known to a server.
 
@@ -54,6 +58,11 @@ def command(
     server_key_file = config.mcp_server_key_file or config.state_dir / "keys" / "server-key"
     if os.path.lexists(api_key_file) and not again:
         raise NotPermitted(f"this host is enrolled already ({api_key_file} is there)", hint="--again enrols it anew")
+    if order_root is not None and not SHA256.fullmatch(order_root):
+        raise click.BadParameter("--order-root: expected 64 hexadecimal characters")
+    root = order_root_of(token, order_root)
+    if order_root is not None and config.order_keys_file is not None:
+        raise ConfigError("--order-root: the configuration has order_keys_file; a host has one or the other")
     if token.ca_sha256 is None and config.mcp_ca_file is None and url.startswith("https:"):
         raise ConfigError(
             "the token names no certificate authority, so nothing vouches for this server",
@@ -62,6 +71,9 @@ def command(
     if token.ca_sha256 is not None and config.mcp_ca_file is None:
         config = dataclasses.replace(config, mcp_ca_file=runner.run(_pin(config, token.ca_sha256)))
     enrolled = runner.run(_enrol(config, token))
+    pin_file, pin = config.order_root_file or config.signing_key_file.parent / ORDER_ROOT_NAME, None
+    if config.order_keys_file is None:  # a host whose list is looked after by hand stays so
+        pin = pin_order_root(pin_file, root, insisted=order_root is not None)
     save(enrolled, api_key_file, server_key_file, config.mcp_log_key_file)
     if config.privileges == "split" and os.geteuid() == 0:
         give_away(config, api_key_file, server_key_file)
@@ -74,6 +86,7 @@ def command(
         "mcp_api_key_file": str(api_key_file),
         "mcp_server_key_file": str(server_key_file),
         **({"mcp_log_key_file": str(config.mcp_log_key_file)} if config.mcp_log_key_file else {}),
+        **({"order_root_file": str(pin_file)} if pin else {}),
         **({"mcp_ca_file": str(config.mcp_ca_file)} if config.mcp_ca_file else {}),
     }
     if as_json:
@@ -82,6 +95,8 @@ def command(
         return
     click.echo(f"enrolled as {enrolled.host_id} at {enrolled.site_id} with key {enrolled.key_id[:16]}", err=True)
     click.echo(f"key words: {key_words(enrolled.key_id)}", err=True)
+    if pin is not None:
+        click.echo(f"pinned to order root {pin}, in words {key_words(pin)}", err=True)
     if enrolled.waiting:
         click.echo(
             "the server accepts nothing from this host before an operator approved it by these words; until then "
@@ -100,7 +115,8 @@ def give_away(config: AgentConfig, api_key_file: Path, server_key_file: Path) ->
         StorageError: a file cannot be given away.
     """
     log_key_file = config.mcp_log_key_file or server_key_file.with_name(LOG_KEY_NAME)
-    ours = (config.signing_key_file, server_key_file, log_key_file)
+    pin_file = config.order_root_file or config.signing_key_file.parent / ORDER_ROOT_NAME
+    ours = (config.signing_key_file, server_key_file, log_key_file, pin_file)
     for name, root, files in (
         (config.run_user, config.state_dir, ours),
         (config.uplink_user, config.uplink_dir, (api_key_file, config.uplink_dir / "ca.pem")),

@@ -58,9 +58,12 @@ def _new_token(ctx: click.Context, site: str, client: str | None, life: timedelt
 
     async def make(services: Services) -> str:
         authority = known_authority(settings.data_dir / "tls")  # which exists now where the settings say tls
+        trust = await services.order_trust.published(site)
         token, expires_at, made = await services.enrolment.new_token(
-            site, client, life, ca_sha256=authority, actor=_ACTOR
+            site, client, life, ca_sha256=authority, actor=_ACTOR, order_root=trust.root.sha256 if trust else None
         )
+        if trust is not None:
+            click.echo(f"it pins order root {trust.root.version}: {key_words(trust.root.sha256)}", err=True)
         click.echo(
             f"token {hashed(token)[:16]}, for one host of {made.site_id} (client {made.client_id}), "
             f"until {expires_at:%Y-%m-%d %H:%M:%SZ}",

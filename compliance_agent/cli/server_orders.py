@@ -1,4 +1,4 @@
-"""`compliance-agent server order`: draft, approve, sign, list, show and cancel signed orders to hosts.
+"""`compliance-agent server order`: draft, approve, sign, list, show and cancel signed orders to hosts; publish who may sign.
 
 Everything but `sign --url` works on the data directory. The key that signs stays where the signer is: `sign --url` fetches what is
 to be signed from the server, shows it, signs it here and sends the signature; the key itself goes nowhere.
@@ -19,7 +19,7 @@ from compliance_agent import crypto
 from compliance_agent.adapters.durable import read_file
 from compliance_agent.cli.common import PATH, json_option, print_json, table, utc
 from compliance_agent.cli.server_common import data_dir_option, duration, existing, settings_of, with_services
-from compliance_agent.core import orders
+from compliance_agent.core import order_roots, orders
 from compliance_agent.core.order_keys import KINDS
 from compliance_agent.documents import MAX_BYTES, read_json
 from compliance_agent.errors import AgentError, BadReply, DocumentError, NoInput, NotPermitted, ServerRefused
@@ -183,6 +183,52 @@ def baseline(ctx: click.Context, path: Path, site: str, by: str) -> None:
         return made.version, made.sha256
 
     click.echo(" ".join(with_services(settings, work)))
+
+
+@order.command("publish")
+@click.argument("path", type=PATH)
+@click.option(
+    "--site", "sites", multiple=True, help="A clinic whose hosts are to get it; all of its client's when not given."
+)
+@click.option(
+    "--anew",
+    is_flag=True,
+    help="A first root in place of all that is published; hosts have to be pinned to it by hand.",
+)
+@by_option
+@data_dir_option
+@click.pass_context
+def publish(ctx: click.Context, path: Path, sites: tuple[str, ...], anew: bool, by: str) -> None:
+    """Carry a root or a list of order keys, signed offline (`compliance-agent order-root`), to hosts."""
+    settings = settings_of(ctx)
+    existing(settings)
+    raw = read_file(path, limit_bytes=order_roots.MAX_BYTES)
+
+    async def work(services: Services) -> list[tuple[str, order_roots.Trust]]:
+        user = await _user(services, by)
+        reader = await services.users.reader(user)
+        meant = sites or tuple(site.site_id for site in await reader.site_rows() if site.client_id == _tenant_of(raw))
+        return [(site, await services.order_trust.publish(user, reader, site, raw, anew=anew)) for site in meant]
+
+    found = with_services(settings, work)
+    if not found:
+        raise NoInput(f"{path}: no site of {_tenant_of(raw) or 'any client'} is here", hint="give --site")
+    for site, trust in found:
+        listed = (
+            f"list {trust.keys.version}"
+            if trust.keys is not None
+            else "no list: publish one that this root's keys sign"
+        )
+        click.echo(f"{site}: root {trust.root.version} ({trust.root.sha256}), {listed}")
+
+
+def _tenant_of(raw: bytes) -> str:
+    """The client that a document says it is for, to find its sites by; nothing is believed."""
+    try:
+        payload = read_json(from_base64(str(read_json(raw)["payload"]), "payload", "trust_unreadable"))
+        return str(payload["tenant"])
+    except (AgentError, KeyError, TypeError):
+        return ""
 
 
 @order.command("list")

@@ -12,6 +12,7 @@ from compliance_agent.adapters.agent_view import AgentView, looking
 from compliance_agent.cli.common import config_option, json_option, parsed, print_json, require_config, table, utc
 from compliance_agent.config import AgentConfig
 from compliance_agent.drills import DRILLS
+from compliance_agent.order_trust import standing
 
 SCHEMA = "compliance-agent/status/v1"
 RECENT_ORDERS = 5
@@ -55,7 +56,7 @@ def as_document(config: AgentConfig, view: AgentView, now: datetime) -> dict[str
             "next_attempt_at": utc(parsed(queue["next_attempt_at"])),
         },
         "chain": view.chain(),
-        "orders": _orders(view.orders(RECENT_ORDERS)),
+        "orders": _orders(view.orders(RECENT_ORDERS), standing(config, view.order_trust(), now)),
         "log": _log(view.log(), config.witness_policy_file is not None, now),
         "proven": [
             {"drill": drill.id, "check": drill.check, "last_fired": utc(view.moment(f"proven.{drill.id}"))}
@@ -76,11 +77,11 @@ def _log(log: dict[str, Any] | None, has_witnesses: bool, now: datetime) -> dict
     return {**log, **times, "witnessing": witnessing, "oldest_unlogged_age_s": _age_s(oldest, now)}
 
 
-def _orders(orders: dict[str, Any] | None) -> dict[str, Any] | None:
+def _orders(orders: dict[str, Any] | None, trust: dict[str, Any]) -> dict[str, Any] | None:
     if orders is None:
         return None
     recent = [{**item, "at": utc(parsed(item["at"]))} for item in orders["recent"]]
-    return {**orders, "server_time": utc(parsed(orders["server_time"])), "recent": recent}
+    return {**orders, "server_time": utc(parsed(orders["server_time"])), "trust": trust, "recent": recent}
 
 
 def _age_s(at: datetime | None, now: datetime) -> int | None:
@@ -113,6 +114,18 @@ def _print_log(log: dict[str, Any]) -> None:
         click.echo(f"           {item['origin']} contradicted itself ({item['code']}) and is not believed")
 
 
+def _print_trust(trust: dict[str, Any]) -> None:
+    by = f"root {trust['root_version']}, " if trust["root_version"] else ""
+    if trust["state"] == "good":
+        click.echo(f"signers    {by}list {trust['keys_version']}, until {trust['expires']}")
+    elif trust["state"] == "expired":
+        click.echo(
+            f"signers    EXPIRED at {trust['expires']} ({by}list {trust['keys_version']}): every order is refused"
+        )
+    else:
+        click.echo(f"signers    {by}no list that can be used ({trust['state']}): every order is refused")
+
+
 def _print(document: dict[str, Any]) -> None:
     running = {True: "running", False: "not running", None: "not known"}[document["running"]]
     queue, chain = document["queue"], document["chain"]
@@ -131,6 +144,8 @@ def _print(document: dict[str, Any]) -> None:
         click.echo("orders     STOPPED by a signed stop_all; a resume that two people signed ends it")
     elif document["healing_paused"]:
         click.echo("healing    paused by a person")
+    if document["orders"] is not None and document["orders"]["trust"]["known_by"] is not None:
+        _print_trust(document["orders"]["trust"])
     for item in document["orders"]["recent"] if document["orders"] is not None else ():
         ended = f"{item['outcome'] or 'under way'} {item['error'] or ''}".rstrip()
         click.echo(f"order      {item['at']} {item['kind'] or 'unreadable'} {(item['order_id'] or '')[:16]}: {ended}")

@@ -17,12 +17,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from compliance_agent import crypto
+from compliance_agent.core import envelopes
+from compliance_agent.core.envelopes import Envelope
 from compliance_agent.core.order_keys import KINDS, MOST_SIGNATURES, OrderKeys
 from compliance_agent.documents import read_json
-from compliance_agent.errors import BadEvidence, DocumentError
+from compliance_agent.errors import DocumentError
 from compliance_agent.evidence.canonical import canonical
 from compliance_agent.facts import LARGEST_INT, NAME, SHA256, TOKEN, VERSION, is_timestamp
-from compliance_agent.log.fields import from_base64, to_base64
 
 TYPE = "application/vnd.compliance-agent.order.v1+json"
 SCHEMA = "compliance-agent/order/v1"
@@ -37,8 +38,8 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 REASONS = {
     "order_unreadable": "it is not an envelope and a payload of exactly the agreed form",
     "unknown_kind": "this version knows no order of that kind",
-    "no_order_keys": "nobody has told this host whose orders count (order_keys_file)",
-    "order_keys_expired": "the file that says whose orders count has expired; it has to be renewed on the host",
+    "no_order_keys": "this host knows of nobody whose orders count (order_root_file, order_keys_file)",
+    "order_keys_expired": "what says whose orders count has expired, or the root that signed it; people have to sign it anew",
     "unknown_signer": "a signer is not named on this host, or not for orders of this kind",
     "order_signature": "a signature is missing, is not of these bytes, or is of somebody whom the order does not name",
     "too_few_signers": "orders of this kind need the signatures of more people",
@@ -121,14 +122,6 @@ class Order:
         """The checks that it names."""
         named = self.parameters.get("checks", [self.parameters["check"]] if "check" in self.parameters else [])
         return tuple(named)
-
-
-@dataclass(frozen=True)
-class Envelope:
-    """An envelope of the agreed form: payload bytes as signed, and signatures by key id."""
-
-    payload: bytes
-    signatures: Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -241,22 +234,10 @@ def read_envelope(raw: bytes) -> Envelope:
     Raises:
         DocumentError: anything else.
     """
-    document = read_json(raw, limit_bytes=MAX_BYTES, max_depth=MAX_DEPTH)
-    _exactly(document, {"payloadType", "payload", "signatures"})
-    if document["payloadType"] != TYPE:
-        raise _bad("payloadType", TYPE)
-    listed = document["signatures"]
-    if not isinstance(listed, list) or not 1 <= len(listed) <= MOST_SIGNATURES:
-        raise _bad("signatures", f"a list of 1 to {MOST_SIGNATURES}")
-    signatures: dict[str, bytes] = {}
-    for item in listed:
-        _exactly(item, {"keyid", "sig"})
-        if not _matches(SHA256)(item["keyid"]) or item["keyid"] in signatures:
-            raise _bad("keyid", "the id of a key that stands here once")
-        signatures[item["keyid"]] = _raw(item["sig"], "sig")
-        if len(signatures[item["keyid"]]) != crypto.SIGNATURE_BYTES:
-            raise _bad("sig", f"{crypto.SIGNATURE_BYTES} bytes")
-    return Envelope(_raw(document["payload"], "payload"), signatures)
+    try:
+        return envelopes.read(raw, payload_type=TYPE, limit_bytes=MAX_BYTES, most=MOST_SIGNATURES)
+    except DocumentError as error:
+        raise DocumentError(f"order: {error}", code=error.code.replace("bad_envelope", "bad_order")) from error
 
 
 _LEAVES: dict[str, Callable[[Any], bool]] = {
@@ -316,15 +297,6 @@ def _exactly(value: Any, wanted: set[str]) -> None:
         raise _bad("document", f"exactly the keys {', '.join(sorted(wanted)) or 'none'}")
 
 
-def _raw(value: Any, field: str) -> bytes:
-    if not isinstance(value, str):
-        raise _bad(field, "base64")
-    try:
-        return from_base64(value, field, "bad_order")
-    except BadEvidence as error:
-        raise _bad(field, "base64") from error
-
-
 def _time(text: str) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC)
 
@@ -357,8 +329,7 @@ def payload(order: Order) -> bytes:
 
 def envelope(body: bytes, signatures: Mapping[str, bytes]) -> bytes:
     """Payload bytes with their signatures by key id."""
-    listed = [{"keyid": name, "sig": to_base64(sig)} for name, sig in sorted(signatures.items())]
-    return canonical({"payloadType": TYPE, "payload": to_base64(body), "signatures": listed})
+    return envelopes.write(TYPE, body, signatures)
 
 
 def sign(body: bytes, signer: crypto.Ed25519Signer) -> bytes:

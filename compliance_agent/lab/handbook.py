@@ -18,6 +18,7 @@ from typing import Any
 from compliance_agent import config, errors
 from compliance_agent.config import AgentConfig
 from compliance_agent.core.gates import REASONS
+from compliance_agent.core.order_roots import REASONS as OF_ROOTS
 from compliance_agent.core.orders import REASONS as OF_ORDERS
 from compliance_agent.evidence.problems import CODES as PROBLEMS
 from compliance_agent.evidence.problems import FLAGS
@@ -170,6 +171,12 @@ def reasons_page() -> str:
             "As `error` of a bundle of kind `order`. One that asks for a cure also ends with the words of the two lists above.",
             "",
             *_words("reason", {name: _sentence(text) for name, text in OF_ORDERS.items()}),
+            "",
+            "## Why a root or a list of order keys was refused",
+            "",
+            "As `code` of the event `order.trust_refused`, of `order-root show` and of `server order publish`.",
+            "",
+            *_words("code", {name: _sentence(text) for name, text in OF_ROOTS.items()}),
             "",
             "## What `verify` names",
             "",

@@ -149,6 +149,7 @@ class FakeServer:
         self.check_ins: list[dict[str, Any]] = []
         self.baselines: dict[str, tuple[bytes, bytes]] = {}  # bytes and signature, by the digest that is asked for
         self.orders: list[bytes] = []  # that every check-in is answered with
+        self.order_trust: list[bytes] = []  # the same
         self.chains: dict[str, Chain] = {}
         self.authority: bytes = b""
         self.board = leases.Board()
@@ -399,6 +400,7 @@ class FakeServer:
             "known": known,
             "min_interval_s": self.min_interval_s,
             "orders": [_b64(raw) for raw in self.orders],
+            "order_trust": [_b64(raw) for raw in self.order_trust],
         }
         if self.durable is not None:
             said["durable"] = [{"origin": origin, "size": size} for origin, size in self.durable.items()]

@@ -62,6 +62,7 @@ from compliance_agent.server.services.leases import Leases
 from compliance_agent.server.services.limits import Quotas
 from compliance_agent.server.services.oidc import Client as OidcClient
 from compliance_agent.server.services.oidc import Oidc
+from compliance_agent.server.services.order_trust import OrderTrustDesk
 from compliance_agent.server.services.orders import OrderDesk
 from compliance_agent.server.services.pruning import Pruning
 from compliance_agent.server.services.receipts import Receipts
@@ -208,6 +209,7 @@ async def opened(
             users=people,
             oidc=_oidc(settings, store, clock, people, calls) if calls is not None else None,
             orders=OrderDesk(store, clock),
+            order_trust=OrderTrustDesk(store, clock),
             holds=Holds(store, clock),
             pruning=Pruning(store, files, clock),
             ack_public_key=signer.public_bytes,

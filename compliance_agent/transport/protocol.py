@@ -112,6 +112,7 @@ class CheckinReply:
         server_time: the server's clock, as a claim.
         durable: by origin of a log, how many of its entries a backup of the server holds, as a claim; empty from an older server.
         orders: envelopes that the server forwards; nothing of them is believed.
+        order_trust: envelopes that say whose orders count, newer than what the host said it has; nothing of them is believed.
     """
 
     known: tuple[int, int, str] | None
@@ -119,6 +120,7 @@ class CheckinReply:
     server_time: str
     durable: Mapping[str, int] = field(default_factory=dict)
     orders: tuple[bytes, ...] = ()
+    order_trust: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -348,10 +350,13 @@ def checkin_request(
     baseline: tuple[str, str],
     checks: Mapping[str, tuple[str, str]],
     order_nonce: str | None = None,
+    order_trust: Mapping[str, Any] | None = None,
 ) -> bytes:
     """The body of `POST /api/v1/checkin`."""
     epoch, seq, digest = head
-    nonce = {} if order_nonce is None else {"order_nonce": order_nonce}
+    nonce: dict[str, Any] = {} if order_nonce is None else {"order_nonce": order_nonce}
+    if order_trust is not None:
+        nonce["order_trust"] = dict(order_trust)
     return canonical(
         {
             "protocol": PROTOCOL,
@@ -384,14 +389,15 @@ def read_checkin_reply(reply: HttpReply) -> CheckinReply:
     if not is_timestamp(server_time):
         raise BadReply("reply to check-in: server_time is not a time")
     interval = _whole(document, "min_interval_s", 1, 86_400)
-    return CheckinReply(known, interval, server_time, _durable(document), _orders(document))
+    orders, trust = (_listed(document, name) for name in ("orders", "order_trust"))
+    return CheckinReply(known, interval, server_time, _durable(document), orders, trust)
 
 
-def _orders(document: Mapping[str, Any]) -> tuple[bytes, ...]:
-    listed = document.get("orders", [])
+def _listed(document: Mapping[str, Any], name: str) -> tuple[bytes, ...]:
+    listed = document.get(name, [])
     if not isinstance(listed, list) or len(listed) > MAX_ORDERS:
-        raise BadReply(f"reply to check-in: orders is not a list of at most {MAX_ORDERS}")
-    return tuple(_bytes({"orders": item}, "orders") for item in listed)
+        raise BadReply(f"reply to check-in: {name} is not a list of at most {MAX_ORDERS}")
+    return tuple(_bytes({name: item}, name) for item in listed)
 
 
 def _durable(document: Mapping[str, Any]) -> dict[str, int]:

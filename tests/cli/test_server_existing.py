@@ -50,6 +50,7 @@ DECISIONS: dict[str, list[str] | None] = {
     "order draft": ["check", "--host", "0" * 12, "--check", "time_sync", "--by", "j.doe"],
     "order key": None,  # a signer's key, on the signer's machine; of a server it knows nothing
     "order list": [],
+    "order publish": ["TMP/root.json", "--by", "j.doe"],
     "order show": ["0" * 32],
     "order sign": ["0" * 32, "--key", "TMP/signer.pem", "--by", "j.doe"],
     "readopt": [],

@@ -21,6 +21,7 @@ async def test_a_host_hears_what_is_held(server: Server) -> None:
         "known": None,
         "min_interval_s": 1,
         "orders": [],
+        "order_trust": [],
         "durable": [],
     }
     bundle = host.next()

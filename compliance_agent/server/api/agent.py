@@ -30,6 +30,7 @@ from compliance_agent.server.api.schemas import (
     strict_body,
 )
 from compliance_agent.server.records import Head as HeadRecord
+from compliance_agent.server.records.orders import TrustSaid
 from compliance_agent.server.services import certificates, enrol, rotation
 from compliance_agent.server.services.checkin import Said
 
@@ -126,6 +127,7 @@ async def checkin(request: Request) -> CheckinReply:
         baseline_version=body.baseline.version,
         baseline_sha256=body.baseline.sha256,
         order_nonce=body.order_nonce,
+        order_trust=None if body.order_trust is None else TrustSaid(**body.order_trust.model_dump()),
     )
     answer = await services.checkin.check_in(caller, said)
     known = answer.known
@@ -134,6 +136,7 @@ async def checkin(request: Request) -> CheckinReply:
         known=Head(epoch=known.epoch, seq=known.seq, digest=known.digest) if known else None,
         min_interval_s=services.settings.min_interval_s,
         orders=[base64.b64encode(raw).decode("ascii") for raw in answer.orders],
+        order_trust=[base64.b64encode(raw).decode("ascii") for raw in answer.order_trust],
         durable=[DurableLog(origin=item.origin, size=item.size) for item in answer.durable],
     )
 

@@ -33,6 +33,7 @@ from compliance_agent.server.services.leases import Leases
 from compliance_agent.server.services.limits import Quotas
 from compliance_agent.server.services.logbook import Logbook
 from compliance_agent.server.services.oidc import Oidc
+from compliance_agent.server.services.order_trust import OrderTrustDesk
 from compliance_agent.server.services.orders import OrderDesk
 from compliance_agent.server.services.proving import Prover
 from compliance_agent.server.services.pruning import Pruning
@@ -80,6 +81,7 @@ class Services:
     rotations: Rotations
     users: Users
     orders: OrderDesk
+    order_trust: OrderTrustDesk
     holds: Holds
     pruning: Pruning
     ack_public_key: bytes

@@ -123,6 +123,14 @@ class LeaseRequest(Sent):
     fence: Natural | None
 
 
+class OrderTrustSaid(Sent):
+    """The root that a host is pinned to, and the versions of root and list of order keys that it has (0: none)."""
+
+    pin: Sha256
+    root: Natural
+    keys: Natural
+
+
 class CheckinRequest(Sent):
     """A host's word that it lives."""
 
@@ -134,6 +142,7 @@ class CheckinRequest(Sent):
     baseline: BaselineSaid
     checks: dict[Word, CheckSaid] = Field(max_length=256)
     order_nonce: OrderNonce | None = None
+    order_trust: OrderTrustSaid | None = None
 
 
 class OrderDraft(Sent):
@@ -252,6 +261,7 @@ class CheckinReply(BaseModel):
     known: Head | None
     min_interval_s: int
     orders: list[str]
+    order_trust: list[str]
     durable: list[DurableLog]
 
 

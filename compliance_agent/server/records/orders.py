@@ -82,6 +82,28 @@ class SignedBaseline:
 
 
 @dataclass(frozen=True)
+class TrustDocument:
+    """A root, or a list of order keys: its exact envelope, and the SHA-256 of its payload."""
+
+    site_id: str
+    role: str  # root | keys
+    version: int
+    sha256: str
+    envelope: bytes
+    added_by: str
+    added_at: datetime
+
+
+@dataclass(frozen=True)
+class TrustSaid:
+    """What a host says of the roots and lists that it has: what it is pinned to, and versions (0: none)."""
+
+    pin: str
+    root: int
+    keys: int
+
+
+@dataclass(frozen=True)
 class Answer:
     """How a host's record says an order ended."""
 

@@ -20,7 +20,7 @@ from compliance_agent.server.records.chains import (
 from compliance_agent.server.records.duties import Duty, Replica, Tenure
 from compliance_agent.server.records.keeping import Durable, Hold, LoggedRecord
 from compliance_agent.server.records.logs import NewLeaf, PendingLeaf, Shard
-from compliance_agent.server.records.orders import Answer, OrderHost, OrderMark, OrderRow, SignedBaseline
+from compliance_agent.server.records.orders import Answer, OrderHost, OrderMark, OrderRow, SignedBaseline, TrustDocument
 from compliance_agent.server.records.people import Factor, Flow, OperatorToken, Token, User
 from compliance_agent.server.records.reading import Keeping
 
@@ -378,6 +378,26 @@ class Transaction(Keeping, Protocol):
 
     async def baseline(self, site_id: str, sha256: str) -> SignedBaseline | None:
         """The baseline of a site with this digest."""
+        ...
+
+    async def add_trust(self, document: TrustDocument) -> None:
+        """A root or list of order keys for the hosts of a site."""
+        ...
+
+    async def drop_trust(self, site_id: str) -> None:
+        """Every root and list of a site, to begin anew."""
+        ...
+
+    async def trust_heads(self, sites: Collection[str]) -> dict[tuple[str, str], int]:
+        """The newest version by site and role."""
+        ...
+
+    async def trust(self, site_id: str, role: str, first: int, at_most: int) -> list[TrustDocument]:
+        """Documents of a role from this version on, the lowest first."""
+        ...
+
+    async def trust_version(self, site_id: str, sha256: str) -> int | None:
+        """The version of the root with this digest."""
         ...
 
     async def answer_orders(self, answers: Iterable[Answer], now: datetime) -> None:

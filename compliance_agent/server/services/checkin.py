@@ -19,7 +19,8 @@ import structlog
 
 from compliance_agent.errors import Refusal
 from compliance_agent.server.records import Clock, Durable, Head, Host, Store, Transaction
-from compliance_agent.server.services import orders
+from compliance_agent.server.records.orders import TrustSaid
+from compliance_agent.server.services import order_trust, orders
 from compliance_agent.server.services.grouping import Grouped
 
 SET_BACK_AGAIN = timedelta(days=7)
@@ -40,6 +41,7 @@ class Said:
     baseline_version: str
     baseline_sha256: str
     order_nonce: str | None = None
+    order_trust: TrustSaid | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Answer:
     known: Head | None
     durable: Sequence[Durable] = ()
     orders: Sequence[bytes] = ()
+    order_trust: Sequence[bytes] = ()
 
 
 _Call = tuple[Host, Said]
@@ -100,7 +103,7 @@ async def _checked_in(
 ) -> list[tuple[Host, Answer] | None]:
     """In one transaction: what becomes of each call, None for a host that is revoked."""
     hosts = await tx.hosts(sites, {said.key_id for _, said in calls})
-    found: list[tuple[Host, str | None] | None] = []
+    found: list[tuple[Host, Said] | None] = []
     for _, said in calls:
         host = hosts.get(said.key_id)
         if host is None or host.revoked_at is not None:
@@ -109,17 +112,23 @@ async def _checked_in(
         hosts[said.key_id] = alive = _contested(_alive(host, said, now), said.head, now)
         if alive.contested_at != host.contested_at:
             await tx.audit(now, f"host:{host.key_id}", "host.contested", site_id=host.site_id, subject=host.host_id)
-        found.append((alive, said.order_nonce))
+        found.append((alive, said))
     live = [one for one in found if one is not None]
     await tx.save_hosts({host.key_id: host for host, _ in live}.values())
     durable: dict[str, list[Durable]] = {}
     for item in await tx.durable(sites):
         durable.setdefault(item.site_id, []).append(item)
-    given = iter(await orders.exchange(tx, live, now))
-    return [
-        None if one is None else (one[0], Answer(now, one[0].head, durable.get(one[0].site_id, ()), next(given)))
-        for one in found
-    ]
+    given = iter(await orders.exchange(tx, [(host, said.order_nonce) for host, said in live], now))
+    trust = await order_trust.carried(tx, [(host, said.order_trust) for host, said in live])
+    answers: list[tuple[Host, Answer] | None] = []
+    for one in found:
+        if one is None:
+            answers.append(None)
+            continue
+        host = one[0]
+        more = (durable.get(host.site_id, ()), next(given), trust.get(host.key_id, ()))
+        answers.append((host, Answer(now, host.head, *more)))
+    return answers
 
 
 def _contested(host: Host, said: Head, now: datetime) -> Host:

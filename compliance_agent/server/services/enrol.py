@@ -79,7 +79,14 @@ class Enrolment:
         self._rng = rng
 
     async def new_token(
-        self, site_id: str, client_id: str, life: timedelta, *, ca_sha256: str | None, actor: str
+        self,
+        site_id: str,
+        client_id: str,
+        life: timedelta,
+        *,
+        ca_sha256: str | None,
+        actor: str,
+        order_root: str | None = None,
     ) -> tuple[str, datetime, Site]:
         """A token for one host of a site, when it expires, and the site, which is made when it is new.
 
@@ -96,6 +103,7 @@ class Enrolment:
             "ca_sha256": ca_sha256,
             "exp": int(expires_at.timestamp()),
             "secret": self._rng(16).hex(),
+            **({} if order_root is None else {"order_root": order_root}),
         }
         token = TOKEN_PREFIX + base64.urlsafe_b64encode(canonical(secret)).decode("ascii").rstrip("=")
 

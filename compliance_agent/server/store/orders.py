@@ -7,10 +7,17 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Executable, bindparam, insert, select, update
+from sqlalchemy import Executable, bindparam, delete, func, insert, select, update
 from sqlalchemy.engine import RowMapping
 
-from compliance_agent.server.records.orders import Answer, OrderHost, OrderMark, OrderRow, SignedBaseline
+from compliance_agent.server.records.orders import (
+    Answer,
+    OrderHost,
+    OrderMark,
+    OrderRow,
+    SignedBaseline,
+    TrustDocument,
+)
 from compliance_agent.server.store import rows, tables
 from compliance_agent.server.store.tables import among
 
@@ -18,6 +25,12 @@ _b = tables.signed_baselines.c
 _TIMES = {"added_at", "drafted_at", "not_before", "expires", "ended_at", "at", "nonce_at"}
 _o, _m, _h = tables.orders.c, tables.order_marks.c, tables.order_hosts.c
 _ORDER_HOSTS = select(tables.order_hosts).where(among(_h.site_id, "sites"), among(_h.key_id, "keys"))
+_t = tables.order_trust.c
+_TRUST_HEADS = (
+    select(_t.site_id, _t.role, func.max(_t.version).label("version"))
+    .where(among(_t.site_id, "sites"))
+    .group_by(_t.site_id, _t.role)
+)
 _AWAITED = (
     select(_o.key_id)
     .where(among(_o.site_id, "sites"), among(_o.key_id, "keys"), _o.state.in_(("signed", "delivered")))
@@ -25,7 +38,7 @@ _AWAITED = (
 )
 
 
-def columns(row: OrderRow | OrderMark | OrderHost | SignedBaseline) -> dict[str, Any]:
+def columns(row: OrderRow | OrderMark | OrderHost | SignedBaseline | TrustDocument) -> dict[str, Any]:
     """A row's values as they are stored."""
     return {name: rows.text(value) if isinstance(value, datetime) else value for name, value in asdict(row).items()}
 
@@ -42,6 +55,11 @@ def order_of(row: RowMapping) -> OrderRow:
 def mark_of(row: RowMapping) -> OrderMark:
     """A mark from its row."""
     return OrderMark(**_values(row))
+
+
+def trust_of(row: RowMapping) -> TrustDocument:
+    """A root or list of order keys from its row."""
+    return TrustDocument(**_values(row))
 
 
 class OrderRows:
@@ -102,6 +120,25 @@ class OrderRows:
     async def baseline(self, site_id: str, sha256: str) -> SignedBaseline | None:
         found = await self._all(select(tables.signed_baselines).where(_b.site_id == site_id, _b.sha256 == sha256))
         return SignedBaseline(**_values(found[0])) if found else None
+
+    async def add_trust(self, document: TrustDocument) -> None:
+        await self._changed(insert(tables.order_trust).values(columns(document)))
+
+    async def drop_trust(self, site_id: str) -> None:
+        await self._changed(delete(tables.order_trust).where(_t.site_id == site_id))
+
+    async def trust_heads(self, sites: Collection[str]) -> dict[tuple[str, str], int]:
+        found = await self._all(_TRUST_HEADS, sites=list(sites))
+        return {(row["site_id"], row["role"]): row["version"] for row in found}
+
+    async def trust(self, site_id: str, role: str, first: int, at_most: int) -> list[TrustDocument]:
+        query = select(tables.order_trust).where(_t.site_id == site_id, _t.role == role, _t.version >= first)
+        return [trust_of(row) for row in await self._all(query.order_by(_t.version).limit(at_most))]
+
+    async def trust_version(self, site_id: str, sha256: str) -> int | None:
+        query = select(_t.version).where(_t.site_id == site_id, _t.role == "root", _t.sha256 == sha256)
+        found = await self._all(query)
+        return found[0]["version"] if found else None
 
     async def answer_orders(self, answers: Iterable[Answer], now: datetime) -> None:
         for answer in answers:

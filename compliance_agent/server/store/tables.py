@@ -384,7 +384,19 @@ signed_baselines = Table(
     Column("added_by", String, nullable=False),
     Column("added_at", String, nullable=False),
 )
-ORDER_TABLES = (orders, order_marks, order_hosts, signed_baselines)
+# Roots and lists of order keys, signed elsewhere; `sha256` is the payload's (services/order_trust.py).
+order_trust = Table(
+    "order_trust",
+    metadata,
+    Column("site_id", String, ForeignKey("sites.site_id"), primary_key=True),
+    Column("role", String, primary_key=True),
+    Column("version", BigInteger, primary_key=True),
+    Column("sha256", String, nullable=False),
+    Column("envelope", LargeBinary, nullable=False),
+    Column("added_by", String, nullable=False),
+    Column("added_at", String, nullable=False),
+)
+ORDER_TABLES = (orders, order_marks, order_hosts, signed_baselines, order_trust)
 
 users = Table(
     "users",
