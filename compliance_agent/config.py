@@ -219,8 +219,6 @@ class AgentConfig:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _checked(field, hints[field.name], getattr(self, field.name)))
-        if self.order_root_file is not None and self.order_keys_file is not None:
-            raise ConfigError("order_keys_file: not with order_root_file, whose root says whose orders count")
         if self.client_key_file is not None and self.client_cert_file is None:
             raise ConfigError("client_key_file: needs client_cert_file, the certificate it is the key of")
         places = {name: self.state_dir / place for name, place in _IN_STATE_DIR.items()}
@@ -237,14 +235,32 @@ class AgentConfig:
                 raise ConfigError(f"{name}: expected 1 to 63 letters, digits, dots, dashes or underscores")
         if not VERSION.fullmatch(self.policy_version):  # it stands in every bundle
             raise ConfigError('policy_version: expected a version such as "1.0", without spaces, at most 40 characters')
-        if self.deployment_mode == "reseller" and self.reseller_id is None:
-            raise ConfigError("reseller_id: required when deployment_mode is reseller")
-        if self.witness_logs_file is not None and self.witness_name is None:
-            raise ConfigError("witness_logs_file: a witness needs a witness_name")
-        if self.witness_required and self.witness_policy_file is None:
-            raise ConfigError("witness_required: needs witness_policy_file, which says whose word is required")
+        self._agree()
         check_url("mcp_url", self.mcp_url)
         zone_named(self.maintenance_window_zone)
+
+    def _agree(self) -> None:
+        """Settings that are good by themselves, and not beside each other."""
+        for wrong, message in (
+            (
+                self.order_root_file is not None and self.order_keys_file is not None,
+                "order_keys_file: not with order_root_file, whose root says whose orders count",
+            ),
+            (
+                self.deployment_mode == "reseller" and self.reseller_id is None,
+                "reseller_id: required when deployment_mode is reseller",
+            ),
+            (
+                self.witness_logs_file is not None and self.witness_name is None,
+                "witness_logs_file: a witness needs a witness_name",
+            ),
+            (
+                self.witness_required and self.witness_policy_file is None,
+                "witness_required: needs witness_policy_file, which says whose word is required",
+            ),
+        ):
+            if wrong:
+                raise ConfigError(message)
 
     @property
     def database_path(self) -> Path:
