@@ -1,21 +1,18 @@
-"""Puts the agent on a lab host as its users do: a wheel of this tree and its locked, hash-checked requirements in a virtual
-environment, the shipped baseline, an enrolment with a one-time token, a service.
+"""Puts the agent on a lab host as its users do: the Debian package of this tree, the shipped baseline, an enrolment with a one-time
+token, the shipped service.
 
 Only what would make a run long is changed in the baseline and the settings: intervals, cooldown and budget.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
 import yaml
 
-from compliance_agent.errors import Unavailable
 from compliance_agent.lab.real.machine import Machine
 from compliance_agent.lab.real.network import SERVER, Network
 from compliance_agent.lab.real.recipe import fit_out
@@ -24,7 +21,6 @@ from compliance_agent.lab.real.shell import must
 
 BASELINE = "etc/msp/baseline.yaml"
 SLOW_S = 300.0  # for what fetches or compiles
-PREFIX = "usr/lib/compliance-agent"
 SETTINGS = {
     "mcp_poll_interval_sec": "1", "healing_cooldown_sec": "0", "healing_budget_per_hour": "1000", "flap_limit": "100",
     "maintenance_window_start": '"00:00"', "maintenance_window_end": '"23:59"',
@@ -47,32 +43,21 @@ def clinic(base: Path, scratch: Path) -> Path:
 
 
 def agent(tree: Path, base: Path, scratch: Path) -> Path:
-    """A layer that holds the agent alone: a wheel of this tree and its locked requirements in a virtual environment, compiled.
+    """A layer that holds the agent alone: the Debian package of this tree, built and installed by dpkg.
 
     Raises:
         Unavailable: it could not be built or installed.
     """
     machine = Machine("agent", (base,), scratch)
     machine.mount()
-    must("chroot", str(machine.root), "python3", "-m", "venv", "--without-pip", f"/{PREFIX}", timeout_s=SLOW_S)
-    _fill(tree, machine.root, scratch / "wheel")
+    place = machine.root / "root" / "package"
+    # Compressed little: it is unpacked once, a moment later.
+    must(str(tree / "run"), "deb", "--level", "0", "--out", str(place), timeout_s=SLOW_S)
+    (package,) = place.glob("*.deb")
+    must("chroot", str(machine.root), "dpkg", "--install", f"/{package.relative_to(machine.root)}", timeout_s=SLOW_S)
+    shutil.rmtree(place)
     machine.unmount()
     return machine.upper
-
-
-def _fill(tree: Path, root: Path, made: Path) -> None:
-    pinned = next((str(path) for path in sorted((tree / ".tools").glob("uv-*/bin/uv"))), None)
-    uv = os.environ.get("UV") or pinned or shutil.which("uv")
-    if uv is None:
-        raise Unavailable("make lab: no installer in .tools; start it with ./run lab")
-    must(uv, "build", "--quiet", "--wheel", "--out-dir", str(made), str(tree), timeout_s=SLOW_S)
-    version = next((root / PREFIX / "lib").glob("python3.*")).name.removeprefix("python")
-    target = ["--python", sys.executable, "--python-version", version, "--prefix", str(root / PREFIX)]
-    add = (uv, "pip", "install", "--quiet", *target)
-    must(*add, "--require-hashes", "-r", str(tree / "requirements" / "agent.txt"), timeout_s=SLOW_S)
-    must(*add, "--no-deps", str(next(made.glob("*.whl"))), timeout_s=SLOW_S)
-    compiled = ("-m", "compileall", "-q", "-j", "2", f"/{PREFIX}/lib")
-    must("chroot", str(root), f"/{PREFIX}/bin/python3", *compiled, timeout_s=SLOW_S)
 
 
 def baseline(tables: Sequence[Table]) -> str:

@@ -47,14 +47,11 @@ _FILES = {
     "Environment=RESTIC_PASSWORD_FILE=/etc/msp/restic.password\n"
     "ExecStart=/usr/bin/restic -r /srv/backup/restic --no-cache backup /srv/data\n",
     "etc/systemd/system/restic-backup.timer": "[Timer]\nOnCalendar=03:00\n[Install]\nWantedBy=timers.target\n",
-    "etc/systemd/system/compliance-agent.service": "[Unit]\nAfter=network.target\n[Service]\n"
-    "ExecStart=/usr/bin/compliance-agent run\nRestart=on-failure\n",
-    "usr/bin/compliance-agent": '#!/bin/sh\nexec /usr/lib/compliance-agent/bin/python3 -m compliance_agent "$@"\n',
     "usr/local/sbin/lab-signatures": resources.files(__package__).joinpath("signatures.py").read_text("utf-8"),
     "etc/msp/restic.password": "lab\n",
     "srv/data/record": "a record\n",
 }
-_EXECUTABLE = {"usr/bin/compliance-agent", "usr/local/sbin/lab-signatures"}
+_EXECUTABLE = {"usr/local/sbin/lab-signatures"}
 _SETUP = """
 set -e
 sed -i 's/^SelfCheck.*/SelfCheck 86400/; s/^ConcurrentDatabaseReload.*/ConcurrentDatabaseReload false/' /etc/clamav/clamd.conf

@@ -16,6 +16,7 @@ from compliance_agent.lab.vm.image import ext4
 from compliance_agent.lab.vm.virtual import Virtual
 
 AGENT_MB, DATA_MB, SWAP_MB = 192, 64, 64
+HOME = "usr/lib/compliance-agent"  # of the program
 SETTINGS = {**install.SETTINGS, "mcp_poll_interval_sec": "2"}
 # Records on LUKS2, opened by a key file; swap under a key that is made at each start: as Debian's crypttab(5) has it.
 ENCRYPT = """
@@ -53,7 +54,7 @@ ENROL = (
 def agent_disk(agent: Path, scratch: Path) -> Path:
     """A file system with what the layer of the agent holds."""
     made = scratch / "agent.img"
-    ext4(agent / install.PREFIX, made, f"{AGENT_MB}M")
+    ext4(agent / HOME, made, f"{AGENT_MB}M")
     return made
 
 

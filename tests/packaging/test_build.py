@@ -1,0 +1,131 @@
+"""The wheel and the Debian package: the same bytes from the same tree, and nothing in them of the machine that built them.
+
+The lab installs the Debian package on booted hosts and runs everything else from it (`./run lab`).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DEBIAN = ROOT / "packaging" / "debian"
+WHEN = "1790000000"
+SOURCES = ("compliance_agent", "packaging", "requirements", "pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md")
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.xdist_group("packaging"),
+    pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no Debian: dpkg-deb is not here"),
+]
+
+
+def built(tree: Path, what: str, out: Path, **changed: str) -> Path:
+    """What the script builds from a tree, in an environment with these changes."""
+    uv = os.environ.get("UV") or next(str(path) for path in sorted((ROOT / ".tools").glob("uv-*/bin/uv")))
+    environ = {**os.environ, "UV": uv, "SOURCE_DATE_EPOCH": WHEN, **changed}
+    words = [sys.executable, str(tree / "packaging" / "build.py"), what, "--level", "0", "--out", str(out)]
+    done = subprocess.run(words, env=environ, capture_output=True, text=True, check=False, timeout=100, umask=0o077)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.split()[1])
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tree at another place, with other times and other modes."""
+    tree = tmp_path_factory.mktemp("elsewhere") / "tree"
+    for name in SOURCES:
+        source, target = ROOT / name, tree / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"), copy_function=shutil.copyfile)
+        else:
+            shutil.copyfile(source, target)
+    return tree
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(ROOT, "deb", tmp_path_factory.mktemp("here"))
+
+
+def members(package: Path, part: str) -> Iterator[tarfile.TarInfo]:
+    """The entries of one of a package's archives."""
+    packed = subprocess.run(["dpkg-deb", f"--{part}-tarfile", str(package)], capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        yield from archive
+
+
+def test_two_builds_are_byte_identical(package: Path, elsewhere: Path, tmp_path: Path) -> None:
+    other = built(elsewhere, "deb", tmp_path, TZ="Asia/Tokyo", PYTHONHASHSEED="7", LC_ALL="C")
+    assert other.name == package.name
+    assert other.read_bytes() == package.read_bytes()
+
+
+def test_two_wheels_are_byte_identical(elsewhere: Path, tmp_path: Path) -> None:
+    here, there = built(ROOT, "wheel", tmp_path / "a"), built(elsewhere, "wheel", tmp_path / "b", TZ="Asia/Tokyo")
+    assert here.read_bytes() == there.read_bytes()
+    later = built(elsewhere, "wheel", tmp_path / "c", SOURCE_DATE_EPOCH="1790000002")
+    assert later.read_bytes() != here.read_bytes(), "the comparison would not see a time"
+
+
+def test_nothing_in_it_is_of_the_machine_that_built_it(package: Path, tmp_path: Path) -> None:
+    subprocess.run(["dpkg-deb", "--raw-extract", str(package), str(tmp_path)], check=True)
+    for path in tmp_path.rglob("*"):
+        assert path.name not in {"__pycache__", "direct_url.json", "uv_cache.json"}
+        if path.is_file() and not path.is_symlink():
+            assert str(ROOT).encode() not in path.read_bytes(), path
+    for line in (tmp_path / "DEBIAN" / "md5sums").read_text("ascii").splitlines():
+        assert (tmp_path / line.split("  ", 1)[1]).is_file()
+
+
+@pytest.mark.parametrize("part", ["ctrl", "fsys"])
+def test_all_of_it_is_roots_and_nobody_else_may_write(package: Path, part: str) -> None:
+    entries = list(members(package, part))
+    assert len(entries) > 4
+    for entry in entries:
+        assert (entry.uid, entry.gid, entry.mtime) == (0, 0, int(WHEN)), entry.name
+        assert entry.issym() or entry.mode in {0o644, 0o755}, (entry.name, oct(entry.mode))
+        assert entry.isfile() or entry.isdir() or entry.issym(), entry.name
+
+
+def test_the_program_imports_from_its_own_directory_alone(package: Path, tmp_path: Path) -> None:
+    """From the unpacked files, where neither the environment nor the working directory can put another module in the way."""
+    subprocess.run(["dpkg-deb", "--extract", str(package), str(tmp_path)], check=True)
+    home = tmp_path / "usr/lib/compliance-agent"
+    (tmp_path / "click.py").write_text("raise SystemExit('the wrong click')", "ascii")
+    launcher = (tmp_path / "usr/bin/compliance-agent").read_text("ascii").splitlines()
+    assert launcher[0] == "#!/usr/lib/compliance-agent/bin/python3 -I"
+    if not (home / "bin/python3").exists():
+        pytest.skip("this machine has no Python of the release that the package is for")
+    words = [str(home / "bin/python3"), "-I", str(tmp_path / "usr/bin/compliance-agent"), "--version"]
+    done = subprocess.run(
+        words,
+        env={"PYTHONPATH": str(tmp_path), "PATH": os.environ["PATH"]},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert done.stdout.startswith("compliance-agent")
+
+
+@pytest.mark.parametrize("script", ["postinst", "prerm", "postrm"])
+def test_the_scripts_are_sh_and_stop_at_the_first_failure(script: str) -> None:
+    subprocess.run(["sh", "-n", str(DEBIAN / script)], check=True)
+    assert "\nset -e\n" in (DEBIAN / script).read_text("ascii")
+
+
+def test_purge_keeps_evidence_keys_and_settings_and_says_so(tmp_path: Path) -> None:
+    """45 CFR 164.316(b)(2)(i) wants six years, and what the server lacks is nowhere else."""
+    text = (DEBIAN / "postrm").read_text("ascii")
+    assert "rm " not in text.replace("remove them by hand", "")
+    assert "kept /var/lib/compliance-agent" in text
