@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from compliance_agent.config import AgentConfig
+from compliance_agent.server.store.packing import unpacked
 
 COMMAND = (sys.executable, "-m", "compliance_agent")
 START_S = 30.0
@@ -227,7 +228,9 @@ def arrived(server: Server, host: EnrolledHost) -> list[Place]:
 def stored(server: Server, host: EnrolledHost) -> list[tuple[bytes, bytes]]:
     """The exact bytes and signatures that the server holds of a host, in chain order."""
     query = "SELECT body, sig FROM bundles WHERE key_id = ? ORDER BY epoch, seq"
-    return [(bytes(body), bytes(signature)) for body, signature in rows(server.database, query, (host.key_id,))]
+    return [
+        (unpacked(bytes(body)), bytes(signature)) for body, signature in rows(server.database, query, (host.key_id,))
+    ]
 
 
 def troubles(server: Server) -> dict[str, int]:

@@ -25,6 +25,7 @@ import httpx2
 import pytest
 
 from compliance_agent.evidence.canonical import canonical
+from compliance_agent.server.store.packing import unpacked
 from tests.server.builder import FakeHost, Signed, ack_of, acknowledged, b64
 
 ROUNDS = 20
@@ -253,9 +254,10 @@ def stored_rows(directory: Path) -> list[tuple[str, int, int, str, str, bytes]]:
     database = sqlite3.connect(f"file:{directory}/server.db?mode=ro", uri=True)
     try:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        return database.execute(
+        found = database.execute(
             "SELECT key_id, epoch, seq, prev, sha256, body FROM bundles ORDER BY key_id, epoch, seq"
-        ).fetchall()
+        )
+        return [(*row[:5], unpacked(row[5])) for row in found]
     finally:
         database.close()
 

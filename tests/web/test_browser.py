@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect
 
+from compliance_agent.server.store.packing import unpacked
 from tests.server.builder import unwalled
 from tests.web.browsing import MARKS, Visit, axe
 from tests.web.serving import Served, on_loopback
@@ -195,7 +196,8 @@ def tamper(database: Path, bundle_id: str) -> None:
             if column == "body" and "bundle" in table
         )
         (body,) = connection.execute(f"SELECT {column} FROM {table} WHERE bundle_id = ?", (bundle_id,)).fetchone()
-        changed = bytes(body).replace(b'"policy_version":"1.0"', b'"policy_version":"1.1"')
+        body = unpacked(bytes(body))
+        changed = body.replace(b'"policy_version":"1.0"', b'"policy_version":"1.1"')
         assert changed != body
         unwalled(connection)
         connection.execute(f"UPDATE {table} SET {column} = ? WHERE bundle_id = ?", (changed, bundle_id))

@@ -21,6 +21,7 @@ from sqlalchemy.engine import Connection, RowMapping
 from compliance_agent.core.retention import day_of
 from compliance_agent.entries.leaf import bundle_leaf, fork_leaf, key_leaf
 from compliance_agent.server.store import rows
+from compliance_agent.server.store.packing import unpacked
 from compliance_agent.server.store.schema_3 import METADATA
 
 _T = METADATA.tables
@@ -96,7 +97,7 @@ def _uses(connection: Connection) -> dict[tuple[str, str, str], date]:
     for table in (_T["bundles"], _T["forks"]):
         query = select(table.c.site_id, _T["hosts"].c.host_id, table.c.body, table.c.received_at)
         for row in _rows(connection, query.join(_T["hosts"], _T["hosts"].c.key_id == table.c.key_id)):
-            document = json.loads(row["body"])
+            document = json.loads(unpacked(row["body"]))
             if document["baseline"] is not None:
                 use = (row["site_id"], row["host_id"], document["baseline"]["version"])
                 day = day_of(document["created_at"], rows.when(row["received_at"]))

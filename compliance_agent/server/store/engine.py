@@ -30,6 +30,7 @@ from sqlalchemy.engine import CursorResult, RowMapping
 
 from compliance_agent.errors import StorageError
 from compliance_agent.server.store.database import Statements, translated
+from compliance_agent.server.store.packing import as_kept
 
 T = TypeVar("T")
 READERS = 4
@@ -94,7 +95,7 @@ class _Direct:
         return found
 
     async def insert(self, table: Table, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
-        at = 0
+        at, rows = 0, as_kept(table, columns, rows)
         for count in _ROWS_AT_ONCE:
             while len(rows) - at >= count:
                 values = tuple(chain.from_iterable(rows[at : at + count]))

@@ -32,6 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from compliance_agent.errors import StorageError, StorageFull
 from compliance_agent.server.store.database import Statements, sqlstate_of, translated
+from compliance_agent.server.store.packing import Packed, as_kept
 
 T = TypeVar("T")
 READERS, WRITERS = 4, 4  # connections of this process at most, of each kind
@@ -87,7 +88,7 @@ class _Waiting:
 
     async def insert(self, table: Table, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
         if rows:
-            values = tuple(list(column) for column in zip(*rows, strict=True))
+            values = tuple(list(column) for column in zip(*as_kept(table, columns, rows), strict=True))
             await self._connection.exec_driver_sql(_insertion(table, columns), values)
 
 
@@ -107,7 +108,7 @@ def _array_of(table: Table, name: str) -> str:
     kind = table.c[name].type
     if isinstance(kind, String):
         return "text[]"
-    return "bytea[]" if isinstance(kind, LargeBinary) else "bigint[]"
+    return "bytea[]" if isinstance(kind, LargeBinary | Packed) else "bigint[]"
 
 
 class PostgresDatabase:

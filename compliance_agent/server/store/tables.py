@@ -23,6 +23,8 @@ from sqlalchemy import (
     bindparam,
 )
 
+from compliance_agent.server.store.packing import Packed
+
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts by itself only in a column of type INTEGER
 
 metadata = MetaData(
@@ -146,7 +148,7 @@ bundles = Table(
     Column("error", String),
     Column("created_at", String, nullable=False),
     Column("received_at", String, nullable=False),
-    Column("body", LargeBinary, nullable=False),
+    Column("body", Packed, nullable=False),  # packing.py
     Column("sig", LargeBinary, nullable=False),
     UniqueConstraint("key_id", "epoch", "seq", name="uq_bundles_place"),
     UniqueConstraint("key_id", "bundle_id", name="uq_bundles_id"),
