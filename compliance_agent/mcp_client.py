@@ -12,6 +12,7 @@ import asyncio
 import os
 import random
 import re
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ from compliance_agent.transport import protocol
 if TYPE_CHECKING:
     from compliance_agent.config import AgentConfig
     from compliance_agent.models import QueuedEvidence
-    from compliance_agent.ports import Clock, Transport
+    from compliance_agent.ports import Clock, HttpReply, Transport
 
 log = structlog.get_logger()
 _SERVER_KEY = re.compile(r"[0-9a-f]{64}")
@@ -204,10 +205,7 @@ class MCPClient:
             key_id=self._key_id, head=head, pending=pending, baseline=baseline, checks=checks, order_nonce=order_nonce,
             order_trust=order_trust,
         )  # fmt: skip
-        api_key = self._secrets().api_key
-        answer: protocol.CheckinReply = await self._guarded(
-            lambda: self._post("/api/v1/checkin", body, api_key), protocol.read_checkin_reply
-        )
+        answer: protocol.CheckinReply = await self._decided("/api/v1/checkin", body, protocol.read_checkin_reply)
         self.min_interval_s = answer.min_interval_s
         return answer
 
@@ -229,10 +227,8 @@ class MCPClient:
         Raises:
             ServerRefused, Unavailable, BadReply: as for `upload_evidence`.
         """
-        body, api_key = protocol.lease_request(act, check, target, life_s, fence), self._secrets().api_key
-        answer: protocol.LeaseReply = await self._guarded(
-            lambda: self._post("/api/v1/leases", body, api_key), protocol.read_lease_reply
-        )
+        body = protocol.lease_request(act, check, target, life_s, fence)
+        answer: protocol.LeaseReply = await self._decided("/api/v1/leases", body, protocol.read_lease_reply)
         return answer
 
     async def certify(self, csr: bytes, signer: crypto.Ed25519Signer) -> bytes:
@@ -334,8 +330,25 @@ class MCPClient:
             return False
         return reply.status == 200
 
-    async def _post(self, path: str, body: bytes, api_key: str | None, *, hurried: bool = False) -> Any:
+    async def _decided(self, path: str, body: bytes, read: Callable[[Any], Any]) -> Any:
+        """One exchange whose answer decides something by itself. Where another process fetches it, the server must sign it."""
+        secret = self._secrets()
+        nonce = secrets.token_hex(16) if self._config.privileges == "split" else None
+
+        def believed(reply: HttpReply) -> Any:
+            if nonce is not None:
+                message = protocol.reply_message(path, nonce, body, reply.body)
+                protocol.check_signed(reply, message, secret.server_key, crypto.verify)
+            return read(reply)
+
+        return await self._guarded(lambda: self._post(path, body, secret.api_key, nonce=nonce), believed)
+
+    async def _post(
+        self, path: str, body: bytes, api_key: str | None, *, hurried: bool = False, nonce: str | None = None
+    ) -> HttpReply:
         headers = protocol.headers(api_key, hurried=hurried)
+        if nonce is not None:
+            headers[protocol.NONCE] = nonce
         timeout_s = float(self._config.upload_timeout_sec)
         return await self._transport.request("POST", path, headers=headers, body=body, timeout_s=timeout_s)
 

@@ -245,7 +245,7 @@ class FakeServer:
         if chain_ is None:
             return _problem(401, "not_authenticated")
         if path == "/api/v1/checkin":
-            return self._check_in(chain_, json.loads(body))
+            return self._signed(path, headers, body, self._check_in(chain_, json.loads(body)))
         if method == "GET" and path.startswith("/api/v1/baselines/"):
             held = self.baselines.get(path.rpartition("/")[2])
             if held is None:
@@ -256,12 +256,20 @@ class FakeServer:
         if path == "/api/v1/keys/rotate":
             return self._rotate(chain_, json.loads(body), fault)
         if path == "/api/v1/leases":
-            return self._lease(chain_, json.loads(body))
+            return self._signed(path, headers, body, self._lease(chain_, json.loads(body)))
         if self.log is not None and path == "/api/v1/receipts":
             return self._receipts(chain_, json.loads(body))
         if self.log is not None and path.startswith("/log/"):
             return self._log_file(path)
         return _problem(404, "not_found")
+
+    def _signed(self, path: str, headers: Mapping[str, str], body: bytes, reply: HttpReply) -> HttpReply:
+        """The reply with the server's signature, for who sent a nonce."""
+        nonce = headers.get(protocol.NONCE)
+        if nonce is None:
+            return reply
+        sig = self._key.sign(protocol.reply_message(path, nonce, body, reply.body)).signature
+        return HttpReply(reply.status, {**reply.headers, protocol.REPLY_SIGNATURE: _b64(sig)}, reply.body)
 
     def _lease(self, chain_: Chain, said: dict[str, Any]) -> HttpReply:
         """One site's board; every canary's cure is taken for a success."""

@@ -213,6 +213,7 @@ async def opened(
             holds=Holds(store, clock),
             pruning=Pruning(store, files, clock),
             ack_public_key=signer.public_bytes,
+            sign=signer.sign,
             log_keys=keys,
             log_files=files,
             log_heads=heads,

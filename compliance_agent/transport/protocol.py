@@ -30,6 +30,8 @@ ACK_SCHEMA = "compliance-agent/ack/v2"
 SIGNATURE_BYTES = 64
 ENROL_CONTEXT = b"compliance-agent/enrol/v1\n"
 CERTIFICATE_CONTEXT = b"compliance-agent/certificate/v1\n"
+REPLY_CONTEXT = b"compliance-agent/reply/v1\n"
+NONCE, REPLY_SIGNATURE = "x-nonce", "x-reply-signature"  # headers: of a question, and of its answer
 MAX_RETRY_AFTER_S = 3_600.0
 _WORD = re.compile(r"[!-~]{1,256}")  # no space, no control character: it goes into headers and configurations
 MAX_LOGS = 64  # of one site: one a year
@@ -149,6 +151,28 @@ def headers(api_key: str | None, *, hurried: bool = False) -> dict[str, str]:
     if hurried:
         common["prefer"] = "wait=0"
     return common if api_key is None else {**common, "authorization": f"Bearer {api_key}"}
+
+
+def reply_message(path: str, nonce: str, body: bytes, answer: bytes) -> bytes:
+    """What the server signs of an answer that decides something by itself: to what it is one, and all that it says."""
+    asked = hashlib.sha256(body).hexdigest()
+    return REPLY_CONTEXT + f"{path}\n{nonce}\n{asked}\n".encode("ascii") + answer
+
+
+def check_signed(reply: HttpReply, message: bytes, server_key: bytes, verify: Verify) -> None:
+    """Hold an answer against the server's signature, where another process fetched it. A refusal needs none.
+
+    Raises:
+        BadReply: it is not signed with the pinned key, or not as an answer to this very question.
+    """
+    if reply.status != 200:
+        return
+    try:
+        sig = base64.b64decode(reply.headers.get(REPLY_SIGNATURE, ""), validate=True)
+    except (binascii.Error, ValueError):
+        sig = b""
+    if len(sig) != SIGNATURE_BYTES or not verify(server_key, sig, message):
+        raise BadReply("reply: not the server's signed word about what was asked", code="unsigned_reply")
 
 
 def evidence_request(bundles: Sequence[Sent]) -> bytes:

@@ -20,7 +20,7 @@ from compliance_agent.errors import AgentError, BadFrame, BadReply, NotPermitted
 from compliance_agent.frames import MAX_FRAME_BYTES, Asking, Message, Reader, Side
 from compliance_agent.local_socket import require_peer, uid_of
 from compliance_agent.ports import HttpReply
-from compliance_agent.uplink.table import BAD_REPLY, LONGEST_WAIT_MS, MOST_OPEN, SENT, SERVER, TABLE
+from compliance_agent.uplink.table import BAD_REPLY, LONGEST_WAIT_MS, MOST_OPEN, SERVER, TABLE
 
 if TYPE_CHECKING:
     from compliance_agent.config import AgentConfig
@@ -214,7 +214,7 @@ class UplinkTransport:
             "to": self._to,
             "method": method,
             "path": path,
-            "headers": {name: value for name, value in (headers or {}).items() if name in SENT},
+            "headers": {name: value for name, value in (headers or {}).items() if name != "authorization"},
             "timeout_ms": max(1, min(int(timeout_s * 1_000), LONGEST_WAIT_MS)),
         }
         answer = await self._link.ask("exchange", fields, body, timeout_s + GRACE_S)

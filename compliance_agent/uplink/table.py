@@ -10,8 +10,14 @@ SERVER = "server"
 MOST_BODY_BYTES = 2_097_152
 LONGEST_WAIT_MS = 300_000
 MOST_OPEN = 8  # questions at once
-SENT = ("accept", "content-type", "x-agent-version")  # headers that run may send; the key is not among them
-KEPT = ("content-type", "retry-after")  # headers of an answer that anybody here reads
+SENT = (
+    "accept",
+    "content-type",
+    "prefer",
+    "x-agent-version",
+    "x-nonce",
+)  # headers that run may send; the key is not among them
+KEPT = ("content-type", "retry-after", "x-reply-signature")  # headers of an answer that anybody here reads
 # What may come in place of an answer: the error's class by its own code, and its codes. No text: uplink is not believed.
 UNAVAILABLE = (
     "unavailable", "bad_certificate", "bad_config", "certificate_refused", "cut", "no_connection", "not_enrolled", "timed_out",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from compliance_agent.crypto import verify
+from compliance_agent.errors import BadReply
+from compliance_agent.ports import HttpReply
 from compliance_agent.server.backup import back_up
-from tests.server.builder import Server, on_sqlite, stamp
+from compliance_agent.transport.protocol import NONCE, REPLY_SIGNATURE, check_signed, reply_message
+from tests.server.builder import Server, checkin_body, on_sqlite, stamp
 from tests.server.test_sequencer import settled
 
 pytestmark = pytest.mark.anyio
@@ -73,3 +78,28 @@ async def test_what_a_host_only_claims_changes_no_verdict(server: Server) -> Non
     await server.checkin(host, checks={"time_sync": {"result": "pass", "reason": "as_expected"}})
     [verdict] = await server.services.store.for_sites({"clinic-1"}).verdicts(host.key_id)
     assert verdict.result == "fail"
+
+
+@pytest.mark.parametrize("path", ["/api/v1/checkin", "/api/v1/leases"])
+async def test_what_decides_something_is_signed_for_who_sends_a_nonce(server: Server, path: str) -> None:
+    """With the pinned key, over this very question and this very answer; and for nobody else, at no cost."""
+    host = await server.enrolled()
+    lease = {"protocol": 1, "act": "take", "check": "time_sync", "target": "ab" * 32, "life_s": 600, "fence": None}
+    body = json.dumps(lease if path.endswith("leases") else checkin_body(host)).encode()
+    plain = await server.client.post(path, content=body, headers=host.headers)
+    assert (plain.status_code, plain.headers.get(REPLY_SIGNATURE)) == (200, None)
+    for nonce in ("", "ab" * 15, "AB" * 16, "ab" * 17):
+        reply = await server.client.post(path, content=body, headers={**host.headers, NONCE: nonce})
+        assert reply.headers.get(REPLY_SIGNATURE) is None, nonce
+    nonce = "0a" * 16
+    reply = await server.client.post(path, content=body, headers={**host.headers, NONCE: nonce})
+    key, said = server.services.ack_public_key, HttpReply(200, dict(reply.headers), reply.content)
+    check_signed(said, reply_message(path, nonce, body, reply.content), key, verify)
+    for other in (
+        reply_message(path, "0b" * 16, body, reply.content),
+        reply_message(path, nonce, body + b" ", reply.content),
+        reply_message(path, nonce, body, reply.content + b" "),
+        reply_message("/api/v1/receipts", nonce, body, reply.content),
+    ):
+        with pytest.raises(BadReply, match="signed word"):
+            check_signed(said, other, key, verify)

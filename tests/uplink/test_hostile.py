@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import random
 import time
@@ -16,10 +17,12 @@ from compliance_agent.agent import ComplianceAgent
 from compliance_agent.errors import BadReply, Unavailable
 from compliance_agent.frames import MAX_FRAME_BYTES
 from compliance_agent.models import BundleKind
+from compliance_agent.ports import HttpReply
+from compliance_agent.transport.protocol import reply_message
 from compliance_agent.uplink import link
 from compliance_agent.uplink.table import TABLE
 from tests.agent_scene import Scene
-from tests.uplink.hostile import TRICKS, Owned, frame
+from tests.uplink.hostile import TRICKS, Owned, frame, own_key
 from tests.uplink.scene import Beside
 
 pytestmark = pytest.mark.anyio
@@ -161,6 +164,58 @@ async def test_uplink_killed_and_started_again_loses_and_doubles_nothing(scene: 
     await honest_again(scene, agent)
     assert [item["seq"] for item in scene.documents()] == list(range(1, 61))
     assert beside(scene).connections > 20
+
+
+def claimed(path: str, twist: str, asked: Any, answer: HttpReply) -> HttpReply:
+    """The server's answer, made to say what would be of use to who owns uplink."""
+    said = json.loads(answer.body)
+    headers = {"x-reply-signature": answer.headers.get("x-reply-signature", "")}
+    if twist == "kept for later":
+        return answer
+    if twist == "changed":
+        said |= {"fence": 7, "for_s": 600, "reason": ""} if path.endswith("leases") else {"durable": EVERYTHING}
+    body = json.dumps(said).encode()
+    if twist == "without a signature":
+        headers = {}
+    if twist == "signed by its own key":
+        message = reply_message(path, asked.get("x-nonce", ""), b"", body)
+        headers = {"x-reply-signature": base64.b64encode(own_key().sign(message).signature).decode()}
+    return HttpReply(200, headers, body)
+
+
+EVERYTHING = [{"origin": "fake/clinic-1/2026", "size": 10**9}]
+
+
+@pytest.mark.parametrize("twist", ["changed", "without a signature", "signed by its own key", "kept for later"])
+@pytest.mark.parametrize("path", ["/api/v1/leases", "/api/v1/checkin"])
+async def test_no_leave_and_no_backup_is_made_up(scene: Scene, path: str, twist: str) -> None:
+    """What the answer alone decides (leave to disturb, what a backup holds) must be the server's word, and about this question."""
+    real, kept = scene.server.request, list[HttpReply]()
+
+    async def twisted(method: str, asked: str, **given: Any) -> HttpReply:
+        answer = await real(method, asked, **given)
+        if asked != path:
+            return answer
+        kept.append(answer)
+        return (
+            kept[0] if twist == "kept for later" and len(kept) > 1 else claimed(path, twist, given["headers"], answer)
+        )
+
+    client = scene.agent().mcp_client
+    report: dict[str, Any] = {"head": (0, 0, "0" * 64), "pending": 0, "baseline": ("1", "b" * 64), "checks": {}}
+
+    async def ask() -> object:
+        if path == "/api/v1/checkin":
+            return await client.check_in(**report)
+        return await client.lease("take", "time_sync", "ab" * 32, 600, None)
+
+    assert await ask()
+    scene.server.request = twisted  # type: ignore[method-assign,assignment]
+    if twist == "kept for later":
+        assert await ask(), "the first time it is the answer"
+    with pytest.raises(BadReply) as refused:
+        await ask()
+    assert refused.value.code == "unsigned_reply"
 
 
 async def test_nobody_listening_is_said_as_that_and_costs_no_time(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from compliance_agent.server.api.schemas import (
     decoded,
     strict_body,
 )
+from compliance_agent.server.api.signed import signed
 from compliance_agent.server.records import Head as HeadRecord
 from compliance_agent.server.records.orders import TrustSaid
 from compliance_agent.server.services import certificates, enrol, rotation
@@ -100,8 +101,13 @@ async def certificate(request: Request) -> CertificateReply:
     return CertificateReply(certificate=pem.decode("ascii"))
 
 
-@router.post("/leases", openapi_extra=body_of(LeaseRequest), summary="Ask for leave to disturb this host's users")
-async def lease(request: Request) -> LeaseReply:
+@router.post(
+    "/leases",
+    openapi_extra=body_of(LeaseRequest),
+    response_model=LeaseReply,
+    summary="Ask for leave to disturb this host's users",
+)
+async def lease(request: Request) -> Response:
     """At most so many hosts of a site at a time; a cure that is new to the site goes to one host first."""
     services = services_of(request)
     caller = await host_of(request)
@@ -110,7 +116,7 @@ async def lease(request: Request) -> LeaseReply:
         told = await services.leases.release(caller, body.fence or 0)
     else:
         told = await services.leases.take(caller, body.check, body.target, body.life_s)
-    return LeaseReply(fence=told.fence, for_s=told.for_s, reason=told.reason)
+    return await signed(request, "/api/v1/leases", LeaseReply(fence=told.fence, for_s=told.for_s, reason=told.reason))
 
 
 @router.post("/checkin", openapi_extra=body_of(CheckinRequest), summary="Say that this host lives")
@@ -144,8 +150,7 @@ async def checkin(request: Request) -> CheckinReply:
 async def take_checkin(request: Request) -> Response:
     """The same beside FastAPI, which costs more than all of it."""
     request.scope["route"] = CHECKIN
-    reply = await checkin(request)
-    return Response(reply.model_dump_json(), media_type="application/json")
+    return await signed(request, CHECKIN.path, await checkin(request))
 
 
 CHECKIN = Route("/api/v1/checkin", take_checkin, methods=["POST"])

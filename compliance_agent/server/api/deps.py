@@ -51,6 +51,7 @@ class Services:
 
     Attributes:
         ack_public_key: raw 32-byte key that acknowledgements verify under; hosts pin it at enrolment.
+        sign: with that key.
         alarms: what people are told, and whether they were.
         duties: what this process does of the work that one replica does at a time.
         limits: what one host and one site may ask for.
@@ -85,6 +86,7 @@ class Services:
     holds: Holds
     pruning: Pruning
     ack_public_key: bytes
+    sign: Callable[[bytes], bytes]
     log_keys: LogKeys
     log_files: LogFiles
     log_heads: LogHeads
