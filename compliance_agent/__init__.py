@@ -4,6 +4,7 @@ The agent compares a host with its baseline, puts back what has drifted where th
 it saw and did as signed evidence. `docs/ARCHITECTURE.md` shows the whole on one page.
 """
 
+import sys
 from typing import Any
 
 __version__ = "0.1.0"
@@ -14,8 +15,6 @@ def _import_structlog_alone() -> None:
 
     That is a third of the agent's time to start and 5 MB on every host. Commands that draw tables import rich as ever.
     """
-    import sys
-
     if "structlog" not in sys.modules and "rich" not in sys.modules:
         modules: dict[str, Any] = sys.modules
         modules["rich"] = None  # an import of it fails, as where it is not installed
@@ -25,4 +24,5 @@ def _import_structlog_alone() -> None:
             del sys.modules["rich"]
 
 
-_import_structlog_alone()
+if "compliance_agent.heal" not in sys.orig_argv:  # the root side carries the standard library alone
+    _import_structlog_alone()

@@ -30,6 +30,7 @@ LAYERS: dict[str, str] = {
     "errors": "words",
     "facts": "words",
     "frames": "words",
+    "heal": "root",
     "models": "words",
     "ports": "words",
     "server.records": "words",
@@ -134,12 +135,16 @@ MAY_IMPORT: dict[str, tuple[frozenset[str], str]] = {
         frozenset({"words", "thinking", "tools", "stages"}),
         "a stage reaches the world through its ports, and its own files through adapters.durable",
     ),
+    "root": (
+        frozenset({"words", "root"}),
+        "it is root: whoever reads it must be able to read all of it",
+    ),
     "hands": (
-        frozenset({"words", "thinking", "tools", "hands"}),
+        frozenset({"words", "thinking", "tools", "hands", "root"}),
         "hands do what they are told; deciding is for stages",
     ),
     "wiring": (
-        frozenset({"words", "thinking", "tools", "stages", "hands", "wiring"}),
+        frozenset({"words", "thinking", "tools", "stages", "hands", "root", "wiring"}),
         "wiring is where real hands are chosen",
     ),
 }
@@ -222,9 +227,14 @@ FENCES = (
         targets=("agent", "checks", "crypto", "drift", "evidence", "healing", "mcp_client", "queue", "remedies"),
     ),
     Fence(
+        "the root side is `heal`, the frames that it speaks and the errors of these, and nothing that comes with more",
+        sources=("heal",),
+        targets=tuple(name for name in LAYERS if name not in {"", "errors", "frames", "heal"}),
+    ),
+    Fence(
         "only hands open sockets, processes and databases",
         sources=tuple(name for name, layer in LAYERS.items() if layer in {"words", "thinking", "stages"}),
-        but_sources=tuple(name for name, layer in LAYERS.items() if layer in {"tools", "hands", "wiring"}),
+        but_sources=tuple(name for name, layer in LAYERS.items() if layer in {"tools", "hands", "root", "wiring"}),
         targets=("!sqlite3", "!socket", "!subprocess"),
     ),
 )
@@ -412,8 +422,8 @@ def offences(source: str, module: str, *, is_package: bool = False) -> Iterator[
             default_hand = module in DEFAULT_HANDS and target_layer == "hands" and not found.at_import_time
             if target_layer is not None and target_layer not in may and not default_hand:
                 yield module, target, f"{at}: {layer} may not import {target_layer}, because {why_layer}"
-        elif layer == "words" and target[1:].split(".")[0] not in sys.stdlib_module_names:
-            yield module, target, f"{at}: words import the standard library alone, because {why_layer}"
+        elif layer in {"words", "root"} and target[1:].split(".")[0] not in sys.stdlib_module_names:
+            yield module, target, f"{at}: {layer} may import the standard library alone, because {why_layer}"
         for fence in FENCES:
             if (
                 inside(module, fence.sources)
@@ -484,6 +494,25 @@ def test_the_log_can_be_read_in_one_sitting() -> None:
     """Auditors read `log/`; it has under 600 lines of code, and what needs more belongs elsewhere."""
     assert lines_of_code('"""Said."""\n\nx = """\n"""  # counts\n# not\ndef f():\n    """No."""\n    return x\n') == 4
     assert sum(lines_of_code(path.read_text("utf-8")) for path in (ROOT / PACKAGE / "log").glob("*.py")) < 600
+
+
+def test_the_root_side_can_be_read_in_one_sitting() -> None:
+    """Whoever has to trust `heal` with root reads all of it: under 1,000 lines of code."""
+    assert sum(lines_of_code(path.read_text("utf-8")) for path in (ROOT / PACKAGE / "heal").glob("*.py")) < 1_000
+
+
+def test_the_root_side_loads_nothing_but_the_standard_library() -> None:
+    """What the syntax tree cannot see: as it is started, nothing of another package is in the process."""
+    code = f"import sys, runpy; sys.argv = ['heal', '--help']; runpy.run_module('{PACKAGE}.heal', run_name='__main__')"
+    show = f"import atexit, sys; atexit.register(lambda: print('!', *sorted(sys.modules), file=sys.stderr)); {code}"
+    started = [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {show}", f"{PACKAGE}.heal"]
+    done = subprocess.run(started, capture_output=True, text=True, check=False, cwd=ROOT)
+    loaded = done.stderr.partition("! ")[2].split()
+    ours = {name for name in loaded if name.split(".")[0] == PACKAGE}
+    assert ours >= {f"{PACKAGE}.heal.rows", f"{PACKAGE}.frames"}, done.stderr
+    assert {name for name in ours if name.split(".")[1:2] not in ([], ["errors"], ["frames"], ["heal"])} == set()
+    foreign = {name.split(".")[0] for name in loaded} - sys.stdlib_module_names - {PACKAGE, "__main__"}
+    assert {name for name in foreign if not name.startswith(("_", "sitecustomize", "usercustomize"))} == set()
 
 
 def named_modules() -> set[str]:
