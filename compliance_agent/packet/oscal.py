@@ -220,7 +220,11 @@ class Stated:
         said, host = record.document, record.document["host"]["id"]
         about, place, path, digest = own_check(said), record.place, record.directory, record.digest
         told: dict[str, str] = {}
-        for check, result, _ in statements(said):
+        if not said["states"] and said["post_result"] is None:  # most say one thing, or nothing
+            stated = [] if about is None else [(about, said["result"])]
+        else:
+            stated = [(check, result) for check, result, _ in statements(said)]
+        for check, result in stated:
             told[check] = result
             spoken = self.said.get((host, check))
             if spoken is None:

@@ -45,7 +45,7 @@ UNLISTED = {MANIFEST, MANIFEST_SIGNATURE}
 INSIDE, INCIDENT = 1, 2
 _REGION = 1 << 22
 _FEW = 1 << 12
-_BESIDE = struct.Struct("<QBBII10s32s32s32s")
+_BESIDE = struct.Struct("<QBBII10s32s32s")
 _NO_CHECK = 255
 _KINDS = 64
 _DAY_TO = len("/00000000-0000-0000-0000-000000000000")  # from the end of a record's path
@@ -59,7 +59,7 @@ class Beside(NamedTuple):
         line: where the directory's lines about it begin.
         flags: INSIDE the period; it tells of an INCIDENT.
         check: number of the check that it is about, in `checks()`; _NO_CHECK for none.
-        csv_bytes, ocsf_bytes: length of its lines in these exports; csv, ocsf: their digests.
+        csv_bytes, ocsf_bytes: length of its lines in these exports; lines: digest of the former and the latter together.
         day: of its start, as in its path.
     """
 
@@ -70,8 +70,7 @@ class Beside(NamedTuple):
     ocsf_bytes: int
     day: bytes
     sha256: bytes
-    csv: bytes
-    ocsf: bytes
+    lines: bytes
 
     @property
     def about(self) -> str | None:
@@ -325,7 +324,7 @@ class Reader:
         rows += packed(document, digest, self._tags, None if log is None else (log.origin, record.index))
         kept += _BESIDE.pack(
             line, flags | same.flags, check, len(csv), len(events), record.directory[-_DAY_FROM:-_DAY_TO].encode("ascii"),
-            bytes.fromhex(digest), hashlib.sha256(csv).digest(), hashlib.sha256(events).digest(),
+            bytes.fromhex(digest), hashlib.sha256(csv + events).digest(),
         )  # fmt: skip
 
     def _same(self, document: Mapping[str, Any]) -> _Same:
@@ -370,6 +369,12 @@ def read_record(container: Container, line: int) -> Record:
     """A record that verified, read again; `line` is where the directory's lines about it begin."""
     _, group = next(itertools.groupby(container.entries(line, together=_FEW), lambda entry: entry.above))
     return record_of({entry.name.rpartition("/")[2]: container.content(entry) for entry in group})
+
+
+def lines_again(container: Container, line: int, due: Due) -> tuple[bytes, bytes]:
+    """What such a record has in the table and in the events."""
+    record = read_record(container, line)
+    return table.line(record, due), ocsf.of(record)
 
 
 def record_of(files: Mapping[str, bytes]) -> Record:

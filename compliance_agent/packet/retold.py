@@ -1,24 +1,27 @@
 """The exports, held to the records while these go by in order; none of them is ever in memory. Pure.
 
-    told = Retold(scope, csv, ocsf)
+    told = Retold(scope, csv, ocsf, again)
     for row, beside in ...: told.take(host, row, beside)   # host by host, in the order of each chain
     told.csv(), told.ocsf(), told.oscal(chunks, stated)     # whether the files are exactly what follows from the records
 
-A line of the table and of the events was made by whoever judged the record, and its digest kept: here as many bytes are taken from
-the file and must have that digest. The assessment results name the same records in another order, by host and check: what each of
-these lists has to be is hashed as the records go by, and the file is read once at the end.
+A line of the table and of the events was made by whoever judged the record, and a digest of both kept: here as many bytes are taken
+from the files and must have that digest; where they have not, both lines are made again, which tells the wrong file. The assessment
+results name the same records in another order, by host and check: what each of these lists has to be is hashed as the records go
+by, and the file is read once at the end.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 from compliance_agent.evidence.chains import Row
 from compliance_agent.packet import oscal, table
 from compliance_agent.packet.content import Scope
+from compliance_agent.packet.due import Due
 from compliance_agent.packet.reading import Beside
 
 _PIECE = 1 << 20
@@ -50,18 +53,15 @@ class Taken:
 
 
 class _Lines:
-    """A file that is one line after the other."""
+    """A file that is one line after the other; `right` until somebody finds otherwise."""
 
     def __init__(self, file: Iterator[bytes], head: bytes = b"") -> None:
         self._file = Taken(file)
-        self._right = self._file.take(len(head)) == head
-
-    def take(self, length: int, digest: bytes) -> None:
-        if self._right and length:
-            self._right = hashlib.sha256(self._file.take(length)).digest() == digest
+        self.next = self._file.take
+        self.right = self._file.take(len(head)) == head
 
     def ended(self) -> bool:
-        return self._right and self._file.ended
+        return self.right and self._file.ended
 
 
 @dataclass
@@ -84,10 +84,17 @@ class Retold:
     Args:
         scope: of the packet.
         csv, ocsf: the files, in pieces.
+        again: gives the lines of a record in either once more; `line` is where the directory's lines about it begin.
     """
 
-    def __init__(self, scope: Scope, csv: Iterator[bytes], ocsf: Iterator[bytes]) -> None:
-        self._scope = scope
+    def __init__(
+        self,
+        scope: Scope,
+        csv: Iterator[bytes],
+        ocsf: Iterator[bytes],
+        again: Callable[[int, Due], tuple[bytes, bytes]],
+    ) -> None:
+        self._scope, self._again, self._due = scope, again, Due(scope)
         self._csv, self._ocsf = _Lines(csv, table.HEAD), _Lines(ocsf)
         self._root = oscal.Root(scope)
         self._lists: dict[oscal.Place, _List] = {}
@@ -99,8 +106,11 @@ class Retold:
 
     def take(self, host: str, row: Row, kept: Beside) -> None:
         """The next record of the period."""
-        self._csv.take(kept.csv_bytes, kept.csv)
-        self._ocsf.take(kept.ocsf_bytes, kept.ocsf)
+        csv, ocsf = self._csv.next(kept.csv_bytes), self._ocsf.next(kept.ocsf_bytes)
+        if sha256(csv + ocsf).digest() != kept.lines and (self._csv.right or self._ocsf.right):
+            wanted = self._again(kept.line, self._due)
+            self._csv.right &= csv == wanted[0]
+            self._ocsf.right &= ocsf == wanted[1]
         digest = kept.sha256.hex()
         self._root.take(digest)
         if (about := kept.about) is not None:

@@ -44,7 +44,7 @@ from compliance_agent.packet.logbook import (
 from compliance_agent.packet.look import Look, Seen
 from compliance_agent.packet.manifest import MANIFEST, MANIFEST_SIGNATURE, differences
 from compliance_agent.packet.outside import OLDER, TIME, WITNESS, Outside, outside
-from compliance_agent.packet.reading import Held, Part, Reader, read_record
+from compliance_agent.packet.reading import Held, Part, Reader, lines_again, read_record
 from compliance_agent.packet.readme import NOT_PROVEN, Shown, readme
 from compliance_agent.packet.report import Quorum, Report
 from compliance_agent.packet.retold import Retold
@@ -175,7 +175,8 @@ class _Verification:
         head = open_head(self.files, self._policy, self._container.directory, self.report.problems)
         scope = self.report.scope
         self._rows = Rows([host.host_id for host in scope.hosts] if scope else [])
-        self._retold = Retold(scope, self._chunks(CSV), self._chunks(OCSF)) if scope else None
+        again = functools.partial(lines_again, self._container)
+        self._retold = Retold(scope, self._chunks(CSV), self._chunks(OCSF), again) if scope else None
         self._seen = Seen()
         of_log: list[Problem] = []
         behind = self._behind(head, of_log)

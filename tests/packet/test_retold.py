@@ -8,7 +8,9 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from hypothesis import given
@@ -17,7 +19,8 @@ from hypothesis import strategies as st
 from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.evidence.alike import OWN
 from compliance_agent.evidence.canonical import canonical
-from compliance_agent.packet import dsse, ocsf, oscal, retold, table
+from compliance_agent.packet import dsse, ocsf, oscal, reading, retold, table, verify
+from compliance_agent.packet.archive import Container
 from compliance_agent.packet.content import Record, Scope
 from compliance_agent.packet.due import Due
 from compliance_agent.packet.retold import Retold, Taken
@@ -147,16 +150,30 @@ def test_a_verifier_that_skips_an_export_is_caught(
     assert named(made, path, damaged(made.files[path])) == []
 
 
-@pytest.mark.parametrize(("digest", "path"), [("csv", CSV), ("ocsf", OCSF)])
-def test_it_is_the_digest_that_refuses_a_line(
-    made: Made, monkeypatch: pytest.MonkeyPatch, digest: str, path: str
-) -> None:
-    def taken(self: Any, length: int, digest: bytes) -> None:
-        self._file.take(length)
+@pytest.mark.parametrize("other", LINES)
+@pytest.mark.parametrize("name", LINES)
+def test_of_two_files_that_differ_both_are_named(made: Made, name: str, other: str) -> None:
+    """One digest is kept of what a record has in either."""
+    changed = {CSV: LINES[name](made.files[CSV]), OCSF: LINES[other](made.files[OCSF])}
+    report = verify_files(made.signed_again({**made.files, **changed}))
+    wrong = sorted(path for path, content in changed.items() if content != made.files[path])
+    assert sorted(problem.where for problem in report.problems) == wrong
+    assert {problem.code for problem in report.problems} <= {"wrong_export"}
 
-    content = LINES["a byte in the middle"](made.files[path])
-    assert named(made, path, content) == [("wrong_export", path)]
-    monkeypatch.setattr(retold._Lines, "take", taken)
+
+@pytest.mark.parametrize("path", [CSV, OCSF])
+def test_it_is_the_digest_that_refuses_a_line(made: Made, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """Where it is another one both lines are made again, which tell the wrong file; nowhere else."""
+    content, asked, right = LINES["a byte in the middle"](made.files[path]), list[int](), reading.lines_again
+
+    def again(container: Container, line: int, due: Due) -> tuple[bytes, bytes]:
+        asked.append(line)
+        return right(container, line, due)
+
+    monkeypatch.setattr(verify, "lines_again", again)
+    assert verify_files(made.files).ok and asked == []
+    assert named(made, path, content) == [("wrong_export", path)] and len(asked) == 1
+    monkeypatch.setattr(retold, "sha256", lambda _: SimpleNamespace(digest=lambda: ANY))
     assert named(made, path, content) == []
 
 
