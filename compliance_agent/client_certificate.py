@@ -7,7 +7,8 @@ The TLS key is not the host's key: it may be lost or stolen with the part that s
 A renewal goes over a connection that shows the present certificate, and makes a new TLS key. Where the present one has ended or is
 not taken any more, the connection shows none, and the request is for the same TLS key, which the server knows. The next key stands
 beside the file until its certificate has come, so an answer that was lost costs nothing. Where `client_key_file` is set, both files
-are somebody else's and nothing here touches them.
+are somebody else's and nothing here touches them. Where `privileges` is split, key and file are uplink's: it makes the request, the
+host's key vouches for it here, and the certificate goes back.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import structlog
 
 from compliance_agent.adapters.durable import make_directory, read_file, remove_file, write_file
 from compliance_agent.config import AgentConfig
-from compliance_agent.errors import AgentError, BadReply, ConfigError
+from compliance_agent.errors import AgentError, BadReply, ConfigError, Unavailable
 from compliance_agent.logs import where
 from compliance_agent.ports import Clock
 
@@ -48,14 +49,44 @@ class Held:
     key: EllipticCurvePrivateKey
     certificate: x509.Certificate
 
-    def ended(self, now: datetime) -> bool:
-        """Whether it is of no use now."""
-        return not self.certificate.not_valid_before_utc <= now < self.certificate.not_valid_after_utc
 
-    def due(self, now: datetime) -> bool:
-        """Whether two thirds of its life are over."""
-        begins, ends = self.certificate.not_valid_before_utc, self.certificate.not_valid_after_utc
-        return now >= begins + (ends - begins) * 2 / 3
+class Kept(Protocol):
+    """Where the certificate and its key are: here, or with uplink."""
+
+    async def present(self) -> tuple[bool, bytes]:
+        """Whether there is a file, and the certificate (PEM) in it, when it can be used."""
+
+    async def request(self, *, anew: bool) -> bytes:
+        """A signing request (DER) for a new key, or for the present one."""
+
+    async def take(self, pem: bytes) -> None:
+        """Keep this certificate, and show it from now on."""
+
+    async def show_none(self) -> None:
+        """Show no certificate from now on."""
+
+
+class KeptHere:
+    """In a file of this process, for its own client."""
+
+    def __init__(self, path: Path, client: Any) -> None:
+        self._path, self._client = path, client
+
+    async def present(self) -> tuple[bool, bytes]:
+        from cryptography.hazmat.primitives.serialization import Encoding
+
+        held = read(self._path)
+        return self._path.exists(), held.certificate.public_bytes(Encoding.PEM) if held is not None else b""
+
+    async def request(self, *, anew: bool) -> bytes:
+        return made_request(self._path, anew=anew)
+
+    async def take(self, pem: bytes) -> None:
+        take(self._path, pem)
+        self._client.use_certificate(self._path)
+
+    async def show_none(self) -> None:
+        self._client.use_certificate(None)
 
 
 class ClientCertificate:
@@ -71,23 +102,30 @@ class ClientCertificate:
         self._config = config
         self._said = ""
 
-    @property
-    def path(self) -> Path | None:
-        """The file that is kept here; None where it is somebody else's."""
-        own = self._config.client_key_file is None and self._config.privileges == "single"
-        return self._config.client_cert_file if own else None
+    def _kept(self, client: Any) -> Kept | None:
+        """None where the files are somebody else's."""
+        if self._config.client_key_file is not None:
+            return None
+        if self._config.privileges == "split":
+            with_uplink: Kept | None = getattr(client, "certificate_of_uplink", None)
+            return with_uplink
+        return KeptHere(self._config.client_cert_file, client)
 
     async def keep(self) -> bool:
         """Ask for a certificate if it is time; whether there is a new one. Trouble is said once and waits for the next turn."""
         client = self._parts.mcp_client
-        trouble = getattr(client, "certificate_trouble", None)
-        if self.path is None or not isinstance(trouble, str) or not (trouble or self.path.exists()):
+        kept, trouble = self._kept(client), getattr(client, "certificate_trouble", None)
+        if kept is None or not isinstance(trouble, str):
             return False
         try:
-            held, now = read(self.path), self._parts.clock.now()
-            if not trouble and held is not None and not held.due(now):
+            there, pem = await kept.present()
+        except Unavailable:
+            return False  # nobody to ask, as delivery has said
+        try:
+            now, held = self._parts.clock.now(), certificate_in(pem) if pem else None
+            if not (trouble or there) or (not trouble and held is not None and not due(held, now)):
                 return False
-            await self._renew(client, self.path, held, shown=not trouble and held is not None and not held.ended(now))
+            await self._renew(client, kept, held, shown=not trouble and held is not None and not ended(held, now))
         except AgentError as error:
             if self._said != error.code:
                 log.error("certificate.renewal_failed", code=error.code, at=where(error))
@@ -96,20 +134,67 @@ class ClientCertificate:
         self._said = ""
         return True
 
-    async def _renew(self, client: Any, path: Path, held: Held | None, *, shown: bool) -> None:
-        coming = path.with_name(f"{path.name}.next")
+    async def _renew(self, client: Any, kept: Kept, held: x509.Certificate | None, *, shown: bool) -> None:
         if not shown:
-            client.use_certificate(None)
-        key = held.key if held is not None and not shown else _next_key(coming)
-        pem = await client.certify(_request(key), self._parts.signer)
-        certificate = _certificate(pem)
-        if certificate.public_key() != key.public_key():
-            raise BadReply("reply to a certificate: it is for another key", code="bad_certificate")
-        make_directory(path.parent)
-        write_file(path, _pem(key) + pem)
-        remove_file(coming)
-        client.use_certificate(path)
-        log.info("certificate.renewed", ends_at=certificate.not_valid_after_utc.strftime("%Y-%m-%dT%H:%M:%SZ"))
+            await kept.show_none()
+        csr = await kept.request(anew=held is None or shown)
+        pem = await client.certify(csr, self._parts.signer)
+        ends_at = _certificate(pem).not_valid_after_utc
+        await kept.take(pem)
+        client.certificate_trouble = ""
+        log.info("certificate.renewed", ends_at=ends_at.strftime("%Y-%m-%dT%H:%M:%SZ"))
+
+
+def ended(certificate: x509.Certificate, now: datetime) -> bool:
+    """Whether it is of no use now."""
+    return not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc
+
+
+def due(certificate: x509.Certificate, now: datetime) -> bool:
+    """Whether two thirds of its life are over."""
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return now >= begins + (ends - begins) * 2 / 3
+
+
+def made_request(path: Path, *, anew: bool) -> bytes:
+    """A signing request (DER) for the key that will be in this file, or for the one that is.
+
+    Raises:
+        StorageError: a new key could not be kept.
+    """
+    held = read(path)
+    return _request(held.key if held is not None and not anew else _next_key(_coming(path)))
+
+
+def take(path: Path, pem: bytes) -> None:
+    """Put a certificate into the file, with the key that it is for.
+
+    Raises:
+        BadReply: it is none, or for another key.
+        StorageError: it could not be kept.
+    """
+    certificate, coming, held = _certificate(pem), _coming(path), read(path)
+    keys = [held.key] if held is not None else []
+    if coming.exists():
+        keys.insert(0, _next_key(coming))
+    key = next((key for key in keys if key.public_key() == certificate.public_key()), None)
+    if key is None:
+        raise BadReply("reply to a certificate: it is for another key", code="bad_certificate")
+    make_directory(path.parent)
+    write_file(path, _pem(key) + pem)
+    remove_file(coming)
+
+
+def _coming(path: Path) -> Path:
+    return path.with_name(f"{path.name}.next")
+
+
+def certificate_in(pem: bytes) -> x509.Certificate | None:
+    """The certificate of a PEM text, None where there is none that can be used."""
+    try:
+        return _certificate(pem)
+    except BadReply:
+        return None
 
 
 def read(path: Path) -> Held | None:

@@ -248,6 +248,11 @@ class MCPClient:
         )
         return answer
 
+    @property
+    def certificate_of_uplink(self) -> Any:
+        """Where the client certificate is looked after, when that is not this process."""
+        return getattr(self._transport, "certificate", None)
+
     def use_certificate(self, path: Path | None) -> None:
         """Show this certificate from the next connection on, or none.
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from compliance_agent import client_certificate
-from compliance_agent.client_certificate import ClientCertificate, Held, read
+from compliance_agent.client_certificate import ClientCertificate, Held, due, ended, read
 from compliance_agent.config import AgentConfig
 from compliance_agent.errors import ServerRefused, Unavailable
 from compliance_agent.lab.clock import FakeClock
@@ -203,8 +203,7 @@ def test_two_thirds_of_a_life(scene: Scene) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     begins = datetime.fromisoformat("2026-01-01T01:00:00+00:00")
     made = scene.mcp_client.authority.issue(key.public_key(), "ab" * 32, begins, timedelta(days=90))
-    held = Held(key, made)  # from 00:00, an hour before, as clocks differ
-    whole = timedelta(days=90, hours=1)
+    whole = timedelta(days=90, hours=1)  # from 00:00, an hour before, as clocks differ
     start = begins - timedelta(hours=1)
-    assert not held.due(start + whole * 2 / 3 - timedelta(seconds=1)) and held.due(start + whole * 2 / 3)
-    assert held.ended(start - timedelta(seconds=1)) and not held.ended(start) and held.ended(start + whole)
+    assert not due(made, start + whole * 2 / 3 - timedelta(seconds=1)) and due(made, start + whole * 2 / 3)
+    assert ended(made, start - timedelta(seconds=1)) and not ended(made, start) and ended(made, start + whole)

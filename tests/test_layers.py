@@ -104,6 +104,7 @@ LAYERS: dict[str, str] = {
     "rounds": "stages",
     "server.store": "hands",
     "uplink": "hands",
+    "uplink.certificate": "wiring",
     "uplink.process": "wiring",
     "uplink.table": "words",
     "transport.http": "hands",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from compliance_agent.config import AgentConfig
 
 HELLO_S = 5.0
+CERTIFICATE_S = 30.0
 GRACE_S = 2.0  # beyond the time that uplink itself was given
 
 log = structlog.get_logger()
@@ -194,6 +195,7 @@ class UplinkTransport:
 
     def __init__(self, link: Link, to: str = SERVER) -> None:
         self._link, self._to = link, to
+        self.certificate = CertificateOfUplink(link)
 
     async def request(
         self,
@@ -217,14 +219,42 @@ class UplinkTransport:
             "headers": {name: value for name, value in (headers or {}).items() if name != "authorization"},
             "timeout_ms": max(1, min(int(timeout_s * 1_000), LONGEST_WAIT_MS)),
         }
-        answer = await self._link.ask("exchange", fields, body, timeout_s + GRACE_S)
-        if answer.kind == "reply":
-            return HttpReply(answer.fields["status"], answer.fields["headers"], answer.blob)
-        code = answer.fields["code"]
-        if code in BAD_REPLY:
-            raise BadReply(f"uplink: the server's answer cannot be used: {code}", code=code)
-        raise Unavailable(f"uplink: the server was not reached: {code}", code=code)
+        answer = _good(await self._link.ask("exchange", fields, body, timeout_s + GRACE_S))
+        return HttpReply(answer.fields["status"], answer.fields["headers"], answer.blob)
 
     async def close(self) -> None:
         """Close the connection to uplink; the transport can be used again."""
         await self._link.close()
+
+
+class CertificateOfUplink:
+    """The client certificate, whose key uplink holds: `client_certificate.Kept` by way of frames."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    async def present(self) -> tuple[bool, bytes]:
+        """Whether uplink has a file, and the certificate in it."""
+        answer = _good(await self._link.ask("certificate", {}, b"", CERTIFICATE_S))
+        return answer.fields["there"], answer.blob
+
+    async def request(self, *, anew: bool) -> bytes:
+        """A signing request that uplink made for a key of its own."""
+        return _good(await self._link.ask("make_request", {"anew": anew}, b"", CERTIFICATE_S)).blob
+
+    async def take(self, pem: bytes) -> None:
+        """Have uplink keep this certificate and show it."""
+        _good(await self._link.ask("use_certificate", {}, pem, CERTIFICATE_S))
+
+    async def show_none(self) -> None:
+        """Have uplink show none."""
+        _good(await self._link.ask("use_certificate", {}, b"", CERTIFICATE_S))
+
+
+def _good(answer: Message) -> Message:
+    if answer.kind != "failed":
+        return answer
+    code = answer.fields["code"]
+    if code in BAD_REPLY:
+        raise BadReply(f"uplink: the server's answer cannot be used: {code}", code=code)
+    raise Unavailable(f"uplink: the server was not reached: {code}", code=code)

@@ -18,6 +18,7 @@ from compliance_agent.errors import AgentError, ConfigError
 from compliance_agent.local_socket import activated, adopted, listen, uid_of
 from compliance_agent.logs import configure, where
 from compliance_agent.transport.http import HttpTransport, to_server
+from compliance_agent.uplink.certificate import OwnCertificate
 from compliance_agent.uplink.serve import Doors, Uplink
 
 NAMES = ("uplink", "compliance-agent-uplink.socket")  # of a descriptor that the service manager hands over
@@ -82,7 +83,10 @@ def doors_of(config: AgentConfig) -> Doors:
         ConfigError: an address or a file cannot be used; an API key that is not there yet is no trouble.
     """
     key = ApiKey(config.mcp_api_key_file)
-    doors = Doors(to_server(config), key.text, key.forget)
+    server = to_server(config)
+    doors = Doors(server, key.text, key.forget)
+    if config.client_key_file is None:
+        doors.certificate = OwnCertificate(config.client_cert_file, server)
     if config.witness_logs_file is not None:
         urls = witnessed(config.witness_logs_file)
         doors.logs = {url: HttpTransport(url, ca_file=config.witness_ca_file) for url in urls}

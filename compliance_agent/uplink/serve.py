@@ -11,10 +11,11 @@ import contextlib
 import socket
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import structlog
 
-from compliance_agent.errors import AgentError, BadFrame, BadReply, NotPermitted, Unavailable
+from compliance_agent.errors import AgentError, BadFrame, BadReply, ConfigError, NotPermitted, Unavailable
 from compliance_agent.frames import MAX_FRAME_BYTES, Answering, Message, Reader, Side
 from compliance_agent.local_socket import require_peer
 from compliance_agent.ports import Transport
@@ -23,6 +24,19 @@ from compliance_agent.uplink.table import BAD_REPLY, KEPT, MOST_OPEN, SERVER, TA
 MOST_CONNECTIONS = 4  # of run: the agent's, its witness role's, and those that it has given up meanwhile
 
 log = structlog.get_logger()
+
+
+class Certificate(Protocol):
+    """A client certificate and its key: `certificate.OwnCertificate`."""
+
+    async def present(self) -> tuple[bool, bytes]:
+        """Whether there is a file, and the certificate (PEM) in it."""
+
+    async def request(self, *, anew: bool) -> bytes:
+        """A signing request (DER)."""
+
+    async def use(self, pem: bytes) -> None:
+        """Keep and show this certificate; show none when it is empty."""
 
 
 @dataclass
@@ -35,6 +49,7 @@ class Doors:
         forget: is called when the server did not take the key.
         logs: by URL, to logs that this host witnesses.
         token: what shows those logs, if they need it.
+        certificate: this host's client certificate; None where somebody else looks after it.
     """
 
     server: Transport
@@ -42,6 +57,7 @@ class Doors:
     forget: Callable[[], None]
     logs: Mapping[str, Transport] = field(default_factory=dict)
     token: str | None = None
+    certificate: Certificate | None = None
 
     async def close(self) -> None:
         """Close all connections."""
@@ -97,10 +113,10 @@ class Uplink:
             self._talks.discard(task)
             writer.transport.abort()
 
-    async def exchange(self, asked: Message) -> tuple[str, dict[str, object], bytes]:
-        """One exchange with the server or a log: kind, fields and blob of the answer."""
+    async def answer(self, asked: Message) -> tuple[str, dict[str, object], bytes]:
+        """Kind, fields and blob of what a question is answered with."""
         try:
-            return await self._exchanged(asked)
+            return await (self._exchanged(asked) if asked.kind == "exchange" else self._certificate(asked))
         except Unavailable as error:
             code = error.code if error.code in UNAVAILABLE else "unavailable"
         except BadReply as error:
@@ -133,6 +149,18 @@ class Uplink:
         kept = {name: value for name, value in kept.items() if form.fits({name: value})}
         return "reply", {"status": reply.status, "headers": kept}, reply.body
 
+    async def _certificate(self, asked: Message) -> tuple[str, dict[str, object], bytes]:
+        own = self.doors.certificate
+        if asked.kind == "certificate":
+            there, pem = (False, b"") if own is None else await own.present()
+            return "certificate_is", {"there": there}, pem
+        if own is None:
+            raise ConfigError("client certificate: it is looked after by somebody else")
+        if asked.kind == "make_request":
+            return "request_is", {}, await own.request(anew=asked.fields["anew"])
+        await own.use(asked.blob)
+        return "done", {}, b""
+
 
 class _Served:
     """One connection of `run`."""
@@ -164,7 +192,7 @@ class _Served:
 
     async def _answer(self, asked: Message) -> None:
         try:
-            kind, fields, blob = await self._uplink.exchange(asked)
+            kind, fields, blob = await self._uplink.answer(asked)
             self._writer.write(b"".join(self._answering.answer(asked.id, kind, fields, blob)))
             with contextlib.suppress(OSError):
                 await self._writer.drain()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
-from compliance_agent.frames import Kind, Named, Side, Table, Text, Whole, Word
+from compliance_agent.frames import Flag, Kind, Named, Side, Table, Text, Whole, Word
 
 SERVER = "server"
 MOST_BODY_BYTES = 2_097_152
+MOST_PEM_BYTES = 16_384
 LONGEST_WAIT_MS = 300_000
 MOST_OPEN = 8  # questions at once
 SENT = (
@@ -49,6 +50,12 @@ TABLE = Table(
         {"status": Whole(100, 599), "headers": Named(Word(KEPT), Text(200), len(KEPT))},
         most_blob_bytes=MOST_BODY_BYTES,
     ),
+    Kind("certificate", 4, Side.ASKS, answers=("certificate_is", "failed")),
+    Kind("certificate_is", 5, Side.ANSWERS, {"there": Flag()}, most_blob_bytes=MOST_PEM_BYTES),
+    Kind("make_request", 6, Side.ASKS, {"anew": Flag()}, answers=("request_is", "failed")),
+    Kind("request_is", 7, Side.ANSWERS, most_blob_bytes=MOST_PEM_BYTES),
+    Kind("use_certificate", 8, Side.ASKS, most_blob_bytes=MOST_PEM_BYTES, answers=("done", "failed")),
+    Kind("done", 9, Side.ANSWERS),
     Kind("failed", 3, Side.ANSWERS, {"code": Word((*UNAVAILABLE, *BAD_REPLY))}),
 )
 
