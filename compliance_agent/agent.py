@@ -32,6 +32,7 @@ from compliance_agent.adapters.open_databases import release, shared
 from compliance_agent.adapters.order_store import OrderStore, Taken
 from compliance_agent.adapters.order_trust_store import OrderTrustStore
 from compliance_agent.adapters.shed_store import ShedStore
+from compliance_agent.api_key_rotation import ApiKeyRotation
 from compliance_agent.baseline import Baseline, parse_signed
 from compliance_agent.client_certificate import ClientCertificate
 from compliance_agent.config import AgentConfig
@@ -137,6 +138,7 @@ class ComplianceAgent(Life):
                 else OfflineQueue(config.database_path, evidence_dir=config.evidence_dir, clock=self.clock)
             )
             self.mcp_client: Any = mcp_client if mcp_client is not _DEFAULT else self._mcp_client()
+            self.api_key_rotation = ApiKeyRotation(self, config)
             self.key_rotation = KeyRotation(self, config, self._database, FormerKeys(self._database), key_files)
             self.client_certificate = ClientCertificate(self, config)
             trust = OrderTrust(config, OrderTrustStore(self._database), self._database.call)
@@ -340,6 +342,7 @@ class ComplianceAgent(Life):
         self.progress.step()
         await self._do_orders()
         await self._rotate_key_if_due()
+        await self.rotate_api_key_if_due()
         if await self.client_certificate.keep():
             self.delivery.wake()
         log.info("cycle.completed", drifted=drifted, duration_ms=int((self.clock.monotonic() - started) * 1000))
@@ -419,6 +422,19 @@ class ComplianceAgent(Life):
                 await self.rotate_key()
         except AgentError as error:
             log.error("key.rotation_failed", code=error.code, at=where(error))
+
+    async def rotate_api_key_if_due(self) -> bool:
+        """Let a new API key take this one's place when it is time; whether it has. Trouble waits for the next turn."""
+        done = False
+        try:
+            since = await self._database.call(lambda: self._state.moment("api_key"))
+            done = await self.api_key_rotation.keep(since)
+            if done or since is None:
+                now = self.clock.now()
+                await self._database.call(lambda: self._state.set_moment("api_key", now))
+        except AgentError as error:
+            log.error("key.api_rotation_failed", code=error.code, at=where(error))
+        return done
 
     async def rotate_key(self) -> Rotated:
         """Let a new key take this one's place now, if nothing is in the way; how that ended.

@@ -109,6 +109,13 @@ class AgentConfig:
         high=3_650,
     )
 
+    api_key_rotation_days: int = setting(
+        "Days after which this host's API key gives way to a new one by itself; 0 leaves it to `keys rotate --api-key`.",
+        90,
+        low=0,
+        high=3_650,
+    )
+
     leases: bool = setting(
         "Cures that users would notice wait for the server's leave, so many hosts of a site at a time; needs an mcp_url.",
         True,

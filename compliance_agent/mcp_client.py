@@ -95,6 +95,7 @@ class MCPClient:
         self._not_before = 0.0
         self.breaker = CircuitBreaker(rng if rng is not None else random.Random())  # noqa: S311  jitter, not a secret
         self.min_interval_s: int | None = None
+        self.api_key_refused = False  # the server does not know the key that this host has
         self.certificate_trouble = ""  # why the server does not take this host's client certificate, when it does not
 
     async def __aenter__(self) -> MCPClient:
@@ -253,6 +254,21 @@ class MCPClient:
         """Where the client certificate is looked after, when that is not this process."""
         return getattr(self._transport, "certificate", None)
 
+    async def announce_api_key(self, coming: str, signer: crypto.Ed25519Signer, *, by: str | None = None) -> None:
+        """Let another API key count beside the present one, or beside the one that this call is made by.
+
+        Raises:
+            ServerRefused, Unavailable, BadReply: as for `upload_evidence`; telling it again is safe.
+        """
+        present = by or self._secrets().api_key
+        if present is None:
+            raise RuntimeError("uplink has the API key")
+        body = protocol.api_key_request(coming, signer.sign(protocol.api_key_message(present, coming)))
+        await self._guarded(
+            lambda: self._post("/api/v1/api-keys", body, present),
+            lambda reply: protocol.read_api_key_reply(reply, coming),
+        )
+
     def use_certificate(self, path: Path | None) -> None:
         """Show this certificate from the next connection on, or none.
 
@@ -378,12 +394,14 @@ class MCPClient:
             self.breaker.failure(self._clock.monotonic())
             raise
         self.breaker.success(self._clock.monotonic())
+        self.api_key_refused = False
         return answer
 
     def _note_refusal(self, error: ServerRefused) -> None:
         now = self._clock.monotonic()
         if error.code in {"certificate_required", "wrong_certificate"}:
             self.certificate_trouble = error.code
+        self.api_key_refused = self.api_key_refused or error.code == "bad_api_key"
         if error.status in {401, 403}:
             self.forget_credentials()  # this host may have been enrolled anew meanwhile
         if error.retry_after_s is not None:

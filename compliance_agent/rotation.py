@@ -81,6 +81,7 @@ WHY_NOT = {
     "not_delivered": "records wait for delivery; the old key's records go first",
     "nothing_recorded": "nothing was ever recorded with the present key",
     "not_confirmed": "the server does not know the last rotation yet",
+    "not_told": "the server was not reached or said no, so the present API key stays; the agent goes on trying",
 }
 
 

@@ -35,6 +35,7 @@ LAYERS: dict[str, str] = {
     "ports": "words",
     "server.records": "words",
     "words": "words",
+    "api_key_rotation": "stages",
     "baseline": "thinking",
     "checks": "thinking",
     "config": "thinking",

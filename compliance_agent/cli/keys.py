@@ -11,6 +11,7 @@ from compliance_agent.adapters import runner
 from compliance_agent.adapters.agent_view import looking
 from compliance_agent.adapters.durable import write_file
 from compliance_agent.agent import ComplianceAgent
+from compliance_agent.api_key_rotation import REQUEST_FILE
 from compliance_agent.cli import Suggesting
 from compliance_agent.cli.common import PATH, config_option, json_option, parsed, print_json, require_config, table, utc
 from compliance_agent.config import AgentConfig
@@ -112,8 +113,9 @@ def _of_log(
 @config_option
 @json_option
 @click.option("--dry-run", is_flag=True, help="Only say whether it could be done now.")
+@click.option("--api-key", "api_key", is_flag=True, help="The API key, with which this host calls its server, instead.")
 @click.pass_context
-def rotate(ctx: click.Context, config_path: Path | None, as_json: bool, dry_run: bool) -> None:
+def rotate(ctx: click.Context, config_path: Path | None, as_json: bool, dry_run: bool, api_key: bool) -> None:
     """Let a new key take this host's key's place, once all that was recorded is delivered.
 
     Both keys sign the statement, the server logs it, and the old key's file is removed when the server has signed that it knows.
@@ -123,9 +125,15 @@ def rotate(ctx: click.Context, config_path: Path | None, as_json: bool, dry_run:
     config = require_config(config_path)
     if config.mcp_url is None:
         raise Unavailable(f"keys: {WHY_NOT['no_server']}", code="no_server")
-    ended = runner.run(_rotate(config, dry_run))
+    if api_key and (dry_run or config.privileges == "split"):
+        raise click.UsageError(
+            "--api-key: not with --dry-run, nor with privileges: split, where uplink has the API key"
+        )
+    ended = runner.run(_rotate_api_key(config) if api_key else _rotate(config, dry_run))
     text = {
-        "rotated": f"this host is key {ended.key_id} now",
+        "rotated": "this host has a new API key; the former one ends with its first use"
+        if api_key
+        else f"this host is key {ended.key_id} now",
         "possible": "it could be done now",
         "left_to_the_agent": "the running agent does it with its next look, once everything is delivered",
     }.get(ended.code) or f"not now: {WHY_NOT[ended.code]}"
@@ -134,6 +142,18 @@ def rotate(ctx: click.Context, config_path: Path | None, as_json: bool, dry_run:
     else:
         click.echo(text)
     ctx.exit(0 if ended.code in {"rotated", "possible", "left_to_the_agent"} else 75)
+
+
+async def _rotate_api_key(config: AgentConfig) -> Rotated:
+    write_file(config.state_dir / REQUEST_FILE, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}\n".encode(), 0o600)
+    try:
+        agent = ComplianceAgent(config)
+    except StateInUse:
+        return Rotated("left_to_the_agent", "")
+    try:
+        return Rotated("rotated" if await agent.rotate_api_key_if_due() else "not_told", agent.signer.key_id)
+    finally:
+        await agent.close()
 
 
 async def _rotate(config: AgentConfig, dry_run: bool) -> Rotated:

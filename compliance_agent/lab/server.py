@@ -107,6 +107,7 @@ class Chain:
     public: bytes
     host_id: str
     api_key: str
+    next_api_key: str = ""  # its hash, until it is used
     bundles: list[Held] = field(default_factory=list)
 
     @property
@@ -241,9 +242,9 @@ class FakeServer:
         if (method, path) in open_:
             return open_[method, path](json.loads(body))
         given = headers.get("authorization", "").removeprefix("Bearer ")
-        chain_ = next((item for item in self.chains.values() if item.api_key == given), None)
+        chain_ = next((item for item in self.chains.values() if item.api_key == given), None) or self._first_use(given)
         if chain_ is None:
-            return _problem(401, "not_authenticated")
+            return _problem(401, "bad_api_key")
         if path == "/api/v1/checkin":
             return self._signed(path, headers, body, self._check_in(chain_, json.loads(body)))
         if method == "GET" and path.startswith("/api/v1/baselines/"):
@@ -253,8 +254,9 @@ class FakeServer:
             return _reply(200, {"baseline": _b64(held[0]), "sig": _b64(held[1])})
         if path == "/api/v1/evidence":
             return self._evidence(chain_, json.loads(body), fault)
-        if path == "/api/v1/keys/rotate":
-            return self._rotate(chain_, json.loads(body), fault)
+        if path in {"/api/v1/keys/rotate", "/api/v1/api-keys"}:
+            said = json.loads(body)
+            return self._rotate(chain_, said, fault) if "statement" in said else self._api_key(chain_, given, said)
         if path == "/api/v1/leases":
             return self._signed(path, headers, body, self._lease(chain_, json.loads(body)))
         if self.log is not None and path == "/api/v1/receipts":
@@ -270,6 +272,24 @@ class FakeServer:
             return reply
         sig = self._key.sign(protocol.reply_message(path, nonce, body, reply.body)).signature
         return HttpReply(reply.status, {**reply.headers, protocol.REPLY_SIGNATURE: _b64(sig)}, reply.body)
+
+    def _first_use(self, given: str) -> Chain | None:
+        """The chain whose host announced this key: from now on it is the only one."""
+        chain_ = next(
+            (item for item in self.chains.values() if item.next_api_key == hashlib.sha256(given.encode()).hexdigest()),
+            None,
+        )
+        if chain_ is not None:
+            chain_.api_key, chain_.next_api_key = given, ""
+        return chain_
+
+    def _api_key(self, chain_: Chain, given: str, said: dict[str, Any]) -> HttpReply:
+        hashes = [hashlib.sha256(given.encode()).digest(), bytes.fromhex(said["sha256"])]
+        message = protocol.API_KEY_CONTEXT + b"".join(hashes)
+        if not crypto.verify(chain_.public, base64.b64decode(said["sig"]), message):
+            return _problem(403, "bad_proof")
+        chain_.next_api_key = said["sha256"]
+        return _reply(200, {"sha256": said["sha256"]})
 
     def _lease(self, chain_: Chain, said: dict[str, Any]) -> HttpReply:
         """One site's board; every canary's cure is taken for a success."""

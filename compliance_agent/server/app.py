@@ -50,6 +50,7 @@ from compliance_agent.server.records import Clock
 from compliance_agent.server.sequencer import Sequencer
 from compliance_agent.server.services.access import HostAccess
 from compliance_agent.server.services.alarms import Alarms
+from compliance_agent.server.services.api_keys import ApiKeys
 from compliance_agent.server.services.board import Board
 from compliance_agent.server.services.certificates import Certificates
 from compliance_agent.server.services.checkin import Checkin
@@ -174,6 +175,7 @@ async def opened(
     cosigning = _cosigning(settings, store, files, keys, board, clock)
     limits = Quotas(settings)
     alarms = Alarms(store, clock, channels)
+    api_keys = ApiKeys(store, clock, verifier.verify)
     ingest = Ingest(store, signer.sign, clock, verifier, alarms)
     duties = Duties(
         store,
@@ -193,7 +195,8 @@ async def opened(
             silence=Silence(settings.min_interval_s, settings.silent_after_s, settings.stale_after_s),
             limits=limits,
             alarms=alarms,
-            access=HostAccess(store, clock, limits, certificates=certifies),
+            access=HostAccess(store, clock, limits, certificates=certifies, api_keys=api_keys),
+            api_keys=api_keys,
             certificates=Certificates(
                 store,
                 clock,

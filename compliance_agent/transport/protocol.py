@@ -32,6 +32,7 @@ ENROL_CONTEXT = b"compliance-agent/enrol/v1\n"
 CERTIFICATE_CONTEXT = b"compliance-agent/certificate/v1\n"
 REPLY_CONTEXT = b"compliance-agent/reply/v1\n"
 NONCE, REPLY_SIGNATURE = "x-nonce", "x-reply-signature"  # headers: of a question, and of its answer
+API_KEY_CONTEXT = b"compliance-agent/api-key/v1\n"
 MAX_RETRY_AFTER_S = 3_600.0
 _WORD = re.compile(r"[!-~]{1,256}")  # no space, no control character: it goes into headers and configurations
 MAX_LOGS = 64  # of one site: one a year
@@ -472,6 +473,28 @@ def proof_message(nonce: bytes, token: str) -> bytes:
 def certificate_message(nonce: bytes, csr: bytes) -> bytes:
     """What the host's own key signs to say that it wants a certificate for just this request."""
     return CERTIFICATE_CONTEXT + nonce + hashlib.sha256(csr).digest()
+
+
+def api_key_message(present: str, coming: str) -> bytes:
+    """What the host's own key signs to say that its API key gives way: bound to both keys by their hashes."""
+    return API_KEY_CONTEXT + b"".join(hashlib.sha256(key.encode("ascii")).digest() for key in (present, coming))
+
+
+def api_key_request(coming: str, sig: bytes) -> bytes:
+    """The body of `POST /api/v1/api-keys`: the key itself stays here."""
+    return canonical(
+        {"protocol": PROTOCOL, "sha256": hashlib.sha256(coming.encode("ascii")).hexdigest(), "sig": _b64(sig)}
+    )
+
+
+def read_api_key_reply(reply: HttpReply, coming: str) -> None:
+    """The server's word that it lets the next key count.
+
+    Raises:
+        ServerRefused, BadReply: as above; the present key must not be given up on its strength.
+    """
+    if _field(_document(reply, {200}), "sha256", str) != hashlib.sha256(coming.encode("ascii")).hexdigest():
+        raise BadReply("reply to an API key: names another key")
 
 
 def certificate_request(csr: bytes, nonce: bytes, proof: bytes) -> bytes:

@@ -25,7 +25,7 @@ from compliance_agent.entries.rotation import statement
 from compliance_agent.evidence.canonical import canonical
 from compliance_agent.server.services.orders import Wanted
 from compliance_agent.server.tls import ClientAuthority
-from compliance_agent.transport.protocol import certificate_message
+from compliance_agent.transport.protocol import api_key_message, certificate_message
 from tests.server.builder import FakeHost, Server, Signed, b64, checkin_body, stamp
 
 TLS_KEY = ec.generate_private_key(ec.SECP256R1())
@@ -271,6 +271,17 @@ async def _certificate(crawl: Crawl, method: str, path: str) -> None:
         desk._authority = closed
 
 
+async def _api_key(crawl: Crawl, method: str, path: str) -> None:
+    """Another's signature, over my key or over its own, puts no key in place of mine."""
+
+    def stolen(one: Side | Nobody) -> dict[str, str | int]:
+        message = api_key_message(crawl.mine.host.api_key, "cak1.of-theirs")
+        sig = one.host.key.sign(message).signature if one is not crawl.mine else bytes(64)
+        return {"protocol": 1, "sha256": hashlib.sha256(b"cak1.of-theirs").hexdigest(), "sig": b64(sig)}
+
+    await crawl.posted(path, stolen)
+
+
 async def _leases(crawl: Crawl, method: str, path: str) -> None:
     """Another site's leases hold nobody up here, and their tokens end nothing of theirs."""
     body = {"protocol": 1, "act": "take", "check": "patching", "target": "ab" * 32, "life_s": 600, "fence": None}
@@ -372,6 +383,7 @@ CASES: Mapping[str, Case] = {
     "POST /api/v1/enrol": _enrol,
     "POST /api/v1/keys/rotate": _rotate,
     "POST /api/v1/certificates": _certificate,
+    "POST /api/v1/api-keys": _api_key,
     "POST /api/v1/leases": _leases,
     "POST /api/v1/checkin": _checkin,
     "POST /api/v1/evidence": _evidence,

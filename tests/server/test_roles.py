@@ -31,7 +31,8 @@ people         yes   no       no     no
 FOR_NOBODY_IN_PARTICULAR = {"/healthz", "/readyz", "/metrics", "/ca.pem", "/login", "/logout", "/verify",
                             "/api/v1/openapi.json", "/static/{digest}/{name}", "/{path:path}"}  # fmt: skip
 FOR_HOSTS = {"/api/v1/enrol/challenge", "/api/v1/enrol", "/api/v1/keys/rotate", "/api/v1/checkin", "/api/v1/receipts",
-             "/api/v1/evidence", "/api/v1/baselines/{sha256}", "/api/v1/leases", "/api/v1/certificates"}  # fmt: skip
+             "/api/v1/evidence", "/api/v1/baselines/{sha256}", "/api/v1/leases", "/api/v1/certificates",
+             "/api/v1/api-keys"}  # fmt: skip
 OWN_ACCOUNT = {"/account", "/account/sessions/end", "/account/factor", "/account/factor/begin", "/account/factor/confirm",
                "/account/prove", "/login/oidc", "/login/oidc/callback"}  # fmt: skip
 FOR_WITNESSES = {"/log/{site_id}/{year}/cosignature"}

@@ -12,6 +12,8 @@ from starlette.routing import Route
 from compliance_agent.server.api.deps import body_of, host_of, services_of
 from compliance_agent.server.api.edge import CLIENT_CERTIFICATE
 from compliance_agent.server.api.schemas import (
+    ApiKeyReply,
+    ApiKeyRequest,
     CertificateReply,
     CertificateRequest,
     ChallengeReply,
@@ -34,6 +36,7 @@ from compliance_agent.server.records import Head as HeadRecord
 from compliance_agent.server.records.orders import TrustSaid
 from compliance_agent.server.services import certificates, enrol, rotation
 from compliance_agent.server.services.checkin import Said
+from compliance_agent.server.services.secrets import hashed
 
 router = APIRouter(prefix="/api/v1", tags=["agent"])
 
@@ -88,6 +91,18 @@ async def rotate_key(request: Request) -> RotateReply:
     services.access.forget(caller)
     rotated, signature = (base64.b64encode(raw).decode("ascii") for raw in (document, sig))
     return RotateReply(rotated=rotated, sig=signature)
+
+
+@router.post(
+    "/api-keys", openapi_extra=body_of(ApiKeyRequest), summary="Let a next API key count beside the present one"
+)
+async def api_key(request: Request) -> ApiKeyReply:
+    """The host made the key and tells its hash; with its first use the present key ends."""
+    caller = await host_of(request, fresh=True)
+    body = await strict_body(request, ApiKeyRequest)
+    present = hashed(request.headers["authorization"].partition(" ")[2])
+    await services_of(request).api_keys.announce(caller, present, body.sha256, decoded(body.sig, 64))
+    return ApiKeyReply(sha256=body.sha256)
 
 
 @router.post("/certificates", openapi_extra=body_of(CertificateRequest), summary="Ask for a client certificate")

@@ -22,6 +22,7 @@ from compliance_agent.server.sequencer import Sequencer
 from compliance_agent.server.services import roles
 from compliance_agent.server.services.access import HostAccess
 from compliance_agent.server.services.alarms import Alarms
+from compliance_agent.server.services.api_keys import ApiKeys
 from compliance_agent.server.services.board import Board
 from compliance_agent.server.services.certificates import Certificates
 from compliance_agent.server.services.checkin import Checkin
@@ -73,6 +74,7 @@ class Services:
     limits: Quotas
     alarms: Alarms
     access: HostAccess
+    api_keys: ApiKeys
     ingest: Ingest
     duties: Duties
     leases: Leases

@@ -123,6 +123,20 @@ class LeaseRequest(Sent):
     fence: Natural | None
 
 
+class ApiKeyRequest(Sent):
+    """SHA-256 of the host's next API key, and the host's own key's signature over it and the present one's."""
+
+    protocol: Protocol
+    sha256: Sha256
+    sig: Signature
+
+
+class ApiKeyReply(BaseModel):
+    """Both keys count until the new one is used."""
+
+    sha256: str
+
+
 class OrderTrustSaid(Sent):
     """The root that a host is pinned to, and the versions of root and list of order keys that it has (0: none)."""
 

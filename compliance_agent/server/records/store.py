@@ -44,7 +44,7 @@ class Store(Protocol):
         """The hosts of all sites, counted; silent ones are those that were not heard of since this time."""
         ...
 
-    async def host_of_api_key(self, key_hash: str) -> Host | None:
+    async def host_of_api_key(self, key_hash: str) -> tuple[Host, bool] | None:
         """The host that holds this API key, revoked or not."""
         ...
 

@@ -126,6 +126,16 @@ class Transaction(Keeping, Protocol):
         """Let a new key take an old one's place: its API keys and verdicts are the new one's, and the old one accepts no more."""
         ...
 
+    async def add_api_key(self, site_id: str, key_id: str, present: str, coming: str, now: datetime) -> bool | None:
+        """Let a host's next API key count beside its present one, both by their hashes; False when it does already, None when
+        that hash has ended or is not this host's.
+        """
+        ...
+
+    async def use_api_key(self, site_id: str, key_id: str, key_hash: str, now: datetime) -> bool:
+        """A next API key is used: the host's others end. False when it was used before."""
+        ...
+
     async def replace_api_key(self, site_id: str, key_id: str, key_hash: str, now: datetime) -> None:
         """Give a host its one live API key."""
         ...

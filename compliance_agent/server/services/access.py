@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 
 from compliance_agent.errors import Refusal
 from compliance_agent.server.records import Clock, Host, Store
+from compliance_agent.server.services.api_keys import ApiKeys
 from compliance_agent.server.services.certificates import fingerprint_of
 from compliance_agent.server.services.limits import Quotas
 from compliance_agent.server.services.secrets import API_KEY_PREFIX, hashed
@@ -22,8 +23,11 @@ MOST_REMEMBERED = 10_000
 class HostAccess:
     """Authenticates hosts."""
 
-    def __init__(self, store: Store, clock: Clock, limits: Quotas, *, certificates: bool = False) -> None:
+    def __init__(
+        self, store: Store, clock: Clock, limits: Quotas, *, certificates: bool = False, api_keys: ApiKeys | None = None
+    ) -> None:
         self._certificates = certificates
+        self._api_keys = api_keys
         self._store = store
         self._clock = clock
         self._limits = limits
@@ -67,13 +71,17 @@ class HostAccess:
         remembered = self._known.get(key_hash)
         if remembered is not None and not fresh and now - remembered[0] < REMEMBERED:
             return remembered[1]
-        host = await self._store.host_of_api_key(key_hash)
-        if host is None:
+        found = await self._store.host_of_api_key(key_hash)
+        if found is None:
             raise Refusal("authorization: this API key is not known", code="bad_api_key", status=401)
+        host, unused = found
         if host.revoked_at is not None:
             raise Refusal("this host is revoked", code="host_revoked", status=403)
         if host.waiting_since is not None:
             raise Refusal("this host waits for an operator's approval", code="host_waiting", status=403)
+        if unused and self._api_keys is not None:
+            await self._api_keys.first_use(host, key_hash)
+            self.forget(host)
         if len(self._known) >= MOST_REMEMBERED:
             self._known.clear()
         self._known[key_hash] = (now, host)

@@ -112,10 +112,12 @@ class SqlStore:
         flags = ("revoked", "waiting", "silent")
         return [HostGroup(**{**row, **{name: bool(row[name]) for name in flags}}) for row in found]
 
-    async def host_of_api_key(self, key_hash: str) -> Host | None:
-        """The host that holds this API key, revoked or not."""
+    async def host_of_api_key(self, key_hash: str) -> tuple[Host, bool] | None:
+        """The host that holds this API key, revoked or not, and whether it uses the key for the first time."""
         found = await self.database.all(_OF_API_KEY, {"hash": key_hash})
-        return rows.host(found[0]) if found else None
+        if not found:
+            return None
+        return rows.host(found[0]), found[0]["replaces"] is not None
 
     async def key_of_certificate(self, fingerprint: str) -> str | None:
         """Key id of the host that holds this certificate."""
@@ -189,7 +191,7 @@ def _of_users(table: Table) -> Select[Any]:
 
 _h, _k, _s = tables.hosts.c, tables.api_keys.c, tables.sites.c
 _OF_API_KEY = (  # made once: a fleet asks it at each poll
-    select(tables.hosts, _s.client_id)
+    select(tables.hosts, _s.client_id, _k.replaces)
     .join(tables.sites, _s.site_id == _h.site_id)
     .join(tables.api_keys, (_k.key_id == _h.key_id) & (_k.site_id == _h.site_id))
     .where(_k.hash == bindparam("hash"), _k.revoked_at.is_(None) | _h.revoked_at.is_not(None))

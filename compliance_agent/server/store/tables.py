@@ -94,6 +94,7 @@ api_keys = Table(
     Column("key_id", String, ForeignKey("hosts.key_id"), nullable=False, index=True),
     Column("created_at", String, nullable=False),
     Column("revoked_at", String),
+    Column("replaces", String),  # hash of the key before, until this one is used for the first time
 )
 
 # Which client certificate is whose (services/certificates.py); it moves to the new key when a host's key gives way.

@@ -155,6 +155,36 @@ class BoundTransaction(OrderRows, TakingRows, CertificateRows, LeaseRows, People
             insert(table).values(hash=key_hash, site_id=site_id, key_id=key_id, created_at=rows.text(now))
         )
 
+    async def add_api_key(self, site_id: str, key_id: str, present: str, coming: str, now: datetime) -> bool | None:
+        c = tables.api_keys.c
+        found = await self._all(select(c.key_id, c.revoked_at).where(c.site_id == site_id, c.hash == coming))
+        if found:
+            return False if (found[0]["key_id"], found[0]["revoked_at"]) == (key_id, None) else None
+        await self._connection.execute(
+            update(tables.api_keys)  # one that was announced before, and whose answer the host has never used
+            .where(c.site_id == site_id, c.key_id == key_id, c.replaces.is_not(None), c.hash != present)
+            .where(c.revoked_at.is_(None))
+            .values(revoked_at=rows.text(now))
+        )
+        values = {
+            "hash": coming,
+            "site_id": site_id,
+            "key_id": key_id,
+            "created_at": rows.text(now),
+            "replaces": present,
+        }
+        await self._connection.execute(insert(tables.api_keys).values(values))
+        return True
+
+    async def use_api_key(self, site_id: str, key_id: str, key_hash: str, now: datetime) -> bool:
+        c = tables.api_keys.c
+        ours = (c.site_id == site_id, c.key_id == key_id, c.revoked_at.is_(None))
+        first = update(tables.api_keys).where(*ours, c.hash == key_hash, c.replaces.is_not(None)).values(replaces=None)
+        if not await self._changed(first):
+            return False
+        others = update(tables.api_keys).where(*ours, c.hash != key_hash).values(revoked_at=rows.text(now))
+        return await self._changed(others) > 0
+
     # --- the log --------------------------------------------------------------------------------
 
     async def pending_leaves(self, sites: Collection[str], at_most: int) -> list[PendingLeaf]:
