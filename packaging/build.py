@@ -8,6 +8,7 @@ It is for one release of Python, because compiled packages are; `Depends:` says 
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
 import os
 import shutil
@@ -17,6 +18,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+import manual
 
 ROOT = Path(__file__).resolve().parents[1]
 DEBIAN = ROOT / "packaging" / "debian"
@@ -97,6 +100,12 @@ def fill(stage: Path, built: Path, python: str, when: str) -> None:
     for unit in sorted(UNITS.iterdir()):
         put(stage / "lib/systemd/system" / unit.name, unit.read_text("ascii"))
     put(stage / f"usr/lib/tmpfiles.d/{NAME}.conf", (DEBIAN / "tmpfiles.conf").read_text("ascii"))
+    for place, text in manual.completions().items():
+        put(stage / place, text)
+    for place, text in manual.pages(int(when)).items():
+        packed = stage / f"{place}.gz"
+        packed.parent.mkdir(parents=True, exist_ok=True)
+        packed.write_bytes(gzip.compress(text.encode("utf-8"), mtime=0))
     put(stage / "usr/share/doc" / NAME / "copyright", (DEBIAN / "copyright").read_text("ascii"))
 
 

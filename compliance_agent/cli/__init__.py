@@ -75,15 +75,7 @@ class LazyGroup(Suggesting):
 
 
 def _module(cmd_name: str) -> Any:
-    try:
-        return importlib.import_module(f"{__name__}.{cmd_name.replace('-', '_')}")
-    except ModuleNotFoundError as error:
-        missing = str(error.name).partition(".")[0]
-        if missing == __name__.partition(".")[0]:
-            raise
-        raise Unavailable(
-            f"{cmd_name}: the package {missing!r} is not installed here", hint="pip install 'compliance-agent[server]'"
-        ) from error
+    return importlib.import_module(f"{__name__}.{cmd_name.replace('-', '_')}")
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -127,6 +119,8 @@ def _status() -> int:
         return leaving.code if isinstance(leaving.code, int) else 1
     except BrokenPipeError:
         return _closed_pipe()
+    except ModuleNotFoundError as error:
+        return _not_here(error)
     except OSError as error:
         return _unwritable(error) if error.errno in {errno.ENOSPC, errno.EDQUOT} else _bug(error)
     except Exception as error:
@@ -144,6 +138,19 @@ def _unwritable(error: OSError) -> int:
     _closed_pipe()
     _say(f"standard output cannot be written: {errno.errorcode.get(error.errno or 0, 'EIO')}")
     return 74
+
+
+def _not_here(error: ModuleNotFoundError) -> int:
+    """A host has the agent's packages alone: no server, no page."""
+    missing = str(error.name).partition(".")[0]
+    if missing == __name__.partition(".")[0] or missing in sys.stdlib_module_names:
+        return _bug(error)
+    unavailable = Unavailable(
+        f"the package {missing!r} is not installed here, which this command needs",
+        hint="the agent's package has no server: pip install 'compliance-agent[server]', or the container image (docs/deploy.md)",
+    )
+    _say(unavailable.line)
+    return unavailable.exit_status
 
 
 def _bug(error: Exception) -> int:

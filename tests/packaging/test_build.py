@@ -5,6 +5,8 @@ The lab installs the Debian package on booted hosts and runs everything else fro
 
 from __future__ import annotations
 
+import dataclasses
+import gzip
 import io
 import os
 import shutil
@@ -16,10 +18,22 @@ from pathlib import Path
 
 import pytest
 
+from compliance_agent.cli import COMMANDS
+from compliance_agent.config import AgentConfig
+
 ROOT = Path(__file__).resolve().parents[2]
 DEBIAN = ROOT / "packaging" / "debian"
 WHEN = "1790000000"
-SOURCES = ("compliance_agent", "packaging", "requirements", "pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md")
+SOURCES = (
+    "compliance_agent",
+    "docs",
+    "packaging",
+    "requirements",
+    "pyproject.toml",
+    "LICENSE",
+    "README.md",
+    "CHANGELOG.md",
+)
 pytestmark = [
     pytest.mark.real,
     pytest.mark.xdist_group("packaging"),
@@ -96,26 +110,75 @@ def test_all_of_it_is_roots_and_nobody_else_may_write(package: Path, part: str) 
         assert entry.isfile() or entry.isdir() or entry.issym(), entry.name
 
 
-def test_the_program_imports_from_its_own_directory_alone(package: Path, tmp_path: Path) -> None:
-    """From the unpacked files, where neither the environment nor the working directory can put another module in the way."""
-    subprocess.run(["dpkg-deb", "--extract", str(package), str(tmp_path)], check=True)
-    home = tmp_path / "usr/lib/compliance-agent"
-    (tmp_path / "click.py").write_text("raise SystemExit('the wrong click')", "ascii")
-    launcher = (tmp_path / "usr/bin/compliance-agent").read_text("ascii").splitlines()
-    assert launcher[0] == "#!/usr/lib/compliance-agent/bin/python3 -I"
-    if not (home / "bin/python3").exists():
+@pytest.fixture(scope="module")
+def unpacked(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("unpacked")
+    subprocess.run(["dpkg-deb", "--extract", str(package), str(root)], check=True)
+    if not (root / "usr/lib/compliance-agent/bin/python3").exists():
         pytest.skip("this machine has no Python of the release that the package is for")
-    words = [str(home / "bin/python3"), "-I", str(tmp_path / "usr/bin/compliance-agent"), "--version"]
-    done = subprocess.run(
-        words,
-        env={"PYTHONPATH": str(tmp_path), "PATH": os.environ["PATH"]},
-        cwd=tmp_path,
+    return root
+
+
+def run(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """The program as it was packed, with a directory in the environment that holds modules of the same names."""
+    python = root / "usr/lib/compliance-agent/bin/python3"
+    return subprocess.run(
+        [str(python), "-I", *words],
+        env={"PYTHONPATH": str(root), "PATH": os.environ["PATH"]},
+        cwd=root,
         capture_output=True,
         text=True,
         check=False,
+        timeout=60,
     )
+
+
+def test_the_program_imports_from_its_own_directory_alone(unpacked: Path) -> None:
+    program = unpacked / "usr/bin/compliance-agent"
+    assert program.read_text("ascii").splitlines()[0] == "#!/usr/lib/compliance-agent/bin/python3 -I"
+    (unpacked / "click.py").write_text("raise SystemExit('the wrong click')", "ascii")
+    done = run(unpacked, str(program), "--version")
     assert (done.returncode, done.stderr) == (0, ""), done
     assert done.stdout.startswith("compliance-agent")
+
+
+def test_every_command_of_a_host_has_what_it_needs(unpacked: Path) -> None:
+    """And what needs a server's packages says so in one line."""
+    loaded = "from compliance_agent.cli import COMMANDS, group\nfor name in COMMANDS: group.get_command(None, name)"
+    done = run(unpacked, "-c", loaded)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    refused = run(unpacked, str(unpacked / "usr/bin/compliance-agent"), "server", "--data-dir", str(unpacked / "none"))
+    assert refused.returncode == 69
+    assert "is not installed here" in refused.stderr and "docs/deploy.md" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+def test_the_manual_pages_can_be_formatted_and_name_every_setting_and_command(unpacked: Path) -> None:
+    pages = sorted((unpacked / "usr/share/man").rglob("*.gz"))
+    assert [page.name for page in pages] == ["compliance-agent.1.gz", "agent.yaml.5.gz"]
+    said = {page.name: gzip.decompress(page.read_bytes()).decode("utf-8") for page in pages}
+    for field in dataclasses.fields(AgentConfig):
+        assert f"\\fB{field.name}\\fR" in said["agent.yaml.5.gz"]
+    for command in COMMANDS:
+        assert (f".SS {command.replace('-', chr(92) + '-')}\n" in said["compliance-agent.1.gz"]) == (
+            command not in {"server", "demo", "lab"}
+        )
+    if shutil.which("groff"):
+        for text in said.values():
+            words = ["groff", "-man", "-Tutf8", "-ww", "-z"]
+            done = subprocess.run(words, input=text, capture_output=True, text=True, check=False)
+            assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("place", "shell"),
+    [("bash-completion/completions/compliance-agent", "bash"), ("zsh/vendor-completions/_compliance-agent", "zsh")],
+)
+def test_completions_are_scripts_that_ask_the_program(unpacked: Path, place: str, shell: str) -> None:
+    script = unpacked / "usr/share" / place
+    assert "_COMPLIANCE_AGENT_COMPLETE" in script.read_text("utf-8")
+    if shutil.which(shell):
+        subprocess.run([shell, "-n", str(script)], check=True)
 
 
 @pytest.mark.parametrize("script", ["postinst", "prerm", "postrm"])
