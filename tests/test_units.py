@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import re
 import shutil
 import subprocess
 import sys
@@ -12,13 +13,17 @@ import pytest
 
 import compliance_agent
 from compliance_agent.cli import group
+from compliance_agent.config import AgentConfig
 
 UNITS = Path(compliance_agent.__file__).parent / "units"
 SERVICE, TIMER = UNITS / "compliance-agent-drill.service", UNITS / "compliance-agent-drill.timer"
+# Exposure by `systemd-analyze security`, 0 to 10, which none may exceed. Root sides run package managers, which write anywhere.
+MOST = {"run": 1.5, "uplink": 1.5, "heal": 7.4, "": 7.5}
+OF_AGENT = {f"compliance-agent{'-' if part else ''}{part}.service": most for part, most in MOST.items()}
 
 
 def read(path: Path) -> configparser.ConfigParser:
-    found = configparser.ConfigParser(interpolation=None)
+    found = configparser.ConfigParser(interpolation=None, strict=False)
     found.optionxform = str  # type: ignore[assignment, method-assign]
     found.read_string(path.read_text("ascii"))
     return found
@@ -28,6 +33,7 @@ def verified(directory: Path, *units: Path) -> str:
     """What `systemd-analyze verify` complains of, with a program in the place of the one that a package installs."""
     for unit in units:
         text = unit.read_text("ascii").replace("/usr/bin/compliance-agent", sys.executable)
+        text = text.replace("/usr/lib/compliance-agent/bin/python3", sys.executable)
         (directory / unit.name).write_text(text, "ascii")
     names = [str(directory / unit.name) for unit in units]
     done = subprocess.run(
@@ -41,7 +47,64 @@ needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reas
 
 @needs_systemd
 def test_systemd_takes_them_as_they_are(tmp_path: Path) -> None:
-    assert verified(tmp_path, SERVICE, TIMER) == ""
+    assert verified(tmp_path, *sorted(UNITS.iterdir())) == ""
+
+
+def exposure(unit: Path) -> float:
+    """What systemd says of a unit's walls, 0 to 10."""
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--no-pager", str(unit)],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    found = re.search(r"Overall exposure level for \S+: ([0-9.]+) ", done.stdout)
+    assert found, done.stderr
+    return float(found[1])
+
+
+@needs_systemd
+@pytest.mark.parametrize("name", OF_AGENT)
+def test_no_wall_of_a_service_was_taken_down(name: str) -> None:
+    assert exposure(UNITS / name) <= OF_AGENT[name]
+
+
+@needs_systemd
+@pytest.mark.parametrize("wall", ["ProtectSystem=strict", "NoNewPrivileges=yes", "RestrictNamespaces=yes", "User="])
+@pytest.mark.parametrize("part", ["run", "uplink"])
+def test_a_wall_that_was_taken_down_would_be_seen(part: str, wall: str, tmp_path: Path) -> None:
+    """The planted fault."""
+    name = f"compliance-agent-{part}.service"
+    lines = (UNITS / name).read_text("ascii").splitlines(keepends=True)
+    kept = [line for line in lines if not line.startswith(wall)]
+    assert len(kept) == len(lines) - 1
+    (tmp_path / name).write_text("".join(kept), "ascii")
+    assert exposure(tmp_path / name) > exposure(UNITS / name)
+
+
+def test_only_one_of_them_has_the_network_and_it_has_nothing_else() -> None:
+    families = {name: read(UNITS / name)["Service"]["RestrictAddressFamilies"].split() for name in OF_AGENT}
+    assert "AF_INET" not in families["compliance-agent-run.service"]
+    uplink = read(UNITS / "compliance-agent-uplink.service")["Service"]
+    assert uplink["CapabilityBoundingSet"] == uplink["AmbientCapabilities"] == ""
+    assert uplink["User"] == AgentConfig.uplink_user
+    assert read(UNITS / "compliance-agent-run.service")["Service"]["User"] == AgentConfig.run_user
+
+
+@pytest.mark.parametrize("unit", sorted(path.name for path in UNITS.glob("*.s*")))
+def test_what_they_start_exists(unit: str) -> None:
+    """A command of the program, or a module of the package; and a socket is where the settings say."""
+    parts = read(UNITS / unit)
+    if unit.endswith(".socket"):
+        assert (UNITS / unit.replace(".socket", ".service")).exists()
+        assert unit != "compliance-agent-uplink.socket" or parts["Socket"]["ListenStream"] == str(
+            AgentConfig.uplink_socket
+        )
+        return
+    program, *words = parts["Service"]["ExecStart"].split()
+    if program == "/usr/bin/compliance-agent":
+        assert words[0] in group.list_commands(None)  # type: ignore[arg-type]
+    else:
+        assert (program, words[:3]) == ("/usr/lib/compliance-agent/bin/python3", ["-I", "-m", "compliance_agent.heal"])
+        assert words[3:] == ["--user", str(AgentConfig.run_user)]
 
 
 @needs_systemd

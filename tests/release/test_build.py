@@ -22,12 +22,12 @@ from compliance_agent.cli import COMMANDS
 from compliance_agent.config import AgentConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-DEBIAN = ROOT / "packaging" / "debian"
+DEBIAN = ROOT / "release" / "debian"
 WHEN = "1790000000"
 SOURCES = (
     "compliance_agent",
     "docs",
-    "packaging",
+    "release",
     "requirements",
     "pyproject.toml",
     "LICENSE",
@@ -36,7 +36,7 @@ SOURCES = (
 )
 pytestmark = [
     pytest.mark.real,
-    pytest.mark.xdist_group("packaging"),
+    pytest.mark.xdist_group("release"),
     pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no Debian: dpkg-deb is not here"),
 ]
 
@@ -45,8 +45,10 @@ def built(tree: Path, what: str, out: Path, **changed: str) -> Path:
     """What the script builds from a tree, in an environment with these changes."""
     uv = os.environ.get("UV") or next(str(path) for path in sorted((ROOT / ".tools").glob("uv-*/bin/uv")))
     environ = {**os.environ, "UV": uv, "SOURCE_DATE_EPOCH": WHEN, **changed}
-    words = [sys.executable, str(tree / "packaging" / "build.py"), what, "--level", "0", "--out", str(out)]
-    done = subprocess.run(words, env=environ, capture_output=True, text=True, check=False, timeout=100, umask=0o077)
+    words = [sys.executable, "-m", "release.build", what, "--level", "0", "--out", str(out)]
+    done = subprocess.run(
+        words, env=environ, cwd=tree, capture_output=True, text=True, check=False, timeout=100, umask=0o077
+    )
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.split()[1])
 

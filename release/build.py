@@ -19,10 +19,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import manual
+from release import manual
 
 ROOT = Path(__file__).resolve().parents[1]
-DEBIAN = ROOT / "packaging" / "debian"
+DEBIAN = ROOT / "release" / "debian"
 UNITS = ROOT / "compliance_agent" / "units"
 NAME = "compliance-agent"
 HOME = f"usr/lib/{NAME}"
@@ -99,7 +99,8 @@ def fill(stage: Path, built: Path, python: str, when: str) -> None:
     put(stage / "usr/bin" / NAME, LAUNCHER, mode=0o755)
     for unit in sorted(UNITS.iterdir()):
         put(stage / "lib/systemd/system" / unit.name, unit.read_text("ascii"))
-    put(stage / f"usr/lib/tmpfiles.d/{NAME}.conf", (DEBIAN / "tmpfiles.conf").read_text("ascii"))
+    for kind in ("sysusers", "tmpfiles"):
+        put(stage / f"usr/lib/{kind}.d/{NAME}.conf", (DEBIAN / f"{kind}.conf").read_text("ascii"))
     for place, text in manual.completions().items():
         put(stage / place, text)
     for place, text in manual.pages(int(when)).items():
