@@ -36,6 +36,8 @@ from compliance_agent.api_key_rotation import ApiKeyRotation
 from compliance_agent.baseline import Baseline, parse_signed
 from compliance_agent.client_certificate import ClientCertificate
 from compliance_agent.config import AgentConfig
+from compliance_agent.core.pace import Pace
+from compliance_agent.counts import Counts
 from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.delivery import Delivery, code_of, settled
 from compliance_agent.drift import DriftDetector
@@ -44,7 +46,7 @@ from compliance_agent.evidence import EvidenceGenerator
 from compliance_agent.evidence.former import FormerKeys
 from compliance_agent.healing import HealingEngine
 from compliance_agent.health import health_of
-from compliance_agent.life import Life
+from compliance_agent.life import Cycle, Life
 from compliance_agent.logs import where
 from compliance_agent.mcp_client import MCPClient
 from compliance_agent.models import (
@@ -74,7 +76,6 @@ log = structlog.get_logger()
 # delivery, then closing.
 DRAIN_DELIVERY_S, DRAIN_CLOSE_S = 1.5, 1.5
 LONGEST_RECOVERY_S = 4 * 3_600.0  # each step of it ends by a deadline of its own
-LONGEST_ASKED_INTERVAL_S = 3_600  # a server may slow this host down, but not silence it for longer than a heartbeat
 TOUCHED = {Outcome.SUCCESS, Outcome.FAILED, Outcome.REVERTED}  # outcomes of a remediation that changed something
 _DEFAULT: Any = object()
 
@@ -110,6 +111,7 @@ class ComplianceAgent(Life):
         super().__init__(clock if clock is not None else SystemClock(), rng)
         self.config = config
         self.stats = dict.fromkeys(STATS, 0)
+        self.pace = Pace()
         self.delivery = Delivery(self, config.upload_turn_sec)
         self._latest: dict[str, DriftResult] = {}
         self._iterating = False
@@ -118,6 +120,7 @@ class ComplianceAgent(Life):
             self._state = AgentState(self._database)
             baseline_files.settle(self._state, config.baseline_path, config.baseline_key_file)
             self.stats.update(self._state.statistics())
+            self.counts = Counts(self._state.counts())
             self.recording = Recording(self, self._state, self._submit_evidence)
             self._log_store = LogStore(self._database, config.evidence_dir)
             self.receipts = Receipts(self._log_store, config.site_id, self.clock)
@@ -310,11 +313,12 @@ class ComplianceAgent(Life):
 
     # One iteration
 
-    def _interval_s(self) -> int:
+    def _interval_s(self) -> float:
         asked = getattr(self.mcp_client, "min_interval_s", None)
-        if not isinstance(asked, int):
-            return self.config.mcp_poll_interval_sec
-        return max(self.config.mcp_poll_interval_sec, min(asked, LONGEST_ASKED_INTERVAL_S))
+        depth, oldest = self.delivery.backlog
+        oldest_s = (self.clock.now() - oldest).total_seconds() if oldest is not None else 0.0
+        asked_s = float(asked) if isinstance(asked, int) else None
+        return self.pace.next_s(float(self.config.mcp_poll_interval_sec), asked_s, depth, oldest_s)
 
     async def _after(self, work: Coroutine[Any, Any, None], *, iteration: bool) -> None:
         if await self._until_shutdown(work):
@@ -345,7 +349,9 @@ class ComplianceAgent(Life):
         await self.rotate_api_key_if_due()
         if await self.client_certificate.keep():
             self.delivery.wake()
-        log.info("cycle.completed", drifted=drifted, duration_ms=int((self.clock.monotonic() - started) * 1000))
+        self.cycle = Cycle(self.clock.now(), self.clock.monotonic() - started)
+        self.counts.cycle(self.cycle.seconds)
+        log.info("cycle.completed", drifted=drifted, duration_ms=int(self.cycle.seconds * 1000))
 
     async def _late(self) -> None:
         detector = self._detector()
@@ -396,7 +402,10 @@ class ComplianceAgent(Life):
             results = [drift for drift in results if drift.check in baseline.entries]
         checks = {drift.check for drift in results}
         drifted = [drift for drift in results if drift.drifted]
+        if any(_is_another(drift, self._latest.get(drift.check)) for drift in results):
+            self.pace.changed()
         self._latest.update((drift.check, drift) for drift in results)
+        self.counts.looked(results)
         self.stats["drift_detected"] += len(drifted)
         try:
             for drift in results:
@@ -472,6 +481,7 @@ class ComplianceAgent(Life):
         if touched:
             self.stats["remediations_attempted"] += 1
             self._after_cure(drift, remediation)
+            self.pace.changed()
         if remediation.outcome == Outcome.SUCCESS:
             self.stats["remediations_successful"] += 1
         if self.recording.knows(drift, remediation) and (not touched or remediation.reason == "crashed"):
@@ -511,8 +521,8 @@ class ComplianceAgent(Life):
             )
 
     async def _save_statistics(self) -> None:
-        values = dict(self.stats)
-        await self._database.call(lambda: self._state.save_statistics(values))
+        values, counts = dict(self.stats), self.counts.snapshot()
+        await self._database.call(lambda: self._state.save_statistics(values, counts))
 
     # Deliver
 
@@ -547,6 +557,10 @@ class ComplianceAgent(Life):
     async def health_check(self) -> dict[str, Any]:
         """Status, statistics, server and queue; never raises for any of them."""
         return await health_of(self)
+
+
+def _is_another(drift: DriftResult, former: DriftResult | None) -> bool:
+    return former is not None and (drift.result, drift.reason) != (former.result, former.reason)
 
 
 async def main(arguments: Sequence[str] | None = None) -> None:

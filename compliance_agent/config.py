@@ -201,6 +201,10 @@ class AgentConfig:
     log_level: str = setting(
         "Least severe events that are logged.", "INFO", words=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
     )
+    admin_socket: Path | None = setting(
+        "Unix socket of the admin API; `agent.sock` in the service's runtime directory, or else in state_dir, when not given.",
+        None,
+    )
     privileges: str = setting(
         "`single`: one process. `split`: what speaks to the network is a process of its own, `compliance-agent uplink`.",
         "single",

@@ -18,6 +18,7 @@ import contextlib
 import enum
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -96,6 +97,10 @@ class Delivery:
         self._answer: CheckinReply | None = None  # to the check-in of this turn
         self._trouble = ""
         self._failures = 0
+        self.backlog: tuple[int, datetime | None] = (
+            0,
+            None,
+        )  # at the last report: how many wait, and since when the oldest
 
     @contextlib.contextmanager
     def recording(self, bundle_id: str) -> Iterator[None]:
@@ -135,6 +140,11 @@ class Delivery:
             orders.saw_time(ack.received_at)
         if ack.receipt is not None:
             self._offered[ack.bundle_id] = ack.receipt
+
+    @property
+    def trouble(self) -> str:
+        """Code of what is in its way, empty when nothing is."""
+        return self._trouble
 
     async def turn(self, seconds: float | None = None) -> None:
         """Give delivery a bounded turn, which ends early on shutdown. One that woke it may have had it for nothing already."""
@@ -358,6 +368,8 @@ class Delivery:
 
     async def _report(self) -> dict[str, Any]:
         stats = await settled(self._parts.offline_queue.get_stats())
+        oldest = stats.get("oldest_pending")
+        self.backlog = (stats["pending"], datetime.fromisoformat(oldest) if isinstance(oldest, str) else None)
         baseline = self._parts.drift_detector.baseline
         return {
             "head": await settled(self._parts.evidence_generator.head()),
@@ -382,6 +394,8 @@ class Delivery:
 
     def _say(self, code: str, **keys: Any) -> None:
         self._failures += 1
+        if (counts := getattr(self._parts, "counts", None)) is not None:
+            counts.add("delivery_failed", code)
         if code != self._trouble:
             self._trouble = code
             log.warning("delivery.troubled", code=code, **keys)

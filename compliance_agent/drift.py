@@ -80,6 +80,12 @@ class DriftDetector:
         """The results of such looks, each once."""
         return self._rounds.taken()
 
+    def look_now(self, checks: Collection[str]) -> None:
+        """Look at these now, between two turns; their results come with `late`."""
+        for name in checks:
+            if name in self.baseline.entries:
+                self._rounds.look_now(name)
+
     def due_again(self, checks: Collection[str]) -> None:
         """These have to be looked at anew with the next turn."""
         self._rounds.due_again(checks)

@@ -17,6 +17,7 @@ import structlog
 
 from compliance_agent.baseline import Baseline, load
 from compliance_agent.core.gates import REASONS, Context, Decision, Limits, Moment, decide
+from compliance_agent.core.pausing import Pause
 from compliance_agent.core.schedule import MaintenanceWindow
 from compliance_agent.drift import DriftDetector
 from compliance_agent.errors import CannotTell, StorageError
@@ -316,7 +317,7 @@ class HealingEngine:
 
     @property
     def paused(self) -> bool:
-        """Whether a person paused healing on this host."""
+        """Whether an order paused healing on this host."""
         return self.store.paused()
 
     def pause(self) -> None:
@@ -328,6 +329,35 @@ class HealingEngine:
         """End the pause."""
         self.store.resume()
         log.info("healing.resumed")
+
+    async def pause_here(self, reason: str, uid: int, seconds: int) -> Pause:
+        """A person at this host asks to heal nothing for so long; survives a restart, and ends by itself.
+
+        Raises:
+            StorageError: it could not be kept; nothing was paused.
+        """
+        pause = Pause(reason, uid, await self._now(), seconds)
+        await self._ask(lambda: self.store.pause_for(pause))
+        log.info("healing.paused_here", reason=reason, uid=uid, seconds=seconds)
+        return pause
+
+    async def resume_here(self, uid: int) -> None:
+        """End that; a pause by order stays.
+
+        Raises:
+            StorageError: it stands.
+        """
+        await self._ask(self.store.end_pause)
+        log.info("healing.resumed_here", uid=uid)
+
+    async def standing_pause(self) -> Pause | None:
+        """What a person at this host asked for, while it lasts.
+
+        Raises:
+            StorageError: that cannot be read.
+        """
+        pause, now = await self._ask(self.store.pause_here), await self._now()
+        return pause if pause is not None and pause.left_s(now) > 0 else None
 
     def approve(self, check: str, target: str) -> None:
         """A person lets this one plan (`Preview.target`) run, once, within seven days."""
@@ -383,11 +413,13 @@ class HealingEngine:
 
     def _context(self, drift: DriftResult, memory: Memory, now: Moment) -> Context:
         exemption = self.baseline.exception_for(drift.check, drift.reason, now.wall)
-        approved_at = memory.approved_at
+        approved_at, pause = memory.approved_at, memory.pause
+        paused_until = pause.until if pause is not None and pause.left_s(now) > 0 else None
         return Context(
             now=now,
             mode=self.baseline.mode_of(drift.check),
-            paused=memory.paused,
+            paused=memory.paused or paused_until is not None,
+            paused_until=None if memory.paused else paused_until,
             exception_id=exemption.id if exemption else drift.exception_id,
             exception_until=exemption.expires if exemption else None,
             history=memory.history,

@@ -13,11 +13,14 @@ import contextlib
 import random
 import signal
 from collections.abc import Coroutine
+from dataclasses import dataclass
+from datetime import datetime
 from types import FrameType
 from typing import Any
 
 import structlog
 
+from compliance_agent.counts import Counts
 from compliance_agent.delivery import code_of
 from compliance_agent.errors import StateInUse
 from compliance_agent.logs import where
@@ -30,6 +33,14 @@ log = structlog.get_logger()
 JITTER_PCT = 10.0
 ERROR_BACKOFF_S = 60.0
 DRAIN_ITERATION_S, DRAIN_CANCEL_S = 3.0, 1.0  # from a signal: for what is under way, and for its cancellation
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """An iteration that was completed: when, and how long it took."""
+
+    ended_at: datetime
+    seconds: float
 
 
 class Life(abc.ABC):
@@ -46,7 +57,10 @@ class Life(abc.ABC):
         self.reload_event = asyncio.Event()
         self.clock = clock
         self.ticks_skipped = 0
+        self.counts = Counts({})
         self.progress = Progress(clock)
+        self.cycle: Cycle | None = None  # the last one
+        self.interval_s = 0.0  # from the last tick to the next, with its jitter
         self._rng = rng
         self._signal = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -68,7 +82,7 @@ class Life(abc.ABC):
         """Await the work by `_until_shutdown`, then do what is to be done after it."""
 
     @abc.abstractmethod
-    def _interval_s(self) -> int:
+    def _interval_s(self) -> float:
         """Seconds from tick to tick, before jitter."""
 
     @property
@@ -123,9 +137,11 @@ class Life(abc.ABC):
         while self.running and not self.shutdown_event.is_set():
             self.progress.step()
             started = self.clock.monotonic()
-            pause = apply_jitter(float(self._interval_s()), jitter_pct=JITTER_PCT, rng=self._rng)
-            if not await self._went_well(self._run_iteration(), iteration=True):
+            went_well = await self._went_well(self._run_iteration(), iteration=True)
+            pause = apply_jitter(self._interval_s(), jitter_pct=JITTER_PCT, rng=self._rng)
+            if not went_well:
                 pause = max(pause, ERROR_BACKOFF_S)
+            self.interval_s = pause
             await self._until_tick(self.clock.monotonic() + self._until_next_tick(started, pause), pause)
 
     async def _went_well(self, work: Coroutine[Any, Any, None], *, iteration: bool) -> bool:
@@ -134,6 +150,7 @@ class Life(abc.ABC):
         except StateInUse:
             raise
         except Exception as error:
+            self.counts.add("cycles_failed", code_of(error))
             log.error("cycle.failed", code=code_of(error), at=where(error))
             return False
         return True
@@ -148,6 +165,7 @@ class Life(abc.ABC):
 
     def _skipped(self, ticks: int) -> None:
         self.ticks_skipped += ticks
+        self.counts.add("ticks_skipped", by=ticks)
         log.warning("cycle.ticks_skipped", count=ticks, total=self.ticks_skipped)
 
     async def _until_tick(self, tick: float, pause: float) -> None:

@@ -61,6 +61,11 @@ class Rounds:
         for check_id in checks:
             self._due.pop(check_id, None)
 
+    def look_now(self, check_id: str) -> None:
+        """Look at this one now, unless a look is under way; it comes back as a late one."""
+        if check_id not in self._under_way:
+            _ = self._start(check_id)
+
     async def turn(self, checks: Collection[str]) -> list[DriftResult]:
         """Start what is due of these, wait a moment for it, and give everything that came back."""
         now = self._clock.monotonic()

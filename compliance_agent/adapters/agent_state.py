@@ -26,6 +26,9 @@ _TABLES = (
     """CREATE TABLE IF NOT EXISTS taken_baseline (
         one INTEGER PRIMARY KEY CHECK (one = 1), version TEXT NOT NULL, sha256 TEXT NOT NULL, body BLOB NOT NULL, sig BLOB NOT NULL
     ) STRICT""",
+    """CREATE TABLE IF NOT EXISTS counts (
+        name TEXT NOT NULL, label TEXT NOT NULL, value INTEGER NOT NULL, PRIMARY KEY (name, label)
+    ) STRICT, WITHOUT ROWID""",
 )
 
 
@@ -55,6 +58,7 @@ class AgentState:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        self._saved: dict[tuple[str, str], int] = {}
         database.migrate("agent_state", _TABLES)
 
     def statistics(self) -> dict[str, int]:
@@ -64,15 +68,25 @@ class AgentState:
         )
         return {name: int(found.get(name, 0)) for name in STATS}
 
-    def save_statistics(self, values: Mapping[str, int]) -> None:
-        """Keep the counters."""
+    def counts(self) -> dict[tuple[str, str], int]:
+        """Every other count as last saved, by name and label."""
+        rows = self.database.read(
+            lambda connection: connection.execute("SELECT name, label, value FROM counts").fetchall()
+        )
+        return {(name, label): value for name, label, value in rows}
+
+    def save_statistics(self, values: Mapping[str, int], counts: Mapping[tuple[str, str], int]) -> None:
+        """Keep the counters. A restart finds them; a power cut takes back at most what was counted since the last record."""
+        rows = [(*key, count) for key, count in counts.items() if self._saved.get(key) != count]
 
         def save(connection: sqlite3.Connection) -> None:
             connection.executemany(
                 "INSERT OR REPLACE INTO statistics VALUES (?, ?)", [(name, values[name]) for name in STATS]
             )
+            connection.executemany("INSERT OR REPLACE INTO counts VALUES (?, ?, ?)", rows)
 
-        self.database.write(save)
+        self.database.write_lazily(save)
+        self._saved = dict(counts)
 
     def recorded(self) -> dict[str, Recorded]:
         """Per check what was last recorded."""

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from compliance_agent.adapters import log_store
+from compliance_agent.adapters.healing_store import pause_of
 from compliance_agent.adapters.open_databases import read_only
 from compliance_agent.adapters.order_trust_store import KEYS, ROOTS
+from compliance_agent.adapters.sqlite_trouble import as_ours
+from compliance_agent.core.pausing import Pause
 from compliance_agent.errors import NoInput, NotPermitted, StorageError
 from compliance_agent.models import STATS
 
@@ -184,8 +187,13 @@ class AgentView:
         roots = [bytes(row[0]) for row in self._rows("order_trust", ROOTS)]
         return roots, next((bytes(row[0]) for row in self._rows("order_trust", KEYS)), None)
 
+    def pause(self) -> Pause | None:
+        """What a person at this host asked for last; it may be over."""
+        with as_ours(f"reading state {self._path}"):
+            return pause_of(self._connection)
+
     def paused(self) -> bool:
-        """Whether a person paused healing."""
+        """Whether an order paused healing."""
         return bool(self._rows("heal_flag", "SELECT 1 FROM heal_flag WHERE name = 'paused'"))
 
     def agent_runs(self) -> bool | None:

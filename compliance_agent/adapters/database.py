@@ -152,6 +152,23 @@ class Database:
             self.reserve.keep_what_is_left()
             return value
 
+    def write_lazily(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        """As `write`, and durable only with the next write; safe from the end of this process at once. For counts.
+
+        Raises:
+            StorageError: as `write`.
+        """
+        with self._mutex:
+            self._begin_use()
+            self._live().execute(
+                "PRAGMA synchronous = NORMAL"
+            )  # the WAL is written, and synced with what comes after it
+            try:
+                return self.write(fn)
+            finally:
+                if self._connection is not None:
+                    self._connection.execute(f"PRAGMA synchronous = {self.synchronous}")
+
     def read(self, fn: Callable[[sqlite3.Connection], T]) -> T:
         """Run `fn(connection)`, which only looks.
 

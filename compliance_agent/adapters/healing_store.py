@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from compliance_agent.adapters.database import Database
 from compliance_agent.adapters.open_databases import read_only
 from compliance_agent.core.gates import Attempt, Moment
+from compliance_agent.core.pausing import Pause
 from compliance_agent.errors import DocumentError, NoInput, NotPermitted
 from compliance_agent.models import Plan, RemediationResult
 from compliance_agent.remedies.ended import decode_result, encode_result
@@ -61,6 +62,9 @@ _TABLES = (
         check_id TEXT PRIMARY KEY, wall_us INTEGER NOT NULL, monotonic_us INTEGER NOT NULL, boot_id TEXT NOT NULL)
         WITHOUT ROWID""",
     "CREATE TABLE IF NOT EXISTS heal_flag (name TEXT PRIMARY KEY) WITHOUT ROWID",
+    """CREATE TABLE IF NOT EXISTS heal_pause (
+        one INTEGER PRIMARY KEY CHECK (one = 1), reason TEXT NOT NULL, uid INTEGER NOT NULL, seconds INTEGER NOT NULL,
+        wall_us INTEGER NOT NULL, monotonic_us INTEGER NOT NULL, boot_id TEXT NOT NULL)""",
 )
 _RECENT = """SELECT check_id, target, wall_us, monotonic_us, boot_id, outcome, forgiven FROM heal_attempt
     WHERE id IN (SELECT id FROM heal_attempt ORDER BY id DESC LIMIT :most)
@@ -84,7 +88,8 @@ class Memory:
     Attributes:
         history: attempts, oldest first.
         contended_since: when this check's flap breaker tripped.
-        paused: a person paused healing.
+        paused: an order paused healing.
+        pause: a person at this host did; it may be over.
         rejected: this target was rolled back under this baseline.
         approved_at: when a person approved this target.
         interrupted: a rollback point is still open.
@@ -93,6 +98,7 @@ class Memory:
     history: tuple[Attempt, ...]
     contended_since: Moment | None
     paused: bool
+    pause: Pause | None
     rejected: bool
     approved_at: Moment | None
     interrupted: bool
@@ -128,6 +134,7 @@ class HealingStore:
                     connection, "SELECT wall_us, monotonic_us, boot_id FROM heal_contended WHERE check_id = ?", (check,)
                 ),
                 paused=_any(connection, "SELECT 1 FROM heal_flag WHERE name = 'paused'"),
+                pause=pause_of(connection),
                 rejected=_any(
                     connection,
                     "SELECT 1 FROM heal_rejected WHERE check_id = ? AND target = ? AND baseline_sha256 = ?",
@@ -157,8 +164,21 @@ class HealingStore:
         """End the pause."""
         self._do("DELETE FROM heal_flag WHERE name = 'paused'")
 
+    def pause_for(self, pause: Pause) -> None:
+        """A person at this host asks for it; it takes the place of one that was asked for before."""
+        row = (pause.reason, pause.uid, pause.seconds, *_columns(pause.since))
+        self._do("INSERT OR REPLACE INTO heal_pause VALUES (1, ?, ?, ?, ?, ?, ?)", row)
+
+    def end_pause(self) -> None:
+        """End what a person at this host asked for."""
+        self._do("DELETE FROM heal_pause")
+
+    def pause_here(self) -> Pause | None:
+        """What a person at this host asked for; it may be over."""
+        return self._db.read(pause_of)
+
     def paused(self) -> bool:
-        """Whether a person paused healing."""
+        """Whether an order paused healing."""
         return self._db.read(lambda connection: _any(connection, "SELECT 1 FROM heal_flag WHERE name = 'paused'"))
 
     def approve(self, check: str, target: str, at: Moment) -> None:
@@ -332,6 +352,14 @@ def _any(connection: sqlite3.Connection, statement: str, values: Row = ()) -> bo
 def _moment_of(connection: sqlite3.Connection, statement: str, values: Row) -> Moment | None:
     row = connection.execute(statement, values).fetchone()
     return _moment(*row) if row else None
+
+
+def pause_of(connection: sqlite3.Connection) -> Pause | None:
+    """What a person at this host asked for last, in a state of this version or an older one."""
+    if not _any(connection, "SELECT 1 FROM sqlite_master WHERE name = 'heal_pause'"):
+        return None
+    row = connection.execute("SELECT reason, uid, seconds, wall_us, monotonic_us, boot_id FROM heal_pause").fetchone()
+    return Pause(row[0], row[1], _moment(*row[3:]), row[2]) if row else None
 
 
 def _history(connection: sqlite3.Connection, check: str) -> tuple[Attempt, ...]:

@@ -13,12 +13,14 @@ import click
 
 from compliance_agent.adapters import runner
 from compliance_agent.cli.common import PATH, config_option, json_option, load_config, print_json, table, unconfigured
+from compliance_agent.config import AgentConfig
 from compliance_agent.drift import DriftDetector
 from compliance_agent.logs import configure
 from compliance_agent.models import DriftResult, Result
 from compliance_agent.words import nearest
 
 SCHEMA = "compliance-agent/check/v1"
+NOW_SCHEMA = "compliance-agent/check-now/v1"
 PATIENCE_S = 2.0  # a person who waits longer is told what for
 FINE = {Result.PASS, Result.NOT_APPLICABLE, Result.EXCEPTION}
 SLOW_S = 60.0  # a check whose look may take longer is looked at by the agent in a round of its own, and here by name
@@ -30,6 +32,7 @@ SLOW_S = 60.0  # a check whose look may take longer is looked at by the agent in
 @click.option("--baseline", "baseline_path", type=PATH, help="Baseline file to hold this host against.")
 @json_option
 @click.option("--all", "everything", is_flag=True, help="Also checks that may take longer than a minute.")
+@click.option("--now", "by_agent", is_flag=True, help="Have the running agent look, heal and record.")
 @click.option("--quiet", is_flag=True, help="No output, only the exit status.")
 @click.pass_context
 def command(
@@ -39,6 +42,7 @@ def command(
     baseline_path: Path | None,
     as_json: bool,
     everything: bool,
+    by_agent: bool,
     quiet: bool,
 ) -> None:
     """Look at this host and print a verdict for each check (or only for CHECKS).
@@ -46,7 +50,11 @@ def command(
     Exit status 0 when every check passes, does not apply or is an approved exception, 1 when there are findings: `unknown` is
     one. Nothing is changed and nothing is recorded. Without configuration the shipped baseline is used. Checks that may take
     longer than a minute are looked at when they are named, or with --all; otherwise they are listed as not looked at.
+
+    With --now it is the running agent that looks, at once; what it finds is healed and recorded as after any look.
     """
+    if by_agent:
+        ctx.exit(asked_agent(load_config(config_path), checks, as_json=as_json, quiet=quiet))
     configure("CRITICAL")
     detector = detector_for(config_path, baseline_path)
     results = runner.run(look_at(detector, checks, everything=everything))
@@ -58,6 +66,27 @@ def command(
         _print(detector, results)
         say_skipped(skipped)
     ctx.exit(1 if findings else 0)
+
+
+def asked_agent(config: AgentConfig | None, checks: Sequence[str], *, as_json: bool, quiet: bool) -> int:
+    """Have the running agent look, and show what it found; the exit status.
+
+    Raises:
+        Unavailable: no agent runs here.
+    """
+    from compliance_agent.admin.client import demand
+
+    asked = {"checks": list(checks)} if checks else {}
+    found = demand(config, "POST", "/check", asked, timeout_s=60.0).document
+    if as_json:
+        print_json({"schema": NOW_SCHEMA, "source": "agent", **found})
+    elif not quiet:
+        rows = [[item["check"], item["result"], item["reason"]] for item in found["checks"]]
+        table(("check", "verdict", "reason"), rows, styled=1)
+        for name in found["not_back"]:
+            click.echo(f"not back yet: {name}; `compliance-agent status` will say", err=True)
+    fine = all(item["result"] in FINE for item in found["checks"])
+    return 0 if fine and not found["not_back"] else 1
 
 
 def detector_for(config_path: Path | None, baseline_path: Path | None) -> DriftDetector:

@@ -9,9 +9,12 @@ from typing import Any
 import click
 
 from compliance_agent.adapters.agent_view import AgentView, looking
+from compliance_agent.adapters.clock import SystemClock, read_clock_state
 from compliance_agent.cli.common import config_option, json_option, parsed, print_json, require_config, table, utc
 from compliance_agent.config import AgentConfig
+from compliance_agent.core.gates import Moment
 from compliance_agent.drills import DRILLS
+from compliance_agent.errors import AgentError, CannotTell
 from compliance_agent.order_trust import standing
 
 SCHEMA = "compliance-agent/status/v1"
@@ -24,12 +27,14 @@ RECENT_ORDERS = 5
 def command(config_path: Path | None, as_json: bool) -> None:
     """Show statistics, queue, last heartbeat and the last recorded verdict of every check.
 
-    Everything comes from the agent's own records: nothing is looked at on the host and nothing is changed. Exit status 66 when no
-    agent has run here yet.
+    The running agent is asked; where none answers, its records are read, and it says so. Nothing is looked at on the host and
+    nothing is changed. Exit status 66 when no agent has run here yet.
     """
     config = require_config(config_path)
-    with looking(config.database_path) as view:
-        document = as_document(config, view, datetime.now(UTC))
+    document = answered(config)
+    if document is None:
+        with looking(config.database_path) as view:
+            document = as_document(config, view, datetime.now(UTC))
     if as_json:
         print_json(document)
     else:
@@ -38,14 +43,17 @@ def command(config_path: Path | None, as_json: bool) -> None:
 
 def as_document(config: AgentConfig, view: AgentView, now: datetime) -> dict[str, Any]:
     """The stable object of `--json` (docs/json.md)."""
-    queue = view.queue()
+    queue, pause = view.queue(), _pause(view)
     heartbeat = view.moment("heartbeat")
     return {
         "schema": SCHEMA,
         "site_id": config.site_id,
         "host_id": config.host_id,
         "running": view.agent_runs(),
-        "healing_paused": view.paused(),
+        "source": "records",
+        "live": None,
+        "healing_paused": view.paused() or pause is not None,
+        "pause": pause,
         "last_heartbeat": utc(heartbeat),
         "last_heartbeat_age_s": _age_s(heartbeat, now),
         "statistics": view.statistics(),
@@ -64,6 +72,29 @@ def as_document(config: AgentConfig, view: AgentView, now: datetime) -> dict[str
         ],
         "checks": [{**vars(standing), "since": utc(parsed(standing.since))} for standing in view.standings()],
     }
+
+
+def answered(config: AgentConfig) -> dict[str, Any] | None:
+    """What the running agent says; None where none does."""
+    from compliance_agent.admin.client import ask, found
+
+    try:
+        reply = ask(found(config), "GET", "/status")
+        return reply.document if reply.status == 200 else None
+    except AgentError:
+        return None
+
+
+def _pause(view: AgentView) -> dict[str, Any] | None:
+    """A pause that a person at this host asked for, while it lasts."""
+    pause, clock = view.pause(), SystemClock()
+    try:
+        now = Moment(clock.now(), clock.monotonic(), read_clock_state().boot_id)
+    except CannotTell:
+        now = Moment(clock.now(), 0.0, "")
+    if pause is None or pause.left_s(now) <= 0:
+        return None
+    return {"reason": pause.reason, "uid": pause.uid, "since": utc(pause.since.wall), "until": utc(pause.until)}
 
 
 def _log(log: dict[str, Any] | None, has_witnesses: bool, now: datetime) -> dict[str, Any] | None:
@@ -126,12 +157,24 @@ def _print_trust(trust: dict[str, Any]) -> None:
         click.echo(f"signers    {by}no list that can be used ({trust['state']}): every order is refused")
 
 
+def _print_live(live: dict[str, Any]) -> None:
+    loop = live["loop"]
+    codes = f"NOT READY ({', '.join(live['not_ready'])})" if live["not_ready"] else "ready"
+    last = f", last cycle {loop['last_cycle']} in {loop['last_cycle_ms']} ms" if loop["last_cycle"] else ""
+    click.echo(f"           {codes}{last}, next after {loop['interval_s']:g} s")
+    if live["breaker"] not in {None, "closed"}:
+        click.echo(f"           the server is not asked for {live['breaker_wait_s']:g} s (breaker {live['breaker']})")
+
+
 def _print(document: dict[str, Any]) -> None:
     running = {True: "running", False: "not running", None: "not known"}[document["running"]]
     queue, chain = document["queue"], document["chain"]
     waits = f", oldest for {age(queue['oldest_pending_age_s'])}" if queue["pending"] else ""
     trouble = f", last error {queue['last_error']}" if queue["last_error"] else ""
-    click.echo(f"agent      {document['host_id']} at {document['site_id']}: {running}")
+    said = "said by the agent" if document["source"] == "agent" else "read from its records"
+    click.echo(f"agent      {document['host_id']} at {document['site_id']}: {running}; {said}")
+    if document["live"] is not None:
+        _print_live(document["live"])
     click.echo(f"heartbeat  {age(document['last_heartbeat_age_s'])}{' ago' if document['last_heartbeat'] else ''}")
     click.echo(f"delivery   {queue['pending']} waiting{waits}{trouble}; {queue['uploaded']} acknowledged")
     if queue["damaged"]:
@@ -142,8 +185,11 @@ def _print(document: dict[str, Any]) -> None:
         _print_log(document["log"])
     if document["orders"] is not None and document["orders"]["stopped"]:
         click.echo("orders     STOPPED by a signed stop_all; a resume that two people signed ends it")
+    elif document["pause"] is not None:
+        pause = document["pause"]
+        click.echo(f"healing    paused until {pause['until']} by uid {pause['uid']}: {pause['reason']}")
     elif document["healing_paused"]:
-        click.echo("healing    paused by a person")
+        click.echo("healing    paused by an order")
     if document["orders"] is not None and document["orders"]["trust"]["known_by"] is not None:
         _print_trust(document["orders"]["trust"])
     for item in document["orders"]["recent"] if document["orders"] is not None else ():

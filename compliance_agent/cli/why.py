@@ -13,6 +13,7 @@ from compliance_agent.adapters.clock import SystemClock, read_clock_state
 from compliance_agent.adapters.healing_store import HealingStore
 from compliance_agent.checks import registry
 from compliance_agent.cli.common import config_option, json_option, parsed, print_json, require_config, table, utc
+from compliance_agent.cli.status import answered
 from compliance_agent.config import AgentConfig
 from compliance_agent.core.gates import REASONS, Context, Limits, Moment, decide
 from compliance_agent.core.orders import REASONS as OF_ORDERS
@@ -57,7 +58,7 @@ def as_document(config: AgentConfig, view: AgentView, check: str) -> dict[str, A
     standing = next((item for item in view.standings() if item.check == check), None)
     if standing is None:
         raise NoInput(f"check {check}: nothing has been recorded of it yet")
-    newest = view.records(check, 1)
+    newest, latest = view.records(check, 1), _latest(config, check)
     untouched = standing.outcome in UNTOUCHED
     return {
         "schema": SCHEMA,
@@ -73,7 +74,15 @@ def as_document(config: AgentConfig, view: AgentView, check: str) -> dict[str, A
         "not_before": not_before(config, standing) if untouched else None,
         "remediations": [_remediation(check, record) for record in view.records(check, SHOWN, kind="remediation")],
         "orders": [_order(check, record) for record in view.records(check, SHOWN, kind="order")],
+        "source": "records" if latest is None else "agent",
+        "latest": latest,
     }
+
+
+def _latest(config: AgentConfig, check: str) -> dict[str, Any] | None:
+    """The newest look, recorded or not, as the running agent says; None where none answers."""
+    live = (answered(config) or {}).get("live") or {}
+    return next((item for item in live.get("checks", ()) if item["check"] == check), None)
 
 
 def in_words(check: str, token: str) -> str:
@@ -93,6 +102,8 @@ def not_before(config: AgentConfig, standing: Standing) -> str | None:
         now=_now(),
         mode=Mode.ENFORCE,
         history=memory.history,
+        paused=standing.gate == "paused",
+        paused_until=memory.pause.until if memory.pause is not None else None,
         contended_since=memory.contended_since,
         limits=Limits(
             config.healing_cooldown_sec, config.healing_budget_per_hour, config.flap_limit, config.flap_window_sec
@@ -146,6 +157,10 @@ def _order(check: str, record: Record) -> dict[str, Any]:
 def _print(document: dict[str, Any]) -> None:
     click.echo(f"{document['check']}: {document['result']} since {document['since'][:19]} UTC")
     click.echo(f"  because {document['reason_text']} ({document['reason']})")
+    if document["latest"] is not None:
+        click.echo(
+            f"  looked at last {document['latest']['looked_at']}: {document['latest']['result']} (says the agent)"
+        )
     if document["held_by"]:
         until = f", until {document['not_before']}" if document["not_before"] else ""
         click.echo(f"  not fixed ({document['outcome']}): {document['held_by_text']} ({document['held_by']}){until}")

@@ -98,7 +98,7 @@ class Context:
     Attributes:
         now: this moment.
         mode: what the baseline allows for this check on this host.
-        paused: a person paused healing.
+        paused, paused_until: a person paused healing; when that ends by itself, if it does.
         exception_id: the approved exception that covers the failure.
         exception_until: when that exception ends.
         history: attempts on this host, any order, at least those of the longest period of `limits`.
@@ -117,6 +117,7 @@ class Context:
     now: Moment
     mode: Mode = Mode.AUDIT
     paused: bool = False
+    paused_until: datetime | None = None
     exception_id: str | None = None
     exception_until: datetime | None = None
     history: Sequence[Attempt] = ()
@@ -186,7 +187,7 @@ def _mode(drift: DriftResult, context: Context) -> Decision | None:
 
 
 def _paused(drift: DriftResult, context: Context) -> Decision | None:
-    return Decision(Outcome.DEFERRED, "paused") if context.paused else None
+    return Decision(Outcome.DEFERRED, "paused", context.paused_until) if context.paused else None
 
 
 def _exception(drift: DriftResult, context: Context) -> Decision | None:

@@ -51,6 +51,8 @@ COUNTS = (
     "gaps",
     "skipped_ticks",
     "rows_saved",
+    "uid",
+    "paused_s",
     UNDECLARED,
 )
 MAX_LIST = 64

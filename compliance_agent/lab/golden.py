@@ -27,10 +27,11 @@ from compliance_agent.lab.handbook import events_page, reasons_page, settings_pa
 
 PACKAGE = Path(__file__).resolve().parent.parent
 ROOT = PACKAGE.parent
-NOT_THE_AGENT = {"server", "web", "lab", "cli", "packet"}  # their codes never stand in a bundle
+NOT_THE_AGENT = {"admin", "server", "web", "lab", "cli", "packet"}  # their codes never stand in a bundle
 WORD_LISTS = {
     "core.gates": "REASONS",
     "core.orders": "REASONS",
+    "core.pausing": "REASONS",
     "core.receipt": "CODES",
     "healing": "CODES",
     "rotation": "WHY_NOT",

@@ -20,6 +20,7 @@ from compliance_agent.config import AgentConfig
 from compliance_agent.core.gates import REASONS
 from compliance_agent.core.order_roots import REASONS as OF_ROOTS
 from compliance_agent.core.orders import REASONS as OF_ORDERS
+from compliance_agent.core.pausing import REASONS as OF_PAUSES
 from compliance_agent.evidence.problems import CODES as PROBLEMS
 from compliance_agent.evidence.problems import FLAGS
 from compliance_agent.healing import CODES
@@ -177,6 +178,12 @@ def reasons_page() -> str:
             "As `code` of the event `order.trust_refused`, of `order-root show` and of `server order publish`.",
             "",
             *_words("code", {name: _sentence(text) for name, text in OF_ROOTS.items()}),
+            "",
+            "## Why a person at the host paused healing",
+            "",
+            "As `reason` of a bundle of kind `order` whose trigger is `manual` ([admin.md](admin.md)).",
+            "",
+            *_words("reason", {name: _sentence(text) for name, text in OF_PAUSES.items()}),
             "",
             "## What `verify` names",
             "",

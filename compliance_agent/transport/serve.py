@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from email.utils import format_datetime
 from pathlib import Path
@@ -28,6 +30,18 @@ _LINGER_S = 1.0
 _LINGER_BYTES = 1_048_576
 
 Answer = Callable[[str, str, bytes], Awaitable[HttpReply]]  # (method, target, body)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One whole request, and the connection it came on."""
+
+    method: str
+    target: str
+    headers: Mapping[str, str]
+    body: bytes
+    connection: asyncio.StreamWriter
+
 
 log = structlog.get_logger()
 
@@ -64,6 +78,7 @@ class HttpServer:
         self._busy: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._stopping = False
+        self.refusal: Callable[[int], HttpReply] = _plain
 
     async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
         """Listen; the port, which is a free one for port 0.
@@ -78,6 +93,10 @@ class HttpServer:
             kind = NotPermitted if error.errno == errno.EACCES else Unavailable
             raise kind(f"host {host} port {port}: cannot listen ({name})", hint="choose another with --port") from error
         return int(self._server.sockets[0].getsockname()[1])
+
+    async def start_on(self, listening: socket.socket) -> None:
+        """Listen on a stream socket that its caller has bound."""
+        self._server = await asyncio.start_unix_server(self._connected, sock=listening)
 
     async def stop(self, grace_s: float = 3.0) -> None:
         """Take nothing new, finish what was begun, and close every connection."""
@@ -110,13 +129,17 @@ class HttpServer:
             self._open.discard(task)
             self._busy.discard(task)
 
-    async def reply_to(self, method: str, target: str, body: bytes) -> HttpReply:
+    async def answer_to(self, asked: Asked) -> HttpReply:
+        """What is answered; a server that looks at more than method, target and body has its own."""
+        return await self._answer(asked.method, asked.target, asked.body)
+
+    async def reply_to(self, asked: Asked) -> HttpReply:
         """What is answered; the deadline is the caller's."""
         try:
-            return await self._answer(method, target, body)
+            return await self.answer_to(asked)
         except Exception as error:
             log.error("http.failed", error=type(error).__name__, at=where(error))
-            return _plain(500)
+            return self.refusal(500)
 
     def begun(self, task: asyncio.Task[None], *, busy: bool) -> bool:
         """Note whether a connection is in the middle of a request; False when no other one should follow."""
@@ -189,7 +212,8 @@ class _Connection:
         try:
             request, body = await self._read()
             method, target = request.method.decode("ascii"), request.target.decode("latin-1")
-            reply = await self._server.reply_to(method, target, body)
+            headers = {name.decode("ascii"): value.decode("latin-1") for name, value in request.headers}
+            reply = await self._server.reply_to(Asked(method, target, headers, body, self._writer))
         except _Refused as refused:
             await self._refuse(refused.status)
             return False
@@ -207,6 +231,8 @@ class _Connection:
                 request = event
                 if event.http_version not in {b"1.0", b"1.1"}:
                     raise _Refused(505)
+                if sum(len(name) + len(value) for name, value in event.headers) + len(event.target) > MAX_HEAD_BYTES:
+                    raise _Refused(431)  # it may have come whole at once
                 if any(name == b"content-length" and int(value) > self._max_body for name, value in event.headers):
                     raise _Refused(413)
             elif isinstance(event, h11.Data):
@@ -229,7 +255,7 @@ class _Connection:
         if self._wire.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LINGER_S):
-                    await self._send(_plain(status), "", last=True)
+                    await self._send(self._server.refusal(status), "", last=True)
 
     async def _send(self, reply: HttpReply, method: str, *, last: bool = False) -> None:
         parts = [self._wire.send(self._server.head(reply, last=last))]

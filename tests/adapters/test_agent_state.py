@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from compliance_agent.adapters.agent_state import AgentState
+from compliance_agent.adapters.database import Database
 from compliance_agent.adapters.open_databases import release, shared
 from compliance_agent.agent import ComplianceAgent
 from compliance_agent.config import AgentConfig
 from compliance_agent.errors import ConfigError
+from compliance_agent.models import STATS
 
 NOW = datetime(2026, 11, 28, 6, 0, tzinfo=UTC)
 ONE, OTHER = "a" * 64, "b" * 64
@@ -66,3 +69,28 @@ def test_an_agent_does_not_start_with_an_older_baseline_after_a_restart(tmp_path
     with pytest.raises(ConfigError, match="older than 2"):
         asyncio.run(run("1"))
     asyncio.run(run("2"))
+
+
+def test_counts_cost_no_sync_of_their_own_and_records_keep_theirs(tmp_path: Path) -> None:
+    """The level goes back after each lazy write, one that failed too: what comes after it is durable when it returns."""
+    database = Database(tmp_path / "agent.db", threaded=False, reserve_kb=0)
+    state = AgentState(database)
+
+    def level(connection: sqlite3.Connection) -> int:
+        return int(connection.execute("PRAGMA synchronous").fetchone()[0])
+
+    full = database.read(level)
+    assert full == 2
+    seen: list[int] = []
+    database.write_lazily(lambda connection: seen.append(level(connection)))
+    database.write(lambda connection: seen.append(level(connection)))
+    with pytest.raises(ZeroDivisionError):
+        database.write_lazily(lambda _: 1 // 0)
+    assert (seen, database.read(level)) == ([1, full], full)
+    state.save_statistics(dict.fromkeys(STATS, 3), {("verdicts", "time_sync:pass"): 7})
+    state.save_statistics(dict.fromkeys(STATS, 4), {("verdicts", "time_sync:pass"): 8, ("cycles", ""): 1})
+    database.close()
+    again = AgentState(Database(tmp_path / "agent.db", threaded=False, reserve_kb=0))
+    assert again.statistics() == dict.fromkeys(STATS, 4)
+    assert again.counts() == {("verdicts", "time_sync:pass"): 8, ("cycles", ""): 1}
+    again.database.close()

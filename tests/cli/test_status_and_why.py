@@ -75,11 +75,12 @@ def test_status_beside_a_running_agent(scene: Scene) -> None:
     assert (ended.status, ended.err) == (0, "")
     document = json.loads(ended.out)
     assert set(document) == {
-        "schema", "site_id", "host_id", "running", "healing_paused", "last_heartbeat", "last_heartbeat_age_s",
+        "schema", "site_id", "host_id", "running", "source", "live", "healing_paused", "pause",
+        "last_heartbeat", "last_heartbeat_age_s",
         "statistics", "queue", "chain", "orders", "log", "proven", "checks",
     }  # fmt: skip
     assert document["schema"] == "compliance-agent/status/v1"
-    assert document["running"] is True
+    assert (document["running"], document["source"], document["live"]) == (True, "records", None), "it has no socket"
     assert set(document["statistics"]) == set(STATS)
     queue = document["queue"]
     assert queue["pending"] == 1 and queue["uploaded"] > 4 and queue["oldest_pending_age_s"] is not None
