@@ -24,7 +24,7 @@ from compliance_agent.cli import (
 )
 from compliance_agent.cli.common import json_option, print_json, table, utc
 from compliance_agent.cli.server_common import data_dir_option as _data_dir_option
-from compliance_agent.cli.server_common import existing
+from compliance_agent.cli.server_common import existing, label_of
 from compliance_agent.cli.server_common import settings_of as _settings
 from compliance_agent.cli.server_common import with_services as _with_services
 from compliance_agent.errors import BadEvidence, NotPermitted
@@ -155,6 +155,21 @@ def readopt(ctx: click.Context) -> None:
             f"{item.site_id}/{item.year}: {item.before} -> {item.after} entries; {item.records} of records, which hosts send "
             f"again; {item.enrolled} hosts must enrol anew; {item.revoked} revoked again"
         )
+
+
+@command.command("lift")
+@click.argument("site")
+@_data_dir_option
+@click.pass_context
+def lift(ctx: click.Context, site: str) -> None:
+    """After somebody has looked: let the log of a SITE go on that is stopped for all servers. Servers read it again first."""
+    from compliance_agent.server.log_stops import lift as act
+
+    name = label_of("SITE", site)
+    code = _with_services(
+        _settings(ctx), lambda services: act(services.store, services.clock(), name, actor="operator")
+    )
+    click.echo(f"{name}: stood still because of {code}; each server reads the log again before it goes on", err=True)
 
 
 @command.command("fsck")

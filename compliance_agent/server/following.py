@@ -75,12 +75,12 @@ class Following:
 
     async def look(self, sites: Collection[str], ours: Callable[[str], bool]) -> None:
         """Show what is new of these sites' logs, but of those that are ours."""
-        followed = {site for site in sites if not ours(site) and site not in self._board.stopped}
+        followed = {site for site in sites if not ours(site) and not self._stopped(site)}
         if not followed:
             return
         for head in await self._store.for_sites(followed).newest_heads():
             place = head.site_id, head.year
-            if head.size == 0 or self._shown.get(place) == head or head.site_id in self._board.stopped:
+            if head.size == 0 or self._shown.get(place) == head or self._stopped(head.site_id):
                 continue
             try:
                 await self._follow(head)
@@ -90,6 +90,10 @@ class Following:
                 self._trees.pop(place, None)
                 self.behind.add(head.site_id)
                 await self._failed(head, error)
+
+    def _stopped(self, site_id: str) -> bool:
+        """Whether it was stopped here; what others have stopped is shown as far as it is signed."""
+        return site_id in self._board.stopped and site_id not in self._still.elsewhere
 
     async def _failed(self, head: NewestHead, error: AgentError | OSError) -> None:
         """The next look tries it again in any case; whoever sequences is not told to."""

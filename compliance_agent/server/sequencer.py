@@ -39,6 +39,7 @@ from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.log_heads import LogHeads
 from compliance_agent.server.log_keys import LogKeys
 from compliance_agent.server.log_reading import Growth, LogReading
+from compliance_agent.server.log_stops import LogStops, going_on
 from compliance_agent.server.records import Clock, Leaf, PendingLeaf, Shard, Store, Transaction
 from compliance_agent.server.services.board import Board, Head
 from compliance_agent.server.services.duties import Duties
@@ -103,6 +104,7 @@ class Sequencer:
             cosigning.fence = self._duties.fence
         self._gained: set[str] = set()  # sites whose witnesses are asked before they go on
         self._still = Stillness(board)
+        self._stops = LogStops(store, self._still, clock)
         self._reading = LogReading(store, files, keys, heads)
         patience = timedelta(seconds=cosigning.deadline_s) if cosigning is not None and cosigning.witnesses else None
         self._following = Following(store, files, keys, heads, board, clock, self._still, patience)
@@ -161,6 +163,8 @@ class Sequencer:
         for site_id, year in await asyncio.to_thread(lambda: sorted({*self._files.known(), *self._heads.known()})):
             if (site_id, year) not in held:
                 self._still.stop(site_id, LogStopped(f"log {site_id}/{year}: not in the database", code="log_restored"))
+        if self._duties.shared:
+            await self._stops.hear(sites)
         ours = [shard for shard in shards if shard.site_id in self._duties.ours(sites)]
         await self._ask_witnesses(ours)
         self._still.again, self._gained = self._still.again - sites, set()
@@ -184,7 +188,8 @@ class Sequencer:
 
     def leads(self, site_id: str) -> bool:
         """Whether this process sequences this site's log, and has read it."""
-        return self._still.again.isdisjoint({site_id, ALL_SITES}) and self._duties.holds(site_id)
+        read = self._still.again.isdisjoint({site_id, ALL_SITES}) and site_id not in self._still.elsewhere
+        return read and self._duties.holds(site_id)
 
     async def current(self, site_id: str) -> None:
         """See to it that what is shown here of a site's log is not older than what any other replica has shown.
@@ -203,7 +208,10 @@ class Sequencer:
             return
         async with self._one:
             sites = await self._store.all_sites() if site_id is None else {site_id}
+            if site_id is None:
+                await self._stops.hear(sites)
             await self._following.look(sites, self.leads)
+            await self._stops.tell(sites)
 
     def _take_up(self, sites: frozenset[str]) -> None:
         """What became our duty is read before it goes on; what is not any more is let go."""
@@ -288,6 +296,8 @@ class Sequencer:
 
     async def _commit(self, tx: Transaction, sites: frozenset[str], now: datetime) -> list[Growth]:
         await self._duties.fence(tx, sites)
+        if self._duties.shared:
+            sites = await going_on(tx, sites)
         pending: dict[str, list[PendingLeaf]] = {}
         for leaf in await tx.pending_leaves(sites, AT_MOST):
             pending.setdefault(leaf.site_id, []).append(leaf)
@@ -325,7 +335,7 @@ class Sequencer:
         """Write, sign, save, show: one site's failure is not another's."""
         signed = [self._signed(growth, now) for growth in await self._each(growths, self._write_files)]
         if signed:
-            await self._store.write(lambda tx: self._save(tx, signed))
+            signed = await self._store.write(lambda tx: self._save(tx, signed))
         for growth in await self._each(signed, self._show):
             shard = growth.tree.shard
             self._trees[shard.site_id] = growth.tree
@@ -361,11 +371,16 @@ class Sequencer:
         shard = replace(growth.tree.shard, checkpoint=note, checkpoint_size=growth.tree.shard.size, published_at=now)
         return replace(growth, tree=replace(growth.tree, shard=shard))
 
-    async def _save(self, tx: Transaction, growths: Sequence[Growth]) -> None:
-        await self._duties.fence(tx, {growth.tree.shard.site_id for growth in growths})
-        for growth in growths:
+    async def _save(self, tx: Transaction, growths: Sequence[Growth]) -> list[Growth]:
+        """Those that may be shown."""
+        sites = frozenset(growth.tree.shard.site_id for growth in growths)
+        await self._duties.fence(tx, sites)
+        going = await going_on(tx, sites) if self._duties.shared else sites
+        saved = [growth for growth in growths if growth.tree.shard.site_id in going]
+        for growth in saved:
             if not await tx.save_checkpoint(growth.tree.shard, old=growth.old):
                 raise _elsewhere(growth.tree.shard.site_id)
+        return saved
 
     def _show(self, growth: Growth) -> None:
         shard = growth.tree.shard
@@ -396,7 +411,8 @@ class Sequencer:
                 await asyncio.to_thread(self._write_files, growth)
             if shard.checkpoint is None or shard.checkpoint_size < shard.size:
                 growth = self._signed(growth, max(now, shard.sequenced_at))
-                await self._store.write(lambda tx: self._save(tx, [growth]))
+                if not await self._store.write(lambda tx: self._save(tx, [growth])):
+                    return
             signed = growth.tree.shard.checkpoint or b""
             if visible is None or not _same_text(visible, signed):
                 visible = signed

@@ -14,6 +14,7 @@ from compliance_agent.server.services.board import Board
 
 ALL_SITES = ""
 WAITED_OUT = frozenset({"busy", "database_away", "commit_unknown", "blobs_away", "blobs_refused"})
+OF_THE_LOG = frozenset({"log_restored", "log_forked", "log_damaged"})  # whoever finds it, it is true for all
 
 log = structlog.get_logger()
 
@@ -28,10 +29,14 @@ class Stillness:
 
     Attributes:
         again: sites to read again before they go on; ALL_SITES for every one.
+        untold: codes by site of what other replicas must know, and have not been told.
+        elsewhere: sites that stand still because others said so; nothing contradicts them here.
     """
 
     def __init__(self, board: Board) -> None:
         self.again: set[str] = set()
+        self.untold: dict[str, str] = {}
+        self.elsewhere: set[str] = set()
         self._board = board
         self._said: dict[str, str] = {}  # codes of pauses that were logged; repeats are not
 
@@ -65,5 +70,27 @@ class Stillness:
         code = "write_unknown" if isinstance(error, StorageError | OSError) else getattr(error, "code", "log_stopped")
         if site_id not in self._board.stopped:
             log.critical("log.stopped", code=code, site_id=site_id or None)
+        if code in OF_THE_LOG and (site_id not in self._board.stopped or site_id in self.elsewhere):
+            self.untold[site_id] = code
+        self.elsewhere.discard(site_id)
         self._board.stopped.setdefault(site_id, code)
+        self._board.turn()
+
+    def stop_too(self, site_id: str, code: str) -> None:
+        """Another replica has found why, or this one before it was started again."""
+        if site_id in self._board.stopped:
+            return
+        log.critical("log.stopped", code=code, site_id=site_id)
+        self.elsewhere.add(site_id)
+        self._board.stopped[site_id] = code
+        self._board.turn()
+
+    def lifted(self, site_id: str) -> None:
+        """Somebody has looked: it is read again, and goes on where nothing is found."""
+        if self._board.stopped.pop(site_id, None) is None:
+            return
+        log.warning("log.lifted", site_id=site_id)
+        self.elsewhere.discard(site_id)
+        self.untold.pop(site_id, None)
+        self.again.add(site_id)
         self._board.turn()

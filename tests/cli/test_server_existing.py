@@ -37,6 +37,7 @@ DECISIONS: dict[str, list[str] | None] = {
     "leases retry": ["--site", "clinic-1", "patching"],
     "leases set": ["--site", "clinic-1", "--hosts-at-once", "2"],
     "leases show": ["--site", "clinic-1"],
+    "lift": ["clinic-1"],
     "logs": [],
     "migrate": [],
     "move": ["--to", "postgresql://server@127.0.0.1/c", "--owner", "postgresql://owner@127.0.0.1/c"],

@@ -148,6 +148,7 @@ WITHOUT_DATES = {
     "backlog": "the log is whole", "unlogged": "counts of the log", "first_without_record": "an index of the log",
     "baseline_uses": "days of baselines, for how long records are kept", "live_baselines": "the same",
     "newest_heads": "the sequencer's and the follower's, which have no dates", "placed": "the same", "cosigned": "the same",
+    "log_stops": "the same",
     "holds": "the same", "minimum": "the log is whole", "logged_records": "the prune job's, which has no dates",
 }  # fmt: skip
 

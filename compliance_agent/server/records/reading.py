@@ -138,6 +138,10 @@ class SiteReader(Keeping, Protocol):
         """The newest checkpoint that witnesses cosigned, with their lines, and its size."""
         ...
 
+    async def log_stops(self) -> dict[str, str]:
+        """Why logs stand still at every replica, by site."""
+        ...
+
     async def first_without_record(self, site_id: str, year: int) -> int | None:
         """Index of the first entry of a record that is not held (see `readopt`); None when all are."""
         ...

@@ -456,6 +456,18 @@ class Transaction(Keeping, Protocol):
         """Those of these epochs that are not over. None of them will be before this transaction is."""
         ...
 
+    async def log_stops(self, sites: Collection[str]) -> dict[str, str]:
+        """Why logs stand still at every replica, by site; none of these stops or goes on before this transaction has ended."""
+        ...
+
+    async def stop_log(self, site_id: str, code: str, now: datetime) -> bool:
+        """Stop a site's log at every replica; False when it is stopped already."""
+        ...
+
+    async def lift_log(self, site_id: str) -> str | None:
+        """Let it go on; why it stood still, None when it did not."""
+        ...
+
     async def heard(self, replica: Replica) -> None:
         """A replica says that it lives, and how it is."""
         ...

@@ -179,6 +179,8 @@ class Readopt:
         revoked = [leaf.key_id for leaf, document in entries if document.get("event") == "revoke" and leaf.key_id]
         for key_id in revoked:
             await tx.revoke_host(grown.site_id, key_id, now)
+        if await tx.log_stops([grown.site_id]) == {grown.site_id: "log_restored"}:  # what is mended hereby
+            await tx.lift_log(grown.site_id)
         subject = f"{grown.year}:{before}-{grown.size}"
         await tx.audit(now, "operator", "log.readopt", site_id=grown.site_id, subject=subject)
         records = sum(kind == "bundle" for kind, _ in kinds)

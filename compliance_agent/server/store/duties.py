@@ -1,4 +1,4 @@
-"""Duties and replicas in the database.
+"""Duties, replicas and stopped logs in the database.
 
 A write that must carry its epoch reads the duty's row with a lock that others may share and nobody may write past (`lasting`). So a
 taking waits for the end of such a transaction, or comes first and is seen by it: nothing of an older epoch is written after it.
@@ -18,7 +18,7 @@ from compliance_agent.server.records.duties import Duty, Figures, Replica, Tenur
 from compliance_agent.server.store import rows, tables
 from compliance_agent.server.store.database import Statements
 
-_d, _r = tables.duties.c, tables.replicas.c
+_d, _r, _s = tables.duties.c, tables.replicas.c, tables.log_stops.c
 
 
 class DutyRows:
@@ -62,6 +62,22 @@ class DutyRows:
         named = _d.name.in_([one.name for one in tenures])
         found = await self._all(select(_d.name, _d.epoch).where(named).with_for_update(read=True))
         return {Tenure(row["name"], row["epoch"]) for row in found} & set(tenures)
+
+    async def log_stops(self, sites: Collection[str]) -> dict[str, str]:
+        found = await self._all(select(_s.site_id, _s.code).where(_s.site_id.in_(sites)))
+        return {row["site_id"]: row["code"] for row in found}
+
+    async def stop_log(self, site_id: str, code: str, now: datetime) -> bool:
+        if await self._all(select(_s.code).where(_s.site_id == site_id)):
+            return False
+        values = {"site_id": site_id, "code": code, "at": rows.text(now)}
+        await self._connection.execute(insert(tables.log_stops).values(**values))
+        return True
+
+    async def lift_log(self, site_id: str) -> str | None:
+        found = await self._all(select(_s.code).where(_s.site_id == site_id))
+        await self._changed(delete(tables.log_stops).where(_s.site_id == site_id))
+        return found[0]["code"] if found else None
 
     async def heard(self, replica: Replica) -> None:
         values = {"until": rows.text(replica.until), **replica.figures._asdict()}

@@ -293,6 +293,11 @@ class BoundReader(KeepingRows):
         )
         return (found[0]["size"], found[0]["note"]) if found else None
 
+    async def log_stops(self) -> dict[str, str]:
+        c = tables.log_stops.c
+        query = select(c.site_id, c.code).where(c.site_id.in_(self._sites)).order_by(c.site_id)
+        return {row["site_id"]: row["code"] for row in await self._all(query)}
+
     async def first_without_record(self, site_id: str, year: int) -> int | None:
         e, b = tables.log_entries.c, tables.bundles.c
         record = select(b.number).where(b.key_id == e.key_id, b.epoch == e.epoch, b.seq == e.seq).exists()

@@ -316,6 +316,15 @@ log_cosigned = Table(
     Column("note", LargeBinary, nullable=False),
 )
 
+# Logs that stand still at every replica until a person lets them go on (log_stops.py).
+log_stops = Table(
+    "log_stops",
+    metadata,
+    Column("site_id", String, ForeignKey("sites.site_id"), primary_key=True),
+    Column("code", String, nullable=False),
+    Column("at", String, nullable=False),
+)
+
 # Opens the wall (wall.py) within one transaction: `never` refers to a table that is always empty, so no commit succeeds with a row.
 prune_never = Table("prune_never", metadata, Column("id", Integer, primary_key=True))
 prune_guards = Table(
@@ -558,6 +567,7 @@ TENANT_TABLES = (
     log_entries,
     log_durable,
     log_cosigned,
+    log_stops,
     baseline_uses,
     holds,
     pruned_logs,
