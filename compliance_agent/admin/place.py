@@ -8,7 +8,7 @@ from pathlib import Path
 from compliance_agent.config import AgentConfig
 
 NAME = "agent.sock"
-SYSTEM_SOCKET = Path("/run/compliance-agent") / NAME
+SYSTEM_SOCKET = Path("/run/compliance-agent/admin") / NAME
 
 
 def socket_of(config: AgentConfig, environ: Mapping[str, str]) -> Path:
