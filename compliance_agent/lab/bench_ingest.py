@@ -87,11 +87,11 @@ def ingest(
 async def _run(directory: Path, hosts: int, requests: int, size: int, hurried: bool, database: str | None) -> Ran:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    made = [Host(f"ws-{number:04}", Ed25519PrivateKey.generate()) for number in range(hosts)]
+    made = [Host(f"ws-{size}{'h' * hurried}-{number:04}", Ed25519PrivateKey.generate()) for number in range(hosts)]
     server_key, _ = await enrol_all(ServerSettings(data_dir=directory, database=database), made)
     for number, host in enumerate(made):
         host.prepare(requests, random.Random(number), size)
-    before = _on_disk(directory)
+    before = await _kept(directory, database)
     server, port = await start(directory, database)
     try:
         await asyncio.gather(*(Client(port, host.api_key).open_and_close() for host in made))
@@ -110,7 +110,9 @@ async def _run(directory: Path, hosts: int, requests: int, size: int, hurried: b
                 raise Unavailable("bench: the server did not take a bundle")
             raw += sum(len(one.body) + len(one.signature) for one in sent)
     latencies = [latency for answers in found for latency, _ in answers]
-    return Ran(hosts * requests * size, seconds, spent, own_s, latencies, raw, _on_disk(directory) - before)
+    return Ran(
+        hosts * requests * size, seconds, spent, own_s, latencies, raw, await _kept(directory, database) - before
+    )
 
 
 async def _deliver(port: int, host: Host, hurried: bool) -> list[tuple[float, HttpReply]]:
@@ -126,5 +128,20 @@ async def _deliver(port: int, host: Host, hurried: bool) -> list[tuple[float, Ht
     return answers
 
 
+async def _kept(directory: Path, database: str | None) -> int:
+    """What the files have on disk, and the tables and indexes of PostgreSQL; its own log is not counted."""
+    return _on_disk(directory) + (await _in_tables(database) if database else 0)
+
+
 def _on_disk(directory: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
+
+
+async def _in_tables(database: str) -> int:
+    import asyncpg  # type: ignore[import-untyped]  # it has no types
+
+    connection = await asyncpg.connect(database)
+    try:
+        return int(await connection.fetchval("SELECT pg_database_size(current_database())"))
+    finally:
+        await connection.close()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import uvicorn
 
 from compliance_agent.errors import AgentError, NotPermitted, Unavailable
+from compliance_agent.evidence.allowlist import registry
 from compliance_agent.server import tls
 from compliance_agent.server.app import create_app, names_of, utc_now
 from compliance_agent.server.guard import Crowd, guarded_by, room
@@ -65,6 +66,7 @@ def serve(settings: ServerSettings, announce: Callable[[str], None]) -> int:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"{'https' if settings.tls else 'http'}://{host}:{listener.getsockname()[1]}"
     server = _Server(_config(settings, app), lambda: announce(url))
+    _ = registry().spelled  # made at the first record otherwise, while everybody waits
     gc.freeze()  # what was loaded stays: no collection walks the modules again while evidence comes in
     gc.set_threshold(*COLLECT)
     try:

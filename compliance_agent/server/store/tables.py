@@ -22,8 +22,10 @@ from sqlalchemy import (
     UniqueConstraint,
     bindparam,
 )
+from sqlalchemy.sql.operators import in_op
 
 from compliance_agent.server.store.packing import Packed
+from compliance_agent.server.store.texts import Texts, among_texts
 
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts by itself only in a column of type INTEGER
 
@@ -53,8 +55,8 @@ def site_of(table: Table) -> ColumnElement[str]:
 
 
 def among(column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
-    """The column has one of the values of this parameter: so the statement is made once, whatever their number."""
-    return column.in_(bindparam(name, expanding=True))
+    """The column has one of the texts of this parameter, which is one value: the statement is the same whatever their number."""
+    return among_texts(column.self_group(in_op), bindparam(name, type_=Texts()))
 
 
 hosts = Table(
