@@ -8,7 +8,6 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -84,6 +83,8 @@ def require_config(config_path: Path | None) -> AgentConfig:
 
 def shipped_baseline() -> Path:
     """The baseline that comes with the product, for a host that has none of its own yet."""
+    from importlib import resources  # 1 MB that no daemon needs
+
     name = "clinic-nixos.yaml" if Path("/etc/NIXOS").exists() else "clinic-linux.yaml"
     return Path(str(resources.files("compliance_agent") / "baselines" / name))
 

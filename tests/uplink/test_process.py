@@ -138,6 +138,48 @@ async def test_evidence_goes_by_way_of_a_real_uplink_which_may_be_killed_and_rel
         assert b"uplink.stopped" in log.read_bytes()
 
 
+def has_no_network(pid: int) -> bool:
+    """Whether its namespace has nothing but a loopback that is down."""
+    states = [line.split() for line in in_network_of(pid, "cat", "/proc/net/dev").splitlines()[2:]]
+    return [state[0] for state in states] == ["lo:"] and not in_network_of(pid, "cat", "/proc/net/route").splitlines()[
+        1:
+    ]
+
+
+def in_network_of(pid: int, *command: str) -> str:
+    """What a command says in its network."""
+    return subprocess.run(
+        ["nsenter", "-t", str(pid), "-n", *command], capture_output=True, text=True, check=True
+    ).stdout
+
+
+@pytest.mark.real
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to take a network away")
+async def test_a_real_run_without_any_network_delivers(scene: Scene) -> None:
+    """The whole agent in a network namespace of its own, where nothing but the socket leads out."""
+    await scene.close()
+    (scene.root / "baseline.yaml").write_text('version: "1"\nchecks:\n  time_sync: {mode: audit}\n')
+    (scene.root / "baseline.yaml").chmod(0o600)
+    log = scene.root / "log"
+    with listening(scene.server) as url:
+        more = {"baseline_path": str(scene.root / "baseline.yaml"), "mcp_poll_interval_sec": 1}
+        config = written(scene, mcp_url=url, **more)
+        with uplink(config, log), (scene.root / "run.log").open("wb") as out:
+            run = subprocess.Popen(
+                ["unshare", "-n", *COMMAND, "run", "--config", config], env=environment(), stdout=out, stderr=out
+            )
+            try:
+                until(lambda: len(scene.server.stored()) >= 2 or run.poll() is not None, 30, "something is delivered")
+                assert run.poll() is None, (scene.root / "run.log").read_text()
+                assert has_no_network(run.pid)
+                assert not has_no_network(os.getpid()), "the test would see one"
+            finally:
+                run.terminate()
+                status = await asyncio.to_thread(run.wait, 20)
+    assert status == 0
+    assert {item["host"]["key_id"] for item in scene.documents()} == {scene.signer.key_id}
+
+
 async def test_a_socket_of_the_service_manager_is_taken(scene: Scene) -> None:
     """As systemd hands it over: descriptor 3, said to be for this very process."""
     log, ours = scene.root / "log", scene.root / "given.sock"
