@@ -17,6 +17,7 @@ from compliance_agent.cli import (
     server_database,
     server_enrolment,
     server_leases,
+    server_order_export,
     server_orders,
     server_people,
     server_retention,
@@ -229,4 +230,5 @@ command.add_command(server_tokens.operator_token)
 command.add_command(server_enrolment.enrol_token)
 command.add_command(server_enrolment.hosts)
 command.add_command(server_orders.order)
+server_orders.order.add_command(server_order_export.export)
 command.add_command(server_leases.leases)

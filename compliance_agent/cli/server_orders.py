@@ -242,7 +242,7 @@ def list_orders(ctx: click.Context, host: str | None, as_json: bool) -> None:
     async def look(services: Services) -> list[dict[str, Any]]:
         reader = await _reader(services)
         key_id = None if host is None else await _host(reader, host)
-        return [await _shown(services, reader, row) for row in await reader.orders(key_id)]
+        return [await shown_row(services, reader, row) for row in await reader.orders(key_id)]
 
     found = with_services(settings_of(ctx), look)
     if as_json:
@@ -286,7 +286,7 @@ async def _host(reader: SiteReader, begins: str) -> str:
 def _shown_of(ctx: click.Context, order_id: str) -> dict[str, Any]:
     async def look(services: Services) -> dict[str, Any]:
         reader = await _reader(services)
-        return await _shown(services, reader, await services.orders.find(reader, order_id))
+        return await shown_row(services, reader, await services.orders.find(reader, order_id))
 
     return with_services(settings_of(ctx), look)
 
@@ -302,7 +302,7 @@ def _local(ctx: click.Context, by: str, act: Act) -> dict[str, Any]:
     async def work(services: Services) -> dict[str, Any]:
         user = await _user(services, by)
         reader = await services.users.reader(user)
-        return await _shown(services, reader, await act(services, user, reader))
+        return await shown_row(services, reader, await act(services, user, reader))
 
     return with_services(settings_of(ctx), work)
 
@@ -311,7 +311,8 @@ def _act(ctx: click.Context, by: str, as_json: bool, act: Act) -> None:
     _say(_local(ctx, by, act), as_json)
 
 
-async def _shown(services: Services, reader: SiteReader, row: OrderRow) -> dict[str, Any]:
+async def shown_row(services: Services, reader: SiteReader, row: OrderRow) -> dict[str, Any]:
+    """An order with its marks, as `--json` shows it."""
     from compliance_agent.server.services.orders import standing
 
     marks = await reader.order_marks(row.order_id)

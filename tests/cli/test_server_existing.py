@@ -49,6 +49,7 @@ DECISIONS: dict[str, list[str] | None] = {
     "order baseline": ["TMP/baseline.yaml", "--site", "clinic-1", "--by", "j.doe"],
     "order cancel": ["0" * 32, "--by", "j.doe"],
     "order draft": ["check", "--host", "0" * 12, "--check", "time_sync", "--by", "j.doe"],
+    "order export": ["TMP/orders", "--site", "clinic-1"],
     "order key": None,  # a signer's key, on the signer's machine; of a server it knows nothing
     "order list": [],
     "order publish": ["TMP/root.json", "--by", "j.doe"],

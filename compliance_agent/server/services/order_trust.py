@@ -72,6 +72,14 @@ class OrderTrustDesk:
 
         return await self._store.write(work)
 
+    async def documents(self, site_id: str) -> list[TrustDocument]:
+        """Every root and list of a site, roots first, each in its order."""
+
+        async def work(tx: Transaction) -> list[TrustDocument]:
+            return [item for role in ("root", "keys") for item in await tx.trust(site_id, role, 1, MOST_ROOTS)]
+
+        return await self._store.write(work)
+
     async def published(self, site_id: str) -> Trust | None:
         """What is published for a site; None when nothing is."""
         return await self._store.write(lambda tx: _published(tx, site_id))
