@@ -119,6 +119,25 @@ def test_what_own_members_say_of_each_other_is_asked_again(wrong: dict[str, Any]
     assert read(alike, canonical({**document, **wrong})) is None
 
 
+def test_a_record_is_of_the_kind_that_it_was_read_as() -> None:
+    """Whoever keeps something for a kind must not take it for a record that was read in full, or for one that was refused."""
+    path, document = PLAIN[0], {**json.loads(PLAIN[0].read_bytes()), **LATER}
+    alike = learned(path)
+    kind = alike.kind
+    assert kind is not None
+    for other in (canonical({**document, "epoch": 77}), canonical({**document, "seq": 0}), b"{}"):
+        assert alike.read(canonical(document)) == document and alike.kind is kind
+        assert alike.read(other) is None and alike.kind is None
+    alike.learn(canonical({**document, "epoch": 77}), {**document, "epoch": 77})
+    another = alike.kind
+    assert another is not None and another is not kind and another != kind
+    assert alike.read(canonical(document)) == document and alike.kind is kind
+    twice = {**document, "error": document["bundle_id"]}
+    assert alike.read(canonical(twice)) is None
+    alike.learn(canonical(twice).replace(b"}", b"}" + canonical(twice), 1), twice)  # its own members stand there twice
+    assert alike.kind is None
+
+
 def test_the_kinds_that_were_seen_last_are_kept() -> None:
     document, alike = {**json.loads(PLAIN[0].read_bytes()), **LATER}, Alike(registry())
     kinds = [canonical({**document, "epoch": number}) for number in range(MOST + 1)]
