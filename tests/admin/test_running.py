@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -177,12 +176,15 @@ def test_files_that_cannot_be_used_are_refused_and_others_taken(host: Host) -> N
     assert host.figures()["compliance_agent_cycle_seconds_count",] >= 2, "counts go on in the next life"
 
 
-def test_a_profile_or_the_reason_why_not(host: Host, tmp_path: Path) -> None:
-    done = run("profile", "--seconds", "1", "--output", tmp_path / "p.txt", "--config", host.config)
-    if importlib.util.find_spec("pyinstrument") is None:
-        assert done.status == 69 and "extra `profile`" in done.line
-    else:
-        assert done.status == 0 and "run_until_complete" in (tmp_path / "p.txt").read_text()
+def test_a_profile_on_demand(host: Host, tmp_path: Path) -> None:
+    """As text, and as a page; one at a time."""
+    config, text, page = host.config, tmp_path / "p.txt", tmp_path / "p.html"
+    done = run("profile", "--seconds", "1", "--output", text, "--config", config)
+    assert done.status == 0 and "asyncio/base_events.py" in text.read_text()
+    assert run("profile", "--seconds", "1", "--output", page, "--config", config).status == 0
+    assert "<html" in page.read_text()
+    assert host.post("/profile", {"seconds": 61})[0] == 400
+    assert host.post("/profile", {"format": "pdf"})[0] == 400
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="only root can be somebody else")
