@@ -316,6 +316,56 @@ async def test_the_users_of_uplink_can_read_nothing_of_the_agents(scene: Scene) 
     assert str(scene.config.signing_key_file) in done.stdout.split()
 
 
+AS_UPLINK = """
+import os, sys
+import compliance_agent.cli.uplink  # before it becomes somebody who may not look where this interpreter is
+from compliance_agent.cli import main
+os.setgroups([]); os.setresgid({uid}, {uid}, {uid}); os.setresuid({uid}, {uid}, {uid})
+main()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become the uplink's user")
+async def test_uplink_as_its_own_user_does_its_work_with_its_own_files_alone(scene: Scene) -> None:
+    """Real uids: the agent's directory is shut to it, its own holds all that it needs, and evidence goes through."""
+    own, sockets, log = scene.root / "own", scene.root / "sockets", scene.root / "log"
+    for path in (own, sockets):
+        path.mkdir(mode=0o700)
+    assert scene.config.mcp_api_key_file is not None
+    scene.config.mcp_api_key_file.rename(own / "api-key")
+    for path in (own, own / "api-key", sockets):
+        os.chown(path, UPLINK, UPLINK)
+    for place in [scene.root, *scene.root.parents]:
+        if not place.stat().st_mode & 0o001:
+            place.chmod(0o755)
+    scene.config = dataclasses.replace(scene.config, uplink_socket=sockets / "s", mcp_api_key_file=own / "api-key")
+    with listening(scene.server) as url:
+        config = written(scene, mcp_url=url, uplink_dir=str(own))
+        config.chmod(0o644)
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-c", AS_UPLINK.format(uid=UPLINK), "uplink", "--config", config],
+                env=environment(), stdout=out, stderr=out,
+            )  # fmt: skip
+        try:
+            until(lambda: b"uplink.started" in log.read_bytes() or process.poll() is not None, 30, "uplink starts")
+            assert f"Uid:\t{UPLINK}\t{UPLINK}\t{UPLINK}" in Path(f"/proc/{process.pid}/status").read_text(), (
+                log.read_text()
+            )
+            way = UplinkTransport(Link(at_path(sockets / "s", {UPLINK})))
+            scene.way = lambda: way
+            agent = scene.agent()
+            await agent.recording.create(
+                check="", outcome=None, kind=BundleKind.HEARTBEAT, reason="as_expected", counts={"pending": 1}
+            )
+            await agent.delivery.turn(20)
+            await scene.delivered(agent)
+            assert len(scene.server.stored()) == 1, log.read_text()
+        finally:
+            process.terminate()
+            assert await asyncio.to_thread(process.wait, 20) == 0
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
 async def test_another_user_gets_no_word_from_uplink(scene: Scene) -> None:
     key = ApiKey(None)
