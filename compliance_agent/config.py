@@ -218,6 +218,10 @@ class AgentConfig:
         "Directory of uplink's own files, where privileges is split: `api-key`, `ca.pem`, `client.pem`.",
         Path("/var/lib/compliance-agent-uplink"),
     )
+    heal_socket: Path | None = setting(
+        "Socket of the root side, through which cures change the host; without it the agent does so itself, as root.",
+        None,
+    )
     run_user: str = setting(
         "User of the agent; where privileges is split, uplink serves it alone, and root.", "compliance-agent"
     )

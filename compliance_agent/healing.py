@@ -55,6 +55,9 @@ CODES = {
     **{f"check_{result.value}": "what the check said after the cure" for result in Result if result is not Result.PASS},
     LEAVE_ENDED: "the leave of the site to disturb users ran out in the middle of the cure, which was stopped and undone",
     "not_restored": "the undo reported success, and the former state is not back",
+    "heal_refused": "the root side has no leave for it: neither towards the permitted baseline nor back to what it found",
+    "heal_unreachable": "the root side could not be asked, or did not answer",
+    "not_verified": "a program reported success, and the root side found the host other than it should be",
     "recovery_pending": "a cure that was cut off has to be ended first",
     "unknown_action": "the cure that was cut off used an action that this version does not have",
     "unreadable_point": "the rollback point of the cure that was cut off is damaged",
@@ -146,6 +149,8 @@ class HealingEngine:
         table: the actions that exist; the product's own when not given.
         lease: asks for the site's lease before a disruptive cure; no lease is needed when not given.
         settle_s: waits before each look after a cure, until one passes.
+        hands: what changes the host in one cure, given what looks at it, the cure's id and the baseline's digest; the root side
+            where the configuration names its socket, else the host itself.
 
     Raises:
         ConfigError: the maintenance window cannot be used.
@@ -163,6 +168,7 @@ class HealingEngine:
         table: Mapping[str, Action] | None = None,
         lease: Lease | None = None,
         settle_s: Sequence[float] = SETTLE_S,
+        hands: Callable[[ChangingHost, str, str], ChangingHost] | None = None,
     ) -> None:
         self.config = config
         self.window = MaintenanceWindow(
@@ -178,6 +184,7 @@ class HealingEngine:
         self._given_store, self._given_clock, self._given_table = store, clock, table
         self._lease = lease
         self._settle_s = tuple(settle_s)
+        self._hands = hands
         self._one_at_a_time = asyncio.Lock()
         self._boot: tuple[str, float] | None = None
         self._opened: Database | None = None
@@ -384,7 +391,7 @@ class HealingEngine:
         self._held.pop(drift.check, None)
         log.info("healing.begun", check_id=drift.check, steps=len(chosen))
         lease = self._lease if drift.plan.disruptive else None
-        world = replace(self._world(), leave_s=lease.left_s if lease is not None else None)
+        world = replace(self._world(point), leave_s=lease.left_s if lease is not None else None)
         await world.journal.begin(point)
         result = await Transaction(world, point, chosen, self._for_people(point.check)).run()
         self._log_end(result)
@@ -490,7 +497,7 @@ class HealingEngine:
         except RuntimeError:  # another version of the product wrote it: this one cannot undo what it does not know
             return await self._abandon(point, "unknown_action")
         people, again = self._for_people(point.check), await self._down_again(point)
-        result = await Transaction(self._world(), point, chosen, people, recovered=True, last_time=again).resume()
+        result = await Transaction(self._world(point), point, chosen, people, recovered=True, last_time=again).resume()
         self._log_end(result)
         return result
 
@@ -523,7 +530,7 @@ class HealingEngine:
             found=point.found,
             point_id=point.id,
         )
-        await self._world().journal.close(point, "undo_failed", result, reject=True)
+        await self._world(point).journal.close(point, "undo_failed", result, reject=True)
         return result
 
     # Small things
@@ -532,8 +539,18 @@ class HealingEngine:
         entry = self.baseline.entries.get(check)
         return entry.check.spec.for_people if entry is not None else ()
 
-    def _world(self) -> World:
-        return World(self.host, self._observe, self.store.journal, self.clock, self._settle_s)
+    def _world(self, point: RollbackPoint) -> World:
+        host = self._acting(point.id)
+        return World(host, self._observe, self.store.journal, self.clock, self._settle_s)
+
+    def _acting(self, cure: str) -> ChangingHost:
+        """What changes the host in this cure."""
+        if self._hands is None and self.config.heal_socket is not None:
+            from compliance_agent.adapters.heal_host import HealHost, Root
+
+            root = Root(self.config.heal_socket)
+            self._hands = lambda host, cure, baseline: HealHost(host, root.ask, cure, baseline)
+        return self.host if self._hands is None else self._hands(self.host, cure, self.baseline.sha256)
 
     async def _observe(self, check_id: str) -> DriftResult:
         if self._given_observe is not None:

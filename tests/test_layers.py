@@ -87,6 +87,7 @@ LAYERS: dict[str, str] = {
     "log_level": "stages",
     "logs": "tools",
     "packet": "thinking",
+    "permits": "thinking",
     "packet.build": "wiring",
     "packet.choosing": "wiring",
     "packet.kept": "stages",

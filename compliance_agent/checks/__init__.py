@@ -25,5 +25,6 @@ def registry() -> dict[str, Check]:
         if spec.id in found or spec.id != module_info.name:
             raise RuntimeError(f"checks/{module_info.name}.py: id {spec.id!r} is taken or is not the file's name")
         propose = getattr(module, "propose", None)
-        found[spec.id] = Check(spec, module.observe, module.judge, module.plan, module.CASES, propose)
+        permits = getattr(module, "permits", None)
+        found[spec.id] = Check(spec, module.observe, module.judge, module.plan, module.CASES, propose, permits)
     return dict(sorted(found.items()))

@@ -12,7 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from compliance_agent.checks.files import read_whole
-from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, Proposal, failed, passed, unknown
+from compliance_agent.checks.spec import (
+    UNREADABLE,
+    Case,
+    CheckSpec,
+    Citation,
+    Permits,
+    Proposal,
+    failed,
+    passed,
+    unknown,
+)
 from compliance_agent.core import sudoers
 from compliance_agent.core.passwd import (
     Account,
@@ -341,6 +351,11 @@ def plan(baseline: Parameters, seen: Observation) -> Plan | None:
     if judge(baseline, seen).reason != "empty_passwords":
         return None
     return Plan(CHECK.id, (Step("lock_empty_passwords"),), disruptive=True, disturbs="locks_accounts")
+
+
+def permits(baseline: Parameters) -> Permits:
+    """Lock accounts; the root side sees for itself which of them need no password."""
+    return {"may": ["accounts"]}
 
 
 GOOD = Observation(

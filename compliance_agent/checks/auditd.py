@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from compliance_agent.checks.files import read_whole
-from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, failed, passed, unknown
+from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, Permits, failed, passed, unknown
 from compliance_agent.checks.units import UNIT, unit_word
 from compliance_agent.core import auditd
 from compliance_agent.core.tools import answered, unparsable
@@ -269,6 +269,11 @@ def plan(baseline: Parameters, seen: Observation) -> Plan | None:
     if _loadable(baseline, seen):
         steps.append(Step("load_audit_rules", {}))
     return Plan(CHECK.id, tuple(steps)) if steps else None
+
+
+def permits(baseline: Parameters) -> Permits:
+    """Switch auditing on, and load the host's own rules."""
+    return {"may": ["audit"]}
 
 
 GOOD = Observation("active", True, False, True, 0, 0, 8192, 4, "0" * 64, (), (), 0, False, 1, 0, "email", "keep_logs")

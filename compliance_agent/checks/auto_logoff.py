@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, failed, passed, unknown
+from compliance_agent.checks.spec import (
+    UNREADABLE,
+    Case,
+    CheckSpec,
+    Citation,
+    Permits,
+    failed,
+    lines_of,
+    passed,
+    unknown,
+)
 from compliance_agent.core import idle
 from compliance_agent.core.tools import answered
 from compliance_agent.errors import CannotTell
@@ -194,6 +204,15 @@ def plan(baseline: Parameters, seen: Observation) -> Plan | None:
     if reason in {"shell_not_ended", "shell_changeable"}:
         return Plan(CHECK.id, (shell, logind) if late else (shell,))
     return Plan(CHECK.id, (logind,)) if reason == "session_not_ended" else None
+
+
+def permits(baseline: Parameters) -> Permits:
+    """The two files, as they are written."""
+    files = {
+        baseline.shell_file: lines_of(idle.shell_file(baseline.max_idle_s)),
+        baseline.logind_file: lines_of(idle.logind_file(baseline.max_idle_s)),
+    }
+    return {"files": files, "may": ["logind"]}
 
 
 GOOD = Observation(900, True, True, 900, desktop=False)

@@ -10,7 +10,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, Proposal, failed, passed, unknown
+from compliance_agent.checks.spec import (
+    UNREADABLE,
+    Case,
+    CheckSpec,
+    Citation,
+    Permits,
+    Proposal,
+    failed,
+    passed,
+    unknown,
+)
 from compliance_agent.core import nftables
 from compliance_agent.core.nft_openings import openings
 from compliance_agent.core.tools import answered
@@ -160,6 +170,11 @@ def plan(baseline: Parameters, seen: Observation) -> Plan | None:
         return None
     ports = {"allow_tcp": ",".join(baseline.allow_tcp), "allow_udp": ",".join(baseline.allow_udp)}
     return Plan(CHECK.id, (Step("load_ruleset", ports),))
+
+
+def permits(baseline: Parameters) -> Permits:
+    """The table, as it is loaded; none can be made from a digest alone."""
+    return {"ruleset": nftables.generate(baseline.allow_tcp, baseline.allow_udp)} if baseline.lists else {}
 
 
 _GOOD = Observation(

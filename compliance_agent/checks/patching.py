@@ -14,7 +14,17 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from compliance_agent.checks.files import is_there
-from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, Proposal, failed, passed, unknown
+from compliance_agent.checks.spec import (
+    UNREADABLE,
+    Case,
+    CheckSpec,
+    Citation,
+    Permits,
+    Proposal,
+    failed,
+    passed,
+    unknown,
+)
 from compliance_agent.core import packages
 from compliance_agent.core.tools import answered, unparsable
 from compliance_agent.errors import CannotTell
@@ -364,6 +374,13 @@ def plan(baseline: Parameters, seen: Observation) -> Plan | None:
             step = Step("switch_generation", {"generation": target})
             return Plan(CHECK.id, (step,), disruptive=True, disturbs="restarts_services", target=f"generation_{target}")
     return None
+
+
+def permits(baseline: Parameters) -> Permits:
+    """The one package manager, and the stamp that says when all its sources answered."""
+    if baseline.manager == "apt":
+        return {"may": ["apt"], "files": {packages.APT_STAMP: []}}
+    return {"may": ["nix" if baseline.manager == "nixos" else baseline.manager]}
 
 
 def _target_updates(seen: Observation) -> str:

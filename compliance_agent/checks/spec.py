@@ -5,6 +5,7 @@
     def judge(baseline: Parameters, seen: Observation) -> Verdict           pure
     def plan(baseline: Parameters, seen: Observation) -> Plan | None        pure; only asked after a `fail`
     CASES = (Case(...), ...)                                                  the check's own examples, run by `make check`
+    def permits(baseline: Parameters) -> Permits   optional: what the root side may do for the cure
     async def propose(host: Host) -> Proposal      optional: parameters that this host is like, for `baseline init`; only looks
 
 `observe` raises `CannotTell` (or lets one from the host pass) when it could not look; a fact it could not read while others
@@ -139,6 +140,8 @@ class CheckSpec:
 
 
 Proposal = Mapping[str, "str | tuple[str, ...]"]
+# By field of `heal/permits.py`: files (path -> lines), modes (path -> bits), ruleset (text), may (tokens).
+Permits = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,7 @@ class Check:
     plan: Callable[[Any, Any], Plan | None]
     cases: Sequence[Case]
     propose: Callable[[Host], Awaitable[Proposal]] | None = None
+    permits: Callable[[Any], Permits] | None = None
 
     @property
     def id(self) -> str:
@@ -172,6 +176,11 @@ def judge_seen(check: Check, baseline: object, seen: object) -> Verdict:
     if verdict.result is Result.EXCEPTION:
         raise RuntimeError(f"{check.id} judged an exception; exceptions are approved by people")
     return verdict
+
+
+def lines_of(content: bytes) -> list[dict[str, str]]:
+    """Permission to write a file of exactly these lines."""
+    return [{"line": line} for line in content.decode("ascii").splitlines()]
 
 
 def passed(sentence: str = "as expected") -> Verdict:

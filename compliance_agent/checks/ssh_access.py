@@ -18,6 +18,7 @@ from compliance_agent.checks.spec import (
     Case,
     CheckSpec,
     Citation,
+    Permits,
     Proposal,
     failed,
     not_applicable,
@@ -440,6 +441,24 @@ def plan(baseline: Parameters, seen: Observation) -> Plan | None:
     if reason == "host_key_exposed" and closing:
         return Plan(CHECK.id, (*closing, *reloading))
     return Plan(CHECK.id, reloading) if reason == "reload_needed" else None
+
+
+def permits(baseline: Parameters) -> Permits:
+    """The policy, with those of its algorithms that this host's OpenSSH knows; and private keys that root alone reads."""
+    policy = {kind: getattr(baseline, kind) for kind in ("ciphers", "macs", "kex")}
+    content = sshd.drop_in(passwords=baseline.allow_passwords, root_login=baseline.root_login, **policy)
+    return {
+        "files": {baseline.drop_in: [_permitted(line) for line in content.decode("ascii").splitlines()]},
+        "modes": dict.fromkeys(baseline.host_keys, 0o600),
+    }
+
+
+def _permitted(line: str) -> dict[str, str | list[str]]:
+    keyword, _, rest = line.partition(" ")
+    if keyword in {"Ciphers", "MACs", "KexAlgorithms"}:
+        return {"key": f"{keyword} ", "of": rest.split(",")}
+    # Where every way in needs a key anyway, the plan leaves passwords as they are.
+    return {"maybe" if keyword in {"PasswordAuthentication", "KbdInteractiveAuthentication"} else "line": line}
 
 
 GOOD = Observation(

@@ -10,7 +10,17 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field, replace
 
-from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, Proposal, failed, passed, unknown
+from compliance_agent.checks.spec import (
+    UNREADABLE,
+    Case,
+    CheckSpec,
+    Citation,
+    Permits,
+    Proposal,
+    failed,
+    passed,
+    unknown,
+)
 from compliance_agent.checks.units import UNIT, unit_word
 from compliance_agent.core.timekeeping import (
     SAMPLES,
@@ -181,6 +191,11 @@ def plan(baseline: Parameters, seen: Observation) -> Plan | None:
         steps = (Step("step_clock"), wait)
         return Plan(CHECK.id, steps, disruptive=True, disturbs="steps_clock")
     return None
+
+
+def permits(baseline: Parameters) -> Permits:
+    """Step the clock."""
+    return {"may": ["clock"]}
 
 
 GOOD = Observation("active", True, -1705, 78_430, 3, 35, True, "chrony", -1211, 80_001)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from compliance_agent.checks.files import read_whole
-from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, failed, passed, unknown
+from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, Permits, failed, passed, unknown
 from compliance_agent.core import tls
 from compliance_agent.core.tools import answered
 from compliance_agent.errors import CannotTell
@@ -201,6 +201,11 @@ def plan(baseline: Parameters, seen: Observation) -> Plan | None:
     if judge(baseline, seen).reason != "key_open":
         return None
     return Plan(CHECK.id, tuple(Step("set_mode", {"path": path, "mode": KEY_MODE}) for path in seen.keys_open or ()))
+
+
+def permits(baseline: Parameters) -> Permits:
+    """Close the listed keys."""
+    return {"modes": {path: int(KEY_MODE, 8) for path in baseline.keys}}
 
 
 GOOD = Observation((), (), (), (), (), (), 60, (), 60, (), ())

@@ -1,4 +1,4 @@
-"""`compliance-agent baseline lint|show|diff|init|sign`: what a baseline file says, whether it can be used, and whose word it is."""
+"""`compliance-agent baseline lint|show|diff|init|sign|permit`: what a baseline says, whether it can be used, whose word it is."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from compliance_agent import permits
 from compliance_agent.adapters import runner
 from compliance_agent.adapters.clock import SystemClock
 from compliance_agent.adapters.durable import read_file, write_file
@@ -34,6 +35,7 @@ from compliance_agent.models import Mode, Result
 from compliance_agent.proposal import propose, text_of
 from compliance_agent.words import nearest
 
+PERMITS = Path("/etc/msp/permits.json")
 LONGEST_EXCEPTION = timedelta(days=366)
 SOON = timedelta(days=30)
 
@@ -50,7 +52,7 @@ REMARKS = {
 
 @click.group(cls=Suggesting)
 def command() -> None:
-    """Look at a baseline: lint, show, compare, propose, sign."""
+    """Look at a baseline: lint, show, compare, propose, sign, permit."""
 
 
 @command.command()
@@ -223,6 +225,26 @@ def sign(path: Path, key_path: Path) -> None:
         click.echo(f"made a key: {key_path}; its public half for the hosts: {public}", err=True)
     write_file(signature_path(path), signer.sign(raw), 0o644)
     click.echo(f"signed baseline {baseline.version} ({baseline.sha256[:16]}) with key {signer.key_id[:16]}")
+
+
+@command.command()
+@click.argument("out", required=False, type=PATH, default=PERMITS)
+@config_option
+@click.pass_context
+def permit(ctx: click.Context, out: Path, config_path: Path | None) -> None:
+    """Write what the root side may do under the host's baseline to OUT, or to /etc/msp/permits.json.
+
+    Run it as root, after each change of the baseline.
+
+    Only what the baseline enforces is permitted. The root side takes the file only when it is root's, in directories of root's.
+    """
+    baseline = _baseline(None, config_path)
+    write_file(out, permits.written(baseline), 0o644)
+    found = permits.permits_of(baseline)
+    click.echo(
+        f"permitted under baseline {baseline.version} ({baseline.sha256[:16]}): {len(found['units'])} units, "
+        f"{len(found['files'])} files, {len(found['modes'])} modes, {', '.join(found['may']) or 'nothing else'}"
+    )
 
 
 def _baseline(path: Path | None, config_path: Path | None) -> Baseline:

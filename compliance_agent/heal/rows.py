@@ -98,7 +98,7 @@ class Row:
         check: raises `Refused` when there is no leave.
         do: changes the machine; what a program said.
         undo: how it is taken back, or why it is not.
-        keep: makes durable what it is about to change.
+        keep: makes durable what it is about to change, where root names it.
         verify: whether the machine is now as it should be; asked when `do` went well.
         deadline_s: of the whole.
     """
@@ -112,13 +112,13 @@ class Row:
 
 
 def act(row: Row, work: Work) -> Ran:
-    """Check, keep, do, verify.
+    """Keep, check, do, verify. It looks first, so that to leave things as they are counts as a way back.
 
     Raises:
         Refused, Failed, Unclear: and then nothing, or not all, was changed.
     """
-    row.check(work)
     row.keep(work)
+    row.check(work)
     ran = row.do(work, row.deadline_s) or Ran(0, b"", b"")
     if ran.exit == 0 and not row.verify(work):
         raise Failed("not_verified")
@@ -171,7 +171,8 @@ def _may_remove(work: Work) -> None:
 
 
 def _keep_file(work: Work) -> None:
-    work.found.keep("files", work.args["path"], lambda: _file(work, work.args["path"]))
+    if work.args["path"] in work.permits.files:
+        work.found.keep("files", work.args["path"], lambda: _file(work, work.args["path"]))
 
 
 def _mode(work: Work) -> int:
@@ -187,20 +188,17 @@ def _may_chmod(work: Work) -> None:
 
 
 def _keep_mode(work: Work) -> None:
-    work.found.keep("modes", work.args["path"], lambda: _mode(work))
+    if work.args["path"] in work.permits.modes:
+        work.found.keep("modes", work.args["path"], lambda: _mode(work))
 
 
 def _may_make(work: Work) -> None:
     parents = {str(PurePosixPath(path).parent) for path in work.permits.files}
-    work.refuse_unless(work.args["path"] in parents and work.machine.stat(work.args["path"]) is None)
-
-
-def _make(work: Work, _deadline_s: float) -> None:
-    work.machine.make_directory(work.args["path"])
+    work.refuse_unless(work.args["path"] in parents and _gone(work))
 
 
 def _keep_made(work: Work) -> None:
-    work.found.keep("made", work.args["path"], lambda: True)
+    work.found.keep("made", work.args["path"], lambda: _gone(work))
 
 
 # Units
@@ -268,7 +266,7 @@ def _may_load(work: Work) -> None:
 
 def _rules(work: Work) -> dict[str, str]:
     """Our table as text, empty when it is not there."""
-    listed = _answer(work, ("nft", "-j", "list", "tables")).text
+    listed = _answer(work, ("nft", "-s", "-j", "list", "ruleset")).text
     try:
         tables = [item["table"] for item in json.loads(listed)["nftables"] if "table" in item]
         there = any((table["family"], table["name"]) == RULES_TABLE for table in tables)
@@ -278,7 +276,7 @@ def _rules(work: Work) -> dict[str, str]:
 
 
 def _keep_rules(work: Work) -> None:
-    if work.args["how"] == "load":
+    if work.permits.ruleset is not None:
         work.found.keep("ruleset", "table", lambda: _rules(work))
 
 
@@ -326,6 +324,8 @@ def _may_audit(work: Work) -> None:
 
 
 def _keep_audit(work: Work) -> None:
+    if "audit" not in work.permits.may:
+        return
     if work.args["verb"] == "on":
         work.found.keep("audit", "enabled", lambda: _audit_enabled(work))
     if work.args["verb"] == "load":
@@ -360,8 +360,9 @@ def _may_account(work: Work) -> None:
 
 
 def _keep_account(work: Work) -> None:
-    if work.args["verb"] == "lock":
-        work.found.keep("accounts", work.args["name"], lambda: _day_of_empty(work, work.args["name"]))
+    day = _day_of_empty(work, work.args["name"]) if "accounts" in work.permits.may else None
+    if day is not None and work.args["verb"] == "lock":
+        work.found.keep("accounts", work.args["name"], lambda: day)
 
 
 def _account(work: Work, deadline_s: float) -> Ran:
@@ -383,6 +384,8 @@ def _may_select(work: Work) -> None:
 
 
 def _keep_system(work: Work) -> None:
+    if "nix" not in work.permits.may:
+        return
     running = _answer(work, ("readlink", "-f", "/run/current-system")).text.strip()
     work.found.keep("system", "generation", lambda: _generation(work))
     work.found.keep("system", "running", lambda: running)
@@ -431,7 +434,7 @@ ROWS: Mapping[str, Row] = {
         _keep_mode,
         lambda work: _mode(work) == work.args["mode"],
     ),
-    "mkdir": Row(_may_make, _make, "rmdir", _keep_made, lambda work: not _gone(work)),
+    "mkdir": Row(_may_make, _calls("make_directory"), "rmdir", _keep_made, lambda work: not _gone(work)),
     "rmdir": Row(
         lambda work: work.refuse_unless(work.found.get("made", work.args["path"])),
         _calls("remove_directory"),

@@ -28,7 +28,7 @@ from compliance_agent.errors import CannotTell, StepFailed
 from compliance_agent.lab.faults import GARBAGE
 from compliance_agent.lab.host import FakeHost
 from compliance_agent.models import ClockState, DriftResult, Mode, Plan, Result, Step
-from compliance_agent.ports import FileStat, Ran, UnitState
+from compliance_agent.ports import ChangingHost, FileStat, Ran, UnitState
 from compliance_agent.remedies.plan import resolve
 from compliance_agent.remedies.spec import Action
 
@@ -417,39 +417,46 @@ async def heals(
     reason: str,
     table: Mapping[str, Action],
     parameters: Mapping[str, Any] | None = None,
+    hands: ChangingHost | None = None,
 ) -> Plan:
-    """Seen as failed for `reason`, planned, applied: passes. Applied again: nothing changes. Undone, twice: as it was."""
+    """Seen as failed for `reason`, planned, applied: passes. Applied again: nothing changes. Undone, twice: as it was.
+
+    `hands` is what changes the host, where that is not the host itself.
+    """
+    acting = host if hands is None else hands
     drifted = fingerprint(host, settled=True)
     result = await seen_by(check, host, **(parameters or {}))
     assert (result.result, result.reason) == (Result.FAIL, reason), f"{check.id}: {result.verdict}"
     assert result.plan is not None, f"{check.id}: no plan for {reason}"
     steps = list(zip(resolve(result.plan, table), result.plan.steps, strict=True))
-    captured = [json.loads(json.dumps(await action.capture(host, step.args))) for action, step in steps]
+    captured = [json.loads(json.dumps(await action.capture(acting, step.args))) for action, step in steps]
     assert not host.changed, "capture changed the host"
     for action, step in steps:
-        await action.apply(host, step.args)
+        await action.apply(acting, step.args)
     after = await seen_by(check, host, **(parameters or {}))
     assert after.result is Result.PASS, f"{check.id}: cured, and found {after.verdict}"
-    await _applied_again_changes_nothing(host, steps)
+    await _applied_again_changes_nothing(host, acting, steps)
     for _ in range(2):
         for (action, step), former in zip(reversed(steps), reversed(captured), strict=True):
-            await _undone(host, action, step, former)
+            await _undone(acting, action, step, former)
         assert fingerprint(host, settled=True) == drifted, f"{check.id}: undo did not bring the former state back"
     for (action, step), former in zip(steps, captured, strict=True):
-        again = json.loads(json.dumps(await action.capture(host, step.args)))
+        again = json.loads(json.dumps(await action.capture(acting, step.args)))
         assert action.undo_is_empty or action.restored(former, again), f"{action.id}: not restored"
     return result.plan
 
 
-async def _undone(host: FakeHost, action: Action, step: Step, former: Any) -> None:
+async def _undone(host: ChangingHost, action: Action, step: Step, former: Any) -> None:
     try:
         await action.undo(host, step.args, former)
     except StepFailed as error:  # what cannot be taken back says so, and has said why
         assert (error.code, bool(action.undo_is_empty)) == ("not_reversible", True), f"{action.id}: {error}"
 
 
-async def _applied_again_changes_nothing(host: FakeHost, steps: Sequence[tuple[Action, Step]]) -> None:
+async def _applied_again_changes_nothing(
+    host: FakeHost, acting: ChangingHost, steps: Sequence[tuple[Action, Step]]
+) -> None:
     cured = fingerprint(host, settled=False)
     for action, step in steps:
-        await action.apply(host, step.args)
+        await action.apply(acting, step.args)
     assert fingerprint(host, settled=False) == cured, "applied again, and the host changed"

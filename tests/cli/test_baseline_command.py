@@ -172,3 +172,12 @@ def test_init_writes_a_baseline_that_lint_can_use_and_never_over_a_file(tmp_path
     again = run("baseline", "init", out)
     assert again.status == 2 and "--force" in again.err
     assert run("baseline", "init", "--version", "x y").status == 78
+
+
+def test_what_root_permits_is_written_for_the_host_baseline(tmp_path: Path) -> None:
+    """The file that `heal` reads, of the baseline that the agent is configured with."""
+    out = tmp_path / "permits.json"
+    done = run("baseline", "permit", str(out), "--config", str(configured(tmp_path)))
+    assert done.status == 0, done.err
+    assert json.loads(out.read_text())["baseline"][:16] in done.out
+    assert out.stat().st_mode & 0o777 == 0o644

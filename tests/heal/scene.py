@@ -39,7 +39,7 @@ esac
 """
 NFT = r"""
 case "$*" in
-  "-j list tables") if [ -e ROOT/table ]
+  "-s -j list ruleset") if [ -e ROOT/table ]
     then echo '{"nftables":[{"metainfo":{}},{"table":{"family":"inet","name":"compliance"}}]}'
     else echo '{"nftables":[{"metainfo":{}},{"table":{"family":"ip","name":"other"}}]}'; fi;;
   "-s list table inet compliance") cat ROOT/table;;

@@ -1,0 +1,49 @@
+"""What the root side may do on a host, made from its baseline: strict JSON for `heal`, which knows no YAML and no check.
+
+Only what is enforced is permitted, and each check says for itself (`permits` in its file) what its cure puts where: whole lines of
+files, modes, the ruleset. Units come from the parameters that say they name units.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from compliance_agent.baseline import Baseline, wanted_units
+from compliance_agent.models import Mode
+
+SCHEMA = "compliance-agent/permits/v1"
+
+
+def permits_of(baseline: Baseline) -> dict[str, Any]:
+    """The permissions as JSON values; empty but for their names where nothing is enforced."""
+    enforced = {name: entry for name, entry in baseline.entries.items() if baseline.mode_of(name) is Mode.ENFORCE}
+    whole: dict[str, Any] = {"files": {}, "modes": {}, "ruleset": None, "may": []}
+    for entry in enforced.values():
+        if entry.check.permits is not None:
+            _add(whole, entry.check.permits(entry.parameters))
+    units = {unit: want for want in ("needed", "forbidden") for unit in wanted_units(enforced, want)}
+    return {
+        "schema": SCHEMA,
+        "baseline": baseline.sha256,
+        "version": baseline.version,
+        **whole,
+        "may": sorted(set(whole["may"])),
+        "units": units,
+    }
+
+
+def written(baseline: Baseline) -> bytes:
+    """The file, the same bytes for the same baseline."""
+    return json.dumps(permits_of(baseline), indent=1, sort_keys=True).encode("ascii") + b"\n"
+
+
+def _add(whole: dict[str, Any], permitted: Mapping[str, Any]) -> None:
+    for name, value in permitted.items():
+        if isinstance(value, Mapping):
+            whole[name] |= value
+        elif isinstance(value, str):
+            whole[name] = value
+        else:
+            whole[name] += value
