@@ -190,10 +190,13 @@ def test_the_agents_user_is_served_and_another_is_not(scene: Scene, monkeypatch:
         ours.shutdown(socket.SHUT_WR)
         assert Reader(TABLE, Side.ANSWERS).feed(all_of(ours))[0].kind == "done"
     (scene.root / "heal.sock").unlink()
-    with served(scene, {os.geteuid() + 1}) as connect, connect() as ours:
-        with suppress(ConnectionResetError, BrokenPipeError):
-            ours.sendall(HELLO + asked("clock"))
-            assert all_of(ours) == b""
+    with (
+        served(scene, {os.geteuid() + 1}) as connect,
+        connect() as ours,
+        suppress(ConnectionResetError, BrokenPipeError),
+    ):
+        ours.sendall(HELLO + asked("clock"))
+        assert all_of(ours) == b""
     assert len(scene.calls()) == 1
 
 
