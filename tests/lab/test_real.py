@@ -219,11 +219,12 @@ def test_progress_on_a_terminal_says_what_is_under_way() -> None:
 
 
 HOST = {"host": "clinic-01", "bundles": 3, "receipts": 3, "problems": [], "ok": True}
+SERVED = {"step": "killed", "ok": True}
 FOUGHT = {"undone": 60, "heals": 5, "alarms": 1, "ok": True}
 
 
 def test_a_run_is_right_when_everything_in_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    result = document([judge(ROW, seen(bundle()))], FOUGHT, [HOST], 9.0)
+    result = document([judge(ROW, seen(bundle()))], FOUGHT, [SERVED], [HOST], 9.0)
     assert result["ok"]
     show(result)
     assert capsys.readouterr().out.splitlines()[-1] == (
@@ -232,18 +233,19 @@ def test_a_run_is_right_when_everything_in_it_is(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(
-    ("row", "observed", "fought", "host"),
+    ("row", "observed", "fought", "served", "host"),
     [
-        (ROW, seen(), FOUGHT, HOST),
-        (ROW, seen(bundle(), truth=False), FOUGHT, HOST),
-        (ROW, seen(bundle()), {**FOUGHT, "ok": False}, HOST),
-        (ROW, seen(bundle()), FOUGHT, {**HOST, "ok": False}),
+        (ROW, seen(), FOUGHT, SERVED, HOST),
+        (ROW, seen(bundle(), truth=False), FOUGHT, SERVED, HOST),
+        (ROW, seen(bundle()), {**FOUGHT, "ok": False}, SERVED, HOST),
+        (ROW, seen(bundle()), FOUGHT, {**SERVED, "ok": False}, HOST),
+        (ROW, seen(bundle()), FOUGHT, SERVED, {**HOST, "ok": False}),
     ],
 )
 def test_a_run_with_one_thing_wrong_is_wrong(
-    row: Row, observed: Observed, fought: dict[str, Any], host: dict[str, Any]
+    row: Row, observed: Observed, fought: dict[str, Any], served: dict[str, Any], host: dict[str, Any]
 ) -> None:
-    assert not document([judge(row, observed)], fought, [host], 9.0)["ok"]
+    assert not document([judge(row, observed)], fought, [served], [host], 9.0)["ok"]
 
 
 def told(**changed: Any) -> dict[str, Any]:

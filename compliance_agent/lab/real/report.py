@@ -66,11 +66,15 @@ class Progress:
 
 
 def document(
-    judged: Sequence[Judged], fought: dict[str, Any] | None, evidence: Sequence[dict[str, Any]], seconds: float
+    judged: Sequence[Judged],
+    fought: dict[str, Any] | None,
+    service: Sequence[dict[str, Any]] | None,
+    evidence: Sequence[dict[str, Any]],
+    seconds: float,
 ) -> dict[str, Any]:
     """The whole result."""
     false_healed, blind = sum(line.false_healed for line in judged), sum(line.blind_pass for line in judged)
-    right = not any(line.differences for line in judged) and all(item["ok"] for item in evidence)
+    right = not any(line.differences for line in judged) and all(item["ok"] for item in (*evidence, *(service or ())))
     return {
         "schema": SCHEMA,
         "ok": right and not false_healed and not blind and (fought is None or fought["ok"]),
@@ -80,6 +84,7 @@ def document(
         "blind_passes": blind,
         "seconds": round(seconds, 1),
         "opponent": fought,
+        "service": None if service is None else list(service),
         "evidence": list(evidence),
         "rows": [
             {
@@ -119,6 +124,8 @@ def show(result: dict[str, Any]) -> None:
             f"opponent: undone {fought['undone']} times, {fought['heals']} cures, then {fought['alarms']} alarm(s)"
             f"{'' if fought['ok'] else '; NOT AS IT MUST BE'}"
         )
+    for line in result["service"] or ():
+        click.echo(f"service: {line['step']}: {'ok' if line['ok'] else 'NOT AS IT MUST BE'}")
     click.echo(
         f"{result['rows_total']} rows, {result['rows_different']} differ; {result['blind_passes']} passes where the probe could "
         f"not look, {result['false_healed']} false healed; {result['seconds']} s"

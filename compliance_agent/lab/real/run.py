@@ -24,6 +24,7 @@ from compliance_agent.lab.real import install, matrix, recipe
 from compliance_agent.lab.real.enclosure import enclosed
 from compliance_agent.lab.real.host import Host
 from compliance_agent.lab.real.judge import Judged
+from compliance_agent.lab.real.lifecycle import lived, removed
 from compliance_agent.lab.real.machine import Machine
 from compliance_agent.lab.real.network import Network
 from compliance_agent.lab.real.opponent import fight
@@ -228,7 +229,11 @@ def _run(asked: Asked, scratch: Path) -> dict[str, Any]:
     def opponent() -> tuple[dict[str, Any], dict[str, Any]]:
         made = host(99, tuple(table for table in matrix.TABLES if table.check == "firewall"), install.OPPONENT)
         progress.begin(made.name, "is fought")
-        return fight(made), made.verified()
+        fought = fight(made)
+        progress.begin(made.name, "is reloaded, killed, hung and stopped")
+        lines = lived(made)
+        evidence = made.verified()
+        return {**fought, "service": lines + removed(made)}, evidence
 
     shares = matrix.spread(asked.tables, asked.hosts)
     pool = ThreadPoolExecutor(len(shares) + 2)  # never waited for: when this process ends, the enclosure ends all of it
@@ -243,7 +248,9 @@ def _run(asked: Asked, scratch: Path) -> dict[str, Any]:
     evidence = [future.result()[1] for future in every]
     order = {row.name: place for place, row in enumerate(matrix.ROWS)}
     judged.sort(key=lambda line: order.get(line.row.name, len(order)))
-    return document(judged, fought.result()[0] if fought else None, evidence, time.monotonic() - started)
+    last = fought.result()[0] if fought else None
+    service = last.pop("service") if last else None
+    return document(judged, last, service, evidence, time.monotonic() - started)
 
 
 def _row(host: Host, table: Table, index: int, progress: Progress) -> Judged:
