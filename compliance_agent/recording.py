@@ -2,7 +2,8 @@
 
 Every change of verdict, every remediation, every refusal whose reason changed, every drill, and heartbeats. An unchanged drift is
 not recorded again each cycle. What was last recorded of each check survives a restart. What could not be recorded is kept and
-tried again with the next iteration: what was seen on a host, or done to it, must not go unsaid.
+tried again with the next iteration: what was seen on a host, or done to it, must not go unsaid. What could not be kept either (a
+verdict that another one followed, a cure too many) is counted, and one signed record says how many and over which time.
 """
 
 from __future__ import annotations
@@ -47,6 +48,15 @@ class Done:
     order_id: str | None = None
 
 
+@dataclass(frozen=True)
+class Gap:
+    """What could not be recorded, nor kept until it could: how many, from when to when."""
+
+    count: int
+    since: datetime
+    until: datetime
+
+
 class Parts(Protocol):
     """What recording needs of the agent, read anew each time: parts may be replaced."""
 
@@ -73,6 +83,7 @@ class Recording:
         self._submit = submit
         self._recorded = state.recorded()
         self._unrecorded: list[Done] = []
+        self._gap: Gap | None = None
         self._unrecorded_verdicts: dict[str, DriftResult] = {}
         self._unheld: set[str] = set()  # what could not be recorded, so that it is logged once
         self._paths: dict[str, tuple[str, str]] = {}  # of bundles that are stored and not yet submitted
@@ -81,7 +92,9 @@ class Recording:
 
     def tell(self, drift: DriftResult) -> None:
         """Say a verdict that is not the one that was recorded last."""
-        self._unrecorded_verdicts.pop(drift.check, None)
+        kept_back = self._unrecorded_verdicts.pop(drift.check, None)
+        if kept_back is not None and (kept_back.result, kept_back.reason) != (drift.result, drift.reason):
+            self._lost(kept_back.observed_at)
         known = self._recorded.get(drift.check)
         if known is None or (known.result, known.reason) != (drift.result, drift.reason):
             if drift.drifted:
@@ -131,7 +144,9 @@ class Recording:
         try:
             evidence = await self._remediation(done)
         except Exception as error:
-            self._unrecorded = [*self._unrecorded, done][-MOST_UNRECORDED:]
+            self._unrecorded.append(done)
+            if len(self._unrecorded) > MOST_UNRECORDED:
+                self._lost(self._unrecorded.pop(0).start)
             self._say_unrecorded(done.drift.check, error)
         else:
             await self.submitted(evidence)
@@ -153,6 +168,34 @@ class Recording:
         verdicts, self._unrecorded_verdicts = self._unrecorded_verdicts, {}
         for drift in verdicts.values():
             await self.verdict(drift)
+        await self._say_gap()
+
+    def _lost(self, at: datetime | None) -> None:
+        now, gap = self._parts.clock.now(), self._gap
+        since = gap.since if gap is not None else min(at or now, now)
+        self._gap = Gap(gap.count + 1 if gap is not None else 1, since, max(since, now))
+
+    async def _say_gap(self) -> None:
+        """Once there is room again: one record of how much is missing, and over which time."""
+        gap = self._gap
+        if gap is None or self._unrecorded or self._unrecorded_verdicts:
+            return
+        try:
+            evidence = await self.create(
+                check="",
+                outcome=None,
+                kind=BundleKind.INCIDENT,
+                reason="not_recorded",
+                counts={"gaps": gap.count},
+                timestamp_start=gap.since,
+                timestamp_end=gap.until,
+            )
+        except Exception as error:
+            self._say_unrecorded("", error)
+            return
+        self._gap = None
+        log.error("evidence.gap_recorded", count=gap.count, bundle_id=evidence.bundle_id)
+        await self.submitted(evidence)
 
     async def _remediation(self, done: Done) -> EvidenceBundle:
         drift, remediation = done.drift, done.remediation

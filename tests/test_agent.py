@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from compliance_agent import recording
 from compliance_agent.agent import ComplianceAgent
 from compliance_agent.errors import ConfigError, StorageFull
 from compliance_agent.models import STATS, DriftResult, Outcome, RemediationResult, Result, Verdict
@@ -238,6 +240,36 @@ async def test_what_cannot_be_recorded_is_recorded_later_and_once(scene: Scene) 
     await scene.cycle(agent, 2)
     said = [(item["check"], item["result"], item["outcome"]) for item in scene.documents()][4:]
     assert sorted(said) == [("logging", "unknown", None), ("time_sync", "fail", "success")]
+
+
+async def test_what_is_lost_on_a_full_disk_leaves_a_signed_gap(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verdict that another one followed, and cures too many to keep: how many, and over which time; said once."""
+    monkeypatch.setattr(recording, "MOST_UNRECORDED", 2)
+    agent = scene.agent()
+    await scene.cycle(agent)
+    store = agent.evidence_generator.store_evidence
+
+    async def full(*_: object) -> None:
+        raise StorageFull("no room")
+
+    agent.evidence_generator.store_evidence = full
+    began = scene.clock.now()
+    scene.detector.standing["logging"] = Verdict(Result.UNKNOWN, "timed_out")
+    await scene.cycle(agent)
+    scene.detector.fix("logging")  # nobody will ever record that it could not tell
+    await scene.cycle(agent)
+    for _ in range(3):  # the oldest of three cures is one too many
+        scene.detector.drift("time_sync")
+        await scene.cycle(agent)
+    ended = scene.clock.now()
+    agent.evidence_generator.store_evidence = store
+    await scene.cycle(agent, 3)
+    later = scene.documents()[4:]
+    assert [item["outcome"] for item in later if item["check"] == "time_sync"].count("success") == 2
+    (gap,) = [item for item in later if item["kind"] == "incident"]
+    assert (gap["reason"], gap["counts"]) == ("not_recorded", {"gaps": 2})
+    start, end = (datetime.fromisoformat(gap[f"timestamp_{name}"]) for name in ("start", "end"))
+    assert began <= start < end <= ended
 
 
 async def test_a_cure_at_a_persons_word_says_so(scene: Scene) -> None:
