@@ -68,6 +68,7 @@ from compliance_agent.recording import Done, Recording
 from compliance_agent.rotation import KeyRotation, Rotated
 from compliance_agent.shedding import Shedding
 from compliance_agent.site_lease import SiteLease
+from compliance_agent.waking import Waking, standing_of, woken_by
 from compliance_agent.witness_role import beside
 
 log = structlog.get_logger()
@@ -131,6 +132,7 @@ class ComplianceAgent(Life):
                 drift_detector if drift_detector is not None else DriftDetector(config, clock=self.clock)
             )
             self._adopt(getattr(self.drift_detector, "baseline", None))
+            self.waking = self._events()
             self.healing_engine: Any = healing_engine if healing_engine is not None else self._healing_engine()
             self.evidence_generator: Any = (
                 evidence_generator if evidence_generator is not None else self._evidence_generator()
@@ -204,6 +206,14 @@ class ComplianceAgent(Life):
             lease=SiteLease(self, self.config.state_dir) if self.config.mcp_url and self.config.leases else None,
         )
 
+    def _events(self) -> Waking | None:
+        """What wakes checks between two rounds, where the detector takes turns and its host tells of changes."""
+        detector, config = self._detector(), self.config
+        make = getattr(detector.host, "events", None) if detector is not None and config.events else None
+        if detector is None or make is None:
+            return None
+        return Waking(make(), detector, self.clock, config.event_gap_sec, config.event_looks_per_hour)
+
     def _evidence_generator(self) -> EvidenceGenerator:
         return EvidenceGenerator(
             self.config,
@@ -245,7 +255,7 @@ class ComplianceAgent(Life):
         try:
             self.progress.step(LONGEST_RECOVERY_S)
             await self.recover()
-            async with beside(self.config, self.clock):
+            async with beside(self.config, self.clock), woken_by(self.waking):
                 await self._run_loop()
         finally:
             await self._shutdown()
@@ -330,6 +340,8 @@ class ComplianceAgent(Life):
         """Look at what is due, heal and record what drifted, record what else changed, deliver."""
         started = self.clock.monotonic()
         self._iterating = True
+        if self.waking is not None:
+            self.waking.nudge()
         try:
             await self.recording.what_was_kept()
             await self.orders.record_again()
@@ -397,7 +409,7 @@ class ComplianceAgent(Life):
         self, results: Sequence[DriftResult], trigger: str = "schedule", order_id: str | None = None
     ) -> int:
         """Heal and record what these looks found; how many found drift. A check that is not listed any more is no one's."""
-        baseline = getattr(self.drift_detector, "baseline", None)
+        baseline, detector = getattr(self.drift_detector, "baseline", None), self._detector()
         if isinstance(baseline, Baseline):
             results = [drift for drift in results if drift.check in baseline.entries]
         checks = {drift.check for drift in results}
@@ -413,9 +425,10 @@ class ComplianceAgent(Life):
                 if not drift.drifted:
                     await self.recording.verdict(drift)
             for drift in drifted:
-                await self._remediate_and_record(drift, *((trigger, order_id) if order_id else ()))
+                how = detector.trigger_of(drift.check) if detector is not None and not order_id else trigger
+                await self._remediate_and_record(drift, *((how, order_id) if order_id or how != "schedule" else ()))
         except Exception:  # whatever it was: these verdicts were taken and not dealt with, so they are looked for anew
-            if (detector := self._detector()) is not None:
+            if detector is not None:
                 detector.due_again(checks)
             raise
         return len(drifted)
@@ -521,8 +534,8 @@ class ComplianceAgent(Life):
             )
 
     async def _save_statistics(self) -> None:
-        values, counts = dict(self.stats), self.counts.snapshot()
-        await self._database.call(lambda: self._state.save_statistics(values, counts))
+        values, counts, events = dict(self.stats), self.counts.snapshot(), standing_of(self.waking)
+        await self._database.call(lambda: self._state.save_statistics(values, counts, events))
 
     # Deliver
 

@@ -175,6 +175,22 @@ class AgentConfig:
         high=86_400,
     )
 
+    events: bool = setting(
+        "A change of what a check reads has that check looked at at once; the rounds go on all the same.", True
+    )
+    event_gap_sec: int = setting(
+        "Shortest time between two looks at one check that events cause, seconds; longer while they go on.",
+        1,
+        low=1,
+        high=3_600,
+    )
+    event_looks_per_hour: int = setting(
+        "Looks that events may cause in any hour, over all checks; then rounds alone, until half of them are an hour old.",
+        600,
+        low=1,
+        high=100_000,
+    )
+
     maintenance_window_start: time = setting("Local start of the window for disruptive cures, HH:MM.", time(2, 0))
     maintenance_window_end: time = setting(
         "Local end of that window, HH:MM; before the start means over midnight.", time(4, 0)

@@ -63,6 +63,7 @@ class DriftDetector:
         self._rounds = Rounds(self.check_one, self.clock)
         self._looks: Looks = {}
         self._one_look: dict[str, asyncio.Lock] = {}
+        self._woken: set[str] = set()
 
     async def check_all(self) -> list[DriftResult]:
         """Look at every check at once and wait for all of them; in the order of their ids."""
@@ -94,6 +95,22 @@ class DriftDetector:
         """From now on the host is held to this one; every check is due."""
         self.baseline = baseline
         self._rounds.due_again(baseline.entries)
+
+    def wake(self, check_id: str) -> None:
+        """Something that this check reads has changed: look at it now; its result comes with `late`."""
+        if check_id in self.baseline.entries:
+            self._woken.add(check_id)
+            self._rounds.wake(check_id)
+
+    def trigger_of(self, check_id: str) -> str:
+        """What the result that was given last was looked for by; an event is said once."""
+        told = check_id in self._woken
+        self._woken.discard(check_id)
+        return "event" if told else "schedule"
+
+    def took_s(self, check_id: str) -> float:
+        """How long the last look at this check took."""
+        return self._rounds.took_s(check_id)
 
     def host_changed(self) -> None:
         """A cure has changed the host; a look that went on meanwhile may have seen half of each."""

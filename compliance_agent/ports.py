@@ -7,7 +7,7 @@ looks raises `CannotTell` when there is no answer, and nothing else; every metho
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -17,6 +17,7 @@ from compliance_agent.models import ClockState
 # What a caller may add to a program's fixed environment. Names of files and places, and how to ask: a secret stays in
 # its file.
 ENVIRONMENT = frozenset({"RESTIC_REPOSITORY", "RESTIC_PASSWORD_FILE", "RESTIC_CACHE_DIR", "DEBIAN_FRONTEND"})
+EVENT_KINDS = ("path", "unit", "ruleset", "mounts")
 UNIT_VERBS = ("start", "stop", "restart", "reload", "enable", "disable", "mask", "unmask")
 
 
@@ -58,6 +59,14 @@ class UnitState:
     sub: str
     enabled: str
     triggered_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, order=True)
+class Source:
+    """Something that a check reads and whose change can be told: of EVENT_KINDS, with the path or the unit's name."""
+
+    kind: str
+    name: str = ""
 
 
 class Clock(Protocol):
@@ -172,6 +181,31 @@ class ChangingHost(Host, Protocol):
         env: Mapping[str, str] | None = None,
     ) -> Ran:
         """Run a program that changes the host. Same rules as `run`; a non-zero exit is an answer."""
+        ...
+
+
+class Events(Protocol):
+    """Tells that something may have changed, never what it is now: whoever is told looks for itself. A host that can tell
+    has a method `events` that makes one.
+
+    More may be told than changed; less only where `trouble` says so. Nothing here raises for what the machine does: what cannot
+    be watched is trouble, and the poll is there for it.
+    """
+
+    async def watch(self, sources: Collection[Source]) -> None:
+        """Be told of these from now on, in place of the former; ended in bounded time."""
+        ...
+
+    async def told(self) -> frozenset[Source]:
+        """Wait for a change; all sources of a kind when it cannot be said which (a full queue, a lost connection)."""
+        ...
+
+    def trouble(self) -> Mapping[str, str]:
+        """Kinds that are watched in part or not at all, each with the code of the reason."""
+        ...
+
+    async def close(self) -> None:
+        """Give back what it holds; it may be asked to watch again."""
         ...
 
 

@@ -2,6 +2,7 @@
 
     turn()   starts what is due, waits a moment for it, and gives what came back, in the order of the ids
     late()   returns as soon as a look that took longer has come back; `taken` gives it
+    wake()   starts one that something was told of, now; it comes back as a late one does
 
 Each look is one task that ends by its own deadline, so there are never more of them than checks. A check that does not pass is
 due again sooner, yet never so often that it takes more than a tenth of the time. A look during which the host was changed by a
@@ -44,6 +45,8 @@ class Rounds:
         self._back: dict[str, DriftResult] = {}
         self._disturbed: set[str] = set()
         self._once_more: set[str] = set()
+        self._woken: set[str] = set()  # while a look is under way, which may have come too early
+        self._took_s: dict[str, float] = {}
         self._any_back = asyncio.Event()
 
     def begun(self, check_id: str, interval_s: float) -> None:
@@ -52,6 +55,7 @@ class Rounds:
 
     def ended(self, check_id: str, result: DriftResult) -> None:
         """It ended so."""
+        self._took_s[check_id] = result.duration_ms / 1000
         if result.result not in WELL:
             soon = self._clock.monotonic() + (SHARE - 1) * result.duration_ms / 1000
             self._due[check_id] = min(self._due.get(check_id, soon), soon)
@@ -64,6 +68,17 @@ class Rounds:
     def look_now(self, check_id: str) -> None:
         """Look at this one now, unless a look is under way; it comes back as a late one."""
         if check_id not in self._under_way:
+            _ = self._start(check_id)
+
+    def took_s(self, check_id: str) -> float:
+        """How long the last look at it took."""
+        return self._took_s.get(check_id, 0.0)
+
+    def wake(self, check_id: str) -> None:
+        """Look at this one now, or once more when the look under way is over."""
+        if check_id in self._under_way:
+            self._woken.add(check_id)
+        else:
             _ = self._start(check_id)
 
     async def turn(self, checks: Collection[str]) -> list[DriftResult]:
@@ -112,15 +127,20 @@ class Rounds:
 
     def _came_back(self, name: str, task: asyncio.Task[DriftResult]) -> None:
         del self._under_way[name]
-        disturbed = name in self._disturbed
+        disturbed, woken = name in self._disturbed, name in self._woken
         self._disturbed.discard(name)
+        self._woken.discard(name)
         if task.cancelled():
             return
+        if woken:
+            _ = self._start(name)
         error = task.exception()
         if error is not None:  # a mistake in here costs this look, not the others
             log.error("check.crashed", check_id=name, error_type=type(error).__name__, at=where(error))
             return
         result = task.result()
+        if woken and result.result not in WELL:  # the look that has just begun says what counts
+            return
         if disturbed and result.result not in WELL:
             self._look_once_more(name)
             return

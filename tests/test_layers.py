@@ -70,6 +70,7 @@ LAYERS: dict[str, str] = {
     "web": "stages",
     "tile_fetch": "stages",
     "watchdog": "stages",
+    "waking": "stages",
     "witness": "stages",
     "witness_calls": "stages",
     "witness_role": "wiring",

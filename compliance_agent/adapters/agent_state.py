@@ -29,6 +29,7 @@ _TABLES = (
     """CREATE TABLE IF NOT EXISTS counts (
         name TEXT NOT NULL, label TEXT NOT NULL, value INTEGER NOT NULL, PRIMARY KEY (name, label)
     ) STRICT, WITHOUT ROWID""",
+    "CREATE TABLE IF NOT EXISTS events_state (kind TEXT PRIMARY KEY, code TEXT NOT NULL) STRICT",
 )
 
 
@@ -75,8 +76,12 @@ class AgentState:
         )
         return {(name, label): value for name, label, value in rows}
 
-    def save_statistics(self, values: Mapping[str, int], counts: Mapping[tuple[str, str], int]) -> None:
-        """Keep the counters. A restart finds them; a power cut takes back at most what was counted since the last record."""
+    def save_statistics(
+        self, values: Mapping[str, int], counts: Mapping[tuple[str, str], int], events: Mapping[str, str]
+    ) -> None:
+        """Keep the counters. A restart finds them; a power cut takes back at most what was counted since the last record.
+        `events`: what is watched (`sources`), and which kinds of events are not told and why.
+        """
         rows = [(*key, count) for key, count in counts.items() if self._saved.get(key) != count]
 
         def save(connection: sqlite3.Connection) -> None:
@@ -84,6 +89,8 @@ class AgentState:
                 "INSERT OR REPLACE INTO statistics VALUES (?, ?)", [(name, values[name]) for name in STATS]
             )
             connection.executemany("INSERT OR REPLACE INTO counts VALUES (?, ?, ?)", rows)
+            connection.execute("DELETE FROM events_state")
+            connection.executemany("INSERT INTO events_state VALUES (?, ?)", sorted(events.items()))
 
         self.database.write_lazily(save)
         self._saved = dict(counts)

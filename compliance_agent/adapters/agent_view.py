@@ -92,6 +92,16 @@ class AgentView:
                 return datetime.fromisoformat(str(row[0]))
         return None
 
+    def events(self) -> dict[str, Any] | None:
+        """How many sources wake checks, and which kinds of events are not told and why; None before the agent has said so."""
+        known = {
+            str(kind): str(code) for kind, code in self._rows("events_state", "SELECT kind, code FROM events_state")
+        }
+        count = known.pop("sources", None)
+        if count is None:
+            return None
+        return {"sources": int(count), "untold": [{"kind": kind, "code": code} for kind, code in sorted(known.items())]}
+
     def queue(self) -> dict[str, Any]:
         """Counts of bundles by state, and since when the oldest has been waiting."""
         states = dict(self._rows("evidence", "SELECT state, count(*) FROM evidence GROUP BY state"))

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from compliance_agent.adapters import durable
 from compliance_agent.adapters.clock import read_clock_state
@@ -28,6 +28,9 @@ from compliance_agent.adapters.systemd import BOOTED, Systemd
 from compliance_agent.errors import CannotTell, StepFailed, StorageError, StorageFull
 from compliance_agent.models import ClockState
 from compliance_agent.ports import FileStat, Ran, UnitState
+
+if TYPE_CHECKING:
+    from compliance_agent.adapters.events import MachineEvents
 
 FILE_TIMEOUT_S = 5.0
 MOST_NAMES = 100_000
@@ -75,6 +78,11 @@ class RealHost:
 
     def now(self) -> datetime:
         return datetime.now(UTC)
+
+    def events(self) -> MachineEvents:
+        from compliance_agent.adapters.events import MachineEvents
+
+        return MachineEvents()
 
     async def pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

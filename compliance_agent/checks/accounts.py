@@ -165,6 +165,8 @@ CHECK = CheckSpec(
         "sudoers_changed",
     ),
     needs=("the right to read /etc/shadow and /etc/sudoers", "the cure also usermod and chage"),
+    reads=("path:/etc/passwd", "path:/etc/shadow", "path:/etc/group", "path:/etc/sudoers", "path:/etc/sudoers.d"),
+    untold={"stat:*/.ssh/authorized_keys*": "people's own directories may be anywhere, and are theirs"},
     optional={
         "stat:*/.ssh/authorized_keys* not_found": "an account without keys is what is hoped for",
         "stat:/etc/sudoers not_found": "without sudo nobody becomes root through it",

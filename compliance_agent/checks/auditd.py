@@ -137,6 +137,12 @@ CHECK = CheckSpec(
         "records_lost",
     ),
     needs=("auditctl", "systemd", "root", "the cure also augenrules"),
+    reads=("unit:{unit}", "path:/etc/audit/auditd.conf", "path:/etc/audit/rules.d"),
+    untold={
+        "program:auditctl": "the kernel tells nobody of the rules it has loaded",
+        "list:/var/log/*": "a log changes with each line",
+        "stat:/var/log/*": "a log changes with each line",
+    },
     interval_s=300,
     deadline_s=20.0,
 )

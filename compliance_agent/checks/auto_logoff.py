@@ -92,6 +92,16 @@ CHECK = CheckSpec(
     },
     for_people=("logind_too_old", "screen_not_locked"),
     needs=("bash (reads /etc/profile as a login does)", "busctl", "dconf where there is a desktop"),
+    reads=(
+        "path:/etc/profile",
+        "path:/etc/profile.d",
+        "path:/etc/bash.bashrc",
+        "path:/etc/systemd/logind.conf",
+        "path:/etc/systemd/logind.conf.d",
+        "path:{shell_file}",
+        "path:{logind_file}",
+        *(f"path:{path}" for path in DESKTOPS),
+    ),
     optional={
         f"list:{path} {fault}": "no desktop, so there is no screen to lock"
         for path in DESKTOPS

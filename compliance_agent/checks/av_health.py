@@ -76,6 +76,7 @@ CHECK = CheckSpec(
         "updater_down": "The unit that keeps the signatures up to date is not active.",
     },
     needs=("systemd", "clamd's socket", "date"),
+    reads=("unit:{unit}", "unit:{freshclam_unit}"),
     interval_s=300,
     deadline_s=30.0,
 )

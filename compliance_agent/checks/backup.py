@@ -139,6 +139,7 @@ CHECK = CheckSpec(
     # A clinic that has never restored anything must still get its nightly backup back when that has stopped.
     for_people=("never_checked", "check_failed", "check_too_old", "drill_missing", "drill_failed", "drill_too_old"),
     needs=("restic", "systemd"),
+    reads=("unit:{unit}", "unit:{timer}", "path:{records}/backup-check.json", "path:{records}/backup-drill.json"),
     optional={"unit:* strange_unit_3_restic-backup.service": "a backup that runs at this moment is no fault"},
     interval_s=900,
     deadline_s=60.0,

@@ -85,6 +85,8 @@ CHECK = CheckSpec(
     },
     example={"mounts": ("/srv",)},
     needs=("lsblk", "cryptsetup", "/proc/swaps", "/proc/self/mountinfo"),
+    reads=("mounts:",),
+    untold={"path:/proc/*": "the mount table is watched as such; of swap spaces nobody is told"},
     interval_s=900,
     deadline_s=30.0,
 )

@@ -134,6 +134,12 @@ CHECK = CheckSpec(
         "packages_unverifiable": "dpkg has no digests of a package, so it says nothing of its files.",
     },
     needs=("dpkg where packages are compared", "root: only it can read every file"),
+    reads=("path:{files}", "path:{manifest}", "path:{directories}"),
+    untold={
+        "path:/*": "what a manifest lists may be a whole system, and waits for the next look",
+        "stat:/*": "likewise, as does what is deeper in a directory",
+        "list:/*": "likewise",
+    },
     optional={
         "program:dpkg garbage_0": "silence is what dpkg says when all is well; packages and digests are counted beside it"
     },

@@ -103,6 +103,7 @@ CHECK = CheckSpec(
     },
     example={"allow_tcp": ("22", "443"), "allow_udp": ("546",)},
     needs=("nft",),
+    reads=("ruleset:",),
 )
 
 

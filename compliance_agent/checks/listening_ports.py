@@ -105,6 +105,7 @@ CHECK = CheckSpec(
     },
     for_people=("people_listen", "unexpected_ports"),
     needs=("/proc/1/net", "ss (only to name a unit that holds an unlisted port)"),
+    untold={"path:/proc/*": "the kernel tells nobody of sockets that begin to listen"},
     optional={
         "path:/proc/1/net/*6 not_found": "a kernel without IPv6 has no such list",
     },

@@ -89,6 +89,8 @@ CHECK = CheckSpec(
         "canary_lost": "The canary was written and did not arrive.",
     },
     needs=("systemd", "logger (writes one line per look)", "journalctl", "tail", "group adm or systemd-journal"),
+    reads=("unit:{units}",),
+    untold={"stat:/var/log/*": "a log changes with each line"},
     interval_s=300,
     deadline_s=30.0,
 )

@@ -104,6 +104,7 @@ CHECK = CheckSpec(
         "rules": ("file_permissions_etc_shadow", "sshd_disable_empty_passwords"),
     },
     needs=("oscap", "SCAP content, such as Debian's ssg-debian", "root: rules read files that others may not"),
+    reads=("path:{content}",),
     interval_s=86_400,
     deadline_s=600.0,
 )

@@ -124,6 +124,12 @@ CHECK = CheckSpec(
     },
     example={"manager": "apt"},
     needs=("apt", "dpkg-query", "dnf", "nixos-version", "nix-store", "readlink"),
+    reads=("path:/run/reboot-required",),
+    untold={
+        target: "a look in the middle of an installation would find half of it"
+        for target in ("list:/var/*", "stat:/var/*", "path:/var/*", "list:/lib/modules", "stat:/nix/*", "list:/nix/*")
+    }
+    | {"path:/proc/*": "the kernel that runs changes with a restart alone", "stat:/run/*-system": "NixOS: likewise"},
     optional={
         f"stat:{packages.APT_STAMP} not_found": "lists that their maker dated today need no stamp of ours",
         "stat:/run/reboot-required not_found": "no update has asked for a restart",

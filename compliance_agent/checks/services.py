@@ -91,6 +91,7 @@ CHECK = CheckSpec(
     },
     for_people=("service_missing",),
     needs=("systemd",),
+    reads=("unit:{active}", "unit:{forbidden}"),
     optional={
         "unit:* strange_unit_4_telnet.socket": "a masked unit that does not run is as it should be",
         "unit:* strange_unit_4_r*.socket": "a masked unit that does not run is as it should be",

@@ -117,6 +117,9 @@ class CheckSpec:
         for_people: reasons that only a person can end, and that `judge` gives after all others: a cure that leaves
             nothing else has done its part. It is kept, and said to need a person, rather than undone.
         needs: programs, sockets or files it depends on, for the docs.
+        reads: what it reads and the machine tells changes of, so that an event wakes it between two looks: `path:` (a file, or a
+            directory with the files in it), `unit:`, `ruleset:`, `mounts:`; a `{parameter}` stands for its value or each of them.
+        untold: what it looks at besides that, and why no event wakes it: shell patterns over `target`, as in `optional`.
         optional: faults of an answer after which the check may still pass, and why; every other one must keep it from
             passing. Keys are shell patterns over `target fault`, such as `stat:/run/reboot-required not_found`.
         interval_s: default seconds between looks.
@@ -134,6 +137,8 @@ class CheckSpec:
     example: Mapping[str, Any] = field(default_factory=dict)
     for_people: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    untold: Mapping[str, str] = field(default_factory=dict)
     optional: Mapping[str, str] = field(default_factory=dict)
     interval_s: int = 60
     deadline_s: float = 10.0

@@ -177,6 +177,14 @@ CHECK = CheckSpec(
         "systemd",
         "the cure also ssh and ssh-keyscan over loopback",
     ),
+    reads=(
+        "unit:{unit}",
+        "path:/etc/ssh/sshd_config",
+        "path:/etc/ssh/sshd_config.d",
+        "path:{drop_in}",
+        "path:{host_keys}",
+        "path:/etc/passwd",
+    ),
     optional={
         "list:/etc/ssh/sshd_config.d not_found": "sshd passes over an include that matches nothing",
         "list:/etc/ssh/sshd_config.d empty": "what drop-ins set shows in sshd -T; without any there is no block in them",

@@ -108,6 +108,7 @@ CHECK = CheckSpec(
         "witnesses_disagree": "The daemon says synchronised and the kernel does not (chrony: is rtcsync set?).",
     },
     needs=("chronyc or timedatectl", "systemd"),
+    reads=("unit:{unit}",),
     interval_s=60,
 )
 

@@ -108,6 +108,7 @@ CHECK = CheckSpec(
     },
     for_people=("linked_key_open", "out_of_date", "wrong_name", "untrusted", "old_tls", "ends_soon", "file_ends_soon"),
     needs=("openssl", "connections to 127.0.0.1 (its own services are asked as a client would)", "readlink"),
+    reads=("path:{certificates}", "path:{keys}", "path:{ca_file}"),
     interval_s=900,
     deadline_s=60.0,
 )

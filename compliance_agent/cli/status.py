@@ -64,6 +64,7 @@ def as_document(config: AgentConfig, view: AgentView, now: datetime) -> dict[str
             "next_attempt_at": utc(parsed(queue["next_attempt_at"])),
         },
         "chain": view.chain(),
+        "events": view.events(),
         "orders": _orders(view.orders(RECENT_ORDERS), standing(config, view.order_trust(), now)),
         "log": _log(view.log(), config.witness_policy_file is not None, now),
         "proven": [
@@ -166,6 +167,12 @@ def _print_live(live: dict[str, Any]) -> None:
         click.echo(f"           the server is not asked for {live['breaker_wait_s']:g} s (breaker {live['breaker']})")
 
 
+def _print_events(events: dict[str, Any]) -> None:
+    untold = ", ".join(f"{item['kind']} {item['code']}" for item in events["untold"])
+    polled = f"; POLLED ALONE: {untold}" if untold else ""
+    click.echo(f"events     {events['sources']} sources wake checks between rounds{polled}")
+
+
 def _print(document: dict[str, Any]) -> None:
     running = {True: "running", False: "not running", None: "not known"}[document["running"]]
     queue, chain = document["queue"], document["chain"]
@@ -183,6 +190,8 @@ def _print(document: dict[str, Any]) -> None:
         click.echo(f"chain      epoch {chain['epoch']}, bundle {chain['seq']}, key {chain['key_id'][:16]}")
     if document["log"] is not None:
         _print_log(document["log"])
+    if document["events"] is not None:
+        _print_events(document["events"])
     if document["orders"] is not None and document["orders"]["stopped"]:
         click.echo("orders     STOPPED by a signed stop_all; a resume that two people signed ends it")
     elif document["pause"] is not None:

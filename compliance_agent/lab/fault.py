@@ -45,6 +45,11 @@ def register(check: str, reason: str, cure: Cure, title: str) -> Callable[[Calla
 
     def keep(inject: Callable[[FakeHost], None]) -> None:
         name = inject.__name__.strip("_")
-        FAULTS[name] = Fault(name, check, reason, title, cure, inject)
+
+        def happen(host: FakeHost) -> None:
+            inject(host)
+            host.notice()
+
+        FAULTS[name] = Fault(name, check, reason, title, cure, happen)
 
     return keep

@@ -135,6 +135,22 @@ def registry_text(found: Mapping[str, Check]) -> str:
     return "\n".join(lines) + "\n"
 
 
+EVENTS_CHAPTER = (
+    "## Events",
+    "",
+    "Each check is looked at by its own interval, and every look reads everything anew. Between two looks a change of what it",
+    "reads wakes it at once: files by inotify, units by the signals of the service manager on the system's message bus, the ruleset",
+    "by netlink (which takes `CAP_NET_ADMIN`), mounts by the kernel's mount table. An event says that something may have changed,",
+    "never what it is: the check looks, and a cure goes through the same gates. Its record has the trigger `event`.",
+    "",
+    "A burst is one look, 2 ms after its first event. Then the check rests `event_gap_sec`, twice as long with each look that",
+    "follows soon (at most 5 min), and at least ten times as long as its last look took; what comes meanwhile is looked at at the",
+    "end. All checks together have `event_looks_per_hour`; once they are spent, rounds alone look until half of them are an hour",
+    "old. A kind that cannot be told of (no watches left, no bus, not permitted) is named in `status` and in the log as",
+    "`events.troubled`, is tried again every five minutes, and is looked at by the rounds meanwhile. `events: false` turns it off.",
+)
+
+
 def handbook(found: Mapping[str, Check]) -> str:
     """docs/checks.md: what each check looks at, may record, and is evidence for."""
     lines = [
@@ -145,6 +161,8 @@ def handbook(found: Mapping[str, Check]) -> str:
         "A check ends in `pass`, `fail`, `unknown`, `not_applicable` or `exception`. Nothing but the facts listed here",
         "may leave a host. Reasons every check may give: " + ", ".join(f"`{word}`" for word in COMMON_REASONS) + ";",
         "[reasons.md](reasons.md) says what they mean, and what holds a cure back.",
+        "",
+        *EVENTS_CHAPTER,
     ]
     for name, check in found.items():
         lines += ["", *_chapter(name, check)]
@@ -182,6 +200,12 @@ def _chapter(name: str, check: Check) -> list[str]:
     lines.append(f"Severity {spec.severity}, every {spec.interval_s} s, given up after {spec.deadline_s:g} s.")
     if spec.needs:
         lines.append(f"Needs {', '.join(spec.needs)}.")
+    if spec.reads:
+        lines.append(f"Woken by a change of {', '.join(f'`{each}`' for each in spec.reads)}.")
+    untold = dict.fromkeys(spec.untold.values())
+    for why in untold:
+        targets = ", ".join(f"`{target}`" for target, reason in spec.untold.items() if reason == why)
+        lines.append(f"Not by {targets}: {why}.")
     lines += ["", "| 45 CFR | is evidence because | does not prove |", "|---|---|---|"]
     lines += [f"| {_cited(item)} | {item.rationale} | {item.does_not_prove} |" for item in spec.citations]
     lines += ["", "| parameter | default | meaning |", "|---|---|---|"]

@@ -20,12 +20,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from compliance_agent.errors import CannotTell, StepFailed
 from compliance_agent.lab.faults import Faults
 from compliance_agent.models import ClockState
 from compliance_agent.ports import ENVIRONMENT, UNIT_VERBS, Clock, FileStat, Ran, UnitState
+
+if TYPE_CHECKING:
+    from compliance_agent.lab.events import FakeEvents
 
 READ_TIMEOUT_S = 5.0
 MOST_LINKS = 40
@@ -127,6 +130,7 @@ class FakeHost:
         units_table: units by name; `aliases` are further names of the same unit.
         sockets: listening sockets by path; a server returns its whole answer or raises `CannotTell`.
         looked, changed: targets of the calls so far, in order, as faults.py writes them.
+        tellers: those that tell of this host's changes (lab/events.py); `deaf` has the kinds that cannot be watched, and why.
     """
 
     clock: Clock
@@ -143,6 +147,8 @@ class FakeHost:
     faults: Faults = field(default_factory=Faults)
     looked: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
+    tellers: list[FakeEvents] = field(default_factory=list)
+    deaf: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
@@ -188,6 +194,11 @@ class FakeHost:
     def service(self, name: str, *, active: bool = True, enabled: str = "enabled") -> None:
         """Have a unit in this state."""
         self.units_table[name] = Unit(active=active, enabled=enabled)
+
+    def notice(self) -> None:
+        """Have everybody who watches this host told of what is not as it was; after changes that were made by hand."""
+        for teller in list(self.tellers):
+            teller.notice()
 
     def install(self, *names: str) -> None:
         """Install programs that lab/programs simulates."""
@@ -306,6 +317,11 @@ class FakeHost:
             return self.clock_source()
         return ClockState("none", False, None, None, self.boot_id, int(self.clock.monotonic() * 1e9))
 
+    def events(self) -> FakeEvents:
+        from compliance_agent.lab.events import FakeEvents
+
+        return FakeEvents(self)
+
     async def pause(self, seconds: float) -> None:
         await self.clock.sleep(seconds)
 
@@ -376,7 +392,10 @@ class FakeHost:
 
     def _change(self, target: str, effect: Callable[[], None]) -> None:
         self.changed.append(target)
-        self.faults.around(target, effect)
+        try:
+            self.faults.around(target, effect)
+        finally:
+            self.notice()
 
     def _start(self, call: Call) -> Ran:
         program = self.installed.get(call.argv[0])

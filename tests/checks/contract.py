@@ -16,6 +16,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import PurePosixPath
 from typing import Any
 
 from compliance_agent import facts
@@ -23,6 +24,7 @@ from compliance_agent.baseline import Baseline, Entry, names_of
 from compliance_agent.checks.spec import COMMON_REASONS, Check, Unreadable, judge_seen
 from compliance_agent.config import AgentConfig
 from compliance_agent.core.citations import objection
+from compliance_agent.core.waking import sources
 from compliance_agent.drift import DriftDetector
 from compliance_agent.errors import CannotTell, StepFailed
 from compliance_agent.lab.faults import GARBAGE
@@ -223,6 +225,28 @@ def declares_itself(check: Check) -> None:
         assert parameter.metadata.get("doc"), f"parameter {parameter.name} has no sentence"
     for name, kind in facts.declared(spec.observation).items():
         _closed(name, kind)
+
+
+async def declares_what_it_reads(check: Check, healthy: Callable[[], FakeHost], **changes: Any) -> None:
+    """Whatever it looks at on the host either wakes it, by `reads`, or stands in `untold` with the reason."""
+    host = healthy()
+    for case in check.cases[:1]:
+        if case.scene is not None:
+            case.scene(host)
+    await seen_by(check, host, **changes)
+    watched = sources(check.spec.reads, parameters_of(check, **changes))
+    paths = {source.name for source in watched if source.kind == "path"}
+    units = {source.name for source in watched if source.kind == "unit"}
+    for target in host.looked:
+        kind, _, name = target.partition(":")
+        if kind in {"path", "stat", "list"}:
+            told = name in paths or str(PurePosixPath(name).parent) in paths
+        else:
+            told = kind != "unit" or name in units
+        why = [reason for pattern, reason in check.spec.untold.items() if fnmatch.fnmatchcase(target, pattern)]
+        assert told or why, f"{check.id} looks at {target}, which neither `reads` nor `untold` names"
+    assert all(len(reason) > 6 for reason in check.spec.untold.values()), "untold: say why"
+    assert not any(name.startswith(("/proc/", "/sys/")) for name in paths), "nothing tells of /proc and /sys"
 
 
 def _closed(name: str, kind: facts.FactType) -> None:

@@ -24,6 +24,11 @@ def test_declares_itself_and_cites_what_it_may(check: Check) -> None:
 
 
 @every_check
+async def test_declares_what_it_reads(check: Check) -> None:
+    await contract.declares_what_it_reads(check, healthy_host)
+
+
+@every_check
 def test_judges_its_cases_as_stated(check: Check) -> None:
     contract.judges_its_cases(check)
 

@@ -338,3 +338,26 @@ def test_the_vocabulary_has_no_open_type() -> None:
             continue
         example = {"Int": (0, 9), "Choice": (("a",),), "Name": ("files",), "Many": (Bool(),)}.get(kind.__name__, ())
         assert not kind(*example).accepts("Jane Roe, born 4 July", {"files": ("/etc/toy",)})
+
+
+async def test_catches_a_check_that_does_not_say_what_it_reads() -> None:
+    """A second file that nothing declares, and one that is declared as untold without a reason."""
+
+    async def curious(host: Host, baseline: Any) -> Any:
+        await host.stat("/etc/hostname")
+        return await toy_observe(host, baseline)
+
+    def host() -> FakeHost:
+        made = toy_host()
+        made.put("/etc/hostname", "clinic\n")
+        return made
+
+    said = ("unit:{unit}", "path:{files}")
+    await contract.declares_what_it_reads(respecified(reads=said), toy_host)
+    check = dataclasses.replace(respecified(reads=said), observe=curious)
+    with pytest.raises(AssertionError, match="stat:/etc/hostname"):
+        await contract.declares_what_it_reads(check, host)
+    with pytest.raises(AssertionError, match="unit:toy"):
+        await contract.declares_what_it_reads(respecified(reads=said[1:]), toy_host)
+    with pytest.raises(AssertionError, match="say why"):
+        await contract.declares_what_it_reads(respecified(reads=said, untold={"stat:/etc/hostname": ""}), toy_host)
