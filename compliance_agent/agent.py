@@ -68,7 +68,7 @@ from compliance_agent.recording import Done, Recording
 from compliance_agent.rotation import KeyRotation, Rotated
 from compliance_agent.shedding import Shedding
 from compliance_agent.site_lease import SiteLease
-from compliance_agent.waking import Waking, standing_of, woken_by
+from compliance_agent.waking import standing_of, waking_for, woken_by
 from compliance_agent.witness_role import beside
 
 log = structlog.get_logger()
@@ -132,7 +132,7 @@ class ComplianceAgent(Life):
                 drift_detector if drift_detector is not None else DriftDetector(config, clock=self.clock)
             )
             self._adopt(getattr(self.drift_detector, "baseline", None))
-            self.waking = self._events()
+            self.waking = waking_for(self.drift_detector, config, self.clock)
             self.healing_engine: Any = healing_engine if healing_engine is not None else self._healing_engine()
             self.evidence_generator: Any = (
                 evidence_generator if evidence_generator is not None else self._evidence_generator()
@@ -205,14 +205,6 @@ class ComplianceAgent(Life):
             clock=self.clock,
             lease=SiteLease(self, self.config.state_dir) if self.config.mcp_url and self.config.leases else None,
         )
-
-    def _events(self) -> Waking | None:
-        """What wakes checks between two rounds, where the detector takes turns and its host tells of changes."""
-        detector, config = self._detector(), self.config
-        make = getattr(detector.host, "events", None) if detector is not None and config.events else None
-        if detector is None or make is None:
-            return None
-        return Waking(make(), detector, self.clock, config.event_gap_sec, config.event_looks_per_hour)
 
     def _evidence_generator(self) -> EvidenceGenerator:
         return EvidenceGenerator(

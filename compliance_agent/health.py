@@ -12,7 +12,6 @@ from compliance_agent.delivery import code_of, settled
 from compliance_agent.mcp_client import MCPClient
 from compliance_agent.ports import Clock
 from compliance_agent.receipts import Receipts
-from compliance_agent.waking import Waking
 
 ANSWER_S = 10.0
 
@@ -27,7 +26,6 @@ class Parts(Protocol):
     mcp_client: Any
     offline_queue: Any
     receipts: Receipts
-    waking: Waking | None
 
 
 async def health_of(agent: Parts) -> dict[str, Any]:
@@ -48,7 +46,6 @@ async def health_of(agent: Parts) -> dict[str, Any]:
         client = agent.mcp_client
         queue = {**queue, "log": await _answer(lambda: agent.receipts.health(client))}
     health["offline_queue"] = queue
-    health["events"] = agent.waking.state() if agent.waking is not None else "off"
     return health
 
 

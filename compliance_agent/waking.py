@@ -15,7 +15,9 @@ from typing import Any, Protocol
 import structlog
 
 from compliance_agent.baseline import Baseline
+from compliance_agent.config import AgentConfig
 from compliance_agent.core.waking import Wakes, sources
+from compliance_agent.drift import DriftDetector
 from compliance_agent.logs import where
 from compliance_agent.ports import Clock, Events, Source
 
@@ -180,6 +182,14 @@ class Waking:
             log.info("events.recovered", kind=kind)
             self._take([source for source in self._readers if source.kind == kind], self._clock.monotonic())
         self._trouble = dict(trouble)
+
+
+def waking_for(detector: object, config: AgentConfig, clock: Clock) -> Waking | None:
+    """What wakes the checks of this detector, where it takes turns, its host tells of changes, and it is wanted."""
+    make = getattr(detector.host, "events", None) if isinstance(detector, DriftDetector) else None
+    if not config.events or make is None or not isinstance(detector, DriftDetector):
+        return None
+    return Waking(make(), detector, clock, config.event_gap_sec, config.event_looks_per_hour)
 
 
 def standing_of(waking: Waking | None) -> dict[str, str]:

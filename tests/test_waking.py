@@ -174,8 +174,7 @@ async def test_where_nothing_can_be_told_that_is_said_and_the_rounds_go_on(tmp_p
         waking = clinic.agent.waking
         assert waking is not None
         assert waking.trouble() == {"path": "no_watches_left"}
-        health = await clinic.agent.health_check()
-        assert health["events"]["trouble"] == {"path": "no_watches_left"}
+        assert waking.state()["trouble"] == {"path": "no_watches_left"}
     with looking(clinic.config.database_path) as view:
         assert view.events() == {
             "sources": waking.sources, "untold": [{"kind": "path", "code": "no_watches_left"}],

@@ -312,20 +312,25 @@ class Bus:
         self._serial = 100
 
     async def start(self) -> None:
-        self.path.unlink(missing_ok=True)
         self._daemon = await asyncio.create_subprocess_exec(
             "dbus-daemon", f"--config-file={self._config}", "--nofork", "--nopidfile", "--nosyslog", stderr=-3
         )
-        async with asyncio.timeout(5):
-            while not self.path.exists():
-                await asyncio.sleep(0.005)
-        reader, self._writer = await asyncio.open_unix_connection(str(self.path))
+        reader, self._writer = await self._connected()
         self._writer.write(b"\0AUTH EXTERNAL " + str(os.geteuid()).encode().hex().encode() + b"\r\n")
         await reader.readline()
         bus = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
         self._writer.write(b"BEGIN\r\n" + dbus_wire.call(1, *bus, "Hello"))
         self._writer.write(dbus_wire.call(2, *bus, "RequestName", "org.freedesktop.systemd1", 4))
         self._manager = asyncio.create_task(self._answer(reader))
+
+    async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection, as soon as the daemon listens; until then there is no socket, or one that nobody listens at."""
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    return await asyncio.open_unix_connection(str(self.path))
+                except OSError:
+                    await asyncio.sleep(0.005)
 
     async def _answer(self, reader: asyncio.StreamReader) -> None:
         while True:
@@ -373,6 +378,7 @@ class Bus:
         if self._daemon is not None and self._daemon.returncode is None:
             self._daemon.send_signal(signal.SIGKILL)
             await self._daemon.wait()
+            self.path.unlink(missing_ok=True)
         self.subscribed.clear()
 
 
