@@ -77,7 +77,7 @@ class AgentState:
         return {(name, label): value for name, label, value in rows}
 
     def save_statistics(
-        self, values: Mapping[str, int], counts: Mapping[tuple[str, str], int], events: Mapping[str, str]
+        self, values: Mapping[str, int], counts: Mapping[tuple[str, str], int], events: Mapping[str, str] | None = None
     ) -> None:
         """Keep the counters. A restart finds them; a power cut takes back at most what was counted since the last record.
         `events`: what is watched (`sources`), and which kinds of events are not told and why.
@@ -89,8 +89,9 @@ class AgentState:
                 "INSERT OR REPLACE INTO statistics VALUES (?, ?)", [(name, values[name]) for name in STATS]
             )
             connection.executemany("INSERT OR REPLACE INTO counts VALUES (?, ?, ?)", rows)
-            connection.execute("DELETE FROM events_state")
-            connection.executemany("INSERT INTO events_state VALUES (?, ?)", sorted(events.items()))
+            if events is not None:
+                connection.execute("DELETE FROM events_state")
+                connection.executemany("INSERT INTO events_state VALUES (?, ?)", sorted(events.items()))
 
         self.database.write_lazily(save)
         self._saved = dict(counts)

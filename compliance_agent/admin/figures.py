@@ -30,6 +30,7 @@ async def families(standing: Standing) -> list[Family]:
         *_process(standing),
         *_loop(standing, await standing.not_ready()),
         *_checks(standing),
+        *_events(standing),
         *await _delivery(standing),
         _each(
             "healing_paused",
@@ -124,6 +125,25 @@ def _checks(standing: Standing) -> list[Family]:
         Family("compliance_agent_check_result", "gauge", "1 for the newest verdict of each check.", present),
         _each("check_seconds", "gauge", "How long the newest look took.", "check", took),
         *(_one(name, "counter", words, agent.stats[key]) for key, (name, words) in _STATISTICS.items()),
+    ]
+
+
+def _events(standing: Standing) -> list[Family]:
+    waking = standing.agent.waking
+    if waking is None:
+        return []
+    return [
+        _one("event_sources", "gauge", "Things whose change wakes a check.", waking.sources),
+        _each(
+            "events_untold",
+            "gauge",
+            "1 for each kind of event that is not told.",
+            "kind",
+            dict.fromkeys(waking.trouble(), 1.0),
+        ),
+        _one("events", "counter", "Events that checks were told of since the last start.", waking.told),
+        _one("event_looks", "counter", "Looks that events caused.", waking.woken),
+        _one("events_uncounted", "counter", "Events beyond the budget of looks; the rounds looked.", waking.uncounted),
     ]
 
 
