@@ -479,7 +479,8 @@ class ComplianceAgent(Life):
     ) -> RemediationResult:
         """Ask for the cure; record what was done, or why nothing was when that has not been recorded yet."""
         start = self.clock.now()
-        self.progress.step(getattr(self.healing_engine, "longest_s", lambda _: 0.0)(drift))
+        engine = self.healing_engine
+        self.progress.step(engine.longest_s(drift) if isinstance(engine, HealingEngine) else 0.0)
         remediation = await self._remediated(drift)
         self.progress.step()
         touched = remediation.outcome in TOUCHED or bool(remediation.actions)
