@@ -93,7 +93,8 @@ class Clinic:
             await asyncio.sleep(0.05)
 
     def records(self, check: str) -> list[dict[str, Any]]:
-        found = [read_json(path.read_bytes()) for path in self.config.evidence_dir.glob("*/*/*/*/bundle.json")]
+        raw = [path.read_bytes() for path in self.config.evidence_dir.glob("*/*/*/*/bundle.json")]
+        found = [read_json(one) for one in raw if one]  # an empty one is being written, on the writer's thread
         return [one for one in found if one["check"] == check and one["kind"] == "remediation"]
 
 

@@ -77,13 +77,14 @@ def test_status_beside_a_running_agent(scene: Scene) -> None:
     assert set(document) == {
         "schema", "site_id", "host_id", "running", "source", "live", "healing_paused", "pause",
         "last_heartbeat", "last_heartbeat_age_s",
-        "statistics", "queue", "chain", "orders", "log", "proven", "checks",
+        "statistics", "queue", "chain", "events", "orders", "log", "proven", "checks",
     }  # fmt: skip
     assert document["schema"] == "compliance-agent/status/v1"
     assert (document["running"], document["source"], document["live"]) == (True, "records", None), "it has no socket"
     assert set(document["statistics"]) == set(STATS)
     queue = document["queue"]
     assert queue["pending"] == 1 and queue["uploaded"] > 4 and queue["oldest_pending_age_s"] is not None
+    assert document["events"] == {"sources": 0, "untold": [{"kind": "all", "code": "off"}]}, "its detector takes no turns"
     assert document["chain"]["key_id"] == scene.signer.key_id
     log = document["log"]
     assert (log["origin"], log["unlogged"], log["contradicted"]) == ("fake/clinic-1/2026", 0, [])
