@@ -84,7 +84,9 @@ def test_status_beside_a_running_agent(scene: Scene) -> None:
     assert set(document["statistics"]) == set(STATS)
     queue = document["queue"]
     assert queue["pending"] == 1 and queue["uploaded"] > 4 and queue["oldest_pending_age_s"] is not None
-    assert document["events"] == {"sources": 0, "untold": [{"kind": "all", "code": "off"}]}, "its detector takes no turns"
+    assert document["events"] == {"sources": 0, "untold": [{"kind": "all", "code": "off"}]}, (
+        "its detector takes no turns"
+    )
     assert document["chain"]["key_id"] == scene.signer.key_id
     log = document["log"]
     assert (log["origin"], log["unlogged"], log["contradicted"]) == ("fake/clinic-1/2026", 0, [])
