@@ -86,6 +86,8 @@ def test_only_one_of_them_has_the_network_and_it_has_nothing_else() -> None:
     uplink = read(UNITS / "compliance-agent-uplink.service")["Service"]
     assert uplink["CapabilityBoundingSet"] == uplink["AmbientCapabilities"] == ""
     assert uplink["User"] == AgentConfig.uplink_user
+    # In a user namespace of its own it would see the agent as nobody (65534), and refuse it: it did, on a booted host.
+    assert "PrivateUsers" not in uplink and AgentConfig.run_user != uplink["User"]
     assert read(UNITS / "compliance-agent-run.service")["Service"]["User"] == AgentConfig.run_user
 
 
