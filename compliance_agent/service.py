@@ -33,7 +33,7 @@ from compliance_agent.watchdog import Watchdog
 log = structlog.get_logger()
 
 # Another value of these is another host, or another place for what must not be lost: nothing to change between two cycles.
-FIXED = ("client_id", "site_id", "host_id", "state_dir", "evidence_dir", "signing_key_file")
+FIXED = ("client_id", "site_id", "host_id", "state_dir", "evidence_dir", "signing_key_file", "admin_socket")
 
 
 async def serve(read: Callable[[], AgentConfig], log_level: str | None = None) -> None:
