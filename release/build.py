@@ -16,6 +16,7 @@ import string
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DEBIAN = ROOT / "release" / "debian"
 UNITS = ROOT / "compliance_agent" / "units"
 NAME = "compliance-agent"
+MODULE = "compliance_agent"
 HOME = f"usr/lib/{NAME}"
 SCRIPTS = ("postinst", "prerm", "postrm")
 RELEASES = {"3.11": "bookworm", "3.13": "trixie"}  # Python -> the Debian release that has it
@@ -61,8 +63,17 @@ def wheel(out: Path, when: str) -> Path:
         return built.replace(out / built.name)
 
 
-def deb(out: Path, when: str, python: str, level: int) -> Path:
-    """Build the Debian package, for this machine's architecture, into a directory."""
+def code_of(built: Path) -> str:
+    """The digest of the program's code that every bundle names (`agent.sha256`), from the wheel."""
+    with zipfile.ZipFile(built) as archive:
+        names = (name for name in archive.namelist() if name.startswith(f"{MODULE}/") and name.endswith(".py"))
+        files = {f"./{name.removeprefix(f'{MODULE}/')}": archive.read(name) for name in names}
+    lines = (f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def deb(out: Path, when: str, python: str, level: int) -> tuple[Path, str]:
+    """Build the Debian package, for this machine's architecture, into a directory; it, and the digest of the code in it."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         stage = Path(scratch, "stage")
@@ -76,7 +87,7 @@ def deb(out: Path, when: str, python: str, level: int) -> Path:
         part = Path(scratch, place.name)
         packed = ("dpkg-deb", "--root-owner-group", "-Zxz", f"-z{level}", "--build", str(stage), str(part))
         run(packed, when=when)
-        return part.replace(place)
+        return part.replace(place), code_of(built)
 
 
 def fill(stage: Path, built: Path, python: str, when: str) -> None:
@@ -195,9 +206,13 @@ def main() -> None:
     if asked.what == "deb" and shutil.which("dpkg-deb") is None:
         sys.exit("error: dpkg-deb is not here; apt-get install dpkg")
     when = epoch()
-    built = wheel(asked.out, when) if asked.what == "wheel" else deb(asked.out, when, asked.python, asked.level)
+    if asked.what == "wheel":
+        built = wheel(asked.out, when)
+        code = code_of(built)
+    else:
+        built, code = deb(asked.out, when, asked.python, asked.level)
     digest = hashlib.sha256(built.read_bytes()).hexdigest()
-    sys.stdout.write(f"{digest}  {built}\n")
+    sys.stdout.write(f"{digest}  {built}\n{code}  its code, as each bundle says in agent.sha256\n")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import pytest
 
 from compliance_agent.cli import COMMANDS
 from compliance_agent.config import AgentConfig
+from compliance_agent.evidence.store import agent_digest
 
 ROOT = Path(__file__).resolve().parents[2]
 DEBIAN = ROOT / "release" / "debian"
@@ -43,6 +45,11 @@ pytestmark = [
 
 def built(tree: Path, what: str, out: Path, **changed: str) -> Path:
     """What the script builds from a tree, in an environment with these changes."""
+    return Path(printed(tree, what, out, **changed)[1])
+
+
+def printed(tree: Path, what: str, out: Path, **changed: str) -> list[str]:
+    """The words that the script prints: a digest and the file, then the digest of the code in it."""
     uv = os.environ.get("UV") or next(str(path) for path in sorted((ROOT / ".tools").glob("uv-*/bin/uv")))
     environ = {**os.environ, "UV": uv, "SOURCE_DATE_EPOCH": WHEN, **changed}
     words = [sys.executable, "-m", "release.build", what, "--level", "0", "--out", str(out)]
@@ -50,7 +57,7 @@ def built(tree: Path, what: str, out: Path, **changed: str) -> Path:
         words, env=environ, cwd=tree, capture_output=True, text=True, check=False, timeout=100, umask=0o077
     )
     assert done.returncode == 0, done.stderr
-    return Path(done.stdout.split()[1])
+    return done.stdout.split()
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +90,26 @@ def test_two_builds_are_byte_identical(package: Path, elsewhere: Path, tmp_path:
     other = built(elsewhere, "deb", tmp_path, TZ="Asia/Tokyo", PYTHONHASHSEED="7", LC_ALL="C")
     assert other.name == package.name
     assert other.read_bytes() == package.read_bytes()
+
+
+def test_the_digest_of_the_code_is_what_an_agent_of_this_code_signs(tmp_path: Path) -> None:
+    """Also as an auditor computes it, from the files of an installed agent."""
+    _, wheel, code, *_ = printed(ROOT, "wheel", tmp_path)
+    assert code == agent_digest()
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    script = "find . -name '*.py' | LC_ALL=C sort | xargs sha256sum | sha256sum"
+    assert script in (ROOT / "docs/install.md").read_text("utf-8")
+    words = ["sh", "-c", script]
+    asked = subprocess.run(
+        words, cwd=tmp_path / "installed/compliance_agent", capture_output=True, text=True, check=True
+    )
+    assert asked.stdout.split()[0] == code
+    (tmp_path / "installed/compliance_agent/agent.py").write_text("", "ascii")
+    other = subprocess.run(
+        words, cwd=tmp_path / "installed/compliance_agent", capture_output=True, text=True, check=True
+    )
+    assert other.stdout.split()[0] != code, "the comparison would not see a change"
 
 
 def test_two_wheels_are_byte_identical(elsewhere: Path, tmp_path: Path) -> None:
