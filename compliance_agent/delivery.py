@@ -368,12 +368,13 @@ class Delivery:
 
     async def _report(self) -> dict[str, Any]:
         stats = await settled(self._parts.offline_queue.get_stats())
-        oldest = stats.get("oldest_pending")
-        self.backlog = (stats["pending"], datetime.fromisoformat(oldest) if isinstance(oldest, str) else None)
+        pending, oldest = stats["pending"], stats["oldest_pending"] if "oldest_pending" in stats else None
+        if isinstance(pending, int):
+            self.backlog = (pending, datetime.fromisoformat(oldest) if isinstance(oldest, str) else None)
         baseline = self._parts.drift_detector.baseline
         return {
             "head": await settled(self._parts.evidence_generator.head()),
-            "pending": stats["pending"],
+            "pending": pending,
             "baseline": (baseline.version, baseline.sha256),
             "checks": {drift.check: (str(drift.result), drift.reason) for drift in self._parts.latest},
         }
