@@ -368,8 +368,9 @@ class Delivery:
 
     async def _report(self) -> dict[str, Any]:
         stats = await settled(self._parts.offline_queue.get_stats())
-        pending, oldest = stats["pending"], stats["oldest_pending"] if "oldest_pending" in stats else None
+        pending = stats["pending"]
         if isinstance(pending, int):
+            oldest = stats.get("oldest_pending")
             self.backlog = (pending, datetime.fromisoformat(oldest) if isinstance(oldest, str) else None)
         baseline = self._parts.drift_detector.baseline
         return {
