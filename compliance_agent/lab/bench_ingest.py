@@ -96,7 +96,7 @@ async def _run(directory: Path, hosts: int, requests: int, size: int, hurried: b
     try:
         await asyncio.gather(*(Client(port, host.api_key).open_and_close() for host in made))
         cpu, own, started = cpu_s(server.pid), time.process_time(), time.perf_counter()
-        found = await asyncio.gather(*(_deliver(port, host, hurried) for host in made))
+        found = await asyncio.gather(*(deliver(port, host, hurried) for host in made))
         seconds, own_s, spent = time.perf_counter() - started, time.process_time() - own, cpu_s(server.pid) - cpu
     finally:
         server.terminate()  # and with it the database's own log goes into the database
@@ -115,7 +115,8 @@ async def _run(directory: Path, hosts: int, requests: int, size: int, hurried: b
     )
 
 
-async def _deliver(port: int, host: Host, hurried: bool) -> list[tuple[float, HttpReply]]:
+async def deliver(port: int, host: Host, hurried: bool) -> list[tuple[float, HttpReply]]:
+    """Send every batch of a host, one after the other; how long each took, and what came back."""
     client, answers = Client(port, host.api_key), list[tuple[float, HttpReply]]()
     await client.open()
     try:
@@ -130,10 +131,11 @@ async def _deliver(port: int, host: Host, hurried: bool) -> list[tuple[float, Ht
 
 async def _kept(directory: Path, database: str | None) -> int:
     """What the files have on disk, and the tables and indexes of PostgreSQL; its own log is not counted."""
-    return _on_disk(directory) + (await _in_tables(database) if database else 0)
+    return on_disk(directory) + (await _in_tables(database) if database else 0)
 
 
-def _on_disk(directory: Path) -> int:
+def on_disk(directory: Path) -> int:
+    """Bytes that its files take."""
     return sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
 
 

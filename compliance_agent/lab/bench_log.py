@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -178,11 +179,16 @@ async def start(
 ) -> tuple[asyncio.subprocess.Process, int]:
     """A server on this directory, with the limits that it is shipped with or with none, and its port."""
     words = (sys.executable, "-m", "compliance_agent", "server", "--data-dir", str(directory), "--port", "0")
+    return await started(words, _environment(database, limited=limited))
+
+
+async def started(words: Sequence[str], environ: dict[str, str] | None) -> tuple[asyncio.subprocess.Process, int]:
+    """A server that says `listening on ...:PORT` once it does, and its port."""
     server = await asyncio.create_subprocess_exec(
         *words,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
-        env=_environment(database, limited=limited),
+        env=environ,
     )
     line = await server.stdout.readline() if server.stdout is not None else b""
     if not line.startswith(b"listening on "):
