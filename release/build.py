@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import hashlib
+import json
 import os
 import shutil
 import string
@@ -20,7 +21,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from release import manual
+from release import manual, materials
 
 ROOT = Path(__file__).resolve().parents[1]
 DEBIAN = ROOT / "release" / "debian"
@@ -118,6 +119,8 @@ def fill(stage: Path, built: Path, python: str, when: str) -> None:
         packed = stage / f"{place}.gz"
         packed.parent.mkdir(parents=True, exist_ok=True)
         packed.write_bytes(gzip.compress(text.encode("utf-8"), mtime=0))
+    bill = materials.bill(packages, int(when))
+    put(stage / "usr/share/doc" / NAME / "sbom.cdx.json", json.dumps(bill, indent=1, sort_keys=True) + "\n")
     put(stage / "usr/share/doc" / NAME / "copyright", (DEBIAN / "copyright").read_text("ascii"))
 
 

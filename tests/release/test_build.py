@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import hashlib
 import io
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from compliance_agent.cli import COMMANDS
 from compliance_agent.config import AgentConfig
@@ -197,6 +202,29 @@ def test_the_manual_pages_can_be_formatted_and_name_every_setting_and_command(un
             words = ["groff", "-man", "-Tutf8", "-ww", "-z"]
             done = subprocess.run(words, input=text, capture_output=True, text=True, check=False)
             assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_bill_of_materials_is_valid_and_says_what_is_there(unpacked: Path) -> None:
+    text = (unpacked / "usr/share/doc/compliance-agent/sbom.cdx.json").read_text("utf-8")
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    assert (
+        JsonStrictValidator(SchemaVersion.V1_6).validate_str(text.replace('"version": 1', '"version": 0', 1))
+        is not None
+    )
+    bill = json.loads(text)
+    packages = unpacked / "usr/lib/compliance-agent/lib/python3.11/site-packages"
+    pinned = dict(
+        re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "requirements/agent.txt").read_text("utf-8"), re.MULTILINE)
+    )
+    assert {one["name"]: one["version"] for one in bill["components"]} == pinned
+    assert len(list(packages.glob("*.dist-info"))) == len(pinned) + 1
+    for one in (bill["metadata"]["component"], *bill["components"]):
+        (record,) = packages.glob(f"{one['name'].replace('-', '_')}-{one['version']}.dist-info/RECORD")
+        assert one["hashes"] == [{"alg": "SHA-256", "content": hashlib.sha256(record.read_bytes()).hexdigest()}]
+    needs = {edge["ref"].split("/")[1].split("@")[0]: edge["dependsOn"] for edge in bill["dependencies"]}
+    direct = {name.split("/")[1].split("@")[0] for name in needs["compliance-agent"]}
+    assert {"click", "cryptography", "pynacl"} <= direct and "pycparser" not in direct
+    assert any("cffi" in name for name in needs["cryptography"])
 
 
 @pytest.mark.parametrize(
