@@ -28,6 +28,7 @@ from compliance_agent.words import nearest
 PREFIX = "MSP_"
 SERVER_PREFIX = "MSP_SERVER_"  # read by `compliance-agent server`, not by the agent
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")  # useradd(8), "CAVEATS"
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 _IN_STATE_DIR = {
     "evidence_dir": "evidence",
@@ -271,7 +272,7 @@ class AgentConfig:
         zone_named(self.maintenance_window_zone)
 
     def _agree(self) -> None:
-        """Settings that are good by themselves, and not beside each other."""
+        """Settings that are good by themselves and not beside each other, and names that no user can have."""
         for wrong, message in (
             (
                 self.order_root_file is not None and self.order_keys_file is not None,
@@ -289,6 +290,8 @@ class AgentConfig:
                 self.witness_required and self.witness_policy_file is None,
                 "witness_required: needs witness_policy_file, which says whose word is required",
             ),
+            (_USER.fullmatch(self.run_user) is None, "run_user: expected the name of a user of this host"),
+            (_USER.fullmatch(self.uplink_user) is None, "uplink_user: expected the name of a user of this host"),
         ):
             if wrong:
                 raise ConfigError(message)

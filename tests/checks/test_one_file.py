@@ -48,6 +48,7 @@ CHECK = CheckSpec(
     observation=Observation,
     reasons={"daemon_down": "The accounting daemon is not active.", "daemon_missing": "There is no such unit on this host."},
     needs=("systemd",),
+    reads=("unit:{unit}",),
 )
 
 
