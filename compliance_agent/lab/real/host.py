@@ -24,8 +24,9 @@ SCRIPT_S = 120.0
 class Host:
     """One machine, its agent, and the tables whose faults are done to it."""
 
-    def __init__(self, machine: Machine, network: Network, tables: Sequence[Table]) -> None:
+    def __init__(self, machine: Machine, network: Network, tables: Sequence[Table], as_user: str = "") -> None:
         self.machine = machine
+        self._as_user = as_user  # of the agent, in front of a command, where that is not root
         self.name = machine.name
         self._network = network
         self._tables = {table.check: table for table in tables}
@@ -83,7 +84,7 @@ class Host:
 
     def bundles(self, check: str | None = None) -> list[Bundle]:
         """What the agent recorded, in order; each file is read once."""
-        for path in self._paths():
+        for path in self.paths():
             if path.parent.name not in self._read:
                 self._read[path.parent.name] = json.loads(path.read_bytes())
         found = [bundle for bundle in self._read.values() if check in {None, bundle["check"]}]
@@ -93,7 +94,7 @@ class Host:
         """Everything the host recorded: delivered, logged, and verified offline."""
 
         def delivered() -> bool:
-            return all((path.parent / "bundle.tlog-proof").exists() for path in self._paths())
+            return all((path.parent / "bundle.tlog-proof").exists() for path in self.paths())
 
         if not until(delivered, 20.0):
             self.machine.run("systemctl restart compliance-agent")  # it delivers what waits at once
@@ -101,7 +102,7 @@ class Host:
         self.machine.run("systemctl stop compliance-agent")
         until(delivered, 5.0)
         public = self.machine.directory / "host.pub.pem"
-        public.write_text(self.machine.must("compliance-agent config public-key"), "utf-8")
+        public.write_text(self.machine.must(f"{self._as_user} compliance-agent config public-key"), "utf-8")
         evidence = self.machine.root / "var/lib/compliance-agent/evidence"
         return proven(self.name, evidence, public, self._network.log_keys())
 
@@ -114,7 +115,7 @@ class Host:
     def _script(self, script: str) -> None:
         self.machine.run(self._network.published(self.name, script), timeout_s=SCRIPT_S)
 
-    def _paths(self) -> list[Path]:
+    def paths(self) -> list[Path]:
         """Bundles on the host's disk; a directory with a hidden name is not whole yet."""
         return sorted((self.machine.root / "var/lib/compliance-agent/evidence").glob("*/*/*/[!.]*/bundle.json"))
 

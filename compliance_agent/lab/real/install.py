@@ -78,18 +78,25 @@ def furnish(machine: Machine, table: Table) -> None:
     machine.must(f"set -e\n{table.setup}", timeout_s=120)
 
 
-def install(machine: Machine, network: Network, first: Table, settings: dict[str, str]) -> None:
-    """Furnish a booted host that has joined the network for its first check; configure, enrol and start its agent."""
+def prepare(machine: Machine, network: Network, tables: Sequence[Table]) -> None:
+    """Furnish a booted host that has joined the network for these checks, and give it a token to enrol with."""
     root = machine.root
     (root / "etc/apt/sources.list").write_text(network.source(machine.name), "utf-8")
     token = root / "root" / "token"
     token.touch(mode=0o600)
     token.write_text(network.token() + "\n", "utf-8")
-    furnish(machine, first)
+    for table in tables:
+        furnish(machine, table)
+    (root / BASELINE).write_text(baseline(tables), "utf-8")
+
+
+def install(machine: Machine, network: Network, first: Table, settings: dict[str, str]) -> None:
+    """Furnish a booted host that has joined the network for its first check; configure, enrol and start its agent."""
+    prepare(machine, network, (first,))
     enrolled = machine.must(
         f"compliance-agent enrol --server https://{SERVER}:8443 --token-file /root/token --host-id {machine.name}"
         " --state-dir /var/lib/compliance-agent"
     )
     said = enrolled + "".join(f"{name}: {value}\n" for name, value in settings.items())
-    (root / "etc/msp/agent.yaml").write_text(said, "utf-8")
+    (machine.root / "etc/msp/agent.yaml").write_text(said, "utf-8")
     machine.must("systemctl daemon-reload && systemctl start compliance-agent")

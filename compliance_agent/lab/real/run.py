@@ -20,7 +20,7 @@ from typing import Any
 import click
 
 from compliance_agent.errors import AgentError, Unavailable
-from compliance_agent.lab.real import install, matrix, recipe
+from compliance_agent.lab.real import apart, install, matrix, recipe
 from compliance_agent.lab.real.enclosure import enclosed
 from compliance_agent.lab.real.host import Host
 from compliance_agent.lab.real.judge import Judged
@@ -235,21 +235,29 @@ def _run(asked: Asked, scratch: Path) -> dict[str, Any]:
         evidence = made.verified()
         return {**fought, "service": lines + removed(made)}, evidence
 
+    def parts() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        chosen = tuple(table for table in matrix.TABLES if table.check in {"firewall", "services"})
+        progress.begin("clinic-98", "is in three processes")
+        made = apart.start(Machine("clinic-98", lower, scratch), network, chosen)
+        progress.say(f"{made.name} runs in three processes")
+        return apart.parted(made), made.verified()
+
     shares = matrix.spread(asked.tables, asked.hosts)
-    pool = ThreadPoolExecutor(len(shares) + 2)  # never waited for: when this process ends, the enclosure ends all of it
+    pool = ThreadPoolExecutor(len(shares) + 3)  # never waited for: when this process ends, the enclosure ends all of it
     done: list[Future[tuple[list[Judged], dict[str, Any]]]] = []
     if virtual is not None:  # first, for it takes longest
         done.append(pool.submit(vm.done, virtual, asked.virtual, network, progress, LOGS))
     done += [pool.submit(rows, number, share) for number, share in enumerate(shares, 1)]
     fought = pool.submit(opponent) if asked.opponent else None
-    every: list[Future[Any]] = [*done, *([fought] if fought else [])]
+    split = pool.submit(parts) if asked.opponent else None
+    every: list[Future[Any]] = [*done, *([fought] if fought else []), *([split] if split else [])]
     wait(every, return_when=FIRST_EXCEPTION)
     judged = [line for future in done for line in future.result()[0]]
     evidence = [future.result()[1] for future in every]
     order = {row.name: place for place, row in enumerate(matrix.ROWS)}
     judged.sort(key=lambda line: order.get(line.row.name, len(order)))
     last = fought.result()[0] if fought else None
-    service = last.pop("service") if last else None
+    service = [*last.pop("service"), *split.result()[0]] if last and split else None
     return document(judged, last, service, evidence, time.monotonic() - started)
 
 
