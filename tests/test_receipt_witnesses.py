@@ -106,7 +106,8 @@ async def test_a_forged_line_of_a_witness_is_refused(scene: Scene) -> None:
 
     def forged(text: str) -> Sequence[Signature]:
         line = W1.line(text)
-        return [W2.line(text), Signature(line.name, line.key_id, line.signature[:-1] + b"\x00")]
+        forged = line.signature[:-1] + bytes([line.signature[-1] ^ 1])
+        return [W2.line(text), Signature(line.name, line.key_id, forged)]
 
     earlier = Note.parse(log_of(scene).note(1)).text
 
