@@ -18,7 +18,7 @@ from compliance_agent.config import AgentConfig
 UNITS = Path(compliance_agent.__file__).parent / "units"
 SERVICE, TIMER = UNITS / "compliance-agent-drill.service", UNITS / "compliance-agent-drill.timer"
 # Exposure by `systemd-analyze security`, 0 to 10, which none may exceed. Root sides run package managers, which write anywhere.
-MOST = {"run": 1.5, "uplink": 1.5, "heal": 7.4, "": 7.5}
+MOST = {"run": 1.5, "uplink": 1.5, "heal": 7.4, "": 8.0}
 OF_AGENT = {f"compliance-agent{'-' if part else ''}{part}.service": most for part, most in MOST.items()}
 
 
