@@ -8,6 +8,7 @@ its own: without something that was found, it is refused.
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import re
 import stat
@@ -331,7 +332,7 @@ def _keep_audit(work: Work) -> None:
     if work.args["verb"] == "load":
         work.found.keep("audit", "rules", lambda: _audit_rules(work))
         for path in AUDIT_FILES:
-            work.found.keep("files", path, lambda path=path: _file(work, path))  # type: ignore[misc]
+            work.found.keep("files", path, functools.partial(_file, work, path))
 
 
 def _is_audited(work: Work) -> bool:

@@ -250,5 +250,5 @@ def wait_until_saved(root: Path) -> None:
         with sqlite3.connect(f"file:{root}/state/agent.db?mode=ro", uri=True) as connection:
             if connection.execute("SELECT sum(value) FROM counts WHERE name = 'verdicts'").fetchone()[0] == 2:
                 return
-        time.sleep(0.02)
+        time.sleep(0.02)  # another process writes, and tells nobody
     raise AssertionError("not saved")
