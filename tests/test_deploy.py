@@ -221,7 +221,7 @@ def test_rules_have_what_prometheus_asks_of_them() -> None:
             assert rule.keys() - {"for"} == {"alert", "expr", "labels", "annotations"}
             assert re.fullmatch(r"[A-Z][A-Za-z]+", rule["alert"])
             assert rule["labels"].keys() == {"severity"} and rule["labels"]["severity"] in {"page", "ticket"}
-            assert rule["annotations"].keys() == {"summary"}
+            assert rule["annotations"].keys() == {"summary", "runbook"}
             used = set(re.findall(r"\{\{ \$labels\.(\w+) \}\}", rule["annotations"]["summary"]))
             assert used <= {"code"}
             assert re.fullmatch(r"\d+[smh]", rule.get("for", "1m"))

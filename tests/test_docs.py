@@ -12,10 +12,12 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from compliance_agent import cli, errors
 from compliance_agent.config import PREFIX, AgentConfig
 from compliance_agent.lab import handbook
+from compliance_agent.server.records.alarms import KINDS
 from compliance_agent.server.settings import PREFIX as SERVER_PREFIX
 from compliance_agent.server.settings import ServerSettings
 
@@ -137,6 +139,63 @@ def test_an_event_without_a_fixed_name_would_be_found(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text('log.info(f"drift.{name}")\n')
     with pytest.raises(ValueError, match="bad:1"):
         handbook.events(tmp_path)
+
+
+def test_every_alarm_has_its_page_and_every_page_its_alarm() -> None:
+    text = (DOCS / "alarms.md").read_text("utf-8")
+    sections = re.findall(r"^### (.+)\n\n(\S.*)$", text, re.MULTILINE)
+    rules = [
+        rule
+        for name in ("rules", "agent-rules")
+        for group in yaml.safe_load((ROOT / f"deploy/prometheus/{name}.yml").read_text("utf-8"))["groups"]
+        for rule in group["rules"]
+        if "alert" in rule
+    ]
+    assert [name for name, _ in sections] == [*KINDS, *(rule["alert"] for rule in rules)]
+    assert [rule["annotations"]["runbook"] for rule in rules] == [
+        f"docs/alarms.md#{rule['alert'].lower()}" for rule in rules
+    ]
+
+
+def test_every_link_to_a_part_of_a_page_leads_to_one() -> None:
+    wrong = [
+        f"{page.name}: {target}#{part}"
+        for page in PAGES
+        for target, part in re.findall(r"\]\(([\w./-]*\.md)?#([^)\s]+)\)", page.read_text("utf-8"))
+        if part not in parts((page.parent / target) if target else page)
+    ]
+    assert wrong == []
+
+
+def parts(page: Path) -> set[str]:
+    """The page's headings as a link names them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_attack_of_the_threat_model_is_played_by_a_test_that_exists() -> None:
+    rows = re.findall(
+        r"^\| [^|]+ \| [^|]+ \| [^|]+ \| (.*) \|$", (DOCS / "threat-model.md").read_text("utf-8"), re.MULTILINE
+    )
+    played = [re.findall(r"`(tests/[\w/]+\.py)`", row) for row in rows if row not in {"played by", "---"}]
+    assert len(played) >= 20
+    assert all(played)
+    assert [path for row in played for path in row if not (ROOT / path).exists()] == []
+
+
+def test_every_token_of_the_handbook_is_one_of_the_products() -> None:
+    """Codes in the pages for people in trouble are those that the product gives."""
+    generated = "".join((DOCS / name).read_text("utf-8") for name in ("reasons.md", "events.md", "settings.md"))
+    source = "".join(path.read_text("utf-8") for path in (ROOT / "compliance_agent").rglob("*.py"))
+    for name in ("alarms.md", "troubleshooting.md", "operations.md"):
+        tokens = set(re.findall(r"`([a-z]+(?:[._][a-z_]+)+)`", (DOCS / name).read_text("utf-8")))
+        ours = {token for token in tokens if f"`{token}`" in generated or f'"{as_in_source(token)}"' in source}
+        assert tokens - ours == set(), name
+
+
+def as_in_source(token: str) -> str:
+    """A figure without what the exposition adds to its name."""
+    return re.sub(r"^compliance_agent_|_total$", "", token)
 
 
 def test_every_path_of_the_protocol_is_one_of_the_servers() -> None:
