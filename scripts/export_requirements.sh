@@ -17,9 +17,9 @@ export_set() { # name, options of uv export
 
 # Each set holds the one before it, and all come from one lock, so installing one never moves the version of another.
 export_set agent
-export_set server --extra server
-export_set image --extra server --extra s3 # what the container image holds
-export_set test --extra server --extra s3 --group test
+export_set server --extra server --extra mcp # the demo speaks MCP too
+export_set image --extra server --extra mcp --extra s3 # what the container image holds
+export_set test --extra server --extra mcp --extra s3 --group test
 export_set dev --all-extras --group dev
 export_set build --only-group build # what builds the editable install
 {
