@@ -283,6 +283,26 @@ def bench_tls() -> list[Figure]:
     return figures
 
 
+def bench_viewer() -> list[Figure]:
+    """Every page of the viewer over a large fleet, made at the first run: time from request to answer, and statements."""
+    from compliance_agent.lab import bench_viewer, viewer_seed
+
+    given = {name: os.environ.get(f"BENCH_{name.upper()}") for name in ("sites", "hosts", "bundles")}
+    size = viewer_seed.Size(**{name: int(value) for name, value in given.items() if value})
+    times = int(os.environ.get("BENCH_TIMES", "40"))
+    place = Path(os.environ["BENCH_DIR"]) if "BENCH_DIR" in os.environ else viewer_seed.kept(size)
+    figures = []
+    for page in bench_viewer.measure(place, size, times, lambda said: click.echo(said, err=True)):
+        p50, p95 = (statistics.quantiles(page.times_s, n=100, method="inclusive")[part - 1] for part in (50, 95))
+        count = len(page.statements)
+        figures += [
+            Figure(f"{page.path}: p50", p50 * 1e3, "ms", "", None),
+            Figure("  p95", p95 * 1e3, "ms", "300 ms", p95 < bench_viewer.MOST_S),
+            Figure("  statements", count, "", "10", count <= bench_viewer.MOST_QUERIES),
+        ]
+    return figures
+
+
 def _disk() -> str:
     """A directory on a real disk: /tmp may be memory."""
     return os.environ.get("BENCH_DIR") or str(Path.cwd())
@@ -310,6 +330,7 @@ BENCHES: dict[str, Callable[[], Sequence[Figure]]] = {
     "log": bench_log,
     "tls": bench_tls,
     "verify": bench_verify,
+    "viewer": bench_viewer,
 }
 
 

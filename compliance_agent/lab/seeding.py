@@ -143,7 +143,7 @@ async def seed_fleet(store: Store, ingest: Ingest, clock: MovingClock, *, seed: 
     clock.now = end - 26 * _H
     await enrol(store, list(hosts.values()), clock.now)
     for moment, host, event in _story(hosts, end, rng):
-        bundle = _heartbeat(host, moment) if event is None else _happened(host, event, moment)
+        bundle = heartbeat(host, moment) if event is None else happened(host, event, moment)
         clock.now = bundle.timestamp_end + timedelta(seconds=1)
         await record(ingest, host, [bundle], rng)
     clock.now = end
@@ -240,7 +240,8 @@ def _bundle(host: SeededHost, kind: str, moment: datetime, **said: Any) -> Evide
     return EvidenceBundle(**fields)
 
 
-def _heartbeat(host: SeededHost, moment: datetime) -> EvidenceBundle:
+def heartbeat(host: SeededHost, moment: datetime) -> EvidenceBundle:
+    """What stands for every check of the host."""
     for check in known().values():
         if check.id not in host.verdicts:
             passing = look(check.id, Result.PASS)
@@ -248,7 +249,7 @@ def _heartbeat(host: SeededHost, moment: datetime) -> EvidenceBundle:
     return _bundle(host, "heartbeat", moment, states=dict(host.verdicts), counts={"pending": 0})
 
 
-def _happened(host: SeededHost, event: Event, moment: datetime) -> EvidenceBundle:
+def happened(host: SeededHost, event: Event, moment: datetime) -> EvidenceBundle:
     """The verdict that changed, and what was done about it."""
     check = known()[event.check]
     seen = look(check.id, event.result)

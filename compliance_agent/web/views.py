@@ -27,7 +27,7 @@ from compliance_agent.log.note import Note
 from compliance_agent.log.proof import Proof
 from compliance_agent.server.api.deps import Services, services_of, session_cookie
 from compliance_agent.server.records import Bundle, BundleQuery, Host
-from compliance_agent.server.services.fleet import Fleet, Moved
+from compliance_agent.server.services.fleet import Fleet, HostStanding, Moved, document_of
 from compliance_agent.web import present, proofs, security, timeline, words
 from compliance_agent.web.assets import STATIC_ROUTE
 from compliance_agent.web.caller import caller_of, now_of, session_of
@@ -92,10 +92,11 @@ async def site(request: Request, site_id: str) -> Response:
 async def host(request: Request, key_id: str) -> Response:
     """One host: every check with its reason and its last remediation, its history, its newest evidence."""
     caller = await caller_of(request)
-    row = present.host_row(await caller.fleet.host(key_id))
-    changes = [bundle for kind in CHANGES for bundle in await _newest(caller.fleet, key_id, kind)]
-    rows = [present.bundle_row(bundle) for bundle in sorted(changes, key=lambda bundle: bundle.number, reverse=True)]
-    beats = await _newest(caller.fleet, key_id, "heartbeat")
+    standing = await caller.fleet.host(key_id)
+    row = present.host_row(standing)
+    newest = await caller.fleet.newest(standing.host, (*CHANGES, "heartbeat"), DRAWN)
+    rows = [present.bundle_row(bundle) for bundle in newest if bundle.kind != "heartbeat"]
+    beats = [bundle for bundle in newest if bundle.kind == "heartbeat"]
     now = now_of(request)
     base = await _base(caller.fleet, beats, timeline.start_of(rows, now))
     return page(
@@ -103,23 +104,12 @@ async def host(request: Request, key_id: str) -> Response:
         "host.html",
         user=caller.user.name,
         host=row,
-        findings=present.findings(await caller.fleet.gaps(key_id), await caller.fleet.forks(key_id)),
+        findings=present.findings(standing.gaps, await caller.fleet.forks(standing)),
         timeline=timeline.draw(row.checks, rows, base=base, last_seen=row.last_seen, silent=row.silent, now=now),
         recent=rows[:RECENT],
-        orders=await _orders(request, key_id),
+        orders=[present.order_line(row, now) for row in await caller.reader.orders(key_id, RECENT)],
         heartbeat_at=present.made_at(beats[0]) if beats else None,
     )
-
-
-async def _orders(request: Request, key_id: str) -> list[present.OrderLine]:
-    """The newest orders to this host, with the record that says how each ended."""
-    caller = await caller_of(request)
-    reader = await services_of(request).users.reader(caller.user)
-    return [present.order_line(row, now_of(request)) for row in await reader.orders(key_id, RECENT)]
-
-
-async def _newest(fleet: Fleet, key_id: str, kind: str) -> tuple[Bundle, ...]:
-    return (await fleet.evidence(BundleQuery(key_id=key_id, kind=kind, limit=DRAWN))).items
 
 
 async def _base(fleet: Fleet, beats: Sequence[Bundle], start: datetime) -> timeline.Base | None:
@@ -127,13 +117,10 @@ async def _base(fleet: Fleet, beats: Sequence[Bundle], start: datetime) -> timel
     if not beats:
         return None
     beat = next((beat for beat in beats if present.made_at(beat) <= start), beats[-1])
-    try:
-        document = (await fleet.bundle(beat.bundle_id, beat.key_id)).document
-    except Refusal as error:
-        if error.code != "pruned":
-            raise
+    body = await fleet.body(beat)
+    if body is None:
         return None
-    states = present.state_rows(document.get("states"))
+    states = present.state_rows(document_of(body).get("states"))
     return timeline.Base(present.made_at(beat), {state.check: state.result for state in states})
 
 
@@ -153,7 +140,7 @@ async def evidence(request: Request, key_id: str) -> Response:
         before=before,
         limit=PER_PAGE,
     )
-    found = await caller.fleet.evidence(query)
+    found = await caller.fleet.evidence_of(query)
     kept = {name: value for name, value in chosen.items() if value}
     path = f"/hosts/{key_id}/evidence"
     return page(
@@ -200,11 +187,12 @@ async def bundle(request: Request, bundle_id: str) -> Response:
     began = time.perf_counter()
     found = await caller.fleet.bundle(bundle_id, request.query_params.get("key"))
     took_ms = round((time.perf_counter() - began) * 1000)
-    row = present.host_row(await caller.fleet.host(found.host.key_id))
+    row = present.host_row(HostStanding(found.host, silent=False, checks=()))
     panel = None
     if "proof" in request.query_params:  # only when asked: it reads the log's files
         prover = services_of(request).prover(caller.reader)
-        panel = proofs.panel(await prover.prove(bundle_id, found.host.key_id))
+        held = (found.host, found.bundle, found.body, found.sig, found.previous, found.following)
+        panel = proofs.panel(await prover.prove_held(*held))
     shown = present.bundle_page(found, row, took_ms)
     policy = _witness_lines(services_of(request))
     return page(request, "bundle.html", user=caller.user.name, page=shown, panel=panel, policy=policy)

@@ -141,12 +141,13 @@ async def test_the_log_is_whole(server: Server, chain: tuple[FakeHost, list[Sign
 
 ARGUMENTS: Mapping[str, Any] = {
     "site_id": "clinic-1", "year": 2026, "start": 0, "stop": 9, "after": 0, "limit": 9, "numbers": [1, 2, 3, 4],
-    "order_id": "0" * 32, "since": START - timedelta(days=9), "query": BundleQuery(), "bundle_ids": [],
+    "order_id": "0" * 32, "since": START - timedelta(days=9), "query": BundleQuery(), "bundle_ids": [], "kinds": ["drift"],
+    "at_most": 9,
 }  # fmt: skip
 WITHOUT_DATES = {
     "site_rows": "names of sites", "shards": "the log is whole", "leaves": "the log is whole", "any_pending": "the log is whole",
     "backlog": "the log is whole", "unlogged": "counts of the log", "first_without_record": "an index of the log",
-    "baseline_uses": "days of baselines, for how long records are kept", "live_baselines": "the same",
+    "baselines": "days of baselines, for how long records are kept",
     "newest_heads": "the sequencer's and the follower's, which have no dates", "placed": "the same", "cosigned": "the same",
     "log_stops": "the same",
     "holds": "the same", "minimum": "the log is whole", "logged_records": "the prune job's, which has no dates",

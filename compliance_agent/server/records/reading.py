@@ -16,12 +16,10 @@ from compliance_agent.server.records.people import Dates, Token
 class Keeping(Protocol):
     """What decides how long the records of a site are kept."""
 
-    async def baseline_uses(self, site_id: str) -> dict[tuple[str, str], date]:
-        """The last day of each baseline version, by host label and version."""
-        ...
-
-    async def live_baselines(self, site_id: str) -> set[tuple[str, str]]:
-        """Label and baseline version of each host that is not revoked, as it checked in last."""
+    async def baselines(self, site_id: str) -> tuple[dict[tuple[str, str], date], set[tuple[str, str]]]:
+        """The last day of each baseline version, by host label and version; and label and version of each host that is not revoked,
+        as it checked in last.
+        """
         ...
 
     async def holds(self, site_id: str) -> list[Hold]:
@@ -100,6 +98,10 @@ class SiteReader(Keeping, Protocol):
 
     async def bundles(self, query: BundleQuery) -> list[Bundle]:
         """Bundles, newest arrival first."""
+        ...
+
+    async def newest(self, key_id: str, kinds: Collection[str], at_most: int) -> list[Bundle]:
+        """The newest bundles of a host, so many of each kind, newest first."""
         ...
 
     async def bundle(self, bundle_id: str, key_id: str | None = None) -> tuple[Bundle, bytes, bytes] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -93,6 +93,7 @@ class HostStanding:
     Attributes:
         broken: its chain has a fork or an open gap.
         unlogged: bundles that no published checkpoint of the log covers yet.
+        gaps: of its chain, open ones first; only where one host was asked for.
     """
 
     host: Host
@@ -100,6 +101,7 @@ class HostStanding:
     checks: tuple[CheckStanding, ...]
     broken: bool = False
     unlogged: int = 0
+    gaps: tuple[Gap, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -197,11 +199,7 @@ class BundleStanding:
     @property
     def document(self) -> dict[str, Any]:
         """The parsed bundle; empty when its bytes are no JSON object any more."""
-        try:
-            document = json.loads(self.body)
-        except ValueError:
-            return {}
-        return document if isinstance(document, dict) else {}
+        return document_of(self.body)
 
 
 class Fleet:
@@ -245,9 +243,10 @@ class Fleet:
             raise _not_found("host")
         remediations = await self._reader.remediations(key_id)
         standing = self._standing(host, await self._reader.verdicts(key_id), remediations)
-        gapped = any(gap.closed_at is None for gap in await self._reader.gaps(key_id))
+        gaps = tuple(await self._reader.gaps(key_id))
+        gapped = any(gap.closed_at is None for gap in gaps)
         unlogged = (await self._reader.only(host.site_id).unlogged()).get(key_id, 0)
-        return replace(standing, broken=standing.broken or gapped, unlogged=unlogged)
+        return replace(standing, broken=standing.broken or gapped, unlogged=unlogged, gaps=gaps)
 
     async def checks(self, key_id: str) -> list[CheckStanding]:
         """The checks of one host."""
@@ -257,6 +256,10 @@ class Fleet:
         """Bundles, newest arrival first."""
         if query.key_id is not None and await self._reader.host(query.key_id) is None:
             raise _not_found("host")
+        return await self.evidence_of(query)
+
+    async def evidence_of(self, query: BundleQuery) -> Page:
+        """The same, where the host is known to be there."""
         found = await self._reader.bundles(replace(query, limit=query.limit + 1))
         items = tuple(found[: query.limit])
         return Page(items, items[-1].number if len(found) > query.limit else None)
@@ -278,13 +281,18 @@ class Fleet:
         points = tuple(_verified(self._verifier, bundle, host, body, sig, previous))
         return BundleStanding(bundle, host, body, sig, points, keep, previous, following)
 
-    async def gaps(self, key_id: str) -> list[Gap]:
-        """Gaps of a host's chain, open ones first."""
-        return await self._reader.gaps(key_id)
+    async def newest(self, host: Host, kinds: Collection[str], at_most: int) -> list[Bundle]:
+        """The newest bundles of a host, so many of each kind, newest first."""
+        return await self._reader.newest(host.key_id, kinds, at_most)
 
-    async def forks(self, key_id: str) -> list[Fork]:
+    async def body(self, bundle: Bundle) -> bytes | None:
+        """The bytes of one of them as they are held, not verified; None when they were destroyed."""
+        found = await self._reader.bundle(bundle.bundle_id, bundle.key_id)
+        return found[1] or None if found else None
+
+    async def forks(self, host: HostStanding) -> list[Fork]:
         """Bundles that contradict a host's chain."""
-        return await self._reader.forks(key_id)
+        return await self._reader.forks(host.host.key_id) if host.host.forks else []
 
     async def moved(self, sites: Iterable[SiteStanding], last: timedelta = timedelta(hours=24)) -> dict[str, Moved]:
         """What changed at these sites lately, by site id."""
@@ -331,6 +339,15 @@ class Fleet:
         if why and verdict.result not in UNMET:
             return CheckStanding(verdict, "unknown", why, remediation)
         return CheckStanding(verdict, verdict.result, verdict.reason, remediation)
+
+
+def document_of(body: bytes) -> dict[str, Any]:
+    """A parsed bundle; empty when its bytes are no JSON object."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def _moved(events: Sequence[Event], host: HostStanding, check: str, since: datetime) -> Moved:

@@ -140,26 +140,35 @@ class Prover:
         host = await self._reader.host(found[0].key_id) if found else None
         if found is None or host is None:
             raise Refusal("no such bundle", code="not_found", status=404)
-        bundle, body, sig = found
-        if not body:
+        if not found[1]:
             raise Refusal(
                 "this record was destroyed when its time was over; its digest is in the log", code="pruned", status=410
             )
+        return await self.prove_held(host, *found, *await self._reader.neighbours(found[0]))
+
+    async def prove_held(
+        self, host: Host, bundle: Bundle, body: bytes, sig: bytes, previous: Bundle | None, following: Bundle | None
+    ) -> Proven:
+        """The same for one that was just read, with its neighbours."""
         right = verify(host.public_key, sig, body)
         lines = [
             Line("signature", State.VERIFIED, "host_signed", {"key": host.key_id})
             if right
             else Line("signature", State.WRONG, "bad_signature", {"key": host.key_id})
         ]
-        lines += await self._chain(bundle, body)
+        lines += await self._chain(bundle, body, previous, following)
         log_lines, witnesses = await self._logged(bundle, host, body, sig)
         return Proven((*lines, *log_lines), witnesses)
 
     # --- chain ----------------------------------------------------------------------------------
 
-    async def _chain(self, bundle: Bundle, body: bytes) -> list[Line]:
-        previous, following = await self._reader.neighbours(bundle)
-        before, after = await self._bytes(previous), await self._bytes(following)
+    async def _chain(
+        self, bundle: Bundle, body: bytes, previous: Bundle | None, following: Bundle | None
+    ) -> list[Line]:
+        numbers = [one.number for one in (previous, following) if one is not None]
+        kept = await self._reader.kept_of(bundle.site_id, numbers) if numbers else []
+        bodies = {item.number: item.body for item in kept}
+        before, after = (bodies.get(one.number) if one is not None else None for one in (previous, following))
         named, own = _document(body).get("prev"), _digest(body)
         if before is None and previous is not None:
             lines = [Line("before", State.UNTOLD, "outside_dates", {"prev": _short(named)})]
@@ -183,23 +192,17 @@ class Prover:
             lines.append(_line("after", names == own, "linked", "broken_link", figures))
         return lines
 
-    async def _bytes(self, bundle: Bundle | None) -> bytes | None:
-        found = await self._reader.bundle(bundle.bundle_id, bundle.key_id) if bundle else None
-        return found[1] if found else None
-
     # --- log ------------------------------------------------------------------------------------
 
     async def _logged(
         self, bundle: Bundle, host: Host, body: bytes, sig: bytes
     ) -> tuple[list[Line], tuple[Witness, ...]]:
         leaf = _leaf_of(host, _document(body), body, sig)
-        rows = await self._reader.signed_places(bundle.site_id, bundle.number - 1, 1)
-        held, integrated = next(((row[2], row[3]) for row in rows if row[0] == bundle.number), (None, False))
-        if held is None:
-            return _none(State.WRONG, "no_entry"), ()
         place = next(iter(await self._reader.leaves_of(bundle.key_id, {bundle.bundle_id})), None)
-        if not integrated or place is None:
-            return _none(State.UNTOLD, "pending"), ()
+        if place is None:
+            rows = await self._reader.signed_places(bundle.site_id, bundle.number - 1, 1)
+            held = next((row[2] for row in rows if row[0] == bundle.number), None)
+            return (_none(State.WRONG, "no_entry") if held is None else _none(State.UNTOLD, "pending")), ()
         shards = [
             item for item in await self._reader.shards() if (item.site_id, item.year) == (host.site_id, place.year)
         ]

@@ -15,9 +15,9 @@ from compliance_agent.server.services.acts import Act, note
 
 async def rules_of(rows: Keeping, site_id: str) -> SiteRules:
     """What decides about the records of a site, as it stands now."""
-    last_used = await rows.baseline_uses(site_id)
+    last_used, live = await rows.baselines(site_id)
     standing = [(hold.host_id, hold.reason_id) for hold in await rows.holds(site_id) if hold.released_at is None]
-    return SiteRules(last_used, in_effect(last_used, await rows.live_baselines(site_id)), standing)
+    return SiteRules(last_used, in_effect(last_used, live), standing)
 
 
 def keep_of(rules: SiteRules, host_id: str | None, body: bytes, created_at: str, received_at: datetime) -> Keep:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from datetime import date
 from typing import Any
 
-from sqlalchemy import Executable, and_, or_, select
+from sqlalchemy import Executable, and_, null, or_, select, union_all
 from sqlalchemy.engine import RowMapping
 
 from compliance_agent.server.records import Hold, LoggedRecord, Minimum
@@ -22,15 +22,13 @@ class KeepingRows:
     def _mine(self, site_id: str) -> Collection[str]:
         raise NotImplementedError
 
-    async def baseline_uses(self, site_id: str) -> dict[tuple[str, str], date]:
-        table = tables.baseline_uses
-        found = await self._all(select(table).where(table.c.site_id.in_(self._mine(site_id))))
-        return {(row["host_id"], row["version"]): date.fromisoformat(row["last_on"]) for row in found}
-
-    async def live_baselines(self, site_id: str) -> set[tuple[str, str]]:
-        c = tables.hosts.c
-        query = select(c.host_id, c.baseline_version).where(c.site_id.in_(self._mine(site_id)), c.revoked_at.is_(None))
-        return {(row["host_id"], row["baseline_version"]) for row in await self._all(query)}
+    async def baselines(self, site_id: str) -> tuple[dict[tuple[str, str], date], set[tuple[str, str]]]:
+        u, h, mine = tables.baseline_uses.c, tables.hosts.c, self._mine(site_id)
+        used = select(u.host_id, u.version, u.last_on).where(u.site_id.in_(mine))
+        live = select(h.host_id, h.baseline_version, null()).where(h.site_id.in_(mine), h.revoked_at.is_(None))
+        found = await self._all(union_all(used, live))
+        uses = {(row["host_id"], row["version"]): date.fromisoformat(row["last_on"]) for row in found if row["last_on"]}
+        return uses, {(row["host_id"], row["version"]) for row in found if not row["last_on"]}
 
     async def holds(self, site_id: str) -> list[Hold]:
         table = tables.holds

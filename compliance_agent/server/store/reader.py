@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Executable, Select, and_, func, not_, or_, select
+from sqlalchemy import Column, ColumnElement, Executable, Select, and_, func, not_, or_, select, union_all
 from sqlalchemy.engine import RowMapping
 
 from compliance_agent.entries.leaf import bundle_leaf
@@ -203,6 +203,18 @@ class BoundReader(KeepingRows):
             statement = statement.where(_bundles.received_at >= rows.text(query.since))
         return [rows.bundle(row) for row in await self._all(statement)]
 
+    async def newest(self, key_id: str, kinds: Collection[str], at_most: int) -> list[Bundle]:
+        parts = [
+            self._bundles()
+            .where(_bundles.key_id == key_id, _bundles.kind == kind, *self._dated(_bundles.created_at))
+            .order_by(_bundles.epoch.desc(), _bundles.seq.desc())
+            .limit(min(at_most, MOST_ROWS))
+            .subquery()
+            for kind in kinds
+        ]
+        found = [rows.bundle(row) for row in await self._all(union_all(*(select(part) for part in parts)))]
+        return sorted(found, key=lambda bundle: (bundle.epoch, bundle.seq), reverse=True)
+
     async def bundle(self, bundle_id: str, key_id: str | None = None) -> tuple[Bundle, bytes, bytes] | None:
         # Ids are found host by host: an index over all of them would be written in another place with each record.
         hosts = select(tables.hosts.c.key_id).where(tables.hosts.c.site_id.in_(self._sites))
@@ -221,13 +233,18 @@ class BoundReader(KeepingRows):
         chain = self._bundles().where(_bundles.key_id == bundle.key_id).limit(1)
         before = or_(_bundles.epoch < bundle.epoch, and_(_bundles.epoch == bundle.epoch, _bundles.seq < bundle.seq))
         after = or_(_bundles.epoch > bundle.epoch, and_(_bundles.epoch == bundle.epoch, _bundles.seq > bundle.seq))
-        previous = await self._all(chain.where(before).order_by(_bundles.epoch.desc(), _bundles.seq.desc()))
-        following = await self._all(chain.where(after).order_by(_bundles.epoch, _bundles.seq))
+        parts = (
+            chain.where(before).order_by(_bundles.epoch.desc(), _bundles.seq.desc()).subquery(),
+            chain.where(after).order_by(_bundles.epoch, _bundles.seq).subquery(),
+        )
+        found = [rows.bundle(row) for row in await self._all(union_all(*(select(part) for part in parts)))]
+        place = (bundle.epoch, bundle.seq)
+        previous = next((one for one in found if (one.epoch, one.seq) < place), None)
+        following = next((one for one in found if (one.epoch, one.seq) > place), None)
         return self._neighbour(previous), self._neighbour(following)
 
-    def _neighbour(self, found: list[RowMapping]) -> Bundle | None:
+    def _neighbour(self, bundle: Bundle | None) -> Bundle | None:
         """The record, or no more than its place and digest where it is outside the dates: the chain goes on there."""
-        bundle = rows.bundle(found[0]) if found else None
         if bundle is None or self._dates is None or self._dates.hold(rows.when(bundle.created_at)):
             return bundle
         unsaid = replace(bundle, number=0, bundle_id="", kind="", created_at="")
@@ -336,7 +353,7 @@ class BoundReader(KeepingRows):
             .group_by(c.key_id)
         )
         found: dict[str, int] = {}
-        for row in [*await self._all(pending), *await self._all(unpublished)]:  # two, so that each uses its index
+        for row in await self._all(union_all(pending, unpublished)):  # two parts, so that each uses its index
             found[row["key_id"]] = found.get(row["key_id"], 0) + row["count"]
         return found
 

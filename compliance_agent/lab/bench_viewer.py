@@ -1,0 +1,122 @@
+"""What each page of the viewer costs the server on a large fleet: how long from request to answer, and how many statements.
+
+The app runs in this process over the data directory that `viewer_seed` made, its clock standing at the end of the story. Pages are
+asked for in turn, each with the ids of another host and site every time, so that none lives of what the one before it has read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+
+from compliance_agent.errors import Refusal, Unavailable
+from compliance_agent.lab.counting import Counted
+from compliance_agent.lab.seeding import MovingClock
+from compliance_agent.lab.viewer_seed import END, Size, made, settings
+from compliance_agent.server.app import create_app, utc_now
+from compliance_agent.server.records import BundleQuery
+
+NAME, PASSWORD = "bench", "correct horse battery"
+MOST_QUERIES, MOST_S = 10, 0.3
+Ids = Mapping[str, str]
+
+# Each page of the viewer (tests/web/test_queries.py sees that none is left out): route -> what is asked for after its path.
+PAGES: Mapping[str, Sequence[str]] = {
+    "/": ("",),
+    "/sites/{site_id}": ("",),
+    "/hosts/{key_id}": ("",),
+    "/hosts/{key_id}/evidence": (
+        "",
+        "?check=firewall",
+        "?kind=remediation&outcome=success",
+        "?result=unknown",
+        "?check=no-such",
+    ),
+    "/bundles/{bundle_id}": ("?key={key_id}", "?key={key_id}&proof=1"),
+    "/sites/{site_id}/log": ("",),
+    "/account": ("",),
+}
+
+
+@dataclass
+class Asked:
+    """One page, asked for many times.
+
+    Attributes:
+        path: its route with what stands after it.
+        times_s: from request to answer, each.
+        statements: of the request that had most.
+    """
+
+    path: str
+    times_s: list[float] = field(default_factory=list)
+    statements: list[str] = field(default_factory=list)
+
+
+def measure(directory: Path, size: Size, times: int = 40, say: Callable[[str], object] = lambda _: None) -> list[Asked]:
+    """Ask for every page so many times."""
+    return asyncio.run(_measure(directory, size, times, say))
+
+
+async def _measure(directory: Path, size: Size, times: int, say: Callable[[str], object]) -> list[Asked]:
+    say(f"evidence: {directory}")
+    await made(directory / "server", size)
+    app = create_app(settings(directory / "server"), clock=MovingClock(END), log_clock=utc_now)
+    async with app.router.lifespan_context(app):
+        services = app.state.services
+        services.store.database = counted = Counted(services.store.database)
+        with contextlib.suppress(Refusal):  # of the run before
+            await services.users.add(NAME, PASSWORD)
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://viewer.bench") as client:
+            await _sign_in(client)
+            ids = await _ids(services, directory, min(times, size.hosts))
+            asked = [Asked(path + more) for path, after in PAGES.items() for more in after]
+            for at in range(-2, times):  # two that warm up
+                for page in asked:
+                    await _ask(client, counted, page, ids[at % len(ids)], warm=at >= 0)
+    return asked
+
+
+async def _ask(client: httpx.AsyncClient, counted: Counted, page: Asked, ids: Ids, *, warm: bool) -> None:
+    with counted.counting() as statements:
+        began = time.perf_counter()
+        reply = await client.get(page.path.format(**ids), headers={"Accept": "text/html"})
+        took = time.perf_counter() - began
+    if reply.status_code != 200:
+        raise Unavailable(f"bench: {page.path} answers {reply.status_code}")
+    if warm:
+        page.times_s.append(took)
+    if len(statements) > len(page.statements):
+        page.statements = statements
+
+
+async def _sign_in(client: httpx.AsyncClient) -> None:
+    page = await client.get("/login")
+    token = re.search(r'name="form_token" value="([^"]+)"', page.text)
+    form = {"form_token": token[1] if token else "", "name": NAME, "password": PASSWORD, "next": "/"}
+    reply = await client.post("/login", data=form)
+    if reply.status_code != 303 or "/login" in reply.headers["location"]:
+        raise Unavailable(f"bench: signing in answers {reply.status_code}")
+
+
+async def _ids(services: Any, directory: Path, count: int) -> list[Ids]:
+    """Ids of so many hosts, spread over all, each with a record from somewhere in its chain."""
+    reader = services.store.for_sites(await services.store.all_sites())
+    key_ids = json.loads((directory / "server" / "made.json").read_text("ascii"))["key_ids"]
+    found: list[Ids] = []
+    for number in range(count):
+        host = await reader.host(key_ids[number * len(key_ids) // count])
+        records = await reader.bundles(BundleQuery(key_id=host.key_id, limit=200))
+        record = records[number * 37 % len(records)]
+        found.append({"site_id": host.site_id, "key_id": host.key_id, "bundle_id": record.bundle_id})
+    return found
