@@ -38,7 +38,7 @@ from compliance_agent.server.api import agent, evidence, operations, orders, pro
 from compliance_agent.server.api import log as log_api
 from compliance_agent.server.api.beside import App
 from compliance_agent.server.api.deps import Services
-from compliance_agent.server.api.edge import Edge
+from compliance_agent.server.api.edge import Edge, WholeEdge
 from compliance_agent.server.channels import read as read_channels
 from compliance_agent.server.cosigning import Cosigning, Intervals, policy_of
 from compliance_agent.server.log_files import LogFiles
@@ -388,7 +388,7 @@ def create_app(
     clock: Clock = utc_now,
     verifier: Verifier | None = None,
     log_clock: Clock | None = None,
-) -> FastAPI:
+) -> App:
     """The server as an ASGI app. Its lifespan opens the data directory, and drains and closes it.
 
     Args:
@@ -426,7 +426,7 @@ def create_app(
             await services.checkin.drain()
             log.info("server.stopped")
 
-    from compliance_agent.web.security import SecurityHeaders
+    from compliance_agent.web.security import SecurityHeaders, answer_headers
 
     metrics = Metrics()
     app = App(
@@ -445,7 +445,9 @@ def create_app(
     app.router.routes.append(evidence.ROUTE)
     _mount_viewer(app)
     app.answer_beside(
-        (evidence.ROUTE, agent.CHECKIN), lambda answer: SecurityHeaders(Edge(answer, observe=metrics.observe))
+        (evidence.ROUTE, agent.CHECKIN),
+        lambda answer: SecurityHeaders(Edge(answer, observe=metrics.observe)),
+        lambda endpoint, path: WholeEdge(endpoint, path, metrics.observe, answer_headers),
     )
     openapi.install(app)
     return app

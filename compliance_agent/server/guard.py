@@ -90,7 +90,7 @@ def room() -> int:
 
 
 class Guarded(HttpToolsProtocol):
-    """One connection. `crowd` is that of its process; see `guarded_by`."""
+    """One connection. `crowd` is that of its process; see `whole.answered_by`."""
 
     crowd: Crowd
 
@@ -160,6 +160,10 @@ class Guarded(HttpToolsProtocol):
         self._part = _Part.BODY
         self._head_bytes = self._wire_bytes = 0
         self.crowd.busy(self)
+        self.begin()
+
+    def begin(self) -> None:
+        """A head has come and is within its limits: hand the request on."""
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -241,8 +245,3 @@ class Guarded(HttpToolsProtocol):
             )
             self.transport.write(STATUS_LINE[status] + head.encode() + b"connection: close\r\n\r\n" + body)
         self.transport.close()
-
-
-def guarded_by(crowd: Crowd) -> type[Guarded]:
-    """The protocol of one server process."""
-    return type("Guarded", (Guarded,), {"crowd": crowd})

@@ -13,6 +13,7 @@ from compliance_agent.server.api.deps import Services
 from compliance_agent.server.records import Backlog
 from compliance_agent.server.services.duties import DUTIES
 
+_METHODS = frozenset(("GET", "HEAD", "POST"))
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 
 
@@ -21,6 +22,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self._known: dict[tuple[str, str, int], Histogram] = {}
         self._requests = Histogram(
             "compliance_server_request_seconds",
             "Time to answer, by route.",
@@ -31,8 +33,13 @@ class Metrics:
 
     def observe(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count one answered request; methods that are not ours share one label."""
-        known = method if method in {"GET", "HEAD", "POST"} else "other"
-        self._requests.labels(route, known, str(status)).observe(seconds)
+        found = self._known.get((route, method, status))
+        if found is None:
+            known = method if method in _METHODS else "other"
+            found = self._requests.labels(route, known, str(status))
+            if known == method:  # routes and codes are few; words that callers make up are not
+                self._known[route, method, status] = found
+        found.observe(seconds)
 
     async def exposition(self, services: Services) -> tuple[bytes, str]:
         """Everything in the text format, with its media type."""

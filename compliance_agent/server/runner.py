@@ -16,9 +16,11 @@ import uvicorn
 from compliance_agent.errors import AgentError, NotPermitted, Unavailable
 from compliance_agent.evidence.allowlist import registry
 from compliance_agent.server import tls
+from compliance_agent.server.api.beside import App
 from compliance_agent.server.app import create_app, names_of, utc_now
-from compliance_agent.server.guard import Crowd, guarded_by, room
+from compliance_agent.server.guard import Crowd, room
 from compliance_agent.server.settings import ServerSettings
+from compliance_agent.server.whole import answered_by
 
 DRAIN_S = 3  # for requests in flight, within the 5 s that a service manager may count on
 BACKLOG = 2_048
@@ -79,11 +81,11 @@ def serve(settings: ServerSettings, announce: Callable[[str], None]) -> int:
     return 130 if server.interrupted else 0
 
 
-def _config(settings: ServerSettings, app: Callable[..., object]) -> uvicorn.Config:
+def _config(settings: ServerSettings, app: App) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="compliance_agent.server.guard:Loop",
-        http=guarded_by(Crowd(room())),
+        http=answered_by(app.whole, Crowd(room())),
         ws="none",
         lifespan="on",
         log_config=None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -42,6 +42,12 @@ _RAW = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items
 _RAW_HTTPS = [*_RAW, (b"strict-transport-security", HSTS.encode())]
 _NAMES = frozenset(name for name, _ in _RAW_HTTPS)
 _NO_STORE = (b"cache-control", b"no-store")
+_ANSWER, _ANSWER_HTTPS = [*_RAW, _NO_STORE], [*_RAW_HTTPS, _NO_STORE]
+
+
+def answer_headers(scheme: str) -> Sequence[tuple[bytes, bytes]]:
+    """What stands on an answer that is never stored and says nothing of this itself."""
+    return _ANSWER_HTTPS if scheme == "https" else _ANSWER
 
 
 class SecurityHeaders:

@@ -14,8 +14,9 @@ import pytest
 import uvicorn
 
 from compliance_agent.server import guard
-from compliance_agent.server.api import edge
-from compliance_agent.server.guard import Crowd, guarded_by, room
+from compliance_agent.server.api import beside, edge
+from compliance_agent.server.guard import Crowd, room
+from compliance_agent.server.whole import answered_by
 from tests.server.builder import Server, checkin_body
 
 pytestmark = pytest.mark.anyio
@@ -54,7 +55,7 @@ async def answer(send: Any, body: bytes) -> None:
 @contextlib.asynccontextmanager
 async def listening(app: App, most: int = 100) -> AsyncIterator[int]:
     """The app behind the guarded protocol on loopback, in this loop; its port."""
-    protocol = guarded_by(Crowd(most))
+    protocol = answered_by(app.whole if isinstance(app, beside.App) else {}, Crowd(most))
     config = uvicorn.Config(app, http=protocol, ws="none", lifespan="off", log_config=None)
     config.load()
     state = uvicorn.Server(config).server_state

@@ -9,12 +9,14 @@ when a route asks for it, within the same limit (encoding.py). Whatever a route 
 from __future__ import annotations
 
 import asyncio
+import random
 import re
-import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -71,11 +73,8 @@ class Edge:
                 raise Refusal("no such page", code="not_found", status=404)
             async with asyncio.timeout(ANSWER_DEADLINE_S) as deadline:
                 await self._app(scope, _taken_in(receive, headers, most), noting_send)
-        except AgentError as error:
-            answer = problems.of_agent_error(error, trace_id)
         except Exception as error:
-            late = deadline is not None and deadline.expired()
-            answer = problems.of_agent_error(_too_late(), trace_id) if late else problems.of_unexpected(error, trace_id)
+            answer = _problem(error, deadline, trace_id)
         deadline = None
         if answer is not None and status == 0:
             await answer(scope, receive, noting_send)
@@ -83,9 +82,65 @@ class Edge:
         self._observe(route, scope["method"], status, time.perf_counter() - started)
 
 
+class WholeEdge:
+    """The same around one endpoint whose requests come whole (`server/whole.py`): their length was looked at there.
+
+    Args:
+        endpoint: answers a POST.
+        path: of its route.
+        observe: told of each answer.
+        headers: that every answer carries beside its own, over http and over https.
+    """
+
+    def __init__(
+        self,
+        endpoint: Callable[[Request], Awaitable[Response]],
+        path: str,
+        observe: Observe,
+        headers: Callable[[str], Sequence[tuple[bytes, bytes]]],
+    ) -> None:
+        self._endpoint = endpoint
+        self._path = path
+        self._observe = observe
+        self._headers = headers
+
+    async def __call__(self, scope: MutableMapping[str, Any], body: bytes) -> Response:
+        started, deadline = time.perf_counter(), None
+        request = _Read(scope, body)
+        scope["trace_id"] = trace_id = _trace_id(request.headers)
+        try:
+            async with asyncio.timeout(ANSWER_DEADLINE_S) as deadline:
+                response = await self._endpoint(request)
+        except Exception as error:
+            response = _problem(error, deadline, trace_id)
+        response.raw_headers += ((b"x-request-id", trace_id.encode()), *self._headers(scope["scheme"]))
+        self._observe(self._path, "POST", response.status_code, time.perf_counter() - started)
+        return response
+
+
+class _Read(Request):
+    """A request whose body is here."""
+
+    def __init__(self, scope: MutableMapping[str, Any], body: bytes) -> None:
+        super().__init__(scope)
+        self._whole = body
+
+    async def body(self) -> bytes:
+        return self._whole
+
+
+def _problem(error: Exception, deadline: asyncio.Timeout | None, trace_id: str) -> Response:
+    """The answer to whatever a route raised."""
+    if isinstance(error, AgentError):
+        return problems.of_agent_error(error, trace_id)
+    if deadline is not None and deadline.expired():
+        return problems.of_agent_error(_too_late(), trace_id)
+    return problems.of_unexpected(error, trace_id)
+
+
 def _trace_id(headers: Headers) -> str:
     found = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
-    return found[1] if found and found[1] != "0" * 32 else secrets.token_hex(16)
+    return found[1] if found and found[1] != "0" * 32 else f"{random.getrandbits(128):032x}"
 
 
 def _check_declared(headers: Headers, most: int) -> None:
