@@ -43,6 +43,22 @@ PAGES: Mapping[str, Sequence[str]] = {
     ),
     "/bundles/{bundle_id}": ("?key={key_id}", "?key={key_id}&proof=1"),
     "/sites/{site_id}/log": ("",),
+    "/sites/{site_id}/controls": ("", "?by=host", "?host={key_id}", "?rule=proposed&from=2026-10-29&to=2026-11-28"),
+    "/sites/{site_id}/controls.csv": ("",),
+    "/evidence": (
+        "",
+        "?check=firewall",
+        "?check=firewall&outcome=failed",
+        "?outcome=success&site={site_id}",
+        "?result=exception",
+        "?citation=164.312(b)&result=fail&from=2026-11-10&to=2026-11-12",
+        "?from=2026-11-05&to=2026-11-05",
+        "?from=2026-10-30&to=2026-11-02&kind=heartbeat",
+        "?host=ws-003",
+        "?site={site_id}&from=2026-11-10&to=2026-11-12",
+        "?id={bundle_id}",
+        "?key={key_id}&citation=164.312(b)",
+    ),
     "/account": ("",),
 }
 

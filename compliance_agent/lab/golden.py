@@ -72,6 +72,7 @@ def _entry(check: Check) -> dict[str, Any]:
         "rationale": spec.rationale,
         "reasons": dict(spec.reasons),
         "citations": [citation.section for citation in spec.citations],
+        "does_not_prove": {citation.section: citation.does_not_prove for citation in spec.citations},
         "facts": {
             field.name: {"schema": kind.schema(), "doc": field.metadata["doc"]}
             for field, kind in zip(

@@ -8,6 +8,7 @@ they do in a server that has run for a month. Random only by number.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import hashlib
 import json
@@ -41,7 +42,7 @@ from compliance_agent.lab.seeding import (
     look,
 )
 from compliance_agent.models import ClockState, Result
-from compliance_agent.server.app import opened, utc_now
+from compliance_agent.server.app import create_app, opened, utc_now
 from compliance_agent.server.records import NO_DIGEST, Host, NewLeaf, Store, Transaction
 from compliance_agent.server.services.placing import Checked, Placing, Submission
 from compliance_agent.server.settings import ServerSettings
@@ -99,10 +100,18 @@ async def made(directory: Path, size: Size) -> None:
         for moment, some in _turns(speakers, size):
             clock.now = moment
             await services.store.write(functools.partial(_placed, now=moment, some=some))
-        clock.now = END
-        while await services.sequencer.round():
-            pass
+    await _sequenced(directory)
     done.write_text(json.dumps({"key_ids": [speaker.host.key_id for speaker in speakers]}), "ascii")
+
+
+async def _sequenced(directory: Path) -> None:
+    """Let a whole server run until every entry has its index."""
+    app = create_app(settings(directory), clock=MovingClock(END), log_clock=utc_now)
+    async with app.router.lifespan_context(app):
+        store = app.state.services.store
+        everything = store.for_sites(await store.all_sites())
+        while await everything.any_pending():  # noqa: ASYNC110  the sequencer tells nobody
+            await asyncio.sleep(0.05)
 
 
 async def _placed(tx: Transaction, now: datetime, some: list[Submission]) -> None:

@@ -454,12 +454,14 @@ def create_app(
 
 
 def _mount_viewer(app: FastAPI) -> None:
-    from compliance_agent.web import account, federated, log_views, views
+    from compliance_agent.web import account, controls, federated, log_views, search, views
 
     app.include_router(views.router)
     app.include_router(account.router)
     app.include_router(federated.router)
     app.include_router(log_views.router)
+    app.include_router(controls.router)
+    app.include_router(search.router)
     views.mount_static(app)
 
 

@@ -315,6 +315,22 @@ async def _end_session(crawl: Crawl, method: str, path: str) -> None:
     assert (await crawl.ask("GET", "/account", crawl.theirs.session)).status_code == 200
 
 
+async def _found(crawl: Crawl, method: str, path: str) -> None:
+    """A search that names what is theirs finds as little as one that names what does not exist; mine it finds."""
+    await crawl.listed(method, path)
+    for query in ("?site={site_id}", "?key={key_id}", "?id={bundle_id}", "?id={bundle_id}&key={key_id}&site={site_id}"):
+        for name, headers in crawl.callers.items():
+            mine, theirs, unknown = [
+                await crawl.ask(method, filled(path + query, one.ids), headers)
+                for one in (crawl.mine, crawl.theirs, crawl.nobody)
+            ]
+            assert crawl.told(theirs, crawl.theirs) == crawl.told(unknown, crawl.nobody), f"{path}{query} as {name}"
+            if name == "session":
+                assert f"/bundles/{crawl.mine.ids['bundle_id']}" in mine.text, (
+                    f"{path}{query}: nobody finds the own one"
+                )
+
+
 def form_token(page: str) -> str:
     """The token that a page's forms bring back."""
     found = re.search(r'name="form_token" value="([\w-]{43})"', page)
@@ -433,6 +449,9 @@ CASES: Mapping[str, Case] = {
     "POST /account/prove": public,
     "GET /sites/{site_id}/log": hidden("?year={year}"),
     "GET /sites/{site_id}/log/{year}/key": hidden(),
+    "GET /sites/{site_id}/controls": hidden("?host={key_id}", "?by=host"),
+    "GET /sites/{site_id}/controls.csv": hidden("?by=host"),
+    "GET /evidence": _found,
     "GET /static/{digest}/{name}": public,
     "GET /{path:path}": public,
 }

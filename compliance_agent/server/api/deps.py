@@ -26,6 +26,7 @@ from compliance_agent.server.services.api_keys import ApiKeys
 from compliance_agent.server.services.board import Board
 from compliance_agent.server.services.certificates import Certificates
 from compliance_agent.server.services.checkin import Checkin
+from compliance_agent.server.services.controls import Controls
 from compliance_agent.server.services.duties import Duties
 from compliance_agent.server.services.enrol import Enrolment
 from compliance_agent.server.services.fleet import Fleet, Silence
@@ -107,6 +108,10 @@ class Services:
     def prover(self, reader: SiteReader) -> Prover:
         """Proofs of the records that `reader` sees."""
         return Prover(reader, self.log_files, self.log_keys, self.policy)
+
+    def controls(self, reader: SiteReader) -> Controls:
+        """What the hosts that `reader` sees showed, day by day."""
+        return Controls(reader, self.clock)
 
     def logbook(self, reader: SiteReader) -> Logbook:
         """The logs of the sites that `reader` sees."""

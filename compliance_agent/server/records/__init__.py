@@ -24,6 +24,7 @@ from compliance_agent.server.records.chains import (
     HostGroup,
     NewBundle,
     Place,
+    Said,
     Site,
 )
 from compliance_agent.server.records.duties import Duty, Figures, Replica, Tenure
@@ -70,6 +71,7 @@ __all__ = [
     "PendingLeaf",
     "Place",
     "Replica",
+    "Said",
     "Session",
     "Shard",
     "Site",

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
+from compliance_agent.server.records.people import Dates
+
 NO_DIGEST = "0" * 64  # `prev` of the very first bundle of a key
 
 
@@ -174,16 +176,39 @@ class NewBundle(NamedTuple):
 
 @dataclass(frozen=True)
 class BundleQuery:
-    """Which bundles of a list are wanted; None does not limit. `before` is the cursor: arrival numbers below it."""
+    """Which bundles of a list are wanted; None does not limit. `before` is the cursor: arrival numbers below it.
+
+    Attributes:
+        label: of their hosts.
+        checks: of one of these.
+        days: made on these days, as their hosts say.
+    """
 
     key_id: str | None = None
+    label: str | None = None
+    bundle_id: str | None = None
     check: str | None = None
+    checks: tuple[str, ...] | None = None
+    days: Dates | None = None
     kind: str | None = None
     result: str | None = None
     outcome: str | None = None
     since: datetime | None = None  # received at or after
     before: int | None = None
     limit: int = 50
+
+
+class Said(NamedTuple):
+    """What one host said on one day, counted: `times` records alike, of which `last` arrived last."""
+
+    key_id: str
+    day: str
+    kind: str
+    check: str | None
+    result: str | None
+    outcome: str | None
+    times: int
+    last: int
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from datetime import date, datetime
 from typing import Protocol
 
-from compliance_agent.server.records.chains import Bundle, BundleQuery, CheckVerdict, Event, Fork, Gap, Host, Site
+from compliance_agent.server.records.chains import Bundle, BundleQuery, CheckVerdict, Event, Fork, Gap, Host, Said, Site
 from compliance_agent.server.records.keeping import Hold, LoggedRecord, Minimum
 from compliance_agent.server.records.logs import Backlog, Kept, Leaf, NewestHead, Shard
 from compliance_agent.server.records.orders import OrderMark, OrderRow
@@ -98,6 +98,18 @@ class SiteReader(Keeping, Protocol):
 
     async def bundles(self, query: BundleQuery) -> list[Bundle]:
         """Bundles, newest arrival first."""
+        ...
+
+    async def said(self, days: Dates) -> list[Said]:
+        """What each host said on each of these days, as its records say when they were made."""
+        ...
+
+    async def bodies(self, numbers: Collection[int]) -> dict[int, bytes]:
+        """The bytes of these bundles by number; empty where they were destroyed."""
+        ...
+
+    async def hosts_of(self, key_ids: Collection[str]) -> dict[str, Host]:
+        """These hosts by key id."""
         ...
 
     async def newest(self, key_id: str, kinds: Collection[str], at_most: int) -> list[Bundle]:

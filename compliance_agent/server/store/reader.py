@@ -25,6 +25,7 @@ from compliance_agent.server.records import (
     Kept,
     Leaf,
     NewestHead,
+    Said,
     Shard,
     Site,
     Token,
@@ -37,6 +38,7 @@ from compliance_agent.server.store.orders import mark_of, order_of
 
 _bundles = tables.bundles.c
 MOST_ROWS = 200
+MOST_SITE_DAYS = 200  # sites times days whose records are looked through by an index
 
 
 class BoundReader(KeepingRows):
@@ -76,6 +78,7 @@ class BoundReader(KeepingRows):
                 _bundles.received_at >= rows.text(since),
                 _bundles.kind.in_(("drift", "remediation")),
                 _bundles.check.is_not(None),
+                tables.NO_HEARTBEAT,
                 *self._dated(_bundles.created_at),
             )
             .order_by(_bundles.key_id, _bundles.check, _bundles.epoch, _bundles.seq)
@@ -187,21 +190,55 @@ class BoundReader(KeepingRows):
     async def bundles(self, query: BundleQuery) -> list[Bundle]:
         # One host's records arrive in the order of its chain, which has an index.
         newest = (_bundles.number.desc(),) if query.key_id is None else (_bundles.epoch.desc(), _bundles.seq.desc())
-        statement = (
-            self._bundles()
-            .where(*self._dated(_bundles.created_at))
-            .order_by(*newest)
-            .limit(min(max(query.limit, 1), MOST_ROWS))
-        )
-        for name in ("key_id", "check", "kind", "result", "outcome"):
-            value = getattr(query, name)
-            if value is not None:
-                statement = statement.where(_bundles[name] == value)
-        if query.before is not None:
-            statement = statement.where(_bundles.number < query.before)
+        ours, wanted = tables.site_of(tables.bundles).in_(self._sites), self._wanted(query)
+        if query.key_id is query.label is query.bundle_id is None and self._by_index(query):
+            # What the index covers decides which rows are read at all.
+            ours = _bundles.number.in_(select(_bundles.number).where(_bundles.site_id.in_(self._sites), *wanted))
+        statement = select(*rows.BUNDLE_COLUMNS).where(ours, *wanted, *self._dated(_bundles.created_at))
         if query.since is not None:
             statement = statement.where(_bundles.received_at >= rows.text(query.since))
+        statement = statement.order_by(*newest).limit(min(max(query.limit, 1), MOST_ROWS))
         return [rows.bundle(row) for row in await self._all(statement)]
+
+    def _wanted(self, query: BundleQuery) -> list[ColumnElement[bool]]:
+        names = ("key_id", "bundle_id", "check", "kind", "result", "outcome")
+        wanted = [_bundles[name] == getattr(query, name) for name in names if getattr(query, name) is not None]
+        if _no_heartbeats(query):
+            wanted.append(tables.NO_HEARTBEAT)
+        if query.checks is not None:
+            wanted.append(_bundles.check.in_(query.checks))
+        if query.days is not None:
+            wanted += _made_on(query.days)
+        if query.before is not None:
+            wanted.append(_bundles.number < query.before)
+        if query.key_id is None and (query.label is not None or query.bundle_id is not None):
+            h = tables.hosts.c
+            named = select(h.key_id).where(h.site_id.in_(self._sites))
+            named = named if query.label is None else named.where(h.host_id == query.label)
+            wanted.append(_bundles.key_id.in_(named))
+        return wanted
+
+    def _by_index(self, query: BundleQuery) -> bool:
+        """Whether an index leads to few enough; else it is quicker to go through all records from the newest on."""
+        days = query.days
+        narrow = days is not None and ((days.last - days.first).days + 1) * len(self._sites) <= MOST_SITE_DAYS
+        return narrow or _no_heartbeats(query)
+
+    async def said(self, days: Dates) -> list[Said]:
+        day, last = func.substr(_bundles.created_at, 1, 10), func.max(_bundles.number)
+        alike = (_bundles.key_id, day, _bundles.kind, _bundles.check, _bundles.result, _bundles.outcome)
+        query = select(*alike[:1], day.label("day"), *alike[2:], func.count().label("times"), last.label("last"))
+        ours = (_bundles.site_id.in_(self._sites), *_made_on(days), *self._dated(_bundles.created_at))
+        return [Said(**row) for row in await self._all(query.where(*ours).group_by(*alike))]
+
+    async def bodies(self, numbers: Collection[int]) -> dict[int, bytes]:
+        query = select(_bundles.number, _bundles.body).where(tables.site_of(tables.bundles).in_(self._sites))
+        wanted = (_bundles.number.in_(numbers), *self._dated(_bundles.created_at))
+        return {row["number"]: row["body"] for row in await self._all(query.where(*wanted))}
+
+    async def hosts_of(self, key_ids: Collection[str]) -> dict[str, Host]:
+        found = await self._all(self._hosts().where(tables.hosts.c.key_id.in_(key_ids)))
+        return {row["key_id"]: self._life(rows.host(row)) for row in found}
 
     async def newest(self, key_id: str, kinds: Collection[str], at_most: int) -> list[Bundle]:
         parts = [
@@ -345,11 +382,12 @@ class BoundReader(KeepingRows):
         count = func.count().label("count")
         ours = (c.site_id.in_(self._sites), c.seq.is_not(None))
         pending = select(c.key_id, count).where(*ours, c.leaf_index.is_(None)).group_by(c.key_id)
-        same_log = and_(shard.site_id == c.site_id, shard.year == c.year)
+        # Said so that SQLite begins with the few logs, not with every entry of them.
+        same_log = and_(c.site_id == shard.site_id.concat(""), c.year == shard.year + 0)
         unpublished = (
             select(c.key_id, count)
             .select_from(tables.log_shards.join(tables.log_entries, same_log))
-            .where(*ours, c.leaf_index >= shard.checkpoint_size)
+            .where(shard.site_id.in_(self._sites), c.seq.is_not(None), c.leaf_index >= shard.checkpoint_size)
             .group_by(c.key_id)
         )
         found: dict[str, int] = {}
@@ -441,6 +479,16 @@ class BoundReader(KeepingRows):
 
     def _mine(self, site_id: str) -> Collection[str]:
         return self._sites & {site_id}
+
+
+def _made_on(days: Dates) -> tuple[ColumnElement[bool], ...]:
+    return (_bundles.created_at >= rows.text(days.start), _bundles.created_at < rows.text(days.stop))
+
+
+def _no_heartbeats(query: BundleQuery) -> bool:
+    """A heartbeat is about no single check, and has neither verdict nor outcome."""
+    asked = (query.check, query.checks, query.result, query.outcome)
+    return any(one is not None for one in asked) or query.kind not in {None, "heartbeat"}
 
 
 def _digest(row: RowMapping) -> str:

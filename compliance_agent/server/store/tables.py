@@ -21,6 +21,7 @@ from sqlalchemy import (
     Table,
     UniqueConstraint,
     bindparam,
+    literal_column,
 )
 from sqlalchemy.sql.operators import in_op
 
@@ -156,7 +157,16 @@ bundles = Table(
     UniqueConstraint("key_id", "epoch", "seq", name="uq_bundles_place"),
     UniqueConstraint("key_id", "bundle_id", name="uq_bundles_id"),
 )
-Index("ix_bundles_site_received", bundles.c.site_id, bundles.c.received_at)
+Index("ix_bundles_site_created", bundles.c.site_id, bundles.c.created_at)
+# Most records are heartbeats. The others, which people look for, have an index that holds all that they are looked for by.
+NO_HEARTBEAT = bundles.c.kind != literal_column("'heartbeat'")  # word for word, or the index is not taken
+Index(
+    "ix_bundles_changes",
+    *(bundles.c[name] for name in ("site_id", "received_at", "kind", "check", "result", "outcome")),
+    *(bundles.c[name] for name in ("key_id", "created_at", "epoch", "seq", "number")),
+    sqlite_where=NO_HEARTBEAT,
+    postgresql_where=NO_HEARTBEAT,
+)
 
 verdicts = Table(
     "verdicts",

@@ -1,0 +1,203 @@
+"""What the hosts of a site showed, day by day: check by check, and from that section by section of the rule.
+
+Nothing is kept for it: it is computed from the records themselves, of each host and day the last heartbeat, which states every
+check, and each change of verdict and each cure in between. A day has the worst verdict that held at any time of it. A host that
+said nothing on a day is counted, and counts as unknown; so does a host on which no check looks at what a section asks for.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from typing import Any
+
+from compliance_agent.errors import Refusal
+from compliance_agent.server.records import Clock, Dates, Host, Said, Site, SiteReader
+from compliance_agent.server.services.fleet import document_of
+
+NONE = "none"  # the host said nothing on that day
+UNLOOKED = "unlooked"  # it spoke, and no check of it looks at this
+WORST = ("fail", "unknown", NONE, UNLOOKED, "exception", "pass", "not_applicable")
+DAYS, MOST_DAYS = 14, 31
+_DAY = timedelta(days=1)
+Verdicts = Mapping[str, str]  # of one host on one day, by check
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A host over all of its keys: the newest of them, and the days on which it was enrolled."""
+
+    host: Host
+    first: date
+    last: date | None
+    keys: frozenset[str]
+
+    def lived(self, day: date) -> bool:
+        """Whether it was enrolled on this day."""
+        return self.first <= day and (self.last is None or day <= self.last)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Several verdicts counted. `parts` has those that are there, the worst first."""
+
+    counts: Mapping[str, int]
+
+    @property
+    def parts(self) -> tuple[tuple[str, int], ...]:
+        """(verdict, number), the worst first."""
+        return tuple((word, self.counts[word]) for word in WORST if self.counts.get(word))
+
+    @property
+    def worst(self) -> str:
+        """The verdict to lead with; empty where there was nothing to judge."""
+        return self.parts[0][0] if self.parts else ""
+
+    @property
+    def judged(self) -> int:
+        """The denominator: everything but what does not apply."""
+        return sum(count for word, count in self.counts.items() if word != "not_applicable")
+
+    @property
+    def passed(self) -> int:
+        """How many pass."""
+        return self.counts.get("pass", 0)
+
+
+@dataclass(frozen=True)
+class Cube:
+    """Machines, days, and what each showed on each: `shown[key id of the machine, day]` is None where it said nothing."""
+
+    site: Site
+    machines: tuple[Machine, ...]
+    days: tuple[date, ...]
+    shown: Mapping[tuple[str, date], Verdicts | None] = field(default_factory=dict)
+
+    def one(self, machine: Machine, day: date, checks: Collection[str]) -> str:
+        """What a machine showed on a day of these checks together."""
+        verdicts = self.shown.get((machine.host.key_id, day))
+        if verdicts is None:
+            return NONE
+        return worst(verdicts[check] for check in checks if check in verdicts) or UNLOOKED
+
+    def by_day(self, checks: Collection[str], machines: Sequence[Machine]) -> list[Cell]:
+        """A cell for each day, of the machines that were enrolled on it."""
+        return [cell(self.one(machine, day, checks) for machine in machines if machine.lived(day)) for day in self.days]
+
+    def by_host(self, checks: Collection[str], machines: Sequence[Machine]) -> list[Cell]:
+        """A cell for each machine, of the days on which it was enrolled."""
+        return [cell(self.one(machine, day, checks) for day in self.days if machine.lived(day)) for machine in machines]
+
+
+def worst(words: Iterable[str]) -> str:
+    """The worst of these verdicts; empty when there is none. A word that is no verdict is unknown."""
+    found = {word if word in WORST else "unknown" for word in words}
+    return next((word for word in WORST if word in found), "")
+
+
+def cell(words: Iterable[str]) -> Cell:
+    """These verdicts, counted."""
+    counts: dict[str, int] = {}
+    for word in words:
+        counts[word] = counts.get(word, 0) + 1
+    return Cell(counts)
+
+
+class Controls:
+    """Reads the cube of one site; Refusal 404 for a site that the reader does not see."""
+
+    def __init__(self, reader: SiteReader, clock: Clock) -> None:
+        self._reader = reader
+        self._clock = clock
+
+    def span(self, first: date | None, last: date | None) -> Dates:
+        """The days to show: those that were asked for, at most 31 and none that is to come; else the last two weeks."""
+        today, dates = self._clock().date(), self._reader.dates
+        end = min(last or today, today, *([dates.last] if dates else []))
+        start = max(first or end - (DAYS - 1) * _DAY, end - (MOST_DAYS - 1) * _DAY, *([dates.first] if dates else []))
+        return Dates(min(start, end), end)
+
+    async def cube(self, site_id: str, span: Dates) -> Cube:
+        """What its hosts showed on these days."""
+        reader = self._reader.only(site_id)
+        site = next(iter(await reader.site_rows()), None)
+        if site is None:
+            raise Refusal("no such site", code="not_found", status=404)
+        days = tuple(span.first + at * _DAY for at in range((span.last - span.first).days + 1))
+        machines = [one for one in machines_of(await reader.hosts()) if any(map(one.lived, days))]
+        begun = min((one.first for one in machines), default=span.first)
+        days = tuple(day for day in days if day >= begun)
+        said = await reader.said(Dates(days[0] - _DAY, span.last))  # the day before says what stood at first
+        heartbeats = {(one.key_id, one.day): one.last for one in said if one.kind == "heartbeat"}
+        bodies = await reader.bodies(heartbeats.values()) if heartbeats else {}
+        states = {number: states_of(body) for number, body in bodies.items()}
+        by_key: dict[str, list[Said]] = defaultdict(list)
+        for one in said:
+            by_key[one.key_id].append(one)
+        shown = {
+            (machine.host.key_id, day): verdicts
+            for machine in machines
+            for day, verdicts in _shown(days, [one for key in machine.keys for one in by_key[key]], states)
+        }
+        return Cube(site, tuple(machines), days, shown)
+
+
+def machines_of(hosts: Iterable[Host]) -> list[Machine]:
+    """Hosts, each once with all of its keys: a key that gave way is part of the one that took its place."""
+    known = {host.key_id: host for host in hosts}
+    chains: dict[str, list[Host]] = defaultdict(list)
+    for host in known.values():
+        newest, seen = host, {host.key_id}
+        while newest.rotated_to in known and newest.rotated_to not in seen:
+            newest = known[newest.rotated_to]
+            seen.add(newest.key_id)
+        chains[newest.key_id].append(host)
+    return [
+        Machine(
+            known[key_id],
+            min(one.enrolled_at for one in chain).date(),
+            revoked.date() if (revoked := known[key_id].revoked_at) else None,
+            frozenset(one.key_id for one in chain),
+        )
+        for key_id, chain in chains.items()
+    ]
+
+
+def states_of(body: bytes) -> dict[str, str]:
+    """The verdict of each check by a heartbeat; nothing where its bytes were destroyed or say nothing of the kind."""
+    states: Any = document_of(body).get("states") if body else None
+    if not isinstance(states, dict):
+        return {}
+    return {
+        check: str(state.get("result")) if isinstance(state, dict) else "unknown" for check, state in states.items()
+    }
+
+
+def _shown(
+    days: Sequence[date], said: Iterable[Said], states: Mapping[int, Mapping[str, str]]
+) -> Iterable[tuple[date, Verdicts | None]]:
+    """What one machine showed on each day: the worst of what stood when a check changed, of each change, and of the last word."""
+    by_day: dict[str, list[Said]] = defaultdict(list)
+    for one in said:
+        by_day[one.day].append(one)
+    stands: dict[str, str] = {}
+    for day in (days[0] - _DAY, *days):
+        records = sorted(by_day.get(day.isoformat(), ()), key=lambda one: one.last)
+        found: dict[str, list[str]] = defaultdict(list)
+        for one in records:
+            if one.kind == "heartbeat":
+                stands = dict(states.get(one.last, {}))
+                continue
+            if one.check is None or one.result is None:
+                continue
+            if one.check in stands:
+                found[one.check].append(stands[one.check])
+            found[one.check].append(one.result)
+            stands[one.check] = "pass" if one.outcome == "success" else one.result
+            found[one.check].append(stands[one.check])
+        for check, verdict in stands.items():
+            if records:
+                found[check].append(verdict)
+        yield day, {check: worst(words) for check, words in found.items()} if records else None
