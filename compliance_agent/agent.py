@@ -17,7 +17,7 @@ import random
 import sys
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import structlog
@@ -61,6 +61,7 @@ from compliance_agent.models import (
 )
 from compliance_agent.order_trust import OrderTrust
 from compliance_agent.ordering import Orders
+from compliance_agent.otlp import sending
 from compliance_agent.ports import Clock
 from compliance_agent.queue import OfflineQueue
 from compliance_agent.receipts import Receipts
@@ -68,6 +69,8 @@ from compliance_agent.recording import Done, Recording
 from compliance_agent.rotation import KeyRotation, Rotated
 from compliance_agent.shedding import Shedding
 from compliance_agent.site_lease import SiteLease
+from compliance_agent.traces import Trace
+from compliance_agent.tracing import traced_by
 from compliance_agent.waking import standing_of, waking_for, woken_by
 from compliance_agent.witness_role import beside
 
@@ -124,7 +127,8 @@ class ComplianceAgent(Life):
             self.counts = Counts(self._state.counts())
             self.recording = Recording(self, self._state, self._submit_evidence)
             self._log_store = LogStore(self._database, config.evidence_dir)
-            self.receipts = Receipts(self._log_store, config.site_id, self.clock)
+            self.tracer, self.otlp = traced_by(config, self.clock)
+            self.receipts = Receipts(self._log_store, config.site_id, self.clock, self.tracer)
             self.shedding = Shedding(ShedStore(self._log_store), config.site_id, self.clock, config.keep_days)
             key_files.settle(config.signing_key_file, key_files.chain_key(self._database))
             self.signer: Any = signer if signer is not None else Ed25519Signer(config.signing_key_file)
@@ -244,13 +248,14 @@ class ComplianceAgent(Life):
         if handle_signals:
             self._setup_signal_handlers()
         log.info("agent.started", site_id=self.config.site_id, host_id=self.config.host_id)
-        try:
-            self.progress.step(LONGEST_RECOVERY_S)
-            await self.recover()
-            async with beside(self.config, self.clock), woken_by(self.waking):
-                await self._run_loop()
-        finally:
-            await self._shutdown()
+        async with sending(self.otlp):
+            try:
+                self.progress.step(LONGEST_RECOVERY_S)
+                await self.recover()
+                async with beside(self.config, self.clock), woken_by(self.waking):
+                    await self._run_loop()
+            finally:
+                await self._shutdown()
 
     async def close(self) -> None:
         """Save the statistics and give back what the constructor opened; `start` does it by itself.
@@ -271,6 +276,7 @@ class ComplianceAgent(Life):
             self.offline_queue,
             self.evidence_generator,
             self.healing_engine,
+            self.otlp,
         ):
             closing = getattr(part, "close", None)
             if callable(closing):
@@ -479,6 +485,7 @@ class ComplianceAgent(Life):
     ) -> RemediationResult:
         """Ask for the cure; record what was done, or why nothing was when that has not been recorded yet."""
         start = self.clock.now()
+        trace = self._traced(drift, start)
         engine = self.healing_engine
         self.progress.step(engine.longest_s(drift) if isinstance(engine, HealingEngine) else 0.0)
         remediation = await self._remediated(drift)
@@ -494,8 +501,14 @@ class ComplianceAgent(Life):
             return remediation
         # The wall clock may have been set back meanwhile; no record ends before it begins.
         end = max(start, self.clock.now())
-        await self.recording.remediation(Done(drift, remediation, start, end, trigger, order_id))
+        trace.took("heal", start, end)
+        await self.recording.remediation(Done(drift, remediation, start, end, trigger, order_id, trace))
         return remediation
+
+    def _traced(self, drift: DriftResult, now: datetime) -> Trace:
+        """The trace that begins with the look that found this."""
+        seen = min(drift.observed_at or now, now)
+        return self.tracer.drift(drift.check, seen - timedelta(milliseconds=drift.duration_ms or 0), seen)
 
     def _after_cure(self, drift: DriftResult, remediation: RemediationResult) -> None:
         """What the check said after its cure is its newest verdict; looks that went on meanwhile may be of no worth."""

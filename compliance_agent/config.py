@@ -153,6 +153,11 @@ class AgentConfig:
         "File with a read token for the server of witness_logs_file, whose logs are not shown to everybody.", None
     )
     witness_ca_file: Path | None = setting("Certificate authority of the servers of witness_logs_file (PEM).", None)
+    otlp_url: str | None = setting(
+        "Address of an OpenTelemetry collector that takes OTLP over HTTP (`/v1/traces` is added), for the spans of each drift"
+        " (docs/tracing.md); needs the extra `otel`. Nothing is sent without it.",
+        None,
+    )
     keep_days: int = setting(
         "Days after which records that the server has logged, and holds in a backup, are removed here; 0 keeps all for ever.",
         0,
@@ -269,6 +274,7 @@ class AgentConfig:
             raise ConfigError('policy_version: expected a version such as "1.0", without spaces, at most 40 characters')
         self._agree()
         check_url("mcp_url", self.mcp_url)
+        check_url("otlp_url", self.otlp_url)
         zone_named(self.maintenance_window_zone)
 
     def _agree(self) -> None:

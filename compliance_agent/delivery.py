@@ -18,6 +18,7 @@ import contextlib
 import enum
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ from compliance_agent.logs import where
 from compliance_agent.mcp_client import MCPClient
 from compliance_agent.models import BundleKind, DriftResult, QueuedEvidence
 from compliance_agent.ports import Clock
+from compliance_agent.traces import Open, Tracer, read
 from compliance_agent.transport.protocol import Acknowledged, CheckinReply, OfferedReceipt
 
 log = structlog.get_logger()
@@ -233,9 +235,13 @@ class Delivery:
 
     async def _upload_in_order(self, items: Sequence[QueuedEvidence]) -> int:
         """Try to deliver these; they leave together where the client can. Returns how many were acknowledged."""
-        uploads = map(self._upload, items)
+        spans = list(map(self._leaving, items))
+        uploads = map(self._upload, items, spans)
         delivered = 0
-        for item, answer in zip(items, await asyncio.gather(*uploads, return_exceptions=True), strict=True):
+        answers = await asyncio.gather(*uploads, return_exceptions=True)
+        for item, span, answer in zip(items, spans, answers, strict=True):
+            if span is not None:
+                span.end(how="acknowledged" if answer is True else "failed")
             if answer is True:
                 await self._mark_uploaded(item)
                 delivered += 1
@@ -251,10 +257,15 @@ class Delivery:
                 self._over()
         return delivered
 
-    async def _upload(self, item: QueuedEvidence) -> Any:
+    def _leaving(self, item: QueuedEvidence) -> Open | None:
+        """The span of one try to deliver this, where it belongs to a trace."""
+        tracer, context = getattr(self._parts, "tracer", None), read(item.traceparent)
+        return tracer.begin("deliver", context) if isinstance(tracer, Tracer) and context is not None else None
+
+    async def _upload(self, item: QueuedEvidence, span: Open | None = None) -> Any:
         client = self._log_client()
         if client is not None:
-            return await client.upload(item)
+            return await client.upload(replace(item, traceparent=None if span is None else span.context.text))
         paths = Path(item.bundle_path), Path(item.signature_path)
         return await settled(self._parts.mcp_client.upload_evidence(*paths))
 

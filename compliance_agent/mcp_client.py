@@ -14,7 +14,7 @@ import random
 import re
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,7 +131,7 @@ class MCPClient:
         """The same for a bundle of the line: by the bytes that the line holds, so that no file is needed; else by its files."""
         if item.body is None or item.signature is None:
             return await self.upload_evidence(item.bundle_path, item.signature_path)
-        return await self._delivered(as_sent(item.body, item.signature))
+        return await self._delivered(replace(as_sent(item.body, item.signature), traceparent=item.traceparent))
 
     async def _delivered(self, sent: protocol.Sent) -> bool:
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()

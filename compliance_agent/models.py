@@ -304,6 +304,7 @@ class QueuedEvidence:
     seq: int | None = None
     body: bytes | None = field(default=None, repr=False)  # the two files' content, where the line itself holds it
     signature: bytes | None = field(default=None, repr=False)
+    traceparent: str | None = None  # of the drift that it records
 
     @property
     def directory(self) -> Path:

@@ -8,6 +8,7 @@ nothing is ready. Nothing is ever given up; `failed` counts what has been tried 
 
 from __future__ import annotations
 
+import functools
 import random
 import sqlite3
 from collections.abc import Callable
@@ -81,6 +82,7 @@ class OfflineQueue:
         self._ready_at = 0.0  # monotonic
         self._directories_fail = False  # said once, not for each bundle of each turn
         self.database.migrate(table.NAME, table.STATEMENTS)
+        self.database.migrate(table.TRACES, table.TRACES_STATEMENTS)
         self._restore_wait()
 
     def close(self) -> None:
@@ -159,7 +161,9 @@ class OfflineQueue:
             rows, publics = self.database.read(lambda connection: _oldest(connection, limit))
             unsound = [row for row in rows if not row.is_sound(publics)]
             if not unsound:
-                return [self._queued(row) for row in rows]
+                ids = [row.bundle_id for row in rows]
+                traces = self.database.read(functools.partial(table.traceparents, bundle_ids=ids))
+                return [self._queued(row, traces.get(row.bundle_id)) for row in rows]
             for row in unsound:
                 self._set_aside(row, publics)
 
@@ -171,7 +175,7 @@ class OfflineQueue:
             drains=True,
         )
 
-    def _queued(self, row: table.Row) -> QueuedEvidence:
+    def _queued(self, row: table.Row, traceparent: str | None) -> QueuedEvidence:
         paths = self._files(row)
         return QueuedEvidence(
             id=row.id,
@@ -185,6 +189,7 @@ class OfflineQueue:
             seq=row.seq,
             body=row.body,
             signature=row.signature,
+            traceparent=traceparent,
         )
 
     def _files(self, row: table.Row) -> tuple[Path, Path]:

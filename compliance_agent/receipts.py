@@ -37,6 +37,7 @@ from compliance_agent.errors import AgentError, BadEvidence, ServerRefused, Stor
 from compliance_agent.log.note import VerifierKey
 from compliance_agent.log.tree import TileReader
 from compliance_agent.tile_fetch import FetchedTiles
+from compliance_agent.traces import Tracer, read
 from compliance_agent.transport.protocol import MAX_RECEIPTS, OfferedReceipt
 
 if TYPE_CHECKING:
@@ -71,7 +72,9 @@ class Store(Protocol):
     def distrust(self, origin: str, theirs: bytes, code: str, incident: str) -> None: ...
     def unreported(self) -> list[Followed]: ...
     def bundle(self, bundle_id: str) -> tuple[int, LoggedBundle] | None: ...
-    def keep(self, receipts: Sequence[Proven], heads: Sequence[LogHead], now: datetime) -> None: ...
+    def keep(
+        self, receipts: Sequence[Proven], heads: Sequence[LogHead], now: datetime
+    ) -> Sequence[tuple[str, str]] | None: ...
     def unlogged(self, after: tuple[int, int], limit: int) -> list[tuple[tuple[int, int], str]]: ...
     def standing(self) -> Standing: ...
     def replay(self) -> int: ...
@@ -84,9 +87,11 @@ class Receipts:
         store: heads and receipts.
         site_id: of this host; logs of other sites are refused.
         clock: for the times that are noted.
+        tracer: makes the last span of a trace.
     """
 
-    def __init__(self, store: Store, site_id: str, clock: Clock) -> None:
+    def __init__(self, store: Store, site_id: str, clock: Clock, tracer: Tracer | None = None) -> None:
+        self._tracer = tracer
         self._store = store
         self._site_id = site_id
         self._clock = clock
@@ -130,12 +135,23 @@ class Receipts:
             return 0
         now = self._clock.now()
         try:
-            await self._call(lambda: self._store.keep(proven, heads, now))
+            ended = await self._call(lambda: self._store.keep(proven, heads, now))
         except StorageError as error:
             refused[error.code] += len(proven)
             return 0
         log.info("receipts.verified", count=len(proven))
+        for traceparent, delivered_at in ended or ():
+            self._end_trace(traceparent, delivered_at)
         return len(proven)
+
+    def _end_trace(self, traceparent: str, delivered_at: str) -> None:
+        context = read(traceparent)
+        if self._tracer is not None and context is not None:
+            try:
+                start = datetime.fromisoformat(delivered_at)
+            except ValueError:  # it was not noted that it was delivered, and it was
+                start = None
+            self._tracer.begin("prove", context, start).end(how="proven")
 
     async def collect(self, client: LogClient) -> int:
         """Ask for receipts of acknowledged bundles that have none yet, a bounded number of them; how many were proven.

@@ -31,6 +31,7 @@ from compliance_agent.models import (
     Result,
 )
 from compliance_agent.ports import Clock
+from compliance_agent.traces import Trace, recording
 
 log = structlog.get_logger()
 MOST_UNRECORDED = 100
@@ -46,6 +47,7 @@ class Done:
     end: datetime
     trigger: str = "schedule"
     order_id: str | None = None
+    trace: Trace | None = None
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,14 @@ class Recording:
         await self.submitted(evidence)
 
     async def _remediation(self, done: Done) -> EvidenceBundle:
+        trace, began = done.trace, self._parts.clock.now()
+        with recording(trace.root.context if trace is not None else None):
+            evidence = await self._recorded_remediation(done)
+        if trace is not None:
+            trace.recorded(began, self._parts.clock.now(), str(done.remediation.outcome))
+        return evidence
+
+    async def _recorded_remediation(self, done: Done) -> EvidenceBundle:
         drift, remediation = done.drift, done.remediation
         cured = remediation.outcome == Outcome.SUCCESS
         evidence = await self.create(

@@ -76,6 +76,7 @@ class LogStore:
         self.evidence_dir = Path(evidence_dir)
         self._directories_fail = False  # said once, not for each bundle
         database.migrate(table.NAME, table.STATEMENTS)
+        database.migrate(table.TRACES, table.TRACES_STATEMENTS)
         database.migrate(NAME, STATEMENTS)
 
     # Heads
@@ -109,15 +110,18 @@ class LogStore:
         """The row and what a log holds of this host's own bundle; None when there is no such sound row."""
         return self.database.read(lambda connection: _bundle(connection, bundle_id))
 
-    def keep(self, receipts: Sequence[Proven], heads: Sequence[LogHead], now: datetime) -> None:
+    def keep(self, receipts: Sequence[Proven], heads: Sequence[LogHead], now: datetime) -> list[tuple[str, str]]:
         """Receipts that verified, and the checkpoints they lead to; durable together, then copied beside their bundles.
+
+        Returns:
+            The traces that end with them: `traceparent`, and when its bundle was delivered.
 
         Raises:
             StorageError: nothing was kept.
         """
         at = now.astimezone(UTC).isoformat()
 
-        def write(connection: sqlite3.Connection) -> None:
+        def write(connection: sqlite3.Connection) -> list[tuple[str, str]]:
             for head in heads:
                 connection.execute(
                     "INSERT INTO log_heads (origin, size, root, note, seen_at, witnessed_at) VALUES (?, ?, ?, ?, ?, ?)"
@@ -133,10 +137,12 @@ class LogStore:
                     " SELECT id, sha256, ?, ?, ? FROM evidence WHERE id = ? AND sha256 = ?",
                     (item.leaf, item.proof, at, item.id, item.sha256),
                 )
+            return [trace for item in receipts for trace in table.end_trace(connection, item.id)]
 
-        self.database.write(write)
+        ended = self.database.write(write)
         with contextlib.suppress(StorageError):  # they are kept; `replay` is called again with the next turn
             self.replay()
+        return ended
 
     def unlogged(self, after: tuple[int, int], limit: int) -> list[tuple[tuple[int, int], str]]:
         """Place and id of acknowledged bundles without a receipt, in chain order from after this place."""

@@ -19,6 +19,7 @@ from compliance_agent import __version__
 from compliance_agent.errors import CannotTell, ConfigError, StorageDamaged
 from compliance_agent.facts import VERSION
 from compliance_agent.models import ActionTaken, BundleKind, ClockState, EvidenceBundle
+from compliance_agent.traces import RECORDING
 
 if TYPE_CHECKING:
     from compliance_agent.adapters.database import Damage, Database
@@ -249,8 +250,11 @@ class EvidenceGenerator:
         return store
 
     async def _record(self, store: EvidenceStore, bundle: EvidenceBundle, seen: Circumstances) -> Stored:
+        trace = RECORDING.get()
+        traceparent = None if trace is None else trace.text
+
         def record() -> Stored:
-            return store.record(bundle, seen)
+            return store.record(bundle, seen, traceparent)
 
         try:
             return await store.database.call(record)

@@ -81,6 +81,7 @@ class EvidenceStore:
         self._last_id = 0
         self._unsettled: set[int] = set()  # rows whose directory could not be made yet
         database.migrate(table.NAME, table.STATEMENTS)
+        database.migrate(table.TRACES, table.TRACES_STATEMENTS)
         database.migrate(log_store.NAME, log_store.STATEMENTS)
         self._check_key()
 
@@ -103,8 +104,10 @@ class EvidenceStore:
 
     # Recording
 
-    def record(self, bundle: EvidenceBundle, seen: Circumstances) -> Stored:
+    def record(self, bundle: EvidenceBundle, seen: Circumstances, traceparent: str | None = None) -> Stored:
         """Give the bundle its place, sign it and make it durable. The same `bundle_id` again gives the same record.
+
+        Its trace, when it has one, is noted beside its row: what is signed does not hold it.
 
         Raises:
             BadEvidence: it holds something that may not leave the host; nothing was recorded.
@@ -112,7 +115,7 @@ class EvidenceStore:
         """
         if not self._replayed or self.database.damage is not None:
             self.replay()
-        stored = self.database.write(lambda connection: self._append(connection, bundle, seen))
+        stored = self.database.write(lambda connection: self._append(connection, bundle, seen, traceparent))
         self._last_id = max(self._last_id, stored.id)
         self._materialise(stored.id)
         self._materialise_the_rest(stored.id)
@@ -121,7 +124,9 @@ class EvidenceStore:
         )
         return stored
 
-    def _append(self, connection: sqlite3.Connection, bundle: EvidenceBundle, seen: Circumstances) -> Stored:
+    def _append(
+        self, connection: sqlite3.Connection, bundle: EvidenceBundle, seen: Circumstances, traceparent: str | None
+    ) -> Stored:
         signer = self._need_signer()
         existing = table.select(connection, "WHERE bundle_id = ?", (bundle.bundle_id,))
         if existing:
@@ -138,6 +143,8 @@ class EvidenceStore:
             own=True,
             created_at=seen.created_at.astimezone(UTC),
         )
+        if traceparent is not None:
+            table.keep_trace(connection, bundle.bundle_id, traceparent)
         self._set_head(connection, Head(place.epoch, place.seq, hashlib.sha256(body).hexdigest()))
         return self._stored(table.select(connection, "WHERE id = ?", (row_id,))[0])
 

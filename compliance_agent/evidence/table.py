@@ -70,6 +70,11 @@ STATEMENTS: Sequence[str] = (
     "CREATE TABLE IF NOT EXISTS acks (sha256 BLOB PRIMARY KEY, ack BLOB NOT NULL) STRICT",
     "CREATE INDEX IF NOT EXISTS evidence_ack ON evidence (ack) WHERE ack IS NOT NULL",
 )
+# Which trace a record belongs to, beside its row: a table of its own, that an older version does not mind.
+TRACES = "traces"
+TRACES_STATEMENTS: Sequence[str] = (
+    "CREATE TABLE IF NOT EXISTS traces (bundle_id TEXT PRIMARY KEY, traceparent TEXT NOT NULL) STRICT",
+)
 _SAFE = re.compile(r"[0-9]{4}/[0-9]{2}/[0-9]{2}")
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _COLUMNS = (
@@ -206,6 +211,30 @@ def insert(
     return int(cursor.lastrowid or 0)
 
 
+def keep_trace(connection: sqlite3.Connection, bundle_id: str, traceparent: str) -> None:
+    """Note which trace a record belongs to, until its receipt is proven."""
+    connection.execute("INSERT OR REPLACE INTO traces VALUES (?, ?)", (bundle_id, traceparent))
+
+
+def traceparents(connection: sqlite3.Connection, bundle_ids: Sequence[str]) -> dict[str, str]:
+    """The traces of these records, by their ids; of most there is none."""
+    marks = ",".join("?" * len(bundle_ids))
+    found = connection.execute(f"SELECT bundle_id, traceparent FROM traces WHERE bundle_id IN ({marks})", bundle_ids)  # noqa: S608
+    return {str(bundle_id): str(text) for bundle_id, text in found}
+
+
+def end_trace(connection: sqlite3.Connection, row_id: int) -> list[tuple[str, str]]:
+    """Forget the trace of a row; it and when the row was delivered, if it had one."""
+    found = connection.execute(
+        "SELECT traceparent, uploaded_at FROM traces JOIN evidence USING (bundle_id) WHERE id = ?", (row_id,)
+    ).fetchall()
+    if found:
+        connection.execute(
+            "DELETE FROM traces WHERE bundle_id = (SELECT bundle_id FROM evidence WHERE id = ?)", (row_id,)
+        )
+    return [(str(text), str(at)) for text, at in found]
+
+
 def keep_ack(connection: sqlite3.Connection, ack: bytes) -> bytes:
     """Keep an acknowledgement, once; what names it in the rows of its bundles."""
     digest = hashlib.sha256(ack).digest()
@@ -216,6 +245,7 @@ def keep_ack(connection: sqlite3.Connection, ack: bytes) -> bytes:
 def remove_uploaded(connection: sqlite3.Connection, ids: Sequence[int]) -> None:
     """Forget delivered bundles, and each acknowledgement that names none of those that stay."""
     rows = [(number,) for number in ids]
+    connection.executemany("DELETE FROM traces WHERE bundle_id IN (SELECT bundle_id FROM evidence WHERE id = ?)", rows)
     acks = {connection.execute("SELECT ack FROM evidence WHERE id = ?", row).fetchone() for row in rows} - {None}
     connection.executemany("DELETE FROM evidence WHERE id = ? AND state = 'uploaded'", rows)
     connection.executemany(

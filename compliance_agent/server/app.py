@@ -33,6 +33,7 @@ from compliance_agent.adapters.durable import create_file, make_directory, read_
 from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.errors import AgentError, ConfigError, StorageError
 from compliance_agent.log.policy import Policy
+from compliance_agent.otlp import Otlp, sending
 from compliance_agent.server import openapi, tls
 from compliance_agent.server.api import agent, evidence, operations, orders, problems, read
 from compliance_agent.server.api import log as log_api
@@ -70,6 +71,7 @@ from compliance_agent.server.services.receipts import Receipts
 from compliance_agent.server.services.retention import Holds
 from compliance_agent.server.services.rotation import Rotations
 from compliance_agent.server.services.sessions import Limits
+from compliance_agent.server.services.tracing import Tracing
 from compliance_agent.server.services.users import Users
 from compliance_agent.server.services.verification import Verifier
 from compliance_agent.server.services.watching import Watch, Watched, figures_of
@@ -185,8 +187,17 @@ async def opened(
         figures=lambda: figures_of(ingest.waiting_s, board, clock(), _stamps_every(settings, cosigning)),
     )
     people = _users(settings, store, clock)
+    otlp = None
+    if settings.otlp_url is not None:
+        otlp = Otlp(HttpTransport(settings.otlp_url), "compliance-server", asyncio.sleep)
+    tracing = Tracing(clock, os.urandom, otlp.add if otlp is not None else None)
+    receipts = Receipts(store, files, board)
+    if otlp is not None:
+        board.logged, receipts.made = tracing.logged, tracing.receipted
     calls = ProviderCalls() if settings.oidc_issuer is not None else None
+    sends = contextlib.AsyncExitStack()
     try:
+        await sends.enter_async_context(sending(otlp))
         yield Services(
             settings=settings,
             store=store,
@@ -233,12 +244,14 @@ async def opened(
                 cosigning=cosigning,
                 interval_s=settings.log_interval_ms / 1_000,
             ),
-            receipts=Receipts(store, files, board),
+            receipts=receipts,
+            tracing=tracing,
             cosigning=cosigning,
             policy=cosigning.named if cosigning is not None else _named(keys, settings.data_dir),
             ca_pem=authority,
         )
     finally:
+        await sends.aclose()
         if cosigning is not None:
             await cosigning.close()
         if calls is not None:

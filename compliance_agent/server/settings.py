@@ -103,6 +103,11 @@ class ServerSettings:
     alerts_file: Path | None = _setting(
         None, "YAML with the channels through which people are told what began and ended (docs/alerts.md)."
     )
+    otlp_url: str | None = _setting(
+        None,
+        "Address of an OpenTelemetry collector that takes OTLP over HTTP (`/v1/traces` is added), for the spans of each drift"
+        " (docs/tracing.md); needs the extra `otel`.",
+    )
     host_requests_per_min: int = _setting(
         1_200, "Requests a host may make in a minute, and at once after a quiet one; 0 is no limit.", 0, 10_000_000
     )
@@ -151,6 +156,7 @@ class ServerSettings:
             )
         _check_url("public_url", self.public_url, {"", "/"})
         _check_url("tsa_url", self.tsa_url, None)
+        _check_url("otlp_url", self.otlp_url, None)
         check_database("database", self.database)
         self._check_blobs()
         self._check_people()

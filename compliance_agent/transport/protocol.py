@@ -52,6 +52,7 @@ class Sent:
     seq: int
     body: bytes
     signature: bytes
+    traceparent: str | None = None
 
     @property
     def sha256(self) -> str:
@@ -179,7 +180,9 @@ def check_signed(reply: HttpReply, message: bytes, server_key: bytes, verify: Ve
 def evidence_request(bundles: Sequence[Sent]) -> bytes:
     """The body of `POST /api/v1/evidence`."""
     items = [{"bundle": _b64(item.body), "sig": _b64(item.signature)} for item in bundles]
-    return canonical({"protocol": PROTOCOL, "bundles": items, "gaps": []})
+    traced = [item.traceparent for item in bundles]
+    traces = {"traces": traced} if any(traced) else {}  # a record that nobody traces costs nothing
+    return canonical({"protocol": PROTOCOL, "bundles": items, "gaps": [], **traces})
 
 
 def read_evidence_reply(

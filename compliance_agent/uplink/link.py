@@ -190,7 +190,7 @@ class UplinkTransport:
 
     Args:
         link: the connection.
-        to: the server, or the URL of a log that this host witnesses.
+        to: the server, or the URL of a log that this host witnesses or of its collector of traces.
     """
 
     def __init__(self, link: Link, to: str = SERVER) -> None:

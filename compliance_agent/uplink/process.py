@@ -91,6 +91,8 @@ def doors_of(config: AgentConfig) -> Doors:
         urls = witnessed(config.witness_logs_file)
         doors.logs = {url: HttpTransport(url, ca_file=config.witness_ca_file) for url in urls}
         doors.token = load_token(config.witness_token_file)
+    if config.otlp_url is not None:
+        doors.collectors = {config.otlp_url: HttpTransport(config.otlp_url)}
     return doors
 
 

@@ -1,7 +1,7 @@
 """The side of `uplink`: takes questions of `run` from a unix socket, and asks the server, with the key that goes with each.
 
 Who connects must run as a user that may, as the kernel says. Only ways of the table lead out (`table.ROUTES`), and only to the
-server, or to a log that this host witnesses; a `run` that is not itself any more reaches nothing else through here.
+server, a log that this host witnesses, or the collector of its traces; a `run` that is not itself any more reaches nothing else.
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ from compliance_agent.errors import AgentError, BadFrame, BadReply, ConfigError,
 from compliance_agent.frames import MAX_FRAME_BYTES, Answering, Message, Reader, Side
 from compliance_agent.local_socket import require_peer
 from compliance_agent.ports import Transport
-from compliance_agent.uplink.table import BAD_REPLY, KEPT, MOST_OPEN, SERVER, TABLE, UNAVAILABLE, key_goes_with
+from compliance_agent.uplink.table import (
+    BAD_REPLY,
+    COLLECTED,
+    KEPT,
+    MOST_OPEN,
+    SERVER,
+    TABLE,
+    UNAVAILABLE,
+    key_goes_with,
+)
 
 MOST_CONNECTIONS = 4  # of run: the agent's, its witness role's, and those that it has given up meanwhile
 
@@ -50,6 +59,7 @@ class Doors:
         logs: by URL, to logs that this host witnesses.
         token: what shows those logs, if they need it.
         certificate: this host's client certificate; None where somebody else looks after it.
+        collectors: by URL, to the collector of traces, if there is one; no secret goes there.
     """
 
     server: Transport
@@ -58,10 +68,11 @@ class Doors:
     logs: Mapping[str, Transport] = field(default_factory=dict)
     token: str | None = None
     certificate: Certificate | None = None
+    collectors: Mapping[str, Transport] = field(default_factory=dict)
 
     async def close(self) -> None:
         """Close all connections."""
-        for transport in (self.server, *self.logs.values()):
+        for transport in (self.server, *self.logs.values(), *self.collectors.values()):
             await transport.close()
 
 
@@ -135,8 +146,10 @@ class Uplink:
             transport, secret = self.doors.server, self.doors.key() if with_key else None
         elif to in self.doors.logs:
             transport, secret = self.doors.logs[to], self.doors.token
+        elif to in self.doors.collectors and (method, path) == COLLECTED:
+            transport, secret = self.doors.collectors[to], None
         else:
-            raise BadFrame("exchange: neither the server nor a log of this host", code="bad_field")
+            raise BadFrame("exchange: neither the server, nor a log or the collector of this host", code="bad_field")
         if secret is not None:
             headers["authorization"] = f"Bearer {secret}"
         reply = await transport.request(

@@ -60,6 +60,7 @@ TABLE = Table(
 )
 
 _ID = r"[A-Za-z0-9._~-]{1,128}"
+COLLECTED = ("POST", "/v1/traces")  # all that is ever asked of a collector of traces
 # All that is ever asked of the server by an agent, and whether the API key goes with it.
 ROUTES: tuple[tuple[str, str, bool], ...] = (
     ("GET", r"/readyz", False),

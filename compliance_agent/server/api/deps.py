@@ -42,6 +42,7 @@ from compliance_agent.server.services.pruning import Pruning
 from compliance_agent.server.services.receipts import Receipts
 from compliance_agent.server.services.retention import Holds
 from compliance_agent.server.services.rotation import Rotations
+from compliance_agent.server.services.tracing import Tracing
 from compliance_agent.server.services.users import Users
 from compliance_agent.server.services.verification import Verifier
 from compliance_agent.server.settings import ServerSettings
@@ -60,6 +61,7 @@ class Services:
         log_keys, log_files: what signs the transparency logs, and where they are served from.
         log_heads: the largest checkpoint ever signed of each.
         board: what of them is published, and why one stands still.
+        tracing: its part of the traces of drifts, where there is a collector.
         sequencer: runs in the server; in a command beside it, it is never started.
         oidc: the OpenID provider where people may sign in, when there is one.
         cosigning: asks witnesses and the time-stamping authority, where there are any.
@@ -96,6 +98,7 @@ class Services:
     board: Board
     sequencer: Sequencer
     receipts: Receipts
+    tracing: Tracing
     cosigning: Cosigning | None = None
     oidc: Oidc | None = None
     ca_pem: bytes | None = None

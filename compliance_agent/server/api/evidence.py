@@ -46,8 +46,8 @@ def _plainly(raw: bytes) -> list[tuple[bytes, bytes]] | None:
     return found if len(found) <= MOST_BUNDLES and all(len(sig) == 64 for _, sig in found) else None
 
 
-def read_envelope(raw: bytes) -> list[tuple[bytes, bytes]]:
-    """The bundles and signatures of a request body.
+def read_envelope(raw: bytes) -> tuple[list[tuple[bytes, bytes]], Any]:
+    """The bundles and signatures of a request body, and what it says of their traces, which nobody has looked at.
 
     Raises:
         DocumentError: not strict JSON.
@@ -55,12 +55,12 @@ def read_envelope(raw: bytes) -> list[tuple[bytes, bytes]]:
     """
     plain = _plainly(raw) if len(raw) <= MOST_BODY_BYTES else None
     if plain is not None:
-        return plain
+        return plain, None
     document = read_json(raw, limit_bytes=MOST_BODY_BYTES)
     if not isinstance(document, dict):
         raise _bad("body", "a JSON object")
     for key in document:
-        if key not in {"protocol", "bundles", "gaps"}:
+        if key not in {"protocol", "bundles", "gaps", "traces"}:
             raise _bad(key[:40], "no such field")
     if document.get("protocol") != 1 or isinstance(document.get("protocol"), bool):
         raise _bad("protocol", "1")
@@ -69,7 +69,7 @@ def read_envelope(raw: bytes) -> list[tuple[bytes, bytes]]:
     bundles = document.get("bundles")
     if not isinstance(bundles, list) or not 1 <= len(bundles) <= MOST_BUNDLES:
         raise _bad("bundles", f"a list of 1 to {MOST_BUNDLES}")
-    return [_signed(item, f"bundles[{index}]") for index, item in enumerate(bundles)]
+    return [_signed(item, f"bundles[{index}]") for index, item in enumerate(bundles)], document.get("traces")
 
 
 def _signed(item: Any, where: str) -> tuple[bytes, bytes]:
@@ -120,9 +120,10 @@ async def take_evidence(request: Request) -> Response:
     services = services_of(request)
     caller = await host_of(request)
     with services.limits.in_flight(caller):
-        bundles = read_envelope(await request.body())
+        bundles, traces = read_envelope(await request.body())
         services.limits.bundles(caller, len(bundles))
-        taken = await services.ingest.submit(caller, bundles)
+        with services.tracing.arrives(traces, len(bundles)) as arrival:
+            taken = await services.ingest.submit(caller, bundles, arrival)
     services.sequencer.notify(sum(held.new for held in taken.held))
     receipts = await services.receipts.soon(caller, taken.held, _patience_s(request.headers.get("prefer", "")))
     return Response(written(taken, receipts), media_type="application/json")

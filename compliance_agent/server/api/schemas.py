@@ -202,6 +202,9 @@ class EvidenceRequest(Sent):
     protocol: Protocol
     bundles: list[SignedBundle] = Field(min_length=1, max_length=100)
     gaps: list[Any] = Field(default=[], max_length=0)
+    traces: Any = Field(
+        default=None, description="A W3C traceparent or null for each bundle; what is nothing of the kind is ignored."
+    )
 
 
 class ReceiptsRequest(Sent):

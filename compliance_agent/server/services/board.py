@@ -6,7 +6,7 @@ One event loop posts and reads, so nothing here is locked. Places are kept for t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -64,6 +64,7 @@ class Board:
         self.witnessing: dict[tuple[str, int], Witnessing] = {}
         self.stamped_at: datetime | None = None
         self.stamp_failed = ""
+        self.logged: Callable[[Place], None] | None = None  # is told each place that is published
         self._recent: dict[Place, Leaf] = {}
         self._turn = asyncio.Event()
 
@@ -82,6 +83,8 @@ class Board:
         for leaf in leaves:
             if leaf.key_id is not None and leaf.epoch is not None and leaf.seq is not None:
                 self._recent[leaf.key_id, leaf.epoch, leaf.seq] = leaf
+                if self.logged is not None:
+                    self.logged((leaf.key_id, leaf.epoch, leaf.seq))
         for place in list(islice(self._recent, max(0, len(self._recent) - MOST_RECENT))):
             del self._recent[place]
         self.turn()

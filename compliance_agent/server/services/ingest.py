@@ -23,6 +23,7 @@ from compliance_agent.server.records import Clock, Held, Host, Store
 from compliance_agent.server.services.alarms import Alarms
 from compliance_agent.server.services.grouping import Grouped
 from compliance_agent.server.services.placing import Checked, Outcome, Placing, Stopped, Submission
+from compliance_agent.server.services.tracing import Arrival
 from compliance_agent.server.services.turns import Turns
 from compliance_agent.server.services.verification import Verifier
 
@@ -84,8 +85,8 @@ class Ingest:
         self._turns = Turns(VERIFYING)
         self.totals = Totals()
 
-    async def submit(self, host: Host, bundles: Sequence[tuple[bytes, bytes]]) -> Taken:
-        """Take a host's bundles (bytes, signature), in order.
+    async def submit(self, host: Host, bundles: Sequence[tuple[bytes, bytes]], arrival: Arrival | None = None) -> Taken:
+        """Take a host's bundles (bytes, signature), in order; `arrival` is told how far they came.
 
         Raises:
             Refusal: the very first one was refused, or the host is revoked; nothing was stored.
@@ -94,7 +95,7 @@ class Ingest:
         number = next(self._arrivals)
         self._since[number] = self._clock()
         try:
-            return await self._submitted(host, bundles)
+            return await self._submitted(host, bundles, arrival)
         finally:
             del self._since[number]
 
@@ -104,11 +105,20 @@ class Ingest:
         oldest = next(iter(self._since.values()), None)
         return (self._clock() - oldest).total_seconds() if oldest is not None else 0.0
 
-    async def _submitted(self, host: Host, bundles: Sequence[tuple[bytes, bytes]]) -> Taken:
+    async def _submitted(self, host: Host, bundles: Sequence[tuple[bytes, bytes]], arrival: Arrival | None) -> Taken:
         submission = await self._checked(host, bundles)
+        if arrival is not None:
+            arrival.verified(
+                [
+                    (host.key_id, item.document["epoch"], item.document["seq"], item.document["check"] or "")
+                    for item in submission.items
+                ]
+            )
         if not submission.items and submission.stopped is not None:
             raise self._counted(submission.stopped.refusal)
         outcome = await self._written(submission)
+        if arrival is not None:
+            arrival.committed([_STATUS[held.new] for held in outcome.taken])
         self._count(submission, outcome)
         if not outcome.taken and outcome.stopped is not None:
             raise outcome.stopped.refusal

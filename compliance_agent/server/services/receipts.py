@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -18,7 +18,7 @@ from compliance_agent.log.tiles import Tile
 from compliance_agent.log.tree import TileTree
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.records import Held, Host, Leaf, Store
-from compliance_agent.server.services.board import Board, Head
+from compliance_agent.server.services.board import Board, Head, Place
 
 IN_THREAD = 8  # from this many receipts on, minting moves off the event loop
 MOST_TREES = 64
@@ -45,6 +45,9 @@ class Receipts:
         self._trees: dict[tuple[str, int], tuple[Head, TileTree]] = {}
         self._lock = threading.Lock()
         self.minted = 0
+        self.made: Callable[[Place], None] | None = (
+            None  # is told each place that a receipt was made for; from any thread
+        )
 
     async def soon(self, host: Host, wanted: Sequence[Held], wait_s: float) -> list[Receipt | None]:
         """Receipts of bundles that were delivered just now; None for those that are not published in time."""
@@ -86,6 +89,8 @@ class Receipts:
             log.error("log.tiles_unusable", code=error.code, site_id=leaf.site_id)
             return None
         self.minted += 1
+        if self.made is not None and leaf.key_id is not None and leaf.epoch is not None and leaf.seq is not None:
+            self.made((leaf.key_id, leaf.epoch, leaf.seq))
         return Receipt(bundle_id, leaf.leaf, Proof(leaf.index, tuple(path), head.note).encode())
 
     def _tree(self, site_id: str, year: int, head: Head) -> TileTree:
