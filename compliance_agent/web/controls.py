@@ -99,25 +99,28 @@ class Asked:
 
     def lines(self, claims: Sequence[Claim]) -> list[Line]:
         """The claims that some check looks at, with their cells."""
-        columns, count = self.columns, self.cube.by_host if self.by == "host" else self.cube.by_day
+        count, machines = self.cube.by_host if self.by == "host" else self.cube.by_day, self.machines
+        places = [self._place(column) for column in self.columns]
         return [
             Line(
                 claim,
                 tuple(
-                    (cell, self.href(claim, column))
-                    for cell, column in zip(count(claim.checks, self.machines), columns, strict=True)
+                    (cell, f"/evidence?{self._what(claim)}&{place}")
+                    for cell, place in zip(count(claim.checks, machines), places, strict=True)
                 ),
             )
             for claim in claims
             if claim.checks
         ]
 
-    def href(self, claim: Claim, column: Column) -> str:
-        """Where the records behind a cell are."""
-        what = {"citation": claim.key} if self.rule == "force" else {"proposed": claim.key}
+    def _what(self, claim: Claim) -> str:
+        return urlencode({"citation" if self.rule == "force" else "proposed": claim.key})
+
+    def _place(self, column: Column) -> str:
+        """Where the records of a column are."""
         host = {"key": column.host} if column.host else {}
         days = {"from": column.first.isoformat(), "to": column.last.isoformat()}
-        return "/evidence?" + urlencode({"site": self.cube.site.site_id, **what, **host, **days})
+        return urlencode({"site": self.cube.site.site_id, **host, **days})
 
 
 def in_force() -> list[Claim]:

@@ -428,7 +428,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
             ).encode()
         return value
 
-    for name in ("sites", "site", "host", "evidence", "bundle"):
+    for name in ("sites", "site", "host", "evidence_of", "newest", "bundle"):
         genuine = getattr(Fleet, name)
 
         async def answer(self: Fleet, *args: Any, genuine: Any = genuine, **kwargs: Any) -> Any:

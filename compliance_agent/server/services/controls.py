@@ -20,6 +20,7 @@ from compliance_agent.server.services.fleet import document_of
 NONE = "none"  # the host said nothing on that day
 UNLOOKED = "unlooked"  # it spoke, and no check of it looks at this
 WORST = ("fail", "unknown", NONE, UNLOOKED, "exception", "pass", "not_applicable")
+_RANKS = {word: rank for rank, word in enumerate(WORST)}
 DAYS, MOST_DAYS = 14, 31
 _DAY = timedelta(days=1)
 Verdicts = Mapping[str, str]  # of one host on one day, by check
@@ -68,7 +69,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Cube:
-    """Machines, days, and what each showed on each: `shown[key id of the machine, day]` is None where it said nothing."""
+    """Machines, days, and what each showed on each: `shown[key id of the machine, day]`, in words of WORST, is None where it
+    said nothing.
+    """
 
     site: Site
     machines: tuple[Machine, ...]
@@ -80,7 +83,8 @@ class Cube:
         verdicts = self.shown.get((machine.host.key_id, day))
         if verdicts is None:
             return NONE
-        return worst(verdicts[check] for check in checks if check in verdicts) or UNLOOKED
+        ranks = [_RANKS[verdicts[check]] for check in checks if check in verdicts]
+        return WORST[min(ranks)] if ranks else UNLOOKED
 
     def by_day(self, checks: Collection[str], machines: Sequence[Machine]) -> list[Cell]:
         """A cell for each day, of the machines that were enrolled on it."""

@@ -59,10 +59,9 @@ class Silence:
         """A host that nothing was heard of since then is silent."""
         return now - timedelta(seconds=max(3 * self.interval_s, self.silent_after_s))
 
-    def stale(self, verdict: CheckVerdict, host: Host, now: datetime) -> bool:
-        """Whether neither the verdict's own bundles nor a heartbeat have said it lately."""
-        said = max(verdict.seen_at, host.heartbeat_made_at or verdict.seen_at)
-        return now - said > timedelta(seconds=self.stale_after_s)
+    def stale(self, said_at: datetime | None, now: datetime) -> bool:
+        """Whether what a verdict's own bundles or a heartbeat said then is not late enough to go by; None is never."""
+        return said_at is None or now - said_at > timedelta(seconds=self.stale_after_s)
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,8 @@ class SiteStanding:
     @property
     def counts(self) -> dict[str, int]:
         """Verdicts of all live hosts."""
-        return {result: sum(item.counts[result] for item in self.live) for result in RESULTS}
+        each = [item.counts for item in self.live]
+        return {result: sum(counts[result] for counts in each) for result in RESULTS}
 
     @property
     def oldest_unmet_at(self) -> datetime | None:
@@ -327,15 +327,20 @@ class Fleet:
         now = self._clock()
         dates = self._reader.dates
         silent = (dates is None or dates.hold(now)) and self._silence.silent(host, now)
-        checks = tuple(self._shown(item, host, now, silent, remediations.get(item.check)) for item in verdicts)
+        why = "silent" if silent else "revoked" if host.revoked_at else ""
+        beats = not self._silence.stale(host.heartbeat_made_at, now)  # then no verdict of it is stale
+        checks = tuple(
+            self._shown(
+                item, why or ("" if beats or not self._silence.stale(item.seen_at, now) else "stale"), remediations
+            )
+            for item in verdicts
+        )
         return HostStanding(host, silent, checks, broken=gapped or host.forks > 0)
 
-    def _shown(
-        self, verdict: CheckVerdict, host: Host, now: datetime, silent: bool, remediation: Bundle | None
-    ) -> CheckStanding:
-        why = "silent" if silent else "revoked" if host.revoked_at else ""
-        if not why and self._silence.stale(verdict, host, now):
-            why = "stale"
+    @staticmethod
+    def _shown(verdict: CheckVerdict, why: str, remediations: Mapping[str, Bundle]) -> CheckStanding:
+        """A verdict as it may be shown: where there is a reason why it no longer counts, nothing green."""
+        remediation = remediations.get(verdict.check)
         if why and verdict.result not in UNMET:
             return CheckStanding(verdict, "unknown", why, remediation)
         return CheckStanding(verdict, verdict.result, verdict.reason, remediation)

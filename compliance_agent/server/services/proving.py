@@ -299,7 +299,10 @@ def _leaf_of(host: Host, document: Mapping[str, Any], body: bytes, sig: bytes) -
     epoch, seq, prev = (document.get(name) for name in ("epoch", "seq", "prev"))
     if not (isinstance(epoch, int) and isinstance(seq, int) and isinstance(prev, str)):
         return None
-    return bundle_leaf(key_id(host.public_key), epoch, seq, prev, _digest(body), sig)
+    try:
+        return bundle_leaf(key_id(host.public_key), epoch, seq, prev, _digest(body), sig)
+    except ValueError:  # what it names is no digest
+        return None
 
 
 def _digest(body: bytes) -> str:

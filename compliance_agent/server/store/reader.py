@@ -83,7 +83,8 @@ class BoundReader(KeepingRows):
             )
             .order_by(_bundles.key_id, _bundles.check, _bundles.epoch, _bundles.seq)
         )
-        return [Event(**row) for row in await self._all(query)]
+        names = Event.__annotations__
+        return [Event(*(row[name] for name in names)) for row in await self._all(query)]  # there may be thousands
 
     async def site_rows(self) -> list[Site]:
         query = select(tables.sites).where(tables.sites.c.site_id.in_(self._sites)).order_by(tables.sites.c.site_id)
@@ -190,11 +191,11 @@ class BoundReader(KeepingRows):
     async def bundles(self, query: BundleQuery) -> list[Bundle]:
         # One host's records arrive in the order of its chain, which has an index.
         newest = (_bundles.number.desc(),) if query.key_id is None else (_bundles.epoch.desc(), _bundles.seq.desc())
-        ours, wanted = tables.site_of(tables.bundles).in_(self._sites), self._wanted(query)
-        if query.key_id is query.label is query.bundle_id is None and self._by_index(query):
-            # What the index covers decides which rows are read at all.
-            ours = _bundles.number.in_(select(_bundles.number).where(_bundles.site_id.in_(self._sites), *wanted))
-        statement = select(*rows.BUNDLE_COLUMNS).where(ours, *wanted, *self._dated(_bundles.created_at))
+        wanted = [tables.site_of(tables.bundles).in_(self._sites), *self._wanted(query)]
+        narrowed = self._narrowed(query)
+        if narrowed:  # what an index covers decides which rows are read at all
+            wanted.append(_bundles.number.in_(select(_bundles.number).where(*narrowed)))
+        statement = select(*rows.BUNDLE_COLUMNS).where(*wanted, *self._dated(_bundles.created_at))
         if query.since is not None:
             statement = statement.where(_bundles.received_at >= rows.text(query.since))
         statement = statement.order_by(*newest).limit(min(max(query.limit, 1), MOST_ROWS))
@@ -211,25 +212,36 @@ class BoundReader(KeepingRows):
             wanted += _made_on(query.days)
         if query.before is not None:
             wanted.append(_bundles.number < query.before)
-        if query.key_id is None and (query.label is not None or query.bundle_id is not None):
+        return wanted
+
+    def _narrowed(self, query: BundleQuery) -> list[ColumnElement[bool]]:
+        """Conditions that one index covers and that leave few rows; none where going through all from the newest on is quicker."""
+        before = [_bundles.number < query.before] if query.before is not None else []
+        if query.key_id is not None:
+            return []
+        if query.label is not None or query.bundle_id is not None:
             h = tables.hosts.c
             named = select(h.key_id).where(h.site_id.in_(self._sites))
             named = named if query.label is None else named.where(h.host_id == query.label)
-            wanted.append(_bundles.key_id.in_(named))
-        return wanted
-
-    def _by_index(self, query: BundleQuery) -> bool:
-        """Whether an index leads to few enough; else it is quicker to go through all records from the newest on."""
-        days = query.days
-        narrow = days is not None and ((days.last - days.first).days + 1) * len(self._sites) <= MOST_SITE_DAYS
-        return narrow or _no_heartbeats(query)
+            one = [_bundles.bundle_id == query.bundle_id] if query.bundle_id is not None else before
+            return [_bundles.key_id.in_(named), *one]
+        ours, days = _bundles.site_id.in_(self._sites), query.days
+        if _no_heartbeats(query):
+            # The day is compared by an expression, so that the index of days does not look better than the one that has it all.
+            made = _made_on(days, _bundles.created_at.concat("")) if days is not None else ()
+            return [ours, *self._wanted(replace(query, days=None)), *made]
+        if days is not None and ((days.last - days.first).days + 1) * len(self._sites) <= MOST_SITE_DAYS:
+            return [ours, *_made_on(days), *before]
+        return []
 
     async def said(self, days: Dates) -> list[Said]:
         day, last = func.substr(_bundles.created_at, 1, 10), func.max(_bundles.number)
         alike = (_bundles.key_id, day, _bundles.kind, _bundles.check, _bundles.result, _bundles.outcome)
         query = select(*alike[:1], day.label("day"), *alike[2:], func.count().label("times"), last.label("last"))
         ours = (_bundles.site_id.in_(self._sites), *_made_on(days), *self._dated(_bundles.created_at))
-        return [Said(**row) for row in await self._all(query.where(*ours).group_by(*alike))]
+        return [
+            Said(*(row[name] for name in Said._fields)) for row in await self._all(query.where(*ours).group_by(*alike))
+        ]
 
     async def bodies(self, numbers: Collection[int]) -> dict[int, bytes]:
         query = select(_bundles.number, _bundles.body).where(tables.site_of(tables.bundles).in_(self._sites))
@@ -481,8 +493,8 @@ class BoundReader(KeepingRows):
         return self._sites & {site_id}
 
 
-def _made_on(days: Dates) -> tuple[ColumnElement[bool], ...]:
-    return (_bundles.created_at >= rows.text(days.start), _bundles.created_at < rows.text(days.stop))
+def _made_on(days: Dates, at: ColumnElement[str] = _bundles.created_at) -> tuple[ColumnElement[bool], ...]:
+    return (at >= rows.text(days.start), at < rows.text(days.stop))
 
 
 def _no_heartbeats(query: BundleQuery) -> bool:
