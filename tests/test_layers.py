@@ -126,6 +126,7 @@ LAYERS: dict[str, str] = {
     "server.app": "wiring",
     "server.backup": "wiring",
     "server.moving": "wiring",
+    "server.opening": "wiring",
     "server.channels": "hands",
     "server.restore": "wiring",
     "server.log_places": "wiring",
@@ -205,6 +206,19 @@ FENCES = (
         "whoever sends no traces must start without the extra `otel`",
         targets=("!opentelemetry",),
         sources=("otlp",),
+        at_import_time_only=True,
+    ),
+    Fence(
+        "commands beside the server open its parts, and must not pay for its API",
+        sources=(
+            "server.opening",
+            "server.desks",
+            "server.backup",
+            "server.restore",
+            "server.moving",
+            "server.services",
+        ),
+        targets=("server.api", "server.app", "server.runner", "web", "!fastapi", "!starlette", "!uvicorn", "!pydantic"),
         at_import_time_only=True,
     ),
     Fence(
@@ -573,6 +587,22 @@ def test_starting_loads_nothing_heavy(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+SERVES = ("fastapi", "starlette", "uvicorn", "pydantic", "jinja2", "httpx2", "prometheus_client")
+
+
+@pytest.mark.parametrize("module", ["opening", "desks", "backup", "restore", "moving"])
+def test_what_only_opens_the_store_loads_nothing_that_answers_http(module: str) -> None:
+    """Commands beside the server need its parts and not its API: FastAPI alone would double the time that each takes to start."""
+    show = f"print(*[name for name in {SERVES!r} if name in sys.modules])"
+    code = f"import sys, {PACKAGE}.server.{module}; {show}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.stdout.split(), done.stderr) == ([], "")
+    planted = f"import sys, {PACKAGE}.server.app; {show}"
+    if module == "opening":
+        done = subprocess.run([sys.executable, "-c", planted], capture_output=True, text=True, check=False, cwd=ROOT)
+        assert "fastapi" in done.stdout.split()
 
 
 # --- planted faults: the engine sees what it should -----------------------------------------------

@@ -31,7 +31,7 @@ from compliance_agent.cli.server_common import with_services as _with_services
 from compliance_agent.errors import BadEvidence, NotPermitted
 
 if TYPE_CHECKING:
-    from compliance_agent.server.api.deps import Services
+    from compliance_agent.server.desks import Services
     from compliance_agent.server.settings import ServerSettings
 
 T = TypeVar("T")
@@ -80,7 +80,7 @@ def _announce(settings: ServerSettings, url: str) -> None:
 @click.pass_context
 def init(ctx: click.Context, tls: bool | None) -> None:
     """Make a new server's database and keys, so that tokens can be made before it runs. Its first start does the same."""
-    from compliance_agent.server.app import ensure_admin, is_made
+    from compliance_agent.server.opening import ensure_admin, is_made
 
     settings = _settings(ctx, tls=tls or ctx.obj["tls"])
     if is_made(settings):
@@ -140,7 +140,7 @@ async def _log_states(services: Services) -> list[dict[str, Any]]:
 @click.pass_context
 def readopt(ctx: click.Context) -> None:
     """After a restored backup: take back from the log's files what the database lacks. The server must not run."""
-    from compliance_agent.server.app import only_server
+    from compliance_agent.server.opening import only_server
     from compliance_agent.server.services.readopt import Readopt, Readopted
 
     settings = _settings(ctx)

@@ -12,7 +12,7 @@ from compliance_agent.cli.server_common import data_dir_option, settings_of, wit
 from compliance_agent.errors import AgentError, ConfigError
 
 if TYPE_CHECKING:
-    from compliance_agent.server.api.deps import Services
+    from compliance_agent.server.desks import Services
 
 
 @click.group("alerts")

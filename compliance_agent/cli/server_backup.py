@@ -16,8 +16,8 @@ from compliance_agent.cli.server_common import data_dir_option, settings_of, wit
 from compliance_agent.errors import NoInput
 
 if TYPE_CHECKING:
-    from compliance_agent.server.api.deps import Services
     from compliance_agent.server.backup import Backup
+    from compliance_agent.server.desks import Services
 
 _PATH = click.Path(path_type=Path, readable=False)
 
@@ -55,9 +55,9 @@ def backup(ctx: click.Context, out: Path, as_json: bool) -> None:
 @click.pass_context
 def restore(ctx: click.Context, source: Path, force: bool, as_json: bool) -> None:
     """Verify a backup and put it into the data directory. The server must not run."""
-    from compliance_agent.server.app import utc_now
     from compliance_agent.server.backup import MANIFEST
     from compliance_agent.server.log_places import log_places
+    from compliance_agent.server.opening import utc_now
     from compliance_agent.server.restore import restore as put_back
 
     if not (source / MANIFEST).is_file():

@@ -17,7 +17,7 @@ from compliance_agent.documents import MAX_BYTES
 from compliance_agent.errors import AgentError, ConfigError, NoInput
 
 if TYPE_CHECKING:
-    from compliance_agent.server.api.deps import Services
+    from compliance_agent.server.desks import Services
     from compliance_agent.server.settings import ServerSettings
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ def existing(settings: ServerSettings) -> Path:
     Raises:
         NoInput: it holds none.
     """
-    from compliance_agent.server.app import is_made
+    from compliance_agent.server.opening import is_made
 
     if not is_made(settings):
         raise no_server(f"{settings.data_dir}: holds no server")
@@ -80,7 +80,7 @@ def with_services(settings: ServerSettings, act: Callable[[Services], Awaitable[
         NoInput: it holds no server, and none is to be made there (`new`).
     """
     from compliance_agent.logs import configure
-    from compliance_agent.server.app import opened
+    from compliance_agent.server.opening import opened
 
     if not new:
         existing(settings)

@@ -30,7 +30,7 @@ _PATH = click.Path(path_type=Path, readable=False)
 def migrate(ctx: click.Context, owner: str | None, owner_password_file: Path | None) -> None:
     """Make the database's schema, or bring it up to this program's. On SQLite every start does that by itself."""
     from compliance_agent.server import store
-    from compliance_agent.server.app import database, password_of
+    from compliance_agent.server.opening import database, password_of
     from compliance_agent.server.settings import check_database
 
     settings = settings_of(ctx)
@@ -75,10 +75,10 @@ def move(
     dry_run: bool,
 ) -> None:
     """Move all rows from the SQLite file into an empty PostgreSQL database. The server must not run."""
-    from compliance_agent.server.app import password_of, utc_now
     from compliance_agent.server.log_places import log_places
     from compliance_agent.server.moving import SOURCE, rehearse
     from compliance_agent.server.moving import move as move_all
+    from compliance_agent.server.opening import password_of, utc_now
     from compliance_agent.server.settings import check_database
     from compliance_agent.server.store import Address
 

@@ -18,7 +18,7 @@ from compliance_agent.crypto import key_words
 from compliance_agent.errors import NoInput, NotPermitted
 
 if TYPE_CHECKING:
-    from compliance_agent.server.api.deps import Services
+    from compliance_agent.server.desks import Services
     from compliance_agent.server.records import Host
     from compliance_agent.server.services.fleet import HostStanding
 

@@ -11,7 +11,7 @@ from compliance_agent.cli.server_common import data_dir_option, label_of, settin
 
 if TYPE_CHECKING:
     from compliance_agent.core.leases import Board, Lease, Waiting
-    from compliance_agent.server.api.deps import Services
+    from compliance_agent.server.desks import Services
 
 _ACTOR = "operator"
 _site = click.option("--site", required=True, help="The clinic.")

@@ -25,7 +25,7 @@ from compliance_agent.core import envelopes, order_keys, order_roots
 from compliance_agent.errors import NoInput, NotPermitted
 
 if TYPE_CHECKING:
-    from compliance_agent.server.api.deps import Services
+    from compliance_agent.server.desks import Services
     from compliance_agent.server.records.orders import TrustDocument
 
 SCHEMA = "compliance-agent/order-export/v1"

@@ -26,7 +26,7 @@ from compliance_agent.errors import AgentError, BadReply, DocumentError, NoInput
 from compliance_agent.log.fields import from_base64, to_base64
 
 if TYPE_CHECKING:
-    from compliance_agent.server.api.deps import Services
+    from compliance_agent.server.desks import Services
     from compliance_agent.server.records import SiteReader, User
     from compliance_agent.server.records.orders import OrderRow
 

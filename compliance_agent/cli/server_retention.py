@@ -11,7 +11,7 @@ from compliance_agent.cli.server_common import data_dir_option, settings_of, wit
 from compliance_agent.core.retention import RULE
 
 if TYPE_CHECKING:
-    from compliance_agent.server.api.deps import Services
+    from compliance_agent.server.desks import Services
     from compliance_agent.server.services.pruning import LogState
 
 

@@ -17,7 +17,7 @@ from compliance_agent.errors import NotPermitted
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from compliance_agent.server.api.deps import Services
+    from compliance_agent.server.desks import Services
     from compliance_agent.server.records import OperatorToken
 
 ROLES = ("owner", "operator", "viewer")

@@ -117,7 +117,7 @@ async def _made(settings: ServerSettings, count: int) -> tuple[list[Host], bytes
     """So many enrolled hosts, and the key that acknowledgements verify under."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    from compliance_agent.server.app import opened
+    from compliance_agent.server.opening import opened
 
     hosts = [
         Host(

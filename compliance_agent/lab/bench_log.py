@@ -151,7 +151,7 @@ async def _run(directory: Path, hosts: int, batches: int) -> Load:
 
 async def enrol_all(settings: ServerSettings, hosts: list[Host]) -> tuple[bytes, bytes]:
     """Make them hosts of the clinic; the server's key for acknowledgements, and its log's."""
-    from compliance_agent.server.app import opened
+    from compliance_agent.server.opening import opened
 
     async with opened(settings) as services:
         for host in hosts:

@@ -22,7 +22,8 @@ from compliance_agent.errors import Refusal, Unavailable
 from compliance_agent.lab.counting import Counted
 from compliance_agent.lab.seeding import MovingClock
 from compliance_agent.lab.viewer_seed import END, Size, made, settings
-from compliance_agent.server.app import create_app, utc_now
+from compliance_agent.server.app import create_app
+from compliance_agent.server.opening import utc_now
 from compliance_agent.server.records import BundleQuery
 
 NAME, PASSWORD = "bench", "correct horse battery"

@@ -48,7 +48,7 @@ from compliance_agent.log.fields import to_base64
 from compliance_agent.transport.http import HttpTransport
 
 if TYPE_CHECKING:
-    from compliance_agent.server.api.deps import Services
+    from compliance_agent.server.desks import Services
 
 CLINICS = (
     "riverside",
@@ -366,7 +366,7 @@ class Demo:
     @contextlib.asynccontextmanager
     async def _desk(self) -> AsyncIterator[Services]:
         """The server's own services over its data directory, as its subcommands use them beside the running server."""
-        from compliance_agent.server.app import opened
+        from compliance_agent.server.opening import opened
         from compliance_agent.server.settings import parse
 
         async with opened(parse(None, {}, data_dir=self.directory / "server")) as services:

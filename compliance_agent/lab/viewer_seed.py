@@ -42,7 +42,8 @@ from compliance_agent.lab.seeding import (
     look,
 )
 from compliance_agent.models import ClockState, Result
-from compliance_agent.server.app import create_app, opened, utc_now
+from compliance_agent.server.app import create_app
+from compliance_agent.server.opening import opened, utc_now
 from compliance_agent.server.records import NO_DIGEST, Host, NewLeaf, Store, Transaction
 from compliance_agent.server.services.placing import Checked, Placing, Submission
 from compliance_agent.server.settings import ServerSettings

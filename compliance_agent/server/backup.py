@@ -34,8 +34,8 @@ from compliance_agent.adapters.durable import fsync_directory, make_directory, s
 from compliance_agent.errors import BadEvidence, NotPermitted
 from compliance_agent.log.merkle import HASH_BYTES
 from compliance_agent.log.tiles import ENTRIES, FULL, Tile, decode_entries, encode_entries, written
-from compliance_agent.server.api.deps import Services
 from compliance_agent.server.blobs import TURNS
+from compliance_agent.server.desks import Services
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.log_heads import LogHeads
 from compliance_agent.server.log_keys import LogKeys

@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from compliance_agent import __version__
-from compliance_agent.server.api.deps import Services
+from compliance_agent.server.desks import Services
 from compliance_agent.server.records import Backlog
 from compliance_agent.server.services.duties import DUTIES
 

@@ -18,10 +18,10 @@ from urllib.parse import unquote, urlsplit
 
 from compliance_agent.adapters.durable import fsync_directory
 from compliance_agent.errors import BadEvidence, NotPermitted
-from compliance_agent.server.app import only_server
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.log_heads import LogHeads
 from compliance_agent.server.log_keys import LogKeys
+from compliance_agent.server.opening import only_server
 from compliance_agent.server.services.fsck import Finding, Fsck
 from compliance_agent.server.store import Address, SqlStore, copy_all, look_at, migrate, tables
 from compliance_agent.server.store.copying import Copied, counted

@@ -23,12 +23,12 @@ from compliance_agent.errors import BadEvidence, DocumentError, LogStopped, NoIn
 from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.note import Note
 from compliance_agent.log.tiles import Tile
-from compliance_agent.server.app import only_server
 from compliance_agent.server.backup import DATABASE, HEADS, LOG, MANIFEST, SCHEMA, digest_of, parts_of
 from compliance_agent.server.blobs import Directory
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.log_heads import LogHeads
 from compliance_agent.server.log_keys import LogKeys
+from compliance_agent.server.opening import only_server
 
 MAX_MANIFEST_BYTES = 256 << 20
 SIGNERS = ("keys/ack.pem", "keys/log.pem")  # a server is known by these

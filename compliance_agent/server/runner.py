@@ -17,8 +17,9 @@ from compliance_agent.errors import AgentError, NotPermitted, Unavailable
 from compliance_agent.evidence.allowlist import registry
 from compliance_agent.server import tls
 from compliance_agent.server.api.beside import App
-from compliance_agent.server.app import create_app, names_of, utc_now
+from compliance_agent.server.app import create_app
 from compliance_agent.server.guard import Crowd, room
+from compliance_agent.server.opening import names_of, utc_now
 from compliance_agent.server.settings import ServerSettings
 from compliance_agent.server.whole import answered_by
 

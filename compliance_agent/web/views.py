@@ -25,7 +25,8 @@ from compliance_agent.errors import Refusal
 from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.note import Note
 from compliance_agent.log.proof import Proof
-from compliance_agent.server.api.deps import Services, services_of, session_cookie
+from compliance_agent.server.api.deps import services_of, session_cookie
+from compliance_agent.server.desks import Services
 from compliance_agent.server.records import Bundle, BundleQuery, Host
 from compliance_agent.server.services.fleet import Fleet, HostStanding, Moved, document_of
 from compliance_agent.web import present, proofs, security, timeline, words

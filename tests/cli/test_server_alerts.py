@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
-from compliance_agent.server.app import opened
+from compliance_agent.server.opening import opened
 from compliance_agent.server.records.alarms import Cause
 from compliance_agent.server.settings import ServerSettings
 from tests.cli.command import run

@@ -12,7 +12,7 @@ from typing import Any
 import kubernetes_validate  # type: ignore[import-untyped]  # it has no types
 import pytest
 
-from compliance_agent.server.app import FACTORS_KEY
+from compliance_agent.server.opening import FACTORS_KEY
 from tests.deploy.product import DEPLOY, documents, parsed, read, routes, settings_of
 from tests.server.builder import Server, on_sqlite
 from tests.server.conftest import server as server  # noqa: PLC0414  a fixture

@@ -11,7 +11,7 @@ import pytest
 
 from compliance_agent.packet.build import Built, build
 from compliance_agent.packet.opening import Sleep
-from compliance_agent.server import app as module
+from compliance_agent.server import opening as module
 from compliance_agent.server.log_keys import LogKeys
 from compliance_agent.transport.http import HttpTransport
 from tests.packet.scene import SITE, Made

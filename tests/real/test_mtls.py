@@ -28,7 +28,8 @@ from compliance_agent.errors import Unavailable
 from compliance_agent.evidence.canonical import canonical
 from compliance_agent.lab.clock import FakeClock
 from compliance_agent.server import runner, tls
-from compliance_agent.server.app import create_app, opened
+from compliance_agent.server.app import create_app
+from compliance_agent.server.opening import opened
 from compliance_agent.server.records import HostCertificate
 from compliance_agent.server.services.access import HostAccess
 from compliance_agent.server.services.certificates import fingerprint_of

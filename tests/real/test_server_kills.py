@@ -31,7 +31,7 @@ from compliance_agent.errors import AgentError, ServerRefused
 from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.note import Note
 from compliance_agent.ports import HttpReply
-from compliance_agent.server.app import opened
+from compliance_agent.server.opening import opened
 from compliance_agent.server.services import enrol
 from compliance_agent.server.settings import ServerSettings
 from compliance_agent.transport import protocol

@@ -22,8 +22,8 @@ from nacl.signing import SigningKey, VerifyKey
 from sqlalchemy import Engine
 
 from compliance_agent.evidence.canonical import canonical
-from compliance_agent.server.api.deps import Services
 from compliance_agent.server.app import create_app
+from compliance_agent.server.desks import Services
 from compliance_agent.server.services.verification import Verifier
 from compliance_agent.server.settings import ServerSettings
 from compliance_agent.server.store import SqlStore, schema_3, tables

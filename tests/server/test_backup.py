@@ -20,10 +20,10 @@ from compliance_agent.log.note import Note
 from compliance_agent.log.tiles import Tile
 from compliance_agent.server import backup as backing
 from compliance_agent.server import restore as restoring
-from compliance_agent.server.app import opened
 from compliance_agent.server.backup import Backup, back_up
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.log_heads import LogHeads
+from compliance_agent.server.opening import opened
 from compliance_agent.server.restore import restore
 from compliance_agent.server.settings import ServerSettings
 from tests.server.builder import FakeHost, Server, acknowledged, on_sqlite, serving, unwalled

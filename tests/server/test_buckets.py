@@ -19,9 +19,9 @@ from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.note import Note
 from compliance_agent.log.tiles import ENTRIES, FULL, Tile, written
 from compliance_agent.server import s3
-from compliance_agent.server.app import opened
 from compliance_agent.server.backup import back_up
 from compliance_agent.server.log_places import log_places
+from compliance_agent.server.opening import opened
 from compliance_agent.server.restore import restore
 from compliance_agent.server.services.fsck import Fsck
 from compliance_agent.server.services.readopt import Readopt

@@ -22,7 +22,7 @@ from compliance_agent.log.note import Note
 from compliance_agent.log.policy import Policy
 from compliance_agent.log.proof import Proof
 from compliance_agent.ports import HttpReply
-from compliance_agent.server import app as module
+from compliance_agent.server import opening as module
 from compliance_agent.server.cosigning import Cosigning, policy_of
 from compliance_agent.server.log_keys import LogKeys
 from tests.log.builder import signer

@@ -16,7 +16,7 @@ from compliance_agent.log.merkle import hash_leaf, root_of
 from compliance_agent.log.note import Note
 from compliance_agent.log.proof import Proof
 from compliance_agent.log.tiles import ENTRIES, Tile
-from compliance_agent.server.app import _watch
+from compliance_agent.server.opening import watch
 from compliance_agent.server.services import duties as desk
 from compliance_agent.server.services.duties import Duties
 from compliance_agent.server.services.watching import LOOKS
@@ -188,9 +188,9 @@ async def test_one_watches_over_what_all_say_of_themselves(tmp_path: Path, postg
         await first.services.duties.look()
 
         async def watched(server: Server) -> list[str]:
-            watch = _watch(server.services)
+            look = watch(server.services).look
             for _ in range(LOOKS):
-                await watch.look()
+                await look()
             return [one.cause.kind for one in await server.services.alarms.all() if one.closed_at is None]
 
         assert await watched(second) == [], "it is not its duty"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from compliance_agent.server.app import opened
+from compliance_agent.server.opening import opened
 from compliance_agent.server.services.fsck import Fsck
 from compliance_agent.server.settings import ServerSettings
 from tests.server.builder import Server, serving, unwalled

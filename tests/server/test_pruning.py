@@ -26,8 +26,8 @@ from compliance_agent.log.note import Note, VerifierKey
 from compliance_agent.log.policy import Policy
 from compliance_agent.log.tiles import Tile
 from compliance_agent.log.tree import TileTree
-from compliance_agent.server.app import opened
 from compliance_agent.server.blobs import Directory
+from compliance_agent.server.opening import opened
 from compliance_agent.server.services.fsck import Fsck
 from compliance_agent.server.services.pruning import LogState, Pruning
 from compliance_agent.server.services.readopt import Readopt

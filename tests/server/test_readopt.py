@@ -14,7 +14,7 @@ from compliance_agent.errors import LogStopped
 from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.merkle import hash_leaf, root_of
 from compliance_agent.log.note import Note
-from compliance_agent.server.app import opened
+from compliance_agent.server.opening import opened
 from compliance_agent.server.services.readopt import Readopt, Readopted, _entry
 from compliance_agent.server.settings import ServerSettings
 from tests.server.builder import FakeHost, Signed, acknowledged, unwalled, walled

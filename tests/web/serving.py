@@ -16,8 +16,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from compliance_agent.lab.seeding import MovingClock, SeededHost, seed_fleet
-from compliance_agent.server.api.deps import Services
-from compliance_agent.server.app import create_app, utc_now
+from compliance_agent.server.app import create_app
+from compliance_agent.server.desks import Services
+from compliance_agent.server.opening import utc_now
 from compliance_agent.server.settings import ServerSettings
 
 NAME, PASSWORD = "auditor", "correct horse battery"

@@ -17,8 +17,9 @@ from starlette.responses import Response
 from compliance_agent.entries.minimum import Pruned
 from compliance_agent.errors import BadEvidence, NoInput, Refusal
 from compliance_agent.log.tiles import ENTRIES, Tile
-from compliance_agent.server.api.deps import Services, body_of, host_of, services_of, user_or_none
+from compliance_agent.server.api.deps import body_of, host_of, services_of, user_or_none
 from compliance_agent.server.api.schemas import LogReceipt, ReceiptsReply, ReceiptsRequest, strict_body
+from compliance_agent.server.desks import Services
 from compliance_agent.server.services import roles
 from compliance_agent.server.services.receipts import Receipt
 from compliance_agent.server.services.secrets import API_KEY_PREFIX
