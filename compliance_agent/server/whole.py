@@ -62,17 +62,20 @@ class Whole(Guarded):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._plain, self._length = True, -1
+        self._heading, self._plain, self._length = True, True, -1
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
         name = name.lower()
+        if name in _NOT_PLAIN or not self._heading:  # or a trailer
+            self._plain = False
+            super().on_header(name, value)
+            return
         if name == b"content-length":
             self._length = int(value) if value.isdigit() and len(value) <= 6 else -1
-        elif name in _NOT_PLAIN:
-            self._plain = False
+        self.headers.append((name, value))
 
     def begin(self) -> None:
+        self._heading = False
         answer = self.answers.get(self.url) if self._plain and 0 <= self._length <= MOST_OPEN_BYTES else None
         parser = self.parser
         if (

@@ -42,8 +42,10 @@ class Buckets:
 
     def wait_s(self, key: str, count: int, now: float) -> float:
         """Seconds until so many would be there; 0.0 when they are. More than a bucket holds is there when it is full."""
+        if self.most == 0:
+            return 0.0
         bucket = self._buckets.get(key)
-        if self.most == 0 or bucket is None:
+        if bucket is None:
             return 0.0
         short = min(count, self.most) - self._level(bucket, now)
         return 0.0 if short <= 0 else short / self._rate
@@ -125,8 +127,11 @@ class Quotas:
 
     def _charge(self, wanted: Sequence[tuple[Buckets, str]], count: int) -> None:
         now = self.clock()
-        waits = [(buckets.wait_s(key, count, now), buckets) for buckets, key in wanted]
-        longest, buckets = max(waits, key=lambda item: item[0])
+        longest, buckets = 0.0, wanted[0][0]
+        for limit, key in wanted:
+            wait_s = limit.wait_s(key, count, now)
+            if wait_s > longest:
+                longest, buckets = wait_s, limit
         if longest > 0:
             buckets.refused += 1
             raise Refusal(

@@ -147,7 +147,7 @@ class Placing:
                 outcome.stopped = Stopped(index, refusal)
                 break
         host = self._hosts[host.key_id]
-        self._hosts[host.key_id] = replace(host, head=self._head(host), last_seen_at=self._now)
+        self._hosts[host.key_id] = host.seen(self._head(host), self._now)
         return outcome
 
     def _head(self, host: Host) -> Head | None:
