@@ -86,6 +86,7 @@ LAYERS: dict[str, str] = {
     "evidence.store": "hands",
     "evidence.table": "hands",
     "credential": "tools",
+    "installed": "tools",
     "local_socket": "tools",
     "log_level": "stages",
     "logs": "tools",

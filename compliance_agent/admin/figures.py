@@ -59,10 +59,10 @@ def _each(name: str, kind: Any, words: str, label: str, values: dict[str, float]
 def _process(standing: Standing) -> list[Family]:
     baseline = getattr(standing.agent.drift_detector, "baseline", None)
     used = resource.getrusage(resource.RUSAGE_SELF)
-    build = {"version": standing.version}
+    build = {"version": standing.version, "code_sha256": standing.code_sha256}
     held = {"version": str(getattr(baseline, "version", "unknown"))}
     return [
-        Family("compliance_agent_build", "info", "Version of the program.", [(build, 1)]),
+        Family("compliance_agent_build", "info", "Version of the program, and digest of its code.", [(build, 1)]),
         Family("compliance_agent_baseline", "info", "Version of the baseline in force.", [(held, 1)]),
         one("process_cpu_seconds", "counter", "Processor time of this process.", used.ru_utime + used.ru_stime),
         one("process_resident_memory_bytes", "gauge", "Memory of this process.", _resident_bytes()),

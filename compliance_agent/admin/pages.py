@@ -30,6 +30,7 @@ class Pages:
         config, overdue_s = self._standing.agent.config, self._standing.agent.progress.overdue_s()
         document = {"status": "ok" if overdue_s == 0 else "stalled", "overdue_s": round(overdue_s, 1)}
         names = {"site_id": config.site_id, "host_id": config.host_id}
+        names |= {"version": self._standing.version, "code_sha256": self._standing.code_sha256}
         return answer({**document, **names}, 200 if overdue_s == 0 else 503)
 
     async def readyz(self, _call: Call) -> HttpReply:

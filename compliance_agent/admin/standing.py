@@ -13,6 +13,7 @@ from compliance_agent.core.breaker import CircuitBreaker
 from compliance_agent.core.pausing import Pause
 from compliance_agent.delivery import code_of
 from compliance_agent.healing import HealingEngine
+from compliance_agent.installed import agent_digest
 from compliance_agent.log_level import LogLevel
 from compliance_agent.watchdog import Watchdog
 
@@ -39,6 +40,7 @@ class Standing:
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     profiling: asyncio.Lock = field(default_factory=asyncio.Lock)
     version: str = __version__
+    code_sha256: str = field(default_factory=agent_digest)  # as it was when this process began
 
     @property
     def breaker(self) -> tuple[str, float] | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from compliance_agent import __version__
 from compliance_agent.adapters.agent_view import AgentView, looking
 from compliance_agent.adapters.clock import SystemClock, read_clock_state
 from compliance_agent.cli.common import config_option, json_option, parsed, print_json, require_config, table, utc
@@ -15,6 +16,7 @@ from compliance_agent.config import AgentConfig
 from compliance_agent.core.gates import Moment
 from compliance_agent.drills import DRILLS
 from compliance_agent.errors import AgentError, CannotTell
+from compliance_agent.installed import agent_digest
 from compliance_agent.order_trust import standing
 
 SCHEMA = "compliance-agent/status/v1"
@@ -49,6 +51,8 @@ def as_document(config: AgentConfig, view: AgentView, now: datetime) -> dict[str
         "schema": SCHEMA,
         "site_id": config.site_id,
         "host_id": config.host_id,
+        "version": __version__,
+        "code_sha256": agent_digest(),
         "running": view.agent_runs(),
         "source": "records",
         "live": None,
@@ -180,6 +184,7 @@ def _print(document: dict[str, Any]) -> None:
     trouble = f", last error {queue['last_error']}" if queue["last_error"] else ""
     said = "said by the agent" if document["source"] == "agent" else "read from its records"
     click.echo(f"agent      {document['host_id']} at {document['site_id']}: {running}; {said}")
+    click.echo(f"code       {document['version']}, {document['code_sha256']}")
     if document["live"] is not None:
         _print_live(document["live"])
     click.echo(f"heartbeat  {age(document['last_heartbeat_age_s'])}{' ago' if document['last_heartbeat'] else ''}")

@@ -172,7 +172,7 @@ class EvidenceGenerator:
     async def circumstances(self) -> Circumstances:
         """What a bundle made now says of this host, beside its own content."""
         from compliance_agent.evidence.allowlist import Circumstances
-        from compliance_agent.evidence.store import agent_digest
+        from compliance_agent.installed import agent_digest
 
         baseline = (self.baseline.version, self.baseline.sha256) if self.baseline is not None else None
         return Circumstances(

@@ -11,7 +11,6 @@ saved row, and goes on in a new epoch whose `prev` is the last bundle that can s
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import sqlite3
 import time
@@ -413,15 +412,3 @@ def _rows_to_settle(connection: sqlite3.Connection) -> tuple[list[table.Row], in
     done = connection.execute("SELECT materialised FROM chain").fetchone()
     after = int(done[0]) if done else 0
     return table.select(connection, "WHERE id > ? AND own AND state != 'damaged' ORDER BY id", (after,)), after
-
-
-@functools.cache
-def agent_digest() -> str:
-    """SHA-256 over this package's own source files.
-
-    The same as `find . -name '*.py' | LC_ALL=C sort | xargs sha256sum | sha256sum`, run in its directory.
-    """
-    package = Path(__file__).resolve().parent.parent
-    lines = sorted(f"./{path.relative_to(package).as_posix()}" for path in package.rglob("*.py"))
-    listing = "".join(f"{hashlib.sha256((package / line).read_bytes()).hexdigest()}  {line}\n" for line in lines)
-    return hashlib.sha256(listing.encode()).hexdigest()

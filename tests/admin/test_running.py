@@ -17,6 +17,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as read_plain
 
 from compliance_agent.core.exposition import OPEN
+from compliance_agent.installed import agent_digest
 from tests.cli.command import configured, run
 from tests.cli.test_json import documented, flat, problems
 from tests.test_agent_process import agent, ended, wait_for
@@ -81,6 +82,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 
 def test_it_lives_and_does_its_work(host: Host) -> None:
     assert host.get("/healthz")["status"] == "ok"
+    assert host.get("/healthz")["code_sha256"] == host.get("/status")["code_sha256"] == agent_digest()
     assert host.get("/readyz") == {"status": "ready", "reasons": []}
     status = host.get("/status")
     assert (status["source"], status["running"], status["host_id"]) == ("agent", True, "srv-1")

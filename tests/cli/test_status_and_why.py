@@ -12,6 +12,7 @@ import pytest
 
 from compliance_agent.adapters.agent_view import looking
 from compliance_agent.errors import NotPermitted
+from compliance_agent.installed import agent_digest
 from compliance_agent.models import STATS, ActionTaken, Outcome, RemediationResult, Result, Verdict
 from tests.agent_scene import Scene
 from tests.cli.command import configured, run
@@ -72,10 +73,11 @@ def untouched(scene: Scene) -> dict[str, tuple[int, int]]:
 def test_status_beside_a_running_agent(scene: Scene) -> None:
     before = untouched(scene)
     ended = run("status", "--json", "--config", config(scene))
+    assert json.loads(ended.out)["code_sha256"] == agent_digest()
     assert (ended.status, ended.err) == (0, "")
     document = json.loads(ended.out)
     assert set(document) == {
-        "schema", "site_id", "host_id", "running", "source", "live", "healing_paused", "pause",
+        "schema", "site_id", "host_id", "version", "code_sha256", "running", "source", "live", "healing_paused", "pause",
         "last_heartbeat", "last_heartbeat_age_s",
         "statistics", "queue", "chain", "events", "orders", "log", "proven", "checks",
     }  # fmt: skip

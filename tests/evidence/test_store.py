@@ -16,8 +16,9 @@ from compliance_agent.adapters.database import Database
 from compliance_agent.crypto import Ed25519Signer, verify
 from compliance_agent.errors import BadEvidence, ConfigError, StorageError, StorageFull
 from compliance_agent.evidence.recovery import Head
-from compliance_agent.evidence.store import EvidenceStore, Stored, agent_digest
+from compliance_agent.evidence.store import EvidenceStore, Stored
 from compliance_agent.evidence.verify import Report, verify_paths
+from compliance_agent.installed import agent_digest
 from tests.evidence.conftest import Clinic, bundle, seen
 
 

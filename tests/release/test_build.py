@@ -26,7 +26,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 from compliance_agent.cli import COMMANDS
 from compliance_agent.config import AgentConfig
-from compliance_agent.evidence.store import agent_digest
+from compliance_agent.installed import agent_digest
 
 ROOT = Path(__file__).resolve().parents[2]
 DEBIAN = ROOT / "release" / "debian"
