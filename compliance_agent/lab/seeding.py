@@ -1,7 +1,7 @@
 """A day in the life of three clinics, written into a real server's store through its ingest service.
 
 Every bundle is a real one: facts from the checks' own cases, judged by the checks, built by the allow-list, signed by the host's
-key, chained, and accepted by `Ingest`. Used by the browser tests and by `scripts/screenshots.py`. Random only
+key, chained, and accepted by `Ingest`. Used by the browser tests and by `./run screenshots`. Random only
 by its seed.
 """
 

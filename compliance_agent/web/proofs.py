@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from compliance_agent.errors import BadEvidence
@@ -12,6 +12,7 @@ from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.fields import from_base64
 from compliance_agent.log.note import Note
 from compliance_agent.server.services.logbook import Entry, SiteLog
+from compliance_agent.server.services.moments import Interval
 from compliance_agent.server.services.proving import Line, Proven, State, Witness
 from compliance_agent.web import words
 
@@ -145,6 +146,19 @@ class ProofPanel:
     sentence: str
     lines: tuple[ProofLine, ...]
     witnesses: tuple[WitnessRow, ...]
+    when: When | None = None
+
+
+@dataclass(frozen=True)
+class When:
+    """Between which moments a record came to be: worded, with the moments."""
+
+    tone: str
+    icon: str
+    state: str
+    sentence: str
+    not_before: datetime | None
+    not_after: datetime | None
 
 
 @dataclass(frozen=True)
@@ -163,7 +177,42 @@ def panel(proven: Proven) -> ProofPanel:
     tone, icon = STATES[proven.state]
     lines = tuple(line(item) for item in proven.lines)
     return ProofPanel(
-        str(proven.state), tone, icon, SUMMARIES[proven.state], lines, tuple(map(witness, proven.witnesses))
+        str(proven.state),
+        tone,
+        icon,
+        SUMMARIES[proven.state],
+        lines,
+        tuple(map(witness, proven.witnesses)),
+        when(proven.interval) if proven.interval is not None else None,
+    )
+
+
+def when(interval: Interval) -> When:
+    """The moments, and what they say of the time that the record names."""
+    before, after, width = interval.not_before, interval.not_after, interval.width
+    if interval.outside:
+        state, sentence = State.WRONG, "The time that the record names is outside: it was dated wrongly."
+    elif before is None and after is None:
+        state, sentence = State.UNTOLD, "Nobody outside has signed a time. There is the host's word, and this server's."
+    elif before is None:
+        state, sentence = State.UNTOLD, "The record names no earlier head of the log that a witness had signed."
+    elif width is None:
+        state, sentence = State.UNTOLD, "No witness has signed a tree with it yet."
+    else:
+        state, sentence = State.VERIFIED, f"A stretch of {_width(width)}, by witnesses of the log."
+    tone, icon = STATES[state]
+    return When(tone, icon, str(state), sentence, before, after)
+
+
+def _width(width: timedelta) -> str:
+    seconds = max(0, int(width.total_seconds()))
+    days, hours, minutes = seconds // 86_400, seconds // 3_600, seconds // 60
+    return (
+        f"{days} d {hours % 24} h"
+        if days
+        else f"{hours} h {minutes % 60} min"
+        if hours
+        else f"{minutes} min {seconds % 60} s"
     )
 
 

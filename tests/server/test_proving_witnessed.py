@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,19 @@ async def test_a_witness_that_does_not_answer_is_said(tmp_path: Path, monkeypatc
         line, witnesses = await shown(server)
     assert (line.state, line.code) == (State.UNTOLD, "unwitnessed")
     assert witnesses == (Witness("w1", "absent"),)
+
+
+async def test_a_witness_shows_by_when_a_record_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not after: the witness's own second, and one. Nothing shows a beginning to a record that names no head."""
+    world = World(tmp_path, monkeypatch)
+    async with world.serving() as server:
+        host = await server.enrolled()
+        bundle = host.next()
+        await server.deliver(host, bundle)
+        await settled(server)
+        reader = server.services.store.for_sites({"clinic-1"})
+        proven = await server.services.prover(reader).prove(bundle.document["bundle_id"])
+        [witness] = proven.witnesses
+    assert proven.interval is not None and witness.at is not None
+    assert proven.interval.not_after == witness.at.replace(microsecond=0) + timedelta(seconds=1)
+    assert (proven.interval.not_before, proven.interval.width) == (None, None)

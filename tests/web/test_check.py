@@ -400,7 +400,7 @@ def test_proof_and_log_are_read_without_scripts(browser: Browser, running: tuple
     expect(page.locator("#proof-panel .proofs")).to_have_count(0)  # nothing is computed before it is asked for
     page.get_by_role("button", name="Prove it now").click()
     lines = page.locator("#proof-panel [data-line]")
-    expect(lines).to_have_count(7)
+    expect(lines).to_have_count(8)
     expect(page.locator("#proof-panel .tone-pass[data-line]")).to_have_count(6)
     expect(lines.last).to_contain_text("No witness is configured.")
     expect(page.get_by_text("This needs scripts.")).to_be_visible()

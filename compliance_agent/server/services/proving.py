@@ -34,6 +34,7 @@ from compliance_agent.log.tree import TileTree
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.log_keys import LogKeys
 from compliance_agent.server.records import NO_DIGEST, Bundle, Host, Leaf, Shard, SiteReader
+from compliance_agent.server.services.moments import Interval, Moments
 
 
 class State(StrEnum):
@@ -65,16 +66,20 @@ class Witness:
 
 @dataclass(frozen=True)
 class Proven:
-    """Every comparison about one record."""
+    """Every comparison about one record, and between which moments it came to be; None where no log can be read."""
 
     lines: tuple[Line, ...]
     witnesses: tuple[Witness, ...] = ()
+    interval: Interval | None = None
 
     @property
     def state(self) -> State:
         """The worst of all lines."""
         states = {line.state for line in self.lines}
         return next((one for one in (State.WRONG, State.UNTOLD) if one in states), State.VERIFIED)
+
+
+Logged = tuple[list[Line], tuple[Witness, ...], Interval | None]
 
 
 def witnessed(note: bytes, policy: Policy | None) -> tuple[Line, tuple[Witness, ...]]:
@@ -157,8 +162,8 @@ class Prover:
             else Line("signature", State.WRONG, "bad_signature", {"key": host.key_id})
         ]
         lines += await self._chain(bundle, body, previous, following)
-        log_lines, witnesses = await self._logged(bundle, host, body, sig)
-        return Proven((*lines, *log_lines), witnesses)
+        log_lines, witnesses, interval = await self._logged(bundle, host, body, sig)
+        return Proven((*lines, *log_lines), witnesses, interval)
 
     # --- chain ----------------------------------------------------------------------------------
 
@@ -194,34 +199,33 @@ class Prover:
 
     # --- log ------------------------------------------------------------------------------------
 
-    async def _logged(
-        self, bundle: Bundle, host: Host, body: bytes, sig: bytes
-    ) -> tuple[list[Line], tuple[Witness, ...]]:
-        leaf = _leaf_of(host, _document(body), body, sig)
+    async def _logged(self, bundle: Bundle, host: Host, body: bytes, sig: bytes) -> Logged:
+        document = _document(body)
+        leaf = _leaf_of(host, document, body, sig)
         place = next(iter(await self._reader.leaves_of(bundle.key_id, {bundle.bundle_id})), None)
         if place is None:
             rows = await self._reader.signed_places(bundle.site_id, bundle.number - 1, 1)
             held = next((row[2] for row in rows if row[0] == bundle.number), None)
-            return (_none(State.WRONG, "no_entry") if held is None else _none(State.UNTOLD, "pending")), ()
+            return (_none(State.WRONG, "no_entry") if held is None else _none(State.UNTOLD, "pending")), (), None
         shards = [
             item for item in await self._reader.shards() if (item.site_id, item.year) == (host.site_id, place.year)
         ]
         if not shards:
-            return _none(State.WRONG, "no_log"), ()
-        return await asyncio.to_thread(self._from_files, shards[0], place, leaf)
+            return _none(State.WRONG, "no_log"), (), None
+        return await asyncio.to_thread(self._from_files, shards[0], place, leaf, document)
 
-    def _from_files(self, shard: Shard, place: Leaf, leaf: bytes | None) -> tuple[list[Line], tuple[Witness, ...]]:
+    def _from_files(self, shard: Shard, place: Leaf, leaf: bytes | None, document: Mapping[str, Any]) -> Logged:
         """The three comparisons with the log, and the witnesses, from its files as they are served."""
         try:
             note = self._files.published(shard.site_id, shard.year)
         except AgentError:
-            return _none(State.UNTOLD, "unreadable"), ()
+            return _none(State.UNTOLD, "unreadable"), (), None
         if note is None:
-            return _none(State.UNTOLD, "not_published"), ()
+            return _none(State.UNTOLD, "not_published"), (), None
         signed, checkpoint = signed_checkpoint(note, self._keys.verifier(shard.origin))
         line, witnesses = witnessed(note, self._policy)
         if checkpoint is None:
-            return [*_none(State.UNTOLD, "bad_checkpoint")[:2], signed, line], witnesses
+            return [*_none(State.UNTOLD, "bad_checkpoint")[:2], signed, line], witnesses, None
         figures = {
             "index": str(place.index),
             "tree size": str(checkpoint.size),
@@ -229,11 +233,36 @@ class Prover:
         }
         if place.index >= checkpoint.size:
             missing = [Line(name, State.UNTOLD, "not_published", figures) for name in ("entry", "inclusion")]
-            return [*missing, signed, line], witnesses
+            return [*missing, signed, line], witnesses, None
         where = {"index": figures["index"]}
         entry = self._compared("entry", where, lambda: self._entry(shard, place, leaf, checkpoint.size))
         inclusion = self._compared("inclusion", figures, lambda: self._included(shard, place, leaf, checkpoint))
-        return [entry, inclusion, signed, line], witnesses
+        interval = None
+        if inclusion.state is signed.state is State.VERIFIED:  # else nothing follows from this log
+            times = [one.at for one in witnesses if one.at is not None]
+            interval = self._moments(shard, checkpoint).interval(place.index, document, times)
+        return [entry, inclusion, signed, line], witnesses, interval
+
+    def _moments(self, shard: Shard, checkpoint: Checkpoint) -> Moments:
+        """What the served files of a log show of time."""
+        key = self._keys.verifier(shard.origin)
+
+        def seen(note: bytes) -> tuple[Checkpoint, list[datetime]]:
+            signed, found = signed_checkpoint(note, key)
+            if found is None or signed.state is not State.VERIFIED:
+                raise BadEvidence("a checkpoint of another log", code=signed.code)
+            return found, [one.at for one in witnessed(note, self._policy)[1] if one.at is not None]
+
+        tree = TileTree(checkpoint.size, lambda *tile: self._files.read(shard.site_id, shard.year, Tile(*tile)))
+        return Moments(tree, checkpoint.root, lambda number: self._entries(shard, number, checkpoint.size), seen)
+
+    def _entries(self, shard: Shard, number: int, size: int) -> list[bytes]:
+        """A tile of entries as it is served."""
+        tile = Tile(ENTRIES, number, min(FULL, size - number * FULL))
+        try:
+            return decode_entries(self._files.exactly(shard.site_id, shard.year, tile), tile.width)
+        except NoInput:  # the full bundle has replaced the partial one
+            return decode_entries(self._files.exactly(shard.site_id, shard.year, Tile(ENTRIES, number)), FULL)
 
     @staticmethod
     def _compared(name: str, figures: Mapping[str, str], compare: Any) -> Line:
@@ -252,12 +281,7 @@ class Prover:
         if leaf is None:
             raise BadEvidence("the bytes are no record", code="not_a_record")
         index, at = divmod(place.index, FULL)
-        tile = Tile(ENTRIES, index, min(FULL, size - index * FULL))
-        try:
-            entries = decode_entries(self._files.exactly(shard.site_id, shard.year, tile), tile.width)
-        except NoInput:  # the full bundle has replaced the partial one
-            entries = decode_entries(self._files.exactly(shard.site_id, shard.year, Tile(ENTRIES, index)), FULL)
-        if entries[at] != leaf:
+        if self._entries(shard, index, size)[at] != leaf:
             raise BadEvidence("the served entry is of other bytes", code="other_entry")
         if place.leaf != leaf:
             raise BadEvidence("the row's entry is of other bytes", code="other_row")
