@@ -71,7 +71,7 @@ def record(log: Log, head: int | None, at: datetime = NOON) -> dict[str, Any]:
 
 @pytest.fixture
 def log() -> Log:
-    """Twenty entries, signed by a witness an hour before noon, as entry 20 says; the record at 22; a minute after noon once more."""
+    """Twenty entries, signed by a witness an hour before noon, says entry 20; the record at 22; once more a minute after noon."""
     made = Log([])
     made.add(20)
     made.add_time(20, NOON - timedelta(hours=1))
