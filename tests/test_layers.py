@@ -102,6 +102,8 @@ LAYERS: dict[str, str] = {
     "packet.report": "stages",
     "packet.retold": "stages",
     "packet.verify": "stages",
+    "sheets": "stages",
+    "sheets.sheet": "thinking",
     "order_trust": "stages",
     "otlp": "stages",
     "ordering": "stages",

@@ -188,3 +188,50 @@ def _show(page: dict[str, Any]) -> None:
     for word in ("pending", "elsewhere", "destroyed"):
         if page[word]:
             click.echo(f"not in it, {word}: {page[word]}")
+
+
+@command.command("report")
+@click.argument("file", type=_PATH)
+@click.option("--out", type=_PATH, required=True, help="The PDF; one that is there is replaced.")
+@click.option("--policy", type=_PATH, help="Whom to trust for the log (C2SP tlog-policy), from a source you trust.")
+@click.option("--tsa-ca", type=_PATH, help="Certificates (PEM) that RFC 3161 time stamps must lead to.")
+@json_option
+@click.pass_context
+def report(ctx: click.Context, file: Path, out: Path, policy: Path | None, tsa_ca: Path | None, as_json: bool) -> None:
+    """Print a packet: ten sheets for an auditor as one PDF/A, with charts, each number leading to its records.
+
+    It is verified first; one that does not verify is printed all the same, says so on its first page, and ends in exit status 65.
+    Printed twice, the file is the same bytes. Needs the extra `pdf` (typst).
+    """
+    from compliance_agent import __version__
+    from compliance_agent.adapters.durable import write_file
+    from compliance_agent.packet import archive
+    from compliance_agent.packet.content import moment
+    from compliance_agent.sheets.printing import printed
+    from compliance_agent.sheets.report import report_of
+
+    trusted = read_file(policy, limit_bytes=65_536) if policy else None
+    found = verify_file(file, trusted, stamps=authority(tsa_ca), spread=spread, now=datetime.now(UTC))
+    if found.scope is None:
+        _name(found)
+        raise BadEvidence(f"{file}: cannot be read as a packet", code="bad_scope")
+    records = records_of(archive.unpack(read_file(file, limit_bytes=2**31)))
+    made_at = int(moment(found.scope.signed_at).timestamp())
+    ready = report_of(found.scope, records, found, sha256=_digest(file), version=__version__, made_at=made_at)
+    pdf = printed(ready)
+    write_file(out, pdf, 0o644)
+    facts = {
+        "schema": "compliance-agent/packet-report/v1",
+        "file": str(out),
+        "records": ready.document["count"],
+        "bytes": len(pdf),
+        "sha256": _digest(out),
+        "verified": found.ok,
+        "problems": found.as_document()["problems"],
+    }
+    if as_json:
+        print_json(facts)
+    else:
+        click.echo(f"{out}: {facts['records']} record(s), {facts['bytes']} bytes, sha256 {facts['sha256']}")
+        _name(found)
+    ctx.exit(found.exit_status)
