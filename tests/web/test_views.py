@@ -402,6 +402,8 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     def poisoned(value: Any, name: str = "") -> Any:
         if isinstance(value, str) and name not in {"key_id", "bundle_id", "created_at", "prev", "sha256"}:
             return CANARY
+        if hasattr(value, "_fields"):
+            return value._replace(**{key: poisoned(getattr(value, key), key) for key in value._fields})
         if isinstance(value, tuple | list):
             return type(value)(poisoned(item) for item in value)
         if hasattr(value, "__dataclass_fields__"):

@@ -217,9 +217,8 @@ class Said(NamedTuple):
     last: int
 
 
-@dataclass(frozen=True)
-class CheckVerdict:
-    """What stands for one check of one host.
+class CheckVerdict(NamedTuple):
+    """What stands for one check of one host; a tuple, because a page reads those of every host.
 
     Attributes:
         since: when this result began (the host's clock), as far as the evidence goes back.
@@ -237,8 +236,7 @@ class CheckVerdict:
     bundle_id: str
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """A recorded verdict of one check, or what was done about it: as little of the bundle as counting needs."""
 
     site_id: str

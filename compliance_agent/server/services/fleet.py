@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from compliance_agent.core.retention import Keep
 from compliance_agent.errors import Refusal
@@ -64,8 +64,7 @@ class Silence:
         return said_at is None or now - said_at > timedelta(seconds=self.stale_after_s)
 
 
-@dataclass(frozen=True)
-class CheckStanding:
+class CheckStanding(NamedTuple):
     """One check as it stands.
 
     Attributes:

@@ -83,8 +83,7 @@ class BoundReader(KeepingRows):
             )
             .order_by(_bundles.key_id, _bundles.check, _bundles.epoch, _bundles.seq)
         )
-        names = Event.__annotations__
-        return [Event(*(row[name] for name in names)) for row in await self._all(query)]  # there may be thousands
+        return [Event(*(row[name] for name in Event._fields)) for row in await self._all(query)]
 
     async def site_rows(self) -> list[Site]:
         query = select(tables.sites).where(tables.sites.c.site_id.in_(self._sites)).order_by(tables.sites.c.site_id)

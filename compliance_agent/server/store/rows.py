@@ -156,7 +156,7 @@ def verdict(row: RowMapping) -> CheckVerdict:
 
 def verdict_columns(item: CheckVerdict) -> dict[str, Any]:
     """A verdict's row."""
-    return {**item.__dict__, "since": text(item.since), "seen_at": text(item.seen_at)}
+    return {**item._asdict(), "since": text(item.since), "seen_at": text(item.seen_at)}
 
 
 def fork(row: RowMapping) -> Fork:
