@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 import signal
 import sys
@@ -45,8 +46,7 @@ def in_order(work: Callable[[T], R], batches: Iterable[T], *, count: int) -> Ite
     if first is None:
         return
     if second is None or count < 2 or threading.active_count() > 1 or not _forks():
-        for batch in (first, *(() if second is None else (second, *waiting))):
-            yield work(batch)
+        yield from map(work, itertools.chain([first], () if second is None else [second], waiting))
         return
     pool = _Pool(work, count)
     try:

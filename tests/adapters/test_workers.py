@@ -48,17 +48,19 @@ def test_large_batches_and_results_do_not_block_each_other() -> None:
     assert found == [blob * 8] * 60
 
 
-def test_batches_are_taken_as_they_are_needed() -> None:
-    """A million names are never held at once."""
+@pytest.mark.parametrize("count", [1, 2])
+def test_batches_are_taken_as_they_are_needed(count: int) -> None:
+    """A million names are never held at once, in workers or in this process."""
     taken = 0
 
     def endless() -> Iterator[int]:
         nonlocal taken
         while True:
             taken += 1
+            assert taken < 1_000, "they are all taken"
             yield taken
 
-    results = in_order(lambda number: number, endless(), count=2)
+    results = in_order(lambda number: number, endless(), count=count)
     assert [next(results) for _ in range(10)] == list(range(1, 11))
     results.close()  # type: ignore[attr-defined]
     assert taken < 60
