@@ -36,6 +36,7 @@ _IN_STATE_DIR = {
     "signing_key_file": "keys/signing-key.pem",
     "client_cert_file": "keys/client.pem",
 }
+HEAL_SOCKET = Path("/run/compliance-agent/heal.sock")  # of compliance-agent-heal.socket
 _IN_UPLINK_DIR = {"mcp_api_key_file": "api-key", "client_cert_file": "client.pem"}
 LOG_KEY_NAME = "log-key"
 ORDER_ROOT_NAME = "order-root"
@@ -241,7 +242,8 @@ class AgentConfig:
         Path("/var/lib/compliance-agent-uplink"),
     )
     heal_socket: Path | None = setting(
-        "Socket of the root side, through which cures change the host; without it the agent does so itself, as root.",
+        "Socket of the root side, through which cures change the host; that of the shipped units where privileges is split. "
+        "Without it the agent changes the host itself, as root.",
         None,
     )
     run_user: str = setting(
@@ -261,6 +263,7 @@ class AgentConfig:
         places = {name: self.state_dir / place for name, place in _IN_STATE_DIR.items()}
         if self.privileges == "split":
             places |= {name: self.uplink_dir / place for name, place in _IN_UPLINK_DIR.items()}
+            places["heal_socket"] = HEAL_SOCKET
         for name, path in places.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, path)

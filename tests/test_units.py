@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -130,3 +131,13 @@ def test_the_timer_belongs_to_the_service_and_catches_up() -> None:
     assert TIMER.stem == SERVICE.stem, "a timer starts the service of its own name"
     assert timer["Timer"]["OnCalendar"] == "weekly" and timer["Timer"]["Persistent"] == "yes"
     assert timer["Install"]["WantedBy"] == "timers.target"
+
+
+def test_an_agent_in_three_processes_asks_the_root_side_where_its_unit_listens() -> None:
+    listens = Path(read(UNITS / "compliance-agent-heal.socket")["Socket"]["ListenStream"])
+    single = AgentConfig(client_id="msp", site_id="clinic-1", host_id="ws-01")
+    assert single.heal_socket is None
+    split = dataclasses.replace(single, privileges="split")
+    assert split.heal_socket == listens
+    other = Path("/run/other.sock")
+    assert dataclasses.replace(single, privileges="split", heal_socket=other).heal_socket == other

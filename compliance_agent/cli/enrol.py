@@ -82,6 +82,7 @@ def command(
         "site_id": enrolled.site_id,
         "host_id": enrolled.host_id,
         "state_dir": str(config.state_dir),
+        **({"privileges": config.privileges} if config.privileges != "single" else {}),
         "mcp_url": url,
         "mcp_api_key_file": str(api_key_file),
         "mcp_server_key_file": str(server_key_file),

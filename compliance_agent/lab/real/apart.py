@@ -38,10 +38,8 @@ def start(machine: Machine, network: Network, tables: tuple[Table, ...]) -> Host
     enrolled = machine.must(
         f"compliance-agent enrol --server https://{SERVER}:8443 --token-file /root/token --config {CONFIG}"
     )
-    more = {**SETTINGS, "privileges": "split", "heal_socket": HEAL_SOCKET}
-    (machine.root / CONFIG[1:]).write_text(
-        enrolled + "".join(f"{name}: {value}\n" for name, value in more.items()), "utf-8"
-    )
+    more = "".join(f"{name}: {value}\n" for name, value in SETTINGS.items())
+    (machine.root / CONFIG[1:]).write_text(enrolled + more, "utf-8")
     machine.must("compliance-agent baseline permit")
     machine.must(f"systemctl start {RUN}", timeout_s=120)
     return Host(machine, network, tables, AS_RUN)
