@@ -28,8 +28,9 @@ from compliance_agent.log.proof import Proof
 from compliance_agent.server.api.deps import services_of, session_cookie
 from compliance_agent.server.desks import Services
 from compliance_agent.server.records import Bundle, BundleQuery, Host
+from compliance_agent.server.services.cures import cures
 from compliance_agent.server.services.fleet import Fleet, HostStanding, Moved, document_of
-from compliance_agent.web import present, proofs, security, timeline, words
+from compliance_agent.web import morning, present, proofs, security, timeline, words
 from compliance_agent.web.assets import STATIC_ROUTE
 from compliance_agent.web.caller import caller_of, now_of, session_of
 from compliance_agent.web.forms import form_of, inside
@@ -37,6 +38,7 @@ from compliance_agent.web.pages import Counts, SiteRow, by_urgency, hosts_by_urg
 from compliance_agent.web.routing import Fallback, PageRoute, page
 
 RECENT = 10
+MOST_WAITING = 50
 CHANGES = ("drift", "remediation", "key_event", "incident")
 DRAWN = 200
 PER_PAGE = 50
@@ -62,7 +64,19 @@ async def fleet(request: Request) -> Response:
     found = await caller.fleet.sites()
     moved = await caller.fleet.moved(found)
     sites = by_urgency(present.site_row(site, moved) for site in found)
-    return page(request, "fleet.html", user=caller.user.name, sites=sites, **_totals(sites))
+    now = now_of(request)
+    held = await cures(caller.reader, found, now)
+    orders = await caller.reader.orders(at_most=MOST_WAITING, states=tuple(morning.NEEDS))
+    return page(
+        request,
+        "fleet.html",
+        user=caller.user.name,
+        sites=sites,
+        waiting=morning.waiting_lines(held, orders, now),
+        more_wait=held.more or len(orders) == MOST_WAITING,
+        healed=morning.cure_lines(held.hosts, held.healed[:RECENT]),
+        **_totals(sites),
+    )
 
 
 def _totals(sites: Iterable[SiteRow]) -> dict[str, Any]:

@@ -100,6 +100,20 @@ async def test_first_page_leads_with_the_silent_site(client: httpx.AsyncClient) 
     assert "healed by itself" in text
 
 
+async def test_first_page_says_what_healed_and_what_waits(
+    client: httpx.AsyncClient, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (await client.get("/")).text
+    assert "No plan and no order waits for anybody." in text
+    cure = served.hosts["ehr-db-02"].cures["firewall"]
+    assert f"/bundles/{cure}" in text[text.index('id="healed"') :]
+    held = served.hosts["ehr-db-02"].cures["patching"]
+    assert held not in text, "it waits for its window, not for a person"
+    monkeypatch.setattr("compliance_agent.server.services.cures.APPROVAL", "outside_window")
+    text = (await client.get("/")).text
+    assert f"/bundles/{held}" in text[text.index('id="waiting"') : text.index('id="healed"')]
+
+
 async def test_unknown_is_in_the_denominator(client: httpx.AsyncClient) -> None:
     text, checks = (await client.get("/sites/clinic-harbour")).text, len(registry())
     assert re.search(rf"50 %\s*<small>{checks} of {2 * checks}</small>", text), text

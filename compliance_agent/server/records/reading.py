@@ -64,8 +64,10 @@ class SiteReader(Keeping, Protocol):
         """The sites themselves, by id."""
         ...
 
-    async def orders(self, key_id: str | None = None, at_most: int = 100) -> list[OrderRow]:
-        """Orders, newest first, of one host or of all."""
+    async def orders(
+        self, key_id: str | None = None, at_most: int = 100, states: Collection[str] | None = None
+    ) -> list[OrderRow]:
+        """Orders, newest first, of one host or of all, in any of these states."""
         ...
 
     async def order(self, order_id: str) -> OrderRow | None:

@@ -89,11 +89,15 @@ class BoundReader(KeepingRows):
         query = select(tables.sites).where(tables.sites.c.site_id.in_(self._sites)).order_by(tables.sites.c.site_id)
         return [rows.site(row) for row in await self._all(query)]
 
-    async def orders(self, key_id: str | None = None, at_most: int = 100) -> list[OrderRow]:
+    async def orders(
+        self, key_id: str | None = None, at_most: int = 100, states: Collection[str] | None = None
+    ) -> list[OrderRow]:
         c = tables.orders.c
         query = self._orders().order_by(c.drafted_at.desc(), c.order_id).limit(min(at_most, MOST_ROWS))
         if key_id is not None:
             query = query.where(c.key_id == key_id)
+        if states is not None:
+            query = query.where(c.state.in_(states))
         return [order_of(row) for row in await self._all(query)]
 
     async def order(self, order_id: str) -> OrderRow | None:
@@ -228,7 +232,8 @@ class BoundReader(KeepingRows):
         if _no_heartbeats(query):
             # The day is compared by an expression, so that the index of days does not look better than the one that has it all.
             made = _made_on(days, _bundles.created_at.concat("")) if days is not None else ()
-            return [ours, *self._wanted(replace(query, days=None)), *made]
+            lately = [_bundles.received_at >= rows.text(query.since)] if query.since is not None else []
+            return [ours, *self._wanted(replace(query, days=None)), *made, *lately]
         if days is not None and ((days.last - days.first).days + 1) * len(self._sites) <= MOST_SITE_DAYS:
             return [ours, *_made_on(days), *before]
         return []
