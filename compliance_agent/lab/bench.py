@@ -7,6 +7,7 @@ figure depends on the machine it is a ratio to a floor that was measured in the 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import resource
 import sqlite3
@@ -16,13 +17,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import click
 
 from compliance_agent.cli.common import table
+from compliance_agent.errors import Unavailable
 from compliance_agent.logs import configure
 
 RUNS = 7
@@ -57,7 +60,7 @@ def _best(measure: Callable[[], float], runs: int = RUNS) -> float:
 
 
 def bench_agent() -> list[Figure]:
-    """Start-up, a one-shot look, and the memory of the resident agent with all checks."""
+    """Start-up, a one-shot look, the memory of the resident agent, and the goals beside the peers in a booted host."""
     python = sys.executable
     empty = _best(lambda: _cpu_of(python, "-c", "pass")[0])
     loaded = _best(lambda: _cpu_of(python, "-c", "import compliance_agent.agent")[0])
@@ -69,7 +72,19 @@ def bench_agent() -> list[Figure]:
         Figure("compliance-agent --help / empty python, CPU", helped / empty, "x", "", None),
         Figure("compliance-agent check on this machine, wall", looked, "s", "2 s", looked < 2),
         Figure("compliance-agent run, the shipped baseline, steady RSS", rss, "MiB", "70 MB = 66.8 MiB", rss < 66.8),
+        *_beside_peers(),
     ]
+
+
+def _beside_peers() -> list[Figure]:
+    """The goals that are ratios to peers; none where no host can be booted, which is said."""
+    from compliance_agent.lab import bench_peers
+
+    try:
+        return [Figure(*row) for row in bench_peers.rows(bench_peers.measure(bench_peers.idle_s()))]
+    except Unavailable as error:
+        click.echo(f"not measured beside peers: {error.line}", err=True)
+        return []
 
 
 def _resident_kib(settle_s: float = 12.0) -> int:
@@ -336,15 +351,22 @@ BENCHES: dict[str, Callable[[], Sequence[Figure]]] = {
 
 @click.command()
 @click.argument("names", nargs=-1)
-def main(names: tuple[str, ...]) -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON object of all figures instead of tables.")
+def main(names: tuple[str, ...], as_json: bool) -> None:
     """Run the benchmarks NAMES, or all of them, and print a table each."""
     configure("ERROR")
+    measured: dict[str, list[dict[str, Any]]] = {}
     for name in names or tuple(BENCHES):
         if name not in BENCHES:
             raise click.BadParameter(f"no benchmark {name!r}; there are {', '.join(BENCHES)}")
         figures = BENCHES[name]()
+        measured[name] = [asdict(figure) for figure in figures]
+        if as_json:
+            continue
         table(("figure", "value", "limit", ""), [figure.row() for figure in figures], title=f"bench {name}")
         click.echo("")
+    if as_json:
+        click.echo(json.dumps(measured))
 
 
 if __name__ == "__main__":
