@@ -36,6 +36,7 @@ from compliance_agent.transport.protocol import Acknowledged, CheckinReply, Offe
 log = structlog.get_logger()
 RECONCILE_AT_MOST_EVERY_S = 3_600.0
 CHECKIN_HOLDS_S = 150.0  # so long a round that something recorded asked for does without a check-in of its own
+TROUBLED_S = 1.0  # a turn waits no longer for a server that did not answer the last time; delivery goes on by itself
 CONTRADICTED = {"fork", "seq_gap"}
 
 
@@ -149,19 +150,22 @@ class Delivery:
         return self._trouble
 
     async def turn(self, seconds: float | None = None) -> None:
-        """Give delivery a bounded turn, which ends early on shutdown. One that woke it may have had it for nothing already."""
+        """Give delivery a bounded turn, which ends early on shutdown and is short while there is trouble: looks and cures come after
+        it. One that woke it may have had it for nothing already.
+        """
         if self._parts.mcp_client is None:
             return
         self._resting, spent, self._spent = False, self._spent, False
         if spent:
             return
         task = self._want(Round.WHOLE)
+        waits_s = min(self._turn_s, TROUBLED_S) if self._trouble else self._turn_s
         stopping = asyncio.ensure_future(self._parts.shutdown_event.wait())
         others = set() if self._parts.shutdown_event.is_set() else {stopping}
         try:
             await asyncio.wait(
                 {task, *others},
-                timeout=self._turn_s if seconds is None else seconds,
+                timeout=waits_s if seconds is None else seconds,
                 return_when=asyncio.FIRST_COMPLETED,
             )
         finally:

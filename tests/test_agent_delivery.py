@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from compliance_agent import delivery
 from compliance_agent.agent import ComplianceAgent
 from compliance_agent.crypto import verify
 from compliance_agent.lab.server import FakeServer, Fault
@@ -237,6 +239,28 @@ async def test_a_server_that_lies_about_its_head_cannot_fill_the_chain_with_epoc
         lambda connection: connection.execute("SELECT count(*) FROM evidence WHERE state != 'uploaded'").fetchone()
     )
     assert pending == (0,), "an honest server must get everything in the end"
+
+
+async def test_a_server_in_trouble_holds_up_one_turn_and_not_those_that_follow(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where uplink is down and the service manager holds its socket: nobody refuses, and nobody answers."""
+    agent = scene.agent()
+    scene.server.down = True
+    await agent.delivery.turn()
+    assert agent.delivery.trouble
+    monkeypatch.setattr(delivery, "TROUBLED_S", 0.02)
+    silent = asyncio.Event()
+
+    async def hangs(_: object) -> bool:
+        return bool(await silent.wait())
+
+    monkeypatch.setattr(agent.delivery, "_round", hangs)
+    async with asyncio.timeout(1):
+        await agent.delivery.turn()
+    assert not silent.is_set()
+    silent.set()
+    await scene.delivered(agent)
 
 
 async def test_a_check_in_says_what_stands(scene: Scene) -> None:
