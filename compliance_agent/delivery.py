@@ -150,8 +150,8 @@ class Delivery:
         return self._trouble
 
     async def turn(self, seconds: float | None = None) -> None:
-        """Give delivery a bounded turn, which ends early on shutdown and is short while there is trouble: looks and cures come after
-        it. One that woke it may have had it for nothing already.
+        """Give delivery a bounded turn, which ends early on shutdown and is short while there is trouble: looks and cures come
+        after it. One that woke it may have had it for nothing already.
         """
         if self._parts.mcp_client is None:
             return
