@@ -51,6 +51,8 @@ LAYERS: dict[str, str] = {
     "evidence.forest": "thinking",
     "log": "thinking",
     "remedies": "thinking",
+    "runbook": "thinking",
+    "runbook_lint": "thinking",
     "transport": "thinking",
     "utils": "thinking",
     "client_certificate": "stages",

@@ -38,6 +38,7 @@ COMMANDS = {
     "packet": "Build, verify and show an auditor's packet.",
     "config": "Check or show the agent's configuration.",
     "baseline": "Lint, show, compare and sign baselines.",
+    "runbook": "Lint, list, show and sign runbooks.",
     "order-root": "The offline root of orders: make it, sign with it, rotate it.",
     "server": "Run the server, and its enrolment tokens, users and hosts.",
     "witness": "Run a witness: cosign checkpoints of logs that only grew.",

@@ -217,6 +217,12 @@ def sign(path: Path, key_path: Path) -> None:
     """
     raw = read_file(path, limit_bytes=MAX_BYTES)
     baseline = parse(raw)
+    signer = signed_by_key(path, raw, key_path)
+    click.echo(f"signed baseline {baseline.version} ({baseline.sha256[:16]}) with key {signer.key_id[:16]}")
+
+
+def signed_by_key(path: Path, raw: bytes, key_path: Path) -> Ed25519Signer:
+    """Write the signature of a file's bytes beside it; the key, which is made with its public half when it is not there."""
     fresh = not key_path.exists()
     signer = Ed25519Signer(key_path)
     public = key_path.with_name(f"{key_path.stem}.pub.pem")
@@ -224,7 +230,7 @@ def sign(path: Path, key_path: Path) -> None:
         write_file(public, signer.public_pem().encode(), 0o644)
         click.echo(f"made a key: {key_path}; its public half for the hosts: {public}", err=True)
     write_file(signature_path(path), signer.sign(raw), 0o644)
-    click.echo(f"signed baseline {baseline.version} ({baseline.sha256[:16]}) with key {signer.key_id[:16]}")
+    return signer
 
 
 @command.command()

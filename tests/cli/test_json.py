@@ -74,6 +74,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         ("config", "check", "--config", path), ("verify", scene.config.evidence_dir),
         ("baseline", "show"), ("baseline", "init"), ("baseline", "lint", root / "baseline.yaml"),
         ("baseline", "diff", root / "baseline.yaml", root / "baseline.yaml"),
+        ("runbook", "lint"), ("runbook", "list"), ("runbook", "show", "time-sync"),
     ]  # fmt: skip
     return [json.loads(run(*call, "--json", deadline_s=WHOLE_HOST_S).out) for call in calls]
 
