@@ -1,22 +1,26 @@
-"""Blocking calls on threads of their own, each with a deadline that holds even when the kernel does not answer.
+"""Blocking calls on daemon threads, each with a deadline that holds even when the kernel does not answer.
 
-A read from a dead disk or a lost network mount cannot be interrupted. So each call runs on a daemon thread; when its
+A read from a dead disk or a lost network mount cannot be interrupted. So each call has a thread to itself; when its
 deadline passes, the thread is abandoned, never awaited: the interpreter can still exit, and no shared pool of workers
 is used up. As long as an abandoned call has not come back, calls for the same object are refused at once, so one dead
-mount costs one thread.
+mount costs one thread. A thread that came back waits a moment for the next call, for a look at a host is hundreds of
+them and a new thread costs several times what most of them do.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 from compliance_agent.errors import CannotTell
 
 Value = TypeVar("Value")
 MOST_ABANDONED = 16
+LINGER_S = 0.05  # what a thread waits for its next call; nothing is left of a look soon after it
 
 
 class _Job(Generic[Value]):
@@ -36,6 +40,7 @@ class Offload:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._given_up: dict[str, int] = {}
+        self._idle: list[SimpleQueue[Callable[[], None]]] = []  # of threads that wait
 
     @property
     def abandoned(self) -> int:
@@ -64,11 +69,8 @@ class Offload:
         loop = asyncio.get_running_loop()
         ready = asyncio.Event()
         job: _Job[Value] = _Job()
-        body = threading.Thread(
-            target=self._body, args=(key, job, work, late, loop, ready), daemon=True, name="host-io"
-        )
         try:
-            body.start()
+            self._hand(functools.partial(self._body, key, job, work, late, loop, ready))
         except RuntimeError as error:
             raise CannotTell("io_error", "no thread to be had", errno_name="EAGAIN") from error
         try:
@@ -87,6 +89,31 @@ class Offload:
         if job.error is not None:
             raise job.error
         return job.value[0]
+
+    def _hand(self, task: Callable[[], None]) -> None:
+        """Have a thread that waits, or else a new one, do it."""
+        with self._lock:
+            inbox = self._idle.pop() if self._idle else None
+        if inbox is None:
+            threading.Thread(target=self._serve, args=(task,), daemon=True, name="host-io").start()
+        else:
+            inbox.put(task)
+
+    def _serve(self, task: Callable[[], None]) -> None:
+        """A thread's life: the task it was made for, and those that come before it has waited in vain."""
+        inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        while True:
+            task()
+            with self._lock:
+                self._idle.append(inbox)
+            try:
+                task = inbox.get(timeout=LINGER_S)
+            except Empty:
+                with self._lock:
+                    if inbox in self._idle:
+                        self._idle.remove(inbox)
+                        return
+                task = inbox.get()  # it was chosen in this very moment
 
     def _give_up(self, key: str, job: _Job[Value]) -> bool:
         """Abandon the call, unless it finished first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import signal
 import socket
 import stat
@@ -501,3 +502,50 @@ def no_process_is_left() -> Iterator[None]:
         while datetime.now(UTC) < deadline:
             os.waitpid(-1, os.WNOHANG)
             time.sleep(0.01)
+
+
+async def test_a_look_needs_few_threads_and_leaves_none() -> None:
+    offload = Offload()
+    idents = [await offload.call(f"path:/{number}", 5.0, threading.get_ident) for number in range(200)]
+    assert len(set(idents)) < 20
+    left = [thread for thread in threading.enumerate() if thread.name == "host-io"]
+    for thread in left:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in left)
+
+
+async def test_a_thread_that_leaves_takes_the_task_that_came_in_that_very_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits, chosen = threading.Event(), threading.Event()
+
+    class Inbox:
+        """Waits in vain, but not before it was chosen."""
+
+        def __init__(self) -> None:
+            self.tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+        def get(self, timeout: float | None = None) -> Any:
+            if timeout is None:
+                return self.tasks.get()
+            waits.set()
+            chosen.wait(10)
+            raise queue.Empty
+
+        def put(self, task: Any) -> None:
+            chosen.set()
+            self.tasks.put(task)
+
+    monkeypatch.setattr("compliance_agent.adapters.offload.SimpleQueue", Inbox)
+    offload = Offload()
+    first = await offload.call("path:/a", 10.0, threading.get_ident)
+    assert waits.wait(10)
+    assert await offload.call("path:/b", 10.0, threading.get_ident) == first
+    assert chosen.is_set()
+
+
+async def test_a_thread_that_hangs_takes_no_other_call_with_it() -> None:
+    release, offload = threading.Event(), Offload()
+    assert await reason_of(offload.call("path:/dead", 0.01, release.wait)) == "timed_out"
+    assert [await offload.call(f"path:/{number}", 5.0, lambda: 1) for number in range(20)] == [1] * 20
+    release.set()
