@@ -10,10 +10,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 
-def _import_structlog_alone() -> None:
+def import_structlog_alone() -> None:
     """Import structlog without rich, which it would load whole for tracebacks that are never printed here.
 
-    That is a third of the agent's time to start and 5 MB on every host. Commands that draw tables import rich as ever.
+    That is a third of the agent's time to start and 5 MB on every host. Commands that draw tables import rich as ever. The command
+    line calls this before it imports a command, so that `--help` needs none of it.
     """
     if "structlog" not in sys.modules and "rich" not in sys.modules:
         modules: dict[str, Any] = sys.modules
@@ -24,5 +25,6 @@ def _import_structlog_alone() -> None:
             del sys.modules["rich"]
 
 
-if "compliance_agent.heal" not in sys.orig_argv:  # the root side carries the standard library alone
-    _import_structlog_alone()
+# The root side carries the standard library alone.
+if "compliance_agent.heal" not in sys.orig_argv and not sys.argv[0].endswith("/compliance-agent"):
+    import_structlog_alone()

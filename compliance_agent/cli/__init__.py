@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from compliance_agent import __version__
+from compliance_agent import __version__, import_structlog_alone
 from compliance_agent.errors import AgentError, Unavailable
 
 COMMANDS = {
@@ -81,6 +81,7 @@ class LazyGroup(Suggesting):
 
 
 def _module(cmd_name: str) -> Any:
+    import_structlog_alone()
     return importlib.import_module(f"{__name__}.{cmd_name.replace('-', '_')}")
 
 
@@ -92,8 +93,6 @@ def group() -> None:
 
 def main() -> None:
     """Entry point: runs the command and leaves with a documented exit status; every error is one line."""
-    from compliance_agent.adapters import runner
-
     status = _status()
     try:
         sys.stdout.flush()
@@ -101,6 +100,10 @@ def main() -> None:
         status = _closed_pipe()
     except OSError as error:
         status = _unwritable(error)
+    if "asyncio" not in sys.modules:  # nothing ran that could hang, such as `--help`
+        sys.exit(status)
+    from compliance_agent.adapters import runner
+
     runner.end(status)
 
 
