@@ -73,7 +73,7 @@ STATEMENTS: Sequence[str] = (
 # Which trace a record belongs to, beside its row: a table of its own, that an older version does not mind.
 TRACES = "traces"
 TRACES_STATEMENTS: Sequence[str] = (
-    "CREATE TABLE IF NOT EXISTS traces (bundle_id TEXT PRIMARY KEY, traceparent TEXT NOT NULL) STRICT",
+    "CREATE TABLE IF NOT EXISTS traces (bundle_id TEXT PRIMARY KEY, traceparent TEXT NOT NULL) STRICT, WITHOUT ROWID",
 )
 _SAFE = re.compile(r"[0-9]{4}/[0-9]{2}/[0-9]{2}")
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")

@@ -87,7 +87,7 @@ async def test_a_disk_that_fills_up(small: Path, who: str, capsys: pytest.Captur
     if who != "the agent itself":  # also of what the reserve gave free
         eat(small)
     promised += fill(clinic)
-    assert len(promised) > 20
+    assert len(promised) >= 20
     for _ in range(50):
         with pytest.raises(StorageFull):
             clinic.record()
@@ -129,7 +129,7 @@ async def drained(clinic: Clinic) -> list[str]:
     return delivered
 
 
-FROM = {"pwrite64": (30, 75, 100), "fdatasync": (9, 12, 14), "fsync": (6, 12, 20)}
+FROM = {"pwrite64": (30, 75, 120), "fdatasync": (9, 12, 16), "fsync": (6, 12, 20)}
 
 
 @pytest.mark.parametrize("call", FROM)

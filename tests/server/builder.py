@@ -20,6 +20,8 @@ import pytest
 from fastapi import FastAPI
 from nacl.signing import SigningKey, VerifyKey
 from sqlalchemy import Engine
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.schema import CreateIndex
 
 from compliance_agent.evidence.canonical import canonical
 from compliance_agent.server.app import create_app
@@ -310,7 +312,15 @@ def unrevised(database: sqlite3.Connection, version: str) -> None:
         if table.name not in schema_3.METADATA.tables:
             database.execute(f"DROP TABLE {table.name}")
             continue
-        for name in set(table.c.keys()) - set(schema_3.METADATA.tables[table.name].c.keys()):
+        former = schema_3.METADATA.tables[table.name]
+        there = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+        names = {str(index.name) for index in former.indexes}
+        for name in {str(index.name) for index in table.indexes} & there - names:
+            database.execute(f"DROP INDEX {name}")
+        for index in former.indexes if table.name in there else ():
+            if index.name not in there:
+                database.execute(str(CreateIndex(index).compile(dialect=sqlite.dialect())))
+        for name in set(table.c.keys()) - set(former.c.keys()):
             database.execute(f"ALTER TABLE {table.name} DROP COLUMN {name}")
     database.execute("DROP TABLE alembic_version")
     database.execute("CREATE TABLE meta (key VARCHAR PRIMARY KEY, value VARCHAR NOT NULL)")
