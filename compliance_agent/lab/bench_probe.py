@@ -140,9 +140,9 @@ def monit_cycle_s(files: Sequence[Path]) -> float:
     """Processor time of one cycle of a resident monit."""
     monit = subprocess.Popen(("monit", "-I", "-c", str(monit_config("w1.monit", 1, files))), stdout=subprocess.DEVNULL)
     try:
-        time.sleep(3)
+        time.sleep(3)  # it starts its first cycle
         before, started = cpu_of_pid(monit.pid), time.monotonic()
-        time.sleep(MONIT_S)
+        time.sleep(MONIT_S)  # real time is what is measured
         return (cpu_of_pid(monit.pid) - before) / (time.monotonic() - started)  # a cycle a second
     finally:
         monit.terminate()
@@ -250,9 +250,9 @@ def idle(seconds: float, files: Sequence[Path]) -> dict[str, Any]:
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     running = {name: subprocess.Popen(words, **quiet) for name, words in commands.items()}
     try:
-        time.sleep(min(60.0, seconds))
+        time.sleep(min(60.0, seconds))  # what they do at their start is not idle
         before = {name: cpu_of_pid(child.pid) for name, child in running.items() if child.poll() is None}
-        time.sleep(seconds)
+        time.sleep(seconds)  # real time is what is measured
         lived = {name: running[name].pid for name in before if running[name].poll() is None}
         return {
             name: {"pss": pss_of(pid), "cpu_s_a_minute": (cpu_of_pid(pid) - before[name]) * 60 / seconds}
