@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from compliance_agent.adapters.agent_view import looking
 from compliance_agent.errors import NotPermitted
@@ -52,8 +54,13 @@ async def _live(scene: Scene) -> None:
 def scene(tmp_path: Path) -> Scene:
     made = Scene(tmp_path)
     asyncio.run(_live(made))
-    configured(tmp_path)
+    configured(tmp_path, maintenance_window_start=opening(6), maintenance_window_end=opening(8))
     return made
+
+
+def opening(hours: int) -> str:
+    """A time of day that many hours from now: a window that is closed whenever this runs."""
+    return (datetime.now(UTC) + timedelta(hours=hours)).strftime("%H:%M")
 
 
 def config(scene: Scene) -> Path:
@@ -115,12 +122,13 @@ def test_status_of_an_agent_that_does_not_run(scene: Scene) -> None:
 
 def test_why_something_was_not_fixed(scene: Scene) -> None:
     ended = run("why", "logging", "--json", "--config", config(scene))
+    opens = yaml.safe_load(config(scene).read_text())["maintenance_window_start"]
     assert (ended.status, ended.err) == (0, "")
     document = json.loads(ended.out)
     assert document["schema"] == "compliance-agent/why/v1"
     assert (document["result"], document["outcome"], document["held_by"]) == ("fail", "deferred", "outside_window")
     assert "maintenance window" in document["held_by_text"]
-    assert document["not_before"] is not None and document["not_before"].endswith("02:00:00Z")
+    assert document["not_before"] is not None and document["not_before"].endswith(f"T{opens}:00Z")
     held, undone = document["remediations"]
     assert (held["outcome"], held["steps"]) == ("deferred", [])
     assert undone["outcome"] == "reverted"
