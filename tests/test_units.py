@@ -18,8 +18,8 @@ from compliance_agent.config import AgentConfig
 
 UNITS = Path(compliance_agent.__file__).parent / "units"
 SERVICE, TIMER = UNITS / "compliance-agent-drill.service", UNITS / "compliance-agent-drill.timer"
-# Exposure by `systemd-analyze security`, 0 to 10, which none may exceed. Root sides run package managers, which write anywhere.
-MOST = {"run": 1.5, "uplink": 1.5, "heal": 7.4, "": 8.0}
+# Exposure by `systemd-analyze security`, 0 to 10, which none may exceed. The single service runs package managers itself.
+MOST = {"run": 1.5, "uplink": 1.5, "heal": 1.9, "": 8.0}
 OF_AGENT = {f"compliance-agent{'-' if part else ''}{part}.service": most for part, most in MOST.items()}
 
 
@@ -70,9 +70,11 @@ def test_no_wall_of_a_service_was_taken_down(name: str) -> None:
 
 @needs_systemd
 @pytest.mark.parametrize("wall", ["ProtectSystem=strict", "NoNewPrivileges=yes", "RestrictNamespaces=yes", "User="])
-@pytest.mark.parametrize("part", ["run", "uplink"])
+@pytest.mark.parametrize("part", ["run", "uplink", "heal"])
 def test_a_wall_that_was_taken_down_would_be_seen(part: str, wall: str, tmp_path: Path) -> None:
     """The planted fault."""
+    if (part, wall) == ("heal", "User="):
+        wall = "CapabilityBoundingSet="  # it is root, with few capabilities
     name = f"compliance-agent-{part}.service"
     lines = (UNITS / name).read_text("ascii").splitlines(keepends=True)
     kept = [line for line in lines if not line.startswith(wall)]

@@ -301,7 +301,7 @@ def _may_use_manager(work: Work) -> None:
 
 
 def _upgrade(work: Work, deadline_s: float) -> Ran:
-    return work.machine.run((*UPGRADE[work.args["manager"]], *work.args["packages"]), timeout_s=deadline_s)
+    return work.machine.run_apart((*UPGRADE[work.args["manager"]], *work.args["packages"]), timeout_s=deadline_s)
 
 
 def _audit_enabled(work: Work) -> int:
@@ -416,6 +416,10 @@ def _runs(argv: Callable[[Mapping[str, Any]], tuple[str, ...]]) -> Callable[[Wor
     return lambda work, deadline_s: work.machine.run(argv(work.args), timeout_s=deadline_s)
 
 
+def _runs_apart(argv: Callable[[Mapping[str, Any]], tuple[str, ...]]) -> Callable[[Work, float], Ran]:
+    return lambda work, deadline_s: work.machine.run_apart(argv(work.args), timeout_s=deadline_s)
+
+
 def _calls(name: str) -> Callable[[Work, float], None]:
     """The machine's own act of this name, on the path."""
     return lambda work, _deadline_s: getattr(work.machine, name)(work.args["path"])
@@ -447,11 +451,13 @@ ROWS: Mapping[str, Row] = {
     "logind": Row(_may("logind"), _runs(lambda args: LOGIND), "the same again, after its file was put back"),
     "refresh": Row(
         _may_use_manager,
-        _runs(lambda args: REFRESH[args["manager"]]),
+        _runs_apart(lambda args: REFRESH[args["manager"]]),
         "newer knowledge of what exists changes nothing that is installed",
         deadline_s=280.0,
     ),
-    "finish": Row(_may("apt"), _runs(lambda args: FINISH), "a package is not left half installed", deadline_s=600.0),
+    "finish": Row(
+        _may("apt"), _runs_apart(lambda args: FINISH), "a package is not left half installed", deadline_s=600.0
+    ),
     "upgrade": Row(_may_use_manager, _upgrade, "a host never goes back to known holes", deadline_s=1_770.0),
     "audit": Row(
         _may_audit, _runs(lambda args: AUDIT[args["verb"]]), "off; clear and audit_rule", _keep_audit, _is_audited
@@ -469,12 +475,12 @@ ROWS: Mapping[str, Row] = {
     ),
     "clock": Row(
         _may("clock"),
-        _runs(lambda args: ("chronyc", "-n", "makestep")),
+        _runs_apart(lambda args: ("chronyc", "-n", "makestep")),
         "a clock that was put right is not made wrong again",
     ),
     "system": Row(
         _may_select,
-        _runs(lambda args: ("nix-env", "-p", PROFILE, "--switch-generation", str(args["generation"]))),
+        _runs_apart(lambda args: ("nix-env", "-p", PROFILE, "--switch-generation", str(args["generation"]))),
         "select the generation that was found",
         _keep_system,
         lambda work: _generation(work) == work.args["generation"],

@@ -72,6 +72,9 @@ class FakeMachine(Machine):
         ran = at_once(self.host.change(argv, timeout_s=timeout_s, stdin=stdin, env=env))
         return Ran(ran.exit_status, ran.out, ran.err)
 
+    def run_apart(self, argv: Sequence[str], *, timeout_s: float, stdin: bytes = b"", walls: Sequence[str] = ()) -> Ran:
+        return self.run(argv, timeout_s=timeout_s, stdin=stdin)
+
     def _systemctl(self, argv: Sequence[str]) -> Ran:
         unit = argv[-1]
         if argv[1] != "show":

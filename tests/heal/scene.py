@@ -18,6 +18,7 @@ from compliance_agent.heal.service import Answer, Service
 BASELINE = hashlib.sha256(b"baseline").hexdigest()
 CURE = "0f6fd5f6-5d1c-4e0f-8a41-2f1e9d6b0c11"
 PERMITS, FOUND = "/etc/msp/permits.json", "/var/lib/heal/found.json"
+APART = "systemd-run|--collect|--wait|--pipe|"
 CONF, KEY = "/etc/app/app.conf", "/etc/app/app.key"
 RULESET = "add table inet compliance\ndelete table inet compliance\ntable inet compliance {\n\tchain input {\n\t}\n}\n"
 SYSTEMCTL = r"""
@@ -66,6 +67,12 @@ sed -i "s/^$3:[^:]*:/$3:$hash:/" ROOT/etc/shadow
 READLINK = r"""
 case "$*" in "-f /run/current-system") cat ROOT/running;; *) echo "system-$(cat ROOT/generation)-link";; esac
 """
+# As the service manager: nothing but the given environment, and then what stands after the bar.
+SYSTEMD_RUN = r"""
+case " $* " in *" -- "*) ;; *) exit 0;; esac
+while [ "$1" != -- ]; do case $1 in --setenv=*) export "${1#--setenv=}";; esac; shift; done
+shift; exec "$@"
+"""
 NIX_ENV = 'echo "$4" > ROOT/generation'
 
 
@@ -104,8 +111,9 @@ class Scene:
             "may": ["accounts", "apt", "audit", "clock", "logind", "nix"],
         }
         self.permit()
-        for name in ("apt-get", "dpkg", "dnf", "chage", "chronyc", "systemd-run"):
+        for name in ("apt-get", "dpkg", "dnf", "chage", "chronyc"):
             self.program(name, "")
+        self.program("systemd-run", SYSTEMD_RUN)
         self.program("systemctl", SYSTEMCTL)
         self.program("nft", NFT)
         self.program("auditctl", AUDITCTL)
@@ -147,9 +155,9 @@ class Scene:
         return dict(line.split("=", 1) for line in lines)[field]
 
     def calls(self) -> list[str]:
-        """The programs that were run, but those that only look, each as its words with a bar after each."""
+        """The programs that were run, but those that only look or start others, each as its words with a bar after each."""
         path = self.root / "calls"
-        looks = ("systemctl|show|", "nft|-j|", "nft|-s|", "auditctl|-s|", "auditctl|-l|", "readlink|")
+        looks = ("systemctl|show|", "nft|-j|", "nft|-s|", "auditctl|-s|", "auditctl|-l|", "readlink|", APART)
         lines = path.read_text().splitlines() if path.exists() else []
         return [line for line in lines if not line.startswith(looks)]
 

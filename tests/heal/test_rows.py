@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from compliance_agent.frames import Side
 from compliance_agent.heal import rows
 from compliance_agent.heal.protocol import TABLE
 from compliance_agent.heal.rows import ROWS
-from tests.heal.scene import CONF, FOUND, KEY, RULESET, Scene
+from compliance_agent.heal.trouble import Unclear
+from tests.heal.scene import APART, CONF, FOUND, KEY, RULESET, Scene
 
 OURS = b"# ours\nCiphers a,c\n"
 GONE = "table inet compliance {\n\tchain old {\n\t}\n}\n"
@@ -126,7 +128,10 @@ def test_a_file_that_was_not_there_is_removed_and_one_that_was_is_not(scene: Sce
 def test_a_directory_is_made_for_a_permitted_file_alone_and_only_that_one_goes_again(scene: Scene) -> None:
     scene.refuses("mkdir", path="/etc/other")
     scene.refuses("rmdir", path="/etc/app")
+    before = os.umask(0o077)  # as the root side has it
     scene.does("mkdir", path="/etc/new")
+    os.umask(before)
+    assert scene.path("/etc/new").stat().st_mode & 0o777 == 0o755
     scene.does("write", path="/etc/new/new.conf", mode=0o644, blob=b"x\n")
     scene.fails("rmdir", "io_error", path="/etc/new")
     scene.does("remove", path="/etc/new/new.conf")
@@ -406,3 +411,40 @@ def test_what_was_found_is_durable_before_the_change(scene: Scene) -> None:
     said = scene.ask("write", path=CONF, mode=0o644, blob=OURS)
     assert said[0] in {"failed", "refused"}
     assert scene.path(CONF).read_bytes() == b"old\n"
+
+
+APART_ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "refresh": ("apt-get", {"manager": "apt"}),
+    "finish": ("dpkg", {}),
+    "upgrade": ("apt-get", {"manager": "apt", "packages": ["a=1"]}),
+    "clock": ("chronyc", {}),
+    "system": ("nix-env", {"generation": 7}),
+}
+
+
+@pytest.mark.parametrize("kind", APART_ROWS)
+def test_what_writes_all_over_the_host_runs_in_a_unit_of_its_own(scene: Scene, kind: str) -> None:
+    """By name, so that there is one at a time; with walls and an end, whatever becomes of the root side."""
+    program, args = APART_ROWS[kind]
+    scene.put("/generation", b"6\n")
+    scene.put("/running", b"/nix/store/x\n")
+    scene.does(kind, **args)
+    (apart,) = [line for line in (scene.root / "calls").read_text().splitlines() if line.startswith(APART)]
+    assert "|--unit=compliance-agent-act|" in apart and "|--property=NoNewPrivileges=yes|" in apart
+    assert f"|--property=RuntimeMaxSec={ROWS[kind].deadline_s:.0f}|" in apart
+    assert "|--setenv=DEBIAN_FRONTEND=noninteractive|" in apart
+    assert f"|--|{scene.root}/bin/{program}|" in apart
+
+
+def test_one_that_is_given_up_is_ended(scene: Scene) -> None:
+    """The program that waits for it is killed; the unit would go on."""
+    scene.program("systemd-run", "sleep 30")
+    with pytest.raises(Unclear, match="timed_out"):
+        scene.service.machine.run_apart(("dpkg", "-a"), timeout_s=0.2)
+    assert scene.calls() == ["systemctl|--quiet|stop|--|compliance-agent-act.service|"]
+
+
+def test_without_a_service_manager_it_runs_here(scene: Scene) -> None:
+    scene.path("/booted").rmdir()
+    scene.does("finish")
+    assert (scene.root / "calls").read_text().startswith("dpkg|")

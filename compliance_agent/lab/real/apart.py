@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Callable
 from typing import Any
 
+from compliance_agent.lab.real import matrix
 from compliance_agent.lab.real.host import Host
 from compliance_agent.lab.real.install import SETTINGS, prepare
 from compliance_agent.lab.real.machine import Machine
@@ -22,8 +25,30 @@ HEAL_SOCKET = "/run/compliance-agent/heal.sock"
 AS_RUN, AS_UPLINK = (
     f"setpriv --reuid={user} --regid={user} --clear-groups" for user in ("compliance-agent", "compliance-agent-uplink")
 )
+CHECKS = ("firewall", "patching", "services")
 WITHIN_S = 45.0
 IDLE_S = 30.0  # heal leaves after 10 s
+PERMITS = "etc/msp/permits.json"
+# Asks the root side as the agent does, without the agent: kind, fields, what follows. Says how it was answered.
+ASK = f"""
+import asyncio, json, pathlib, sys
+from compliance_agent.adapters.heal_host import Root
+ask = Root(pathlib.Path("{HEAL_SOCKET}")).ask(sys.argv[1], json.loads(sys.argv[2]), sys.argv[3].encode())
+answer = asyncio.run(ask)
+print(answer.kind, *(value for value in answer.fields.values() if value is not None))
+"""
+DROP_IN = "/etc/systemd/logind.conf.d/60-lab.conf"
+# A package that was unpacked and whose script has not run; the script writes where the root side itself cannot.
+HALF = """set -e
+mkdir -p /tmp/half/DEBIAN
+printf '%s\\n' 'Package: lab-half' 'Version: 1' 'Architecture: all' 'Maintainer: l <l@l>' 'Description: x' >/tmp/half/DEBIAN/control
+printf '#!/bin/sh\\nid -u > /usr/share/lab-half\\n' > /tmp/half/DEBIAN/postinst
+chmod 755 /tmp/half/DEBIAN/postinst
+dpkg-deb -b /tmp/half /tmp/half.deb
+dpkg --unpack /tmp/half.deb
+useradd --no-create-home lab-guest
+passwd -d lab-guest
+"""
 Line = dict[str, Any]
 
 
@@ -50,7 +75,11 @@ def parted(host: Host) -> list[Line]:
     steps: tuple[tuple[str, Callable[[Host], bool]], ...] = (
         ("looks_as_its_own_user", _looks),
         ("heals_through_the_root_side", _heals),
+        ("loads_the_ruleset_through_it", _row_of("firewall:flushed")),
+        ("upgrades_packages_through_it", _row_of("patching:security_update")),
         ("cannot_heal_alone", _cannot),
+        ("root_side_works_behind_its_walls", _behind_walls),
+        ("root_side_refuses_what_root_did_not_permit", _refuses),
         ("delivers_through_uplink", _delivers),
         ("uplink_reads_nothing_and_asks_nobody", _reads_nothing),
         ("uplink_killed", _comes_back),
@@ -67,9 +96,9 @@ def _user_of(host: Host, unit: str) -> str:
 
 
 def _looks(host: Host) -> bool:
-    """READY=1 is what `systemctl start` waited for, after the first look; its walls let it see enough to pass both checks."""
+    """READY=1 is what `systemctl start` waited for, after the first look; its walls let it see enough to pass its three checks."""
     told = ("systemctl", "show", "--value", "--property=StatusText", RUN)
-    passes = until(lambda: "2 pass" in host.machine.sh(" ".join(told)), WITHIN_S)
+    passes = until(lambda: "3 pass" in host.machine.sh(" ".join(told)), WITHIN_S)
     return passes and _user_of(host, RUN) == "compliance-agent"
 
 
@@ -87,6 +116,57 @@ def _cured(host: Host) -> bool:
 def _heals(host: Host) -> bool:
     since = host.machine.sh("date +%s").strip()
     return _cured(host) and "heal.done" in host.machine.sh(f"journalctl --no-pager -o cat -u {HEAL} --since @{since}")
+
+
+def _row_of(name: str) -> Callable[[Host], bool]:
+    """A row of the lab's table, with all that is asked of it where one process does everything."""
+    (row,) = [row for row in matrix.ROWS if row.name == name]
+    return lambda host: not host.do(row).differences
+
+
+def _ask(host: Host, kind: str, blob: str = "", **fields: object) -> str:
+    """How the root side answers the agent's user."""
+    permits = json.loads((host.machine.root / PERMITS).read_text("utf-8"))
+    words = shlex.join((kind, json.dumps({"cure": "lab-1", "baseline": permits["baseline"], **fields}), blob))
+    return host.machine.sh(f"{AS_RUN} /usr/lib/compliance-agent/bin/python3 -I -c {shlex.quote(ASK)} {words}").strip()
+
+
+def _behind_walls(host: Host) -> bool:
+    """What no check of this host needs, permitted by root: done, and taken back. A package's script may write anywhere."""
+    permits = json.loads((host.machine.root / PERMITS).read_text("utf-8"))
+    permits["files"][DROP_IN], permits["may"] = [{"line": "[Login]"}], ["accounts", "apt", "logind"]
+    (host.machine.root / PERMITS).write_text(json.dumps(permits), "utf-8")
+    host.machine.must(HALF)
+    shadow = "getent shadow lab-guest"
+    before = host.machine.sh(shadow)
+    asked: tuple[tuple[str, str, dict[str, object]], ...] = (
+        ("mkdir", "", {"path": DROP_IN.rpartition("/")[0]}),
+        ("write", "[Login]\n", {"path": DROP_IN, "mode": 0o644}),
+        ("logind", "", {}),
+        ("remove", "", {"path": DROP_IN}),
+        ("rmdir", "", {"path": DROP_IN.rpartition("/")[0]}),
+        ("account", "", {"verb": "lock", "name": "lab-guest"}),
+        ("account", "", {"verb": "unlock", "name": "lab-guest"}),
+        ("account_day", "", {"name": "lab-guest", "day": int(before.split(":")[2])}),
+        ("finish", "", {}),
+    )
+    done = [_ask(host, kind, blob, **fields) == "done 0" for kind, blob, fields in asked]
+    same = host.machine.sh(shadow) == before and host.machine.sh("cat /usr/share/lab-half").strip() == "0"
+    own = host.machine.run("journalctl --no-pager -q -u compliance-agent-act | grep -q .").returncode == 0
+    host.machine.must("compliance-agent baseline permit")
+    return all(done) and same and own
+
+
+def _refuses(host: Host) -> bool:
+    """Whoever owns the agent's user cannot make root write a unit or a user, stop what is needed, or install anything."""
+    asked: tuple[tuple[str, str, dict[str, object]], ...] = (
+        ("write", "x:0:0::/:/bin/sh\n", {"path": "/etc/passwd", "mode": 0o644}),
+        ("write", "[Service]\n", {"path": "/etc/systemd/system/x.service", "mode": 0o644}),
+        ("unit", "", {"verb": "stop", "unit": "cron.service"}),
+        ("upgrade", "", {"manager": "dnf", "packages": []}),
+        ("account", "", {"verb": "unlock", "name": "root"}),
+    )
+    return all(_ask(host, kind, blob, **fields) == "refused not_permitted_here" for kind, blob, fields in asked)
 
 
 def _cannot(host: Host) -> bool:

@@ -236,7 +236,7 @@ def _run(asked: Asked, scratch: Path) -> dict[str, Any]:
         return {**fought, "service": lines + removed(made)}, evidence
 
     def parts() -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        chosen = tuple(table for table in matrix.TABLES if table.check in {"firewall", "services"})
+        chosen = tuple(table for table in matrix.TABLES if table.check in apart.CHECKS)
         progress.begin("clinic-98", "is in three processes")
         made = apart.start(Machine("clinic-98", lower, scratch), network, chosen)
         progress.say(f"{made.name} runs in three processes")
