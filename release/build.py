@@ -19,6 +19,8 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from pathlib import Path
 
 from release import manual, materials
@@ -82,7 +84,7 @@ def deb(out: Path, when: str, python: str, level: int) -> tuple[Path, str]:
         version = built.name.split("-")[1]
         fill(stage, built, python, when)
         arch = said("dpkg", "--print-architecture")
-        control(stage, python, version, arch)
+        control(stage, python, version, arch, when)
         settle(stage, int(when))
         place = out / f"{NAME}_{version}~{RELEASES[python]}_{arch}.deb"
         part = Path(scratch, place.name)
@@ -106,7 +108,7 @@ def fill(stage: Path, built: Path, python: str, when: str) -> None:
     for record in sorted(packages.glob("*.dist-info/RECORD")):
         forget(record)
     (home / "bin").mkdir()
-    (home / "bin" / "python3").symlink_to(f"/usr/bin/python{python}")
+    (home / "bin" / "python3").symlink_to(f"../../../bin/python{python}")
     (home / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\n", "ascii")
     put(stage / "usr/bin" / NAME, LAUNCHER, mode=0o755)
     for unit in sorted(UNITS.iterdir()):
@@ -116,12 +118,11 @@ def fill(stage: Path, built: Path, python: str, when: str) -> None:
     for place, text in manual.completions().items():
         put(stage / place, text)
     for place, text in manual.pages(int(when)).items():
-        packed = stage / f"{place}.gz"
-        packed.parent.mkdir(parents=True, exist_ok=True)
-        packed.write_bytes(gzip.compress(text.encode("utf-8"), mtime=0))
+        squeeze(stage / f"{place}.gz", text)
     bill = materials.bill(packages, int(when))
     put(stage / "usr/share/doc" / NAME / "sbom.cdx.json", json.dumps(bill, indent=1, sort_keys=True) + "\n")
     put(stage / "usr/share/doc" / NAME / "copyright", (DEBIAN / "copyright").read_text("ascii"))
+    put(stage / "usr/share/lintian/overrides" / NAME, (DEBIAN / "lintian-overrides").read_text("ascii"))
 
 
 def forget(record: Path) -> None:
@@ -134,12 +135,23 @@ def forget(record: Path) -> None:
     record.write_text("\n".join(sorted(kept)) + "\n", "utf-8")
 
 
-def control(stage: Path, python: str, version: str, arch: str) -> None:
+def changelog(version: str, when: int) -> str:
+    """In Debian's form: this version alone, for what changed for its users is said in one place."""
+    text = (DEBIAN / "control").read_text("utf-8")
+    (maintainer,) = (line.partition(": ")[2] for line in text.splitlines() if line.startswith("Maintainer: "))
+    dated = format_datetime(datetime.fromtimestamp(when, UTC))
+    said = "  * What changed: CHANGELOG.md of the source."
+    return f"{NAME} ({version}) unstable; urgency=medium\n\n{said}\n\n -- {maintainer}  {dated}\n"
+
+
+def control(stage: Path, python: str, version: str, arch: str, when: str) -> None:
     """What dpkg reads: the control file, the scripts, and the digest of every file."""
     place = stage / "DEBIAN"
+    version = f"{version}~{RELEASES[python]}"
+    squeeze(stage / "usr/share/doc" / NAME / "changelog.gz", changelog(version, int(when)))
     major, minor = python.split(".")
     values = {
-        "version": f"{version}~{RELEASES[python]}",
+        "version": version,
         "arch": arch,
         "python": python,
         "next": f"{major}.{int(minor) + 1}",
@@ -177,6 +189,12 @@ def put(path: Path, text: str, mode: int = 0o644) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, "utf-8")
     path.chmod(mode)
+
+
+def squeeze(path: Path, text: str) -> None:
+    """Write a compressed file of the package."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(text.encode("utf-8"), mtime=0))
 
 
 def uv(*words: str, when: str) -> None:

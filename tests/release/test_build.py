@@ -148,8 +148,10 @@ def test_all_of_it_is_roots_and_nobody_else_may_write(package: Path, part: str) 
 def unpacked(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("unpacked")
     subprocess.run(["dpkg-deb", "--extract", str(package), str(root)], check=True)
-    if not (root / "usr/lib/compliance-agent/bin/python3").exists():
+    program = (root / "usr/lib/compliance-agent/bin/python3").readlink().name
+    if not Path("/usr/bin", program).exists():
         pytest.skip("this machine has no Python of the release that the package is for")
+    (root / "usr/bin" / program).symlink_to(f"/usr/bin/{program}")
     return root
 
 
@@ -242,6 +244,76 @@ def test_completions_are_scripts_that_ask_the_program(unpacked: Path, place: str
 def test_the_scripts_are_sh_and_stop_at_the_first_failure(script: str) -> None:
     subprocess.run(["sh", "-n", str(DEBIAN / script)], check=True)
     assert "\nset -e\n" in (DEBIAN / script).read_text("ascii")
+
+
+def services() -> set[str]:
+    """The units that may be running old code when new code is configured; what runs to its end and is over is none."""
+    shipped = (ROOT / "compliance_agent" / "units").glob("*.service")
+    return {unit.name for unit in shipped if "\nType=oneshot\n" not in unit.read_text("ascii")}
+
+
+def configured(tmp_path: Path, systemd: bool) -> list[str]:
+    """What the script that follows an installation asks of the system, with its tools replaced by ones that only say so."""
+    for name in ("systemctl", "deb-systemd-invoke", "systemd-sysusers", "systemd-tmpfiles"):
+        put(tmp_path / "bin" / name, f'#!/bin/sh\necho "{name} $*" >> {tmp_path}/said\n')
+    put(tmp_path / "home/bin/python3", "#!/bin/sh\n")
+    if systemd:
+        (tmp_path / "systemd").mkdir()
+    text = (DEBIAN / "postinst").read_text("ascii")
+    for place, instead in (("/usr/lib/compliance-agent", "home"), ("/run/systemd/system", "systemd")):
+        assert place in text
+        text = text.replace(place, str(tmp_path / instead))
+    environ = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin"}
+    subprocess.run(["sh", "-c", text, "postinst", "configure", "0.1.0"], env=environ, check=True, timeout=20)
+    return (tmp_path / "said").read_text("ascii").splitlines()
+
+
+def put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, "ascii")
+    path.chmod(0o755)
+
+
+def test_an_upgrade_leaves_no_service_with_the_old_code(tmp_path: Path) -> None:
+    """The root side least of all. What does not run is left alone, and who forbids starts by policy is heard."""
+    assert len(services()) == 4
+    asked = [line.split() for line in configured(tmp_path, systemd=True) if line.startswith("deb-systemd-invoke")]
+    assert [words[1] for words in asked] == ["try-restart"]
+    assert set(asked[0][2:]) == services()
+    order = [asked[0].index(f"compliance-agent-{part}.service") for part in ("run", "heal")]
+    assert order == sorted(order), "the root side goes after the agent that asks it"
+
+
+def test_without_systemd_nothing_is_asked_of_it(tmp_path: Path) -> None:
+    assert {line.split()[0] for line in configured(tmp_path, systemd=False)} == {"systemd-sysusers", "systemd-tmpfiles"}
+
+
+def linted(package: Path) -> subprocess.CompletedProcess[str]:
+    """The package, by every tag that Debian's checker has a name for."""
+    every = "error,warning,info,pedantic,override"
+    words = ["lintian", "--allow-root", "--display-info", "--pedantic", "--fail-on", every, str(package)]
+    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=100)
+
+
+@pytest.mark.skipif(shutil.which("lintian") is None, reason="lintian is not here")
+def test_debians_own_checker_finds_nothing_that_has_no_reason(package: Path, tmp_path: Path) -> None:
+    """And finds it, when a reason is taken away, or a script is no longer what it was (the planted faults)."""
+    done = linted(package)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+    tree = tmp_path / "tree"
+    subprocess.run(["dpkg-deb", "--raw-extract", str(package), str(tree)], check=True)
+    for directory in (tree / "usr/lib/compliance-agent/lib").glob("*/site-packages/[!y]*"):
+        shutil.rmtree(directory) if directory.is_dir() else directory.unlink()  # a small package is soon looked at
+    overrides = tree / "usr/share/lintian/overrides/compliance-agent"
+    overrides.write_text(overrides.read_text("ascii").replace("embedded-library", "embedded-libraries"), "ascii")
+    with (tree / "DEBIAN/postinst").open("a") as script:
+        script.write("systemctl restart compliance-agent\n")
+    broken = tmp_path / package.name
+    subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "--build", str(tree), str(broken)], check=True)
+    found = linted(broken)
+    assert found.returncode != 0
+    for tag in ("embedded-library libyaml", "maintainer-script-calls-systemctl [postinst:"):
+        assert tag in found.stdout
 
 
 def test_purge_keeps_evidence_keys_and_settings_and_says_so(tmp_path: Path) -> None:
