@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A name stands for the module and all below it; the longest name that fits decides. "" is the package itself.
 LAYERS: dict[str, str] = {
     "": "words",
+    "adopt": "root",
     "errors": "words",
     "facts": "words",
     "frames": "words",
@@ -270,6 +271,11 @@ FENCES = (
         "the root side is `heal`, the frames that it speaks and the errors of these, and nothing that comes with more",
         sources=("heal",),
         targets=tuple(name for name in LAYERS if name not in {"", "errors", "frames", "heal"}),
+    ),
+    Fence(
+        "who verifies orders as root shares the root side's files, frames and nothing that comes with more",
+        sources=("adopt",),
+        targets=tuple(name for name in LAYERS if name not in {"", "adopt", "errors", "frames", "heal"}),
     ),
     Fence(
         "only hands open sockets, processes and databases",
