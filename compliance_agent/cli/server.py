@@ -20,6 +20,7 @@ from compliance_agent.cli import (
     server_order_export,
     server_orders,
     server_people,
+    server_plan,
     server_retention,
     server_tokens,
 )
@@ -232,3 +233,4 @@ command.add_command(server_enrolment.hosts)
 command.add_command(server_orders.order)
 server_orders.order.add_command(server_order_export.export)
 command.add_command(server_leases.leases)
+command.add_command(server_plan.plan)

@@ -149,7 +149,7 @@ def sign(
     _show_payload(body)
     if not yes:
         click.confirm("sign exactly this?", abort=True, err=True)
-    _say(there.add_signature(order_id, signer.public_bytes, orders.sign(body, signer)), as_json)
+    say(there.add_signature(order_id, signer.public_bytes, orders.sign(body, signer)), as_json)
 
 
 @order.command("key")
@@ -178,7 +178,7 @@ def baseline(ctx: click.Context, path: Path, site: str, by: str) -> None:
     sig = read_file(signature_path(path), limit_bytes=64)
 
     async def work(services: Services) -> tuple[str, str]:
-        user = await _user(services, by)
+        user = await person(services, by)
         made = await services.orders.add_baseline(user, await services.users.reader(user), site, body, sig)
         return made.version, made.sha256
 
@@ -205,7 +205,7 @@ def publish(ctx: click.Context, path: Path, sites: tuple[str, ...], anew: bool, 
     raw = read_file(path, limit_bytes=order_roots.MAX_BYTES)
 
     async def work(services: Services) -> list[tuple[str, order_roots.Trust]]:
-        user = await _user(services, by)
+        user = await person(services, by)
         reader = await services.users.reader(user)
         meant = sites or tuple(site.site_id for site in await reader.site_rows() if site.client_id == _tenant_of(raw))
         return [(site, await services.order_trust.publish(user, reader, site, raw, anew=anew)) for site in meant]
@@ -240,7 +240,7 @@ def list_orders(ctx: click.Context, host: str | None, as_json: bool) -> None:
     """List orders, newest first, at most a hundred."""
 
     async def look(services: Services) -> list[dict[str, Any]]:
-        reader = await _reader(services)
+        reader = await whole_reader(services)
         key_id = None if host is None else await _host(reader, host)
         return [await shown_row(services, reader, row) for row in await reader.orders(key_id)]
 
@@ -263,13 +263,14 @@ def list_orders(ctx: click.Context, host: str | None, as_json: bool) -> None:
 @click.pass_context
 def show(ctx: click.Context, order_id: str, as_json: bool) -> None:
     """Show one order: what it asks for, who approved and signed it, how it ended."""
-    _say(_shown_of(ctx, order_id), as_json)
+    say(_shown_of(ctx, order_id), as_json)
 
 
 # What the subcommands share
 
 
-async def _reader(services: Services) -> SiteReader:
+async def whole_reader(services: Services) -> SiteReader:
+    """All that is there, for whoever has the data directory."""
     return services.store.for_sites(await services.store.all_sites())
 
 
@@ -285,13 +286,18 @@ async def _host(reader: SiteReader, begins: str) -> str:
 
 def _shown_of(ctx: click.Context, order_id: str) -> dict[str, Any]:
     async def look(services: Services) -> dict[str, Any]:
-        reader = await _reader(services)
+        reader = await whole_reader(services)
         return await shown_row(services, reader, await services.orders.find(reader, order_id))
 
     return with_services(settings_of(ctx), look)
 
 
-async def _user(services: Services, by: str) -> User:
+async def person(services: Services, by: str) -> User:
+    """The person of this name.
+
+    Raises:
+        NotPermitted: there is none.
+    """
     user = await services.store.user(by)
     if user is None:
         raise NotPermitted(f"--by: no user {by}", hint="compliance-agent server user list")
@@ -300,7 +306,7 @@ async def _user(services: Services, by: str) -> User:
 
 def _local(ctx: click.Context, by: str, act: Act) -> dict[str, Any]:
     async def work(services: Services) -> dict[str, Any]:
-        user = await _user(services, by)
+        user = await person(services, by)
         reader = await services.users.reader(user)
         return await shown_row(services, reader, await act(services, user, reader))
 
@@ -308,7 +314,7 @@ def _local(ctx: click.Context, by: str, act: Act) -> dict[str, Any]:
 
 
 def _act(ctx: click.Context, by: str, as_json: bool, act: Act) -> None:
-    _say(_local(ctx, by, act), as_json)
+    say(_local(ctx, by, act), as_json)
 
 
 async def shown_row(services: Services, reader: SiteReader, row: OrderRow) -> dict[str, Any]:
@@ -328,7 +334,8 @@ async def shown_row(services: Services, reader: SiteReader, row: OrderRow) -> di
     }
 
 
-def _say(shown: dict[str, Any], as_json: bool) -> None:
+def say(shown: dict[str, Any], as_json: bool) -> None:
+    """Print one order."""
     if as_json:
         print_json({"schema": SCHEMA, "orders": [shown]})
         return

@@ -29,6 +29,7 @@ from compliance_agent.server.services.logbook import Logbook
 from compliance_agent.server.services.oidc import Oidc
 from compliance_agent.server.services.order_trust import OrderTrustDesk
 from compliance_agent.server.services.orders import OrderDesk
+from compliance_agent.server.services.planning import Planner
 from compliance_agent.server.services.proving import Prover
 from compliance_agent.server.services.pruning import Pruning
 from compliance_agent.server.services.receipts import Receipts
@@ -99,6 +100,10 @@ class Services:
     def fleet(self, reader: SiteReader) -> Fleet:
         """The read model over the rows that `reader` sees."""
         return Fleet(reader, self.clock, self.silence, self.verifier)
+
+    def planner(self) -> Planner:
+        """What could be done about findings, and drafts of it."""
+        return Planner(self.clock, self.orders, self.fleet)
 
     def prover(self, reader: SiteReader) -> Prover:
         """Proofs of the records that `reader` sees."""

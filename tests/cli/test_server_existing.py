@@ -55,6 +55,8 @@ DECISIONS: dict[str, list[str] | None] = {
     "order publish": ["TMP/root.json", "--by", "j.doe"],
     "order show": ["0" * 32],
     "order sign": ["0" * 32, "--key", "TMP/signer.pem", "--by", "j.doe"],
+    "plan draft": ["0" * 16, "--by", "j.doe"],
+    "plan list": [],
     "readopt": [],
     "restore": None,  # makes it from a backup
     "retention hold add": ["--site", "clinic-1", "--reason-id", "case-1"],

@@ -350,6 +350,10 @@ class Transaction(Keeping, Protocol):
         """A new order."""
         ...
 
+    async def orders_since(self, site_id: str, since: datetime, states: Collection[str]) -> list[OrderRow]:
+        """The orders of a site that were drafted since then, and the older ones in any of these states."""
+        ...
+
     async def order(self, site_id: str, order_id: str) -> OrderRow | None:
         """One order, as it is now."""
         ...

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -36,6 +36,7 @@ log = structlog.get_logger()
 MAX_BASELINE_BYTES = 700_000  # in base64 it fits the largest body
 AT_MOST = 16  # forwarded in one check-in; a host takes as many
 OPEN = ("draft", "approved", "signed", "delivered")
+Bounded = Callable[[Transaction, "OrderRow"], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,10 @@ class OrderDesk:
         self._clock = clock
         self._rng = rng
 
-    async def draft(self, user: User, reader: SiteReader, wanted: Wanted) -> OrderRow:
+    async def draft(self, user: User, reader: SiteReader, wanted: Wanted, bounded: Bounded | None = None) -> OrderRow:
         """Write down what is wanted; nothing happens before people have approved and signed it.
+
+        `bounded` is asked within the transaction that writes it, and refuses what would be too much.
 
         Raises:
             Refusal: no such host, or not an order of the agreed form.
@@ -74,6 +77,8 @@ class OrderDesk:
                 held = await tx.baseline(row.site_id, str(named))
                 if held is None or held.version != wanted.parameters.get("version"):
                     raise Refusal("parameters: no such baseline for that site", code="no_such_baseline", status=404)
+            if bounded is not None:
+                await bounded(tx, row)
             await tx.add_order(row)
             await self._audit(tx, user, "order.drafted", row)
 

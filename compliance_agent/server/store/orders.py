@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Executable, bindparam, delete, func, insert, select, update
+from sqlalchemy import Executable, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.engine import RowMapping
 
 from compliance_agent.server.records.orders import (
@@ -77,6 +77,10 @@ class OrderRows:
     async def order(self, site_id: str, order_id: str) -> OrderRow | None:
         found = await self._all(select(tables.orders).where(_o.site_id == site_id, _o.order_id == order_id))
         return order_of(found[0]) if found else None
+
+    async def orders_since(self, site_id: str, since: datetime, states: Collection[str]) -> list[OrderRow]:
+        wanted = or_(_o.drafted_at >= rows.text(since), _o.state.in_(states))
+        return [order_of(row) for row in await self._all(select(tables.orders).where(_o.site_id == site_id, wanted))]
 
     async def save_order(self, order: OrderRow) -> None:
         same = (_o.site_id == order.site_id, _o.order_id == order.order_id)
