@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from compliance_agent.errors import CannotTell
 from compliance_agent.models import ClockState
 
 # What a caller may add to a program's fixed environment. Names of files and places, and how to ask: a secret stays in
@@ -31,6 +32,19 @@ class FileStat:
     gid: int
     size_bytes: int
     modified_at: datetime
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    """A path as `digests` found it. `sha256` is that of a regular file's bytes, None for anything else; `kept` when they were
+    not read again, because nothing has touched the file since its digest was taken, at most 15 minutes before.
+    """
+
+    kind: str  # as in FileStat
+    mode: int
+    size_bytes: int
+    sha256: str | None
+    kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +119,17 @@ class Host(Protocol):
 
     async def list(self, path: str) -> tuple[str, ...]:
         """Sorted names in a directory."""
+        ...
+
+    async def digests(
+        self, paths: Sequence[str], *, most_bytes: int, total_bytes: int
+    ) -> Mapping[str, FileDigest | CannotTell]:
+        """Each of these paths, in their order, as `lstat` has it, with the digest of a regular file's bytes. No link is followed.
+
+        What there is to say against one of them is its value and spoils no other: besides what `stat` and `read` say,
+        `output_too_large` for a file that is longer than `most_bytes` or than what those before it left of `total_bytes`, and
+        `unparsable` for one that changed while it was read. A digest that was kept counts like one that was taken.
+        """
         ...
 
     async def run(

@@ -24,7 +24,7 @@ from compliance_agent.heal.protocol import TABLE
 from compliance_agent.heal.service import GRACE_S
 from compliance_agent.local_socket import Wire, require_peer
 from compliance_agent.models import ClockState
-from compliance_agent.ports import FileStat, Host, Ran, UnitState
+from compliance_agent.ports import FileDigest, FileStat, Host, Ran, UnitState
 
 START_S = 15.0  # for the service manager to start the root side
 QUEUE_S = 60.0  # for what it still does for a question that nobody waits for any more
@@ -101,6 +101,9 @@ class HealHost:
 
     async def list(self, path: str) -> tuple[str, ...]:
         return await self._host.list(path)
+
+    async def digests(self, paths: Sequence[str], **limits: int) -> Mapping[str, FileDigest | CannotTell]:
+        return await self._host.digests(paths, **limits)
 
     async def run(self, argv: Sequence[str], **how: Any) -> Ran:
         return await self._host.run(argv, **how)

@@ -30,6 +30,7 @@ class _Job(Generic[Value]):
         self.lock = threading.Lock()
         self.finished = False
         self.abandoned = False
+        self.key = ""  # of what it hung at when it was given up
         self.value: list[Value] = []
         self.error: BaseException | None = None
 
@@ -48,13 +49,24 @@ class Offload:
         with self._lock:
             return sum(self._given_up.values())
 
+    @property
+    def hanging(self) -> frozenset[str]:
+        """The objects at which they hang."""
+        with self._lock:
+            return frozenset(self._given_up)
+
     async def call(
-        self, key: str, timeout_s: float, work: Callable[[], Value], *, late: Callable[[Value], None] | None = None
+        self,
+        key: str | Callable[[], str],
+        timeout_s: float,
+        work: Callable[[], Value],
+        *,
+        late: Callable[[Value], None] | None = None,
     ) -> Value:
         """The value of `work()`, computed on another thread.
 
         Args:
-            key: the object that might hang, such as `path:/mnt/x`.
+            key: the object that might hang, such as `path:/mnt/x`; a function where the work has several, one after the other.
             timeout_s: seconds to wait for it.
             work: the blocking call; what it raises is raised here.
             late: is given a value that nobody waits for any more, on another thread.
@@ -63,14 +75,15 @@ class Offload:
             CannotTell: `timed_out`, at once when an earlier call for this object still hangs; `io_error` without a
             thread.
         """
+        what = key if isinstance(key, str) else key()
         with self._lock:
-            if key in self._given_up or sum(self._given_up.values()) >= MOST_ABANDONED:
-                raise CannotTell("timed_out", f"{key}: an earlier call has not come back yet")
+            if what in self._given_up or sum(self._given_up.values()) >= MOST_ABANDONED:
+                raise CannotTell("timed_out", f"{what}: an earlier call has not come back yet")
         loop = asyncio.get_running_loop()
         ready = asyncio.Event()
         job: _Job[Value] = _Job()
         try:
-            self._hand(functools.partial(self._body, key, job, work, late, loop, ready))
+            self._hand(functools.partial(self._body, job, work, late, loop, ready))
         except RuntimeError as error:
             raise CannotTell("io_error", "no thread to be had", errno_name="EAGAIN") from error
         try:
@@ -80,7 +93,7 @@ class Offload:
                 await ready.wait()
         except TimeoutError as error:
             if self._give_up(key, job):
-                raise CannotTell("timed_out", f"{key}: no answer within {timeout_s} s") from error
+                raise CannotTell("timed_out", f"{job.key}: no answer within {timeout_s} s") from error
         except asyncio.CancelledError:
             # The value may have come in this very moment; `late` may block, so it gets a thread here too.
             if not self._give_up(key, job) and job.value and late is not None:
@@ -115,19 +128,19 @@ class Offload:
                         return
                 task = inbox.get()  # it was chosen in this very moment
 
-    def _give_up(self, key: str, job: _Job[Value]) -> bool:
+    def _give_up(self, key: str | Callable[[], str], job: _Job[Value]) -> bool:
         """Abandon the call, unless it finished first."""
         with job.lock:
             if job.finished:
                 return False
             job.abandoned = True
+            job.key = key if isinstance(key, str) else key()
             with self._lock:
-                self._given_up[key] = self._given_up.get(key, 0) + 1
+                self._given_up[job.key] = self._given_up.get(job.key, 0) + 1
             return True
 
     def _body(
         self,
-        key: str,
         job: _Job[Value],
         work: Callable[[], Value],
         late: Callable[[Value], None] | None,
@@ -147,7 +160,7 @@ class Offload:
                 except RuntimeError:  # the loop is closed: nobody waits
                     pass
             else:
-                self._come_back(key)
+                self._come_back(job.key)
         if job.value and late is not None:
             late(job.value.pop())
 

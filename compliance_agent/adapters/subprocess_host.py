@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, TypeVar
 from compliance_agent.adapters import durable
 from compliance_agent.adapters.clock import read_clock_state
 from compliance_agent.adapters.execute import DIRECTORIES, Programs
+from compliance_agent.adapters.file_digests import BATCH_S, KINDS, Batch, FileDigests
 from compliance_agent.adapters.offload import Offload
 from compliance_agent.adapters.systemd import BOOTED, Systemd
 from compliance_agent.errors import CannotTell, StepFailed, StorageError, StorageFull
 from compliance_agent.models import ClockState
-from compliance_agent.ports import FileStat, Ran, UnitState
+from compliance_agent.ports import FileDigest, FileStat, Ran, UnitState
 
 if TYPE_CHECKING:
     from compliance_agent.adapters.events import MachineEvents
@@ -55,6 +56,7 @@ class RealHost:
         directories: where programs are looked up, first match wins.
         file_timeout_s: deadline of one look at, or change of, a file.
         booted: the directory whose presence says that systemd is the init.
+        digests: takes and keeps digests of files; its own when not given.
     """
 
     def __init__(
@@ -63,10 +65,12 @@ class RealHost:
         directories: Sequence[str] = DIRECTORIES,
         file_timeout_s: float = FILE_TIMEOUT_S,
         booted: Path = BOOTED,
+        digests: FileDigests | None = None,
     ) -> None:
         self._offload = Offload()
         self._programs = Programs(self._offload, directories)
         self._systemd = Systemd(self._programs, booted)
+        self._digests = digests if digests is not None else FileDigests()
         self._file_timeout_s = file_timeout_s
 
     @property
@@ -95,6 +99,33 @@ class RealHost:
 
     async def list(self, path: str) -> tuple[str, ...]:
         return await self._file(path, lambda: _list(path))
+
+    async def digests(
+        self, paths: Sequence[str], *, most_bytes: int, total_bytes: int
+    ) -> Mapping[str, FileDigest | CannotTell]:
+        found: dict[str, FileDigest | CannotTell] = {}
+        hanging, rest = self._offload.hanging, list[str]()
+        for path in dict.fromkeys(paths):
+            if not path.startswith("/") or "\0" in path:
+                found[path] = CannotTell("not_found", "not an absolute path", errno_name="ENOENT")
+            elif f"path:{path}" in hanging:
+                found[path] = CannotTell("timed_out", f"{path}: an earlier call has not come back yet")
+            else:
+                rest.append(path)
+        while rest:
+            batch = Batch(self._digests, rest, most_bytes, total_bytes)
+            try:
+                await self._offload.call(batch.hangs_at, self._file_timeout_s + BATCH_S, batch.work)
+                found.update(batch.found)
+            except CannotTell as error:  # the file under way gave no answer; the others have or get theirs
+                found.update({**batch.stop(), batch.stuck: error})
+            total_bytes = batch.left
+            rest = [path for path in rest if path not in found]
+        return {path: found[path] for path in paths}
+
+    def read_anew(self) -> None:
+        """Keep no digest: the next look reads every byte."""
+        self._digests.forget()
 
     async def run(
         self,
@@ -188,9 +219,8 @@ def _regular(path: str, info: os.stat_result) -> None:
 
 def _stat(path: str) -> FileStat:
     info = os.lstat(path)
-    kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
     return FileStat(
-        kind=kinds.get(stat.S_IFMT(info.st_mode), "other"),
+        kind=KINDS.get(stat.S_IFMT(info.st_mode), "other"),
         mode=stat.S_IMODE(info.st_mode),
         uid=info.st_uid,
         gid=info.st_gid,

@@ -17,7 +17,7 @@ from compliance_agent.core.tools import answered
 from compliance_agent.errors import CannotTell
 from compliance_agent.facts import SHA256, Bool, Int, Many, Name, fact
 from compliance_agent.models import Plan, Result, Severity, Verdict
-from compliance_agent.ports import FileStat, Host
+from compliance_agent.ports import FileDigest, Host
 
 MIB = 1_048_576
 COUNT = Int(0, 1_000_000)
@@ -73,7 +73,11 @@ class Observation:
     unlisted: int | None = fact(COUNT, "Files in the listed directories that are on no list.")
     unread: int | None = fact(COUNT, "Files that could not be read.")
     writable: int | None = fact(COUNT, "Listed files as approved that group or others may write.")
-    read_bytes: int | None = fact(Int(0, 2**40), "Bytes that were read and compared.")
+    read_bytes: int | None = fact(Int(0, 2**40), "Bytes that were compared.")
+    kept_bytes: int | None = fact(
+        Int(0, 2**40),
+        "Of these, not read again: nothing has touched the file since its digest was taken, at most 15 minutes before.",
+    )
     packages: int | None = fact(COUNT, "Packages whose files are on this host.")
     packages_unverifiable: int | None = fact(COUNT, "Packages of which dpkg has no digests.")
     package_files_changed: int | None = fact(COUNT, "Files of packages with other bytes, without configuration.")
@@ -153,7 +157,7 @@ async def observe(host: Host, baseline: Parameters) -> Observation:
     seen = Observation()
     own = dict(zip(baseline.files or (), baseline.digests or (), strict=True))
     if own:
-        words = {path: await look.word(path, digest) for path, digest in own.items()}
+        words = await look.words(own)
         seen = replace(
             seen,
             changed=tuple(path for path, word in words.items() if word == "changed"),
@@ -164,7 +168,7 @@ async def observe(host: Host, baseline: Parameters) -> Observation:
     if baseline.manifest is not None:
         seen = replace(seen, manifest_as_pinned=listed is not None)
     if listed:
-        found = [await look.word(path, digest) for path, digest in listed.items()]
+        found = list((await look.words(listed)).values())
         seen = replace(
             seen,
             manifest_files=len(listed),
@@ -177,7 +181,8 @@ async def observe(host: Host, baseline: Parameters) -> Observation:
         seen = replace(seen, unlisted=await _unlisted(host, baseline.directories, every, look.present))
     if baseline.packages:
         seen = await _with_packages(host, seen)
-    seen = replace(seen, unread=len(look.errors), read_bytes=look.read_bytes, writable=len(look.writable))
+    seen = replace(seen, unread=len(look.errors), writable=len(look.writable))
+    seen = replace(seen, read_bytes=look.read_bytes, kept_bytes=look.kept_bytes)
     if look.errors and judge(baseline, replace(seen, unread=0)).result is not Result.FAIL:
         raise look.errors[0]
     return seen
@@ -190,44 +195,31 @@ class _Look:
         self.host = host
         self.most = baseline.max_file_mib * MIB
         self.left = baseline.max_total_mib * MIB
-        self.read_bytes = 0
+        self.read_bytes = self.kept_bytes = 0
         self.errors: list[CannotTell] = []
         self.present: set[str] = set()
         self.writable: set[str] = set()
 
-    async def word(self, path: str, digest: str) -> str:
-        """One of same, changed, missing, special, unread."""
-        try:
-            before = await self.host.stat(path)
-        except CannotTell as error:
-            if error.reason == "not_found":
+    async def words(self, listed: Mapping[str, str]) -> Mapping[str, str]:
+        """For each path one of same, changed, missing, special, unread."""
+        found = await self.host.digests(tuple(listed), most_bytes=self.most, total_bytes=self.left)
+        return {path: self._word(path, found[path], digest) for path, digest in listed.items()}
+
+    def _word(self, path: str, found: FileDigest | CannotTell, digest: str) -> str:
+        if isinstance(found, CannotTell):
+            if found.reason == "not_found":
                 return "missing"
-            return self._unread(error)
-        if before.kind != "file":
+            self.errors.append(found)
+            return "unread"
+        if found.sha256 is None:
             return "special"
-        try:
-            raw = await self._bytes(path, before)
-        except CannotTell as error:
-            return self._unread(error)
-        self.read_bytes += len(raw)
+        self.left -= found.size_bytes
+        self.read_bytes += found.size_bytes
+        self.kept_bytes += found.size_bytes * found.kept
         self.present.add(path)
-        if before.mode & 0o022:
+        if found.mode & 0o022:
             self.writable.add(path)
-        return "same" if hashlib.sha256(raw).hexdigest() == digest else "changed"
-
-    async def _bytes(self, path: str, before: FileStat) -> bytes:
-        """Raises `CannotTell` also when the file, or what stands in its place, changed while it was read."""
-        if before.size_bytes > min(self.most, self.left):
-            raise CannotTell("output_too_large", f"{path}: more than this look may read")
-        self.left -= before.size_bytes
-        raw = await self.host.read(path, limit_bytes=before.size_bytes)
-        if len(raw) != before.size_bytes or await self.host.stat(path) != before:
-            raise CannotTell("unparsable", f"{path}: changed while it was read")
-        return raw
-
-    def _unread(self, error: CannotTell) -> str:
-        self.errors.append(error)
-        return "unread"
+        return "same" if found.sha256 == digest else "changed"
 
 
 async def _manifest(host: Host, baseline: Parameters) -> Mapping[str, str] | None:
@@ -317,7 +309,7 @@ def _judge_packages(baseline: Parameters, seen: Observation) -> Verdict | None:
 
 def _judge_complete(baseline: Parameters, seen: Observation) -> Verdict:
     """Nothing wrong was seen; a pass only when everything that was asked for was seen."""
-    wanted = [seen.unread, seen.read_bytes, seen.writable]
+    wanted = [seen.unread, seen.read_bytes, seen.kept_bytes, seen.writable]
     if baseline.files:
         wanted += [None if names is None else len(names) for names in (seen.changed, seen.missing, seen.special)]
     if baseline.manifest:
@@ -342,7 +334,7 @@ def _scene(host: Scene) -> None:
 
 
 _READ = len(_EXAMPLE[_ONE]) + sum(map(len, _EXAMPLE.values()))
-GOOD = Observation((), (), (), True, 2, 0, 0, 0, 0, 0, 0, _READ, 10, 0, 0, 0, 0, 0)
+GOOD = Observation((), (), (), True, 2, 0, 0, 0, 0, 0, 0, _READ, 0, 10, 0, 0, 0, 0, 0)
 CASES = (
     Case("as listed", GOOD, Result.PASS, "as_expected", scene=_scene),
     Case("configuration changed", replace(GOOD, config_changed=3, config_missing=1), Result.PASS),

@@ -62,7 +62,7 @@ def _inside(scratch: Path, found: Path, idle_s: float) -> int:
     machine.mount()
     machine.boot()
     place = f"/root/{found.name}"
-    machine.must(f"{PYTHON} -I -m compliance_agent.lab.bench_probe {place} {idle_s:g}", timeout_s=600 + 3 * idle_s)
+    machine.must(f"{PYTHON} -I -m compliance_agent.lab.bench_probe {place} {idle_s:g}", timeout_s=800 + 3 * idle_s)
     shutil.copy(machine.root / place[1:], found)
     return 0
 
@@ -100,7 +100,9 @@ def rows(seen: Mapping[str, Any]) -> list[Row]:
         ("the same, wall", seen["cycle_wall_s"] * 1e3, "ms", "", None),
         _most("P1: ours / monit's W1", cycle / monit, 0.75),
         _most("P1: ours / cf-agent's W1", cycle / cf, 1 / 15),
-        _most("P2: unchanged (every byte is read all the same) / monit's W1", cycle / monit, 0.2),
+        ("the same where nothing has changed, CPU", seen["unchanged_s"] * 1e3, "ms", "", None),
+        ("the same, wall", seen["unchanged_wall_s"] * 1e3, "ms", "", None),
+        _most("P2: unchanged / monit's W1", seen["unchanged_s"] / monit, 0.2),
         ("20 units' states, ours, CPU", seen["units_s"] * 1e3, "ms", "", None),
         _most("P4: / 20 systemctl by asyncio", seen["units_s"] / seen["systemctl_s"], 1 / 300),
         ("the ruleset, ours, CPU", seen["ruleset_s"] * 1e3, "ms", "", None),

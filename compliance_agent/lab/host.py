@@ -13,6 +13,7 @@ with `Call.alters`, and the fake refuses it when it was started as a mere look. 
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 import uuid
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, TypeVar
 from compliance_agent.errors import CannotTell, StepFailed
 from compliance_agent.lab.faults import Faults
 from compliance_agent.models import ClockState
-from compliance_agent.ports import ENVIRONMENT, UNIT_VERBS, Clock, FileStat, Ran, UnitState
+from compliance_agent.ports import ENVIRONMENT, UNIT_VERBS, Clock, FileDigest, FileStat, Host, Ran, UnitState
 
 if TYPE_CHECKING:
     from compliance_agent.lab.events import FakeEvents
@@ -279,6 +280,11 @@ class FakeHost:
         names = (name.removeprefix(prefix) for name in self.files if name.startswith(prefix))
         return tuple(sorted(name for name in names if name and "/" not in name))
 
+    async def digests(
+        self, paths: Sequence[str], *, most_bytes: int, total_bytes: int
+    ) -> Mapping[str, FileDigest | CannotTell]:
+        return await digests_of(self, paths, most_bytes, total_bytes)
+
     async def run(
         self,
         argv: Sequence[str],
@@ -444,6 +450,37 @@ class FakeHost:
             unit.masked = verb == "mask"
         elif verb in {"enable", "disable"} and unit.enabled in {"enabled", "disabled"}:
             unit.enabled = f"{verb}d"
+
+
+async def digests_of(
+    host: Host, paths: Sequence[str], most_bytes: int, total_bytes: int
+) -> Mapping[str, FileDigest | CannotTell]:
+    """`Host.digests` by the other questions of the same host, so that their faults are its faults."""
+    found: dict[str, FileDigest | CannotTell] = {}
+    for path in paths:
+        try:
+            before = await host.stat(path)
+            digest = None
+            if before.kind == "file":
+                if before.size_bytes > min(most_bytes, total_bytes):
+                    raise CannotTell("output_too_large", f"{path}: more than may be read")
+                total_bytes -= before.size_bytes
+                digest = await _digest(host, path, before)
+            found[path] = FileDigest(before.kind, before.mode, before.size_bytes, digest)
+        except CannotTell as error:
+            found[path] = error
+    return found
+
+
+async def _digest(host: Host, path: str, before: FileStat) -> str:
+    try:
+        raw = await host.read(path, limit_bytes=before.size_bytes)
+        if len(raw) == before.size_bytes and await host.stat(path) == before:
+            return hashlib.sha256(raw).hexdigest()
+    except CannotTell as error:
+        if error.reason != "not_found":  # it was there a moment ago
+            raise
+    raise CannotTell("unparsable", f"{path}: changed while it was read")
 
 
 def _program_name(argv: Sequence[str]) -> str:

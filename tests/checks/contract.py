@@ -28,9 +28,9 @@ from compliance_agent.core.waking import sources
 from compliance_agent.drift import DriftDetector
 from compliance_agent.errors import CannotTell, StepFailed
 from compliance_agent.lab.faults import GARBAGE
-from compliance_agent.lab.host import FakeHost
+from compliance_agent.lab.host import FakeHost, digests_of
 from compliance_agent.models import ClockState, DriftResult, Mode, Plan, Result, Step
-from compliance_agent.ports import ChangingHost, FileStat, Ran, UnitState
+from compliance_agent.ports import ChangingHost, FileDigest, FileStat, Ran, UnitState
 from compliance_agent.remedies.plan import resolve
 from compliance_agent.remedies.spec import Action
 
@@ -105,6 +105,11 @@ class Asked:
 
     async def list(self, path: str) -> tuple[str, ...]:
         return tuple(await self._answer(Question("list", f"list:{path}"), lambda: self.host.list(path)))
+
+    async def digests(
+        self, paths: Sequence[str], *, most_bytes: int, total_bytes: int
+    ) -> Mapping[str, FileDigest | CannotTell]:
+        return await digests_of(self, paths, most_bytes, total_bytes)
 
     async def run(
         self,

@@ -9,6 +9,7 @@ test_real_host.py.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -20,11 +21,11 @@ from typing import Any
 import pytest
 
 from compliance_agent.adapters.subprocess_host import RealHost
-from compliance_agent.errors import StepFailed
+from compliance_agent.errors import CannotTell, StepFailed
 from compliance_agent.lab.clock import FakeClock
 from compliance_agent.lab.faults import GARBAGE
 from compliance_agent.lab.host import Call, FakeHost, Node, Unit, said
-from compliance_agent.ports import ChangingHost, UnitState
+from compliance_agent.ports import ChangingHost, FileDigest, UnitState
 from tests.contract.expect import code_of, reason_of
 
 SYSTEMCTL = """#!/bin/sh
@@ -202,6 +203,38 @@ async def test_a_directory_lists_its_names_in_order(side: Side) -> None:
     assert await side.host.list(side.path("d")) == ("a", "b", "c")
     assert await reason_of(side.host.list(side.path("d/a"))) == "not_found"
     assert await reason_of(side.host.list(side.path("nothing"))) == "not_found"
+
+
+async def test_digests_are_told_of_many_paths_at_once(side: Side) -> None:
+    """In their order, each on its own; of what is no regular file no digest, and of a link not what it leads to."""
+    side.put("a", b"one\n", 0o640)
+    for name, kind in (("link", "symlink"), ("d", "directory"), ("pipe", "fifo")):
+        side.place(name, kind, "a")
+    paths = [side.path(name) for name in ("link", "a", "d", "pipe", "nothing", "a")] + ["relative"]
+    found = await side.host.digests(paths, most_bytes=100, total_bytes=100)
+    assert list(found) == list(dict.fromkeys(paths))
+    a = found[side.path("a")]
+    assert a == FileDigest("file", 0o640, 4, hashlib.sha256(b"one\n").hexdigest())
+    others = [found[side.path(name)] for name in ("link", "d", "pipe")]
+    assert [(one.kind, one.sha256) for one in others if isinstance(one, FileDigest)] == [
+        ("symlink", None),
+        ("directory", None),
+        ("other", None),
+    ]
+    refused = [found[side.path("nothing")], found["relative"]]
+    assert [one.reason for one in refused if isinstance(one, CannotTell)] == ["not_found", "not_found"]
+
+
+async def test_digests_are_taken_within_limits(side: Side) -> None:
+    """A file that is too long spoils no other; one for which nothing is left of the total neither."""
+    paths = [side.put(name, b"x" * size) for name, size in (("a", 10), ("b", 11), ("c", 6), ("d", 4))]
+    found = await side.host.digests(paths, most_bytes=10, total_bytes=15)
+    assert [one.reason if isinstance(one, CannotTell) else one.size_bytes for one in found.values()] == [
+        10,
+        "output_too_large",
+        "output_too_large",
+        4,
+    ]
 
 
 # -- programs

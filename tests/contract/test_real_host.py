@@ -19,11 +19,13 @@ from typing import Any
 
 import pytest
 
-from compliance_agent.adapters import execute
+from compliance_agent.adapters import execute, file_digests
+from compliance_agent.adapters.file_digests import FileDigests
 from compliance_agent.adapters.offload import MOST_ABANDONED, Offload
 from compliance_agent.adapters.subprocess_host import RealHost
 from compliance_agent.adapters.systemd import check_unit_name, parse_show
 from compliance_agent.errors import CannotTell
+from compliance_agent.ports import FileDigest
 from tests.contract.expect import code_of, reason_of
 
 
@@ -549,3 +551,50 @@ async def test_a_thread_that_hangs_takes_no_other_call_with_it() -> None:
     assert await reason_of(offload.call("path:/dead", 0.01, release.wait)) == "timed_out"
     assert [await offload.call(f"path:/{number}", 5.0, lambda: 1) for number in range(20)] == [1] * 20
     release.set()
+
+
+class Hanging(FileDigests):
+    """Digests of which that of one file does not come until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go = threading.Event()
+
+    def of(self, path: str, most_bytes: int) -> FileDigest:
+        if path.endswith("/b"):
+            self.let_go.wait(30)
+        return super().of(path, most_bytes)
+
+
+async def test_a_file_that_hangs_costs_a_thread_and_no_other_its_digest(tmp_path: Path) -> None:
+    digests = Hanging()
+    host = RealHost(file_timeout_s=-0.4, digests=digests)  # a tenth of a second, with what a batch may take
+    paths = [str(tmp_path / name) for name in "abc"]
+    for path in paths:
+        Path(path).write_bytes(b"content")
+
+    async def reasons() -> list[str | None]:
+        found = await host.digests(paths, most_bytes=100, total_bytes=100)
+        return [one.reason if isinstance(one, CannotTell) else None for one in found.values()]
+
+    assert await reasons() == [None, "timed_out", None]
+    assert host.left_behind == 1
+    assert await reasons() == [None, "timed_out", None]
+    assert host.left_behind == 1  # it was not tried again
+    digests.let_go.set()
+    for _ in range(200):
+        if not host.left_behind:
+            break
+        await asyncio.sleep(0.01)
+    assert await reasons() == [None, None, None]
+
+
+async def test_many_files_take_more_than_one_thread_may_and_all_are_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_digests, "BATCH_S", 0.0)
+    paths = [str(tmp_path / f"{number}") for number in range(20)]
+    for path in paths:
+        Path(path).write_bytes(b"x" * 10)
+    found = await RealHost().digests(paths, most_bytes=100, total_bytes=195)
+    assert [isinstance(one, FileDigest) for one in found.values()] == [True] * 19 + [False]

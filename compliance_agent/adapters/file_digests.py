@@ -1,0 +1,174 @@
+"""Digests of many files in one go, and those kept that need not be taken again.
+
+A digest is kept by everything that the kernel says of its file (`_touched`), for at most FULL_S. It is kept only of a file that
+had not been touched for a while when it was read: a change within the granularity of its times, or through a mapped page, would not
+show.
+It is used only as long as no clock was set and nothing mounted (`undisturbed.py`). Whatever is not sure is read.
+
+So whoever writes to a file by way of the file system is seen at the next look. Whoever writes to the device below it, as root,
+is seen when the digest is too old, which is the only reason why it ever is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from compliance_agent.adapters.undisturbed import Undisturbed
+from compliance_agent.errors import CannotTell
+from compliance_agent.ports import FileDigest
+
+FULL_S = 900.0  # a digest stands for at most so long for bytes that were not read again
+MOST_KEPT = 8192
+BATCH_S = 0.5  # a thread comes back after it, so that a file that hangs is known from one that is one of many
+KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
+_PIECE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    touched: tuple[int, ...]
+    read_at: float
+    digest: FileDigest
+
+
+class FileDigests:
+    """The digests of one host.
+
+    Args:
+        wall_ns: the clock that the kernel takes change times from.
+        boot_s: seconds since boot, those asleep included.
+        undisturbed: says whether change times can be relied on.
+    """
+
+    def __init__(
+        self,
+        wall_ns: Callable[[], int] = time.time_ns,
+        boot_s: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+        undisturbed: Undisturbed | None = None,
+    ) -> None:
+        self._wall_ns, self._boot_s = wall_ns, boot_s
+        self._undisturbed = undisturbed if undisturbed is not None else Undisturbed()
+        self._kept: dict[str, _Kept] = {}
+
+    def begin(self) -> None:
+        """Before a look: let go of what cannot be relied on any more."""
+        if not self._undisturbed.still():
+            self._kept = {}
+
+    def forget(self) -> None:
+        """Have every byte read again at the next look."""
+        self._kept = {}
+
+    def close(self) -> None:
+        """Give back descriptors; it can be used again."""
+        self.forget()
+        self._undisturbed.close()
+
+    def of(self, path: str, most_bytes: int) -> FileDigest:
+        """One path. Blocks.
+
+        Raises:
+            CannotTell: see `Host.digests`.
+            OSError: it cannot be looked at.
+        """
+        info = os.lstat(path)
+        kind = KINDS.get(stat.S_IFMT(info.st_mode), "other")
+        mode = stat.S_IMODE(info.st_mode)
+        if kind != "file":
+            return FileDigest(kind, mode, info.st_size, None)
+        if info.st_size > most_bytes:
+            raise CannotTell("output_too_large", f"{path}: longer than the {most_bytes} bytes that may be read")
+        store, touched, now = self._kept, _touched(info), self._boot_s()
+        kept = store.get(path)
+        if kept is not None and kept.touched == touched and 0 <= now - kept.read_at < FULL_S:
+            return kept.digest
+        since_ns = self._wall_ns() - info.st_ctime_ns
+        digest = _read(path, info, touched)
+        store.pop(path, None)  # which may have been let go of meanwhile
+        if self._settled(info.st_dev, since_ns) and len(store) < MOST_KEPT:
+            store[path] = _Kept(touched, now, FileDigest(kind, mode, info.st_size, digest, kept=True))
+        return FileDigest(kind, mode, info.st_size, digest)
+
+    def _settled(self, device: int, since_ns: int) -> bool:
+        settled_s = self._undisturbed.settled_s
+        return settled_s is not None and since_ns >= settled_s * 1e9 and device in self._undisturbed.devices
+
+
+class Batch:
+    """Some paths, one after the other on one thread, until all are done, time is up or it is stopped.
+
+    Args:
+        total_bytes: what is left of it is `left`.
+    """
+
+    def __init__(self, digests: FileDigests, paths: Sequence[str], most_bytes: int, total_bytes: int) -> None:
+        self.found: dict[str, FileDigest | CannotTell] = {}
+        self.left = total_bytes
+        self.stuck = self._current = paths[0]
+        self._stopped = False
+        self._digests, self._paths, self._most_bytes = digests, paths, most_bytes
+
+    def hangs_at(self) -> str:
+        """What it is at now, as the offload writes it; `stuck` is the same as a path."""
+        self.stuck = self._current
+        return f"path:{self.stuck}"
+
+    def stop(self) -> dict[str, FileDigest | CannotTell]:
+        """Have it do no more than what it is at; what it has found so far."""
+        self._stopped = True
+        return dict(self.found)
+
+    def work(self) -> None:
+        """The whole of it. Blocks."""
+        until = time.monotonic() + BATCH_S
+        self._digests.begin()
+        for path in self._paths:
+            self._current = path
+            self.found[path] = found = self._look(path)
+            if isinstance(found, FileDigest) and found.sha256 is not None:
+                self.left -= found.size_bytes
+            if self._stopped or time.monotonic() > until:
+                return
+
+    def _look(self, path: str) -> FileDigest | CannotTell:
+        try:
+            return self._digests.of(path, min(self._most_bytes, self.left))
+        except CannotTell as error:
+            return error
+        except OSError as error:
+            return CannotTell.from_os_error(error, f"{path}: cannot be looked at ({os.strerror(error.errno or 0)})")
+
+
+def _touched(info: os.stat_result) -> tuple[int, ...]:
+    """All that tells this file, as it is, from any other."""
+    whose = (info.st_mode, info.st_uid, info.st_gid)
+    return (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns, *whose)
+
+
+def _read(path: str, before: os.stat_result, touched: tuple[int, ...]) -> str:
+    """The digest of a regular file that was looked at before it is opened: opening a device may already do something.
+
+    Raises:
+        CannotTell: it is not the same file, or not as long, or was touched meanwhile.
+        OSError: it cannot be read.
+    """
+    digest, left = hashlib.sha256(), before.st_size
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            same = _touched(os.fstat(handle)) == touched
+            while same and left >= 0 and (piece := os.read(handle, min(_PIECE_BYTES, left + 1))):
+                digest.update(piece)
+                left -= len(piece)
+        finally:
+            os.close(handle)
+        if same and left == 0 and _touched(os.lstat(path)) == touched:
+            return digest.hexdigest()
+    except FileNotFoundError:  # it was there a moment ago
+        pass
+    raise CannotTell("unparsable", f"{path}: changed while it was read")
