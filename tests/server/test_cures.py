@@ -56,11 +56,21 @@ async def test_a_plan_that_waits_for_weeks_is_not_forgotten_and_a_cure_is(server
     assert found.healed == () and [item.key_id for item in found.waiting] == [patient.key_id]
 
 
-async def test_what_is_not_looked_through_is_said(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_plan_is_found_behind_any_number_of_other_cures(server: Server) -> None:
+    """More than a list of records has; and that more wait than are shown is said."""
+    patient, busy = await server.enrolled(), await server.enrolled("ws-02")
+    await server.deliver(patient, patient.next(**FAILS), cure(patient, "deferred", "approval_required"))
+    for _ in range(3):
+        await server.deliver(busy, *(healed(busy) for _ in range(service.MOST // 2)))
+    found = await seen(server)
+    assert ([item.key_id for item in found.waiting], found.more) == ([patient.key_id], False)
+
+
+async def test_that_more_wait_than_are_shown_is_said(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     host = await server.enrolled()
-    await server.deliver(host, healed(host), healed(host))
+    await server.deliver(host, host.next(**FAILS), cure(host, "deferred", "approval_required"))
     assert not (await seen(server)).more
-    monkeypatch.setattr(service, "MOST", 2)
+    monkeypatch.setattr(service, "MOST", 1)
     assert (await seen(server)).more
 
 

@@ -142,7 +142,7 @@ async def test_the_log_is_whole(server: Server, chain: tuple[FakeHost, list[Sign
 ARGUMENTS: Mapping[str, Any] = {
     "site_id": "clinic-1", "year": 2026, "start": 0, "stop": 9, "after": 0, "limit": 9, "numbers": [1, 2, 3, 4],
     "order_id": "0" * 32, "since": START - timedelta(days=9), "query": BundleQuery(), "bundle_ids": [], "kinds": ["drift"],
-    "days": SPAN, "key_ids": [],
+    "days": SPAN, "key_ids": [], "stale_before": START, "error": "approval_required",
     "at_most": 9,
 }  # fmt: skip
 WITHOUT_DATES = {

@@ -151,3 +151,28 @@ async def test_what_is_not_there_is_a_404(server: Server) -> None:
         with pytest.raises(Refusal) as caught:
             await asked
         assert caught.value.status == 404
+
+
+async def test_all_sites_counted_say_what_each_site_listed_says(server: Server) -> None:
+    """The first page reads counts, the page of a site each verdict: silent, stale, revoked, mute and unmet ones alike."""
+    names = ("fresh", "stale", "silent", "revoked", "mute")
+    hosts = {name: await server.enrolled(name) for name in names}
+    for name in ("stale", "silent", "revoked", "fresh"):
+        host = hosts[name]
+        await server.deliver(host, host.heartbeat(backup="pass", logging="not_applicable", firewall="exception"))
+        await server.deliver(host, host.next(result="fail", reason="daemon_down"))
+    await server.services.enrolment.revoke("clinic-1", hosts["revoked"].key_id, actor="test")
+    for hours in (5, 5):
+        server.clock.move(hours * 3_600)
+        for name in ("fresh", "stale"):
+            hosts[name].now = server.clock()
+        await server.deliver(hosts["fresh"], hosts["fresh"].heartbeat(time_sync="unknown", backup="pass"))
+        await server.checkin(hosts["stale"])
+    fleet = await fleet_of(server)
+    [counted], listed = await fleet.sites(), await fleet.site("clinic-1")
+    told = [(one.host.host_id, one.counts, one.silent, one.oldest_unmet_at) for one in counted.hosts]
+    assert told == [(one.host.host_id, one.counts, one.silent, one.oldest_unmet_at) for one in listed.hosts]
+    assert (counted.counts, counted.oldest_unmet_at) == (listed.counts, listed.oldest_unmet_at)
+    assert {check.check for one in counted.hosts for check in one.checks} == {"time_sync"}, "what is met is counted"
+    kinds = {check.reason for one in listed.hosts for check in one.checks}
+    assert {"silent", "stale", "revoked"} <= kinds, "each kind is there"

@@ -26,6 +26,7 @@ from compliance_agent.server.records.chains import (
     Place,
     Said,
     Site,
+    Tally,
 )
 from compliance_agent.server.records.duties import Duty, Figures, Replica, Tenure
 from compliance_agent.server.records.keeping import Durable, Hold, LoggedRecord, Minimum
@@ -77,6 +78,7 @@ __all__ = [
     "Site",
     "SiteReader",
     "Store",
+    "Tally",
     "Tenure",
     "Token",
     "Transaction",

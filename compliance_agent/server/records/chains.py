@@ -236,6 +236,26 @@ class CheckVerdict(NamedTuple):
     bundle_id: str
 
 
+class Tally(NamedTuple):
+    """Verdicts of one host that stand alike, counted: those that are met together, each other one by itself.
+
+    Attributes:
+        check: of one that is not met; else empty.
+        stale: nobody has repeated them lately.
+        since: when the first of these results began.
+        seen_at: when the one that nobody repeated longest was said.
+    """
+
+    key_id: str
+    site_id: str
+    check: str
+    result: str
+    stale: bool
+    times: int
+    since: datetime
+    seen_at: datetime
+
+
 class Event(NamedTuple):
     """A recorded verdict of one check, or what was done about it: as little of the bundle as counting needs."""
 

@@ -6,7 +6,18 @@ from collections.abc import Collection
 from datetime import date, datetime
 from typing import Protocol
 
-from compliance_agent.server.records.chains import Bundle, BundleQuery, CheckVerdict, Event, Fork, Gap, Host, Said, Site
+from compliance_agent.server.records.chains import (
+    Bundle,
+    BundleQuery,
+    CheckVerdict,
+    Event,
+    Fork,
+    Gap,
+    Host,
+    Said,
+    Site,
+    Tally,
+)
 from compliance_agent.server.records.keeping import Hold, LoggedRecord, Minimum
 from compliance_agent.server.records.logs import Backlog, Kept, Leaf, NewestHead, Shard
 from compliance_agent.server.records.orders import OrderMark, OrderRow
@@ -92,6 +103,16 @@ class SiteReader(Keeping, Protocol):
 
     async def verdicts(self, key_id: str | None = None) -> list[CheckVerdict]:
         """Current verdicts of one host or of all, by host and check."""
+        ...
+
+    async def tallies(self, stale_before: datetime) -> list[Tally]:
+        """The same of all, counted; what was said last before this time is stale."""
+        ...
+
+    async def cures(self, since: datetime, error: str) -> list[Bundle]:
+        """Cures that succeeded since then, and of each check that fails the newest record of a cure, where it ended with this code;
+        at most 200 of either.
+        """
         ...
 
     async def remediations(self, key_id: str) -> dict[str, Bundle]:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from compliance_agent.server.records import Bundle, BundleQuery, Host, SiteReader
+from compliance_agent.server.records import Bundle, Host, SiteReader
 from compliance_agent.server.services.fleet import SiteStanding
 
 APPROVAL = "approval_required"
-MOST = 200  # records looked through; a list of records has no more
+MOST = 200  # a list of records has no more
 LATELY = timedelta(hours=24)
 
 
@@ -20,40 +20,22 @@ class Cures:
 
     Attributes:
         hosts: of the sites, by key.
-        more: older records were not looked through, so that more may wait.
+        more: there are more plans that wait.
     """
 
     hosts: Mapping[str, Host]
     healed: tuple[Bundle, ...]
     waiting: tuple[Bundle, ...]
-    more: bool
+    more: bool = False
 
 
 async def cures(reader: SiteReader, sites: Iterable[SiteStanding], now: datetime) -> Cures:
     """The cures of hosts that are not revoked.
 
-    A plan waits while its check still fails and the newest record of a cure says that it does. That record is not older than the
-    failure, so nothing before the oldest failure is read.
+    A plan waits while its check still fails and the newest record of a cure of it says that it does.
     """
-    hosts = {item.host.key_id: item for site in sites for item in site.live}
-    failing = {
-        (key_id, check.check): check.verdict.since
-        for key_id, item in hosts.items()
-        for check in item.checks
-        if check.verdict.result == "fail"
-    }
-    since = min(now - LATELY, *failing.values()) if failing else now - LATELY
-    found = await reader.bundles(BundleQuery(kind="remediation", since=since, limit=MOST))
-    newest: dict[tuple[str, str | None], Bundle] = {}
-    for bundle in found:
-        newest.setdefault((bundle.key_id, bundle.check), bundle)
-    return Cures(
-        hosts={key_id: item.host for key_id, item in hosts.items()},
-        healed=tuple(
-            item
-            for item in found
-            if item.outcome == "success" and item.received_at >= now - LATELY and item.key_id in hosts
-        ),
-        waiting=tuple(item for place, item in newest.items() if place in failing and item.error == APPROVAL),
-        more=len(found) == MOST,
-    )
+    hosts = {item.host.key_id: item.host for site in sites for item in site.live}
+    found = sorted(await reader.cures(now - LATELY, APPROVAL), key=lambda item: item.number, reverse=True)
+    done = tuple(item for item in found if item.outcome == "success" and item.key_id in hosts)
+    plans = [item for item in found if item.outcome != "success"]
+    return Cures(hosts, done, tuple(item for item in plans if item.key_id in hosts), more=len(plans) >= MOST)

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from compliance_agent.server.records import (
     Host,
     Site,
     SiteReader,
+    Tally,
 )
 from compliance_agent.server.services.retention import keep_of, rules_of
 from compliance_agent.server.services.verification import Verifier
@@ -59,6 +60,10 @@ class Silence:
         """A host that nothing was heard of since then is silent."""
         return now - timedelta(seconds=max(3 * self.interval_s, self.silent_after_s))
 
+    def stale_before(self, now: datetime) -> datetime:
+        """What was said last before then is stale."""
+        return now - timedelta(seconds=self.stale_after_s)
+
     def stale(self, said_at: datetime | None, now: datetime) -> bool:
         """Whether what a verdict's own bundles or a heartbeat said then is not late enough to go by; None is never."""
         return said_at is None or now - said_at > timedelta(seconds=self.stale_after_s)
@@ -85,6 +90,19 @@ class CheckStanding(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Met:
+    """Checks of a host whose verdicts are met, or were, counted instead of listed.
+
+    Attributes:
+        counts: by the result that may be shown.
+        stale_at: when the one that nobody repeated longest was said, where it is stale.
+    """
+
+    counts: Mapping[str, int] = field(default_factory=dict)
+    stale_at: datetime | None = None
+
+
+@dataclass(frozen=True)
 class HostStanding:
     """One host with its checks.
 
@@ -92,6 +110,7 @@ class HostStanding:
         broken: its chain has a fork or an open gap.
         unlogged: bundles that no published checkpoint of the log covers yet.
         gaps: of its chain, open ones first; only where one host was asked for.
+        met: where all sites were asked for; then `checks` has the others alone.
     """
 
     host: Host
@@ -100,6 +119,12 @@ class HostStanding:
     broken: bool = False
     unlogged: int = 0
     gaps: tuple[Gap, ...] = ()
+    met: Met = Met()
+
+    @property
+    def spoke(self) -> bool:
+        """Whether it ever said how a check ended."""
+        return bool(self.checks or self.met.counts)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -107,14 +132,18 @@ class HostStanding:
         counts = dict.fromkeys(RESULTS, 0)
         for check in self.checks:
             counts[check.result if check.result in counts else "unknown"] += 1
-        return counts if self.checks else {**counts, "unknown": 1}
+        for result, count in self.met.counts.items():
+            counts[result if result in counts else "unknown"] += count
+        return counts if self.spoke else {**counts, "unknown": 1}
 
     @property
     def oldest_unmet_at(self) -> datetime | None:
         """Since when the longest standing item is not met; a silent host is unmet since it was last heard."""
         starts = [item.verdict.since for item in self.checks if item.verdict.result in UNMET]
         starts += [item.verdict.seen_at for item in self.checks if item.reason == "stale"]
-        if self.silent or not self.checks:
+        if self.met.stale_at is not None:
+            starts.append(self.met.stale_at)
+        if self.silent or not self.spoke:
             starts.append(self.host.last_seen_at or self.host.enrolled_at)
         return min(starts, default=None)
 
@@ -214,13 +243,17 @@ class Fleet:
         self._verifier = verifier or Verifier()
 
     async def sites(self) -> list[SiteStanding]:
-        """Every site, the one with the oldest unmet item first."""
-        hosts = await self._standings(self._reader)
-        found = [
-            SiteStanding(site, tuple(item for item in hosts if item.host.site_id == site.site_id))
-            for site in await self._reader.site_rows()
-        ]
-        now = self._clock()
+        """Every site, the one with the oldest unmet item first. Of what is met, hosts have counts alone."""
+        now, hosts = self._clock(), dict[str, list[HostStanding]]()
+        tallies: dict[str, list[Tally]] = {}
+        for tally in await self._reader.tallies(self._silence.stale_before(now)):
+            tallies.setdefault(tally.key_id, []).append(tally)
+        gapped, unlogged = await self._reader.gapped(), await self._reader.unlogged()
+        for host in await self._reader.hosts():
+            if host.rotated_to is None:
+                standing = self._counted(host, tallies.get(host.key_id, ()), now, gapped=host.key_id in gapped)
+                hosts.setdefault(host.site_id, []).append(replace(standing, unlogged=unlogged.get(host.key_id, 0)))
+        found = [SiteStanding(site, tuple(hosts.get(site.site_id, ()))) for site in await self._reader.site_rows()]
         return sorted(found, key=lambda item: (item.oldest_unmet_at or now, item.site.site_id))
 
     async def site(self, site_id: str) -> SiteStanding:
@@ -324,9 +357,7 @@ class Fleet:
         self, host: Host, verdicts: Iterable[CheckVerdict], remediations: Mapping[str, Bundle], *, gapped: bool = False
     ) -> HostStanding:
         now = self._clock()
-        dates = self._reader.dates
-        silent = (dates is None or dates.hold(now)) and self._silence.silent(host, now)
-        why = "silent" if silent else "revoked" if host.revoked_at else ""
+        silent, why = self._quiet(host, now)
         beats = not self._silence.stale(host.heartbeat_made_at, now)  # then no verdict of it is stale
         checks = tuple(
             self._shown(
@@ -335,6 +366,30 @@ class Fleet:
             for item in verdicts
         )
         return HostStanding(host, silent, checks, broken=gapped or host.forks > 0)
+
+    def _quiet(self, host: Host, now: datetime) -> tuple[bool, str]:
+        """Whether a host is silent, and why nothing green of it may be shown."""
+        dates = self._reader.dates
+        silent = (dates is None or dates.hold(now)) and self._silence.silent(host, now)
+        return silent, "silent" if silent else "revoked" if host.revoked_at else ""
+
+    def _counted(self, host: Host, tallies: Iterable[Tally], now: datetime, *, gapped: bool) -> HostStanding:
+        """As `_standing`, from counts."""
+        silent, why = self._quiet(host, now)
+        beats = not self._silence.stale(host.heartbeat_made_at, now)
+        checks, counts, stale_at = list[CheckStanding](), dict[str, int](), list[datetime]()
+        for one in tallies:
+            stale = "stale" if one.stale and not beats else ""
+            if one.check:
+                unmet = CheckVerdict(one.key_id, one.site_id, one.check, one.result, "", one.since, one.seen_at, "")
+                checks.append(self._shown(unmet, why or stale, {}))
+                continue
+            shown = "unknown" if why or stale else one.result
+            counts[shown] = counts.get(shown, 0) + one.times
+            if stale and not why:
+                stale_at.append(one.seen_at)
+        met = Met(counts, min(stale_at, default=None))
+        return HostStanding(host, silent, tuple(checks), broken=gapped or host.forks > 0, met=met)
 
     @staticmethod
     def _shown(verdict: CheckVerdict, why: str, remediations: Mapping[str, Bundle]) -> CheckStanding:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Executable, Select, and_, func, not_, or_, select, union_all
+from sqlalchemy import Column, ColumnElement, Executable, Select, and_, case, func, not_, or_, select, union_all
 from sqlalchemy.engine import RowMapping
 
 from compliance_agent.entries.leaf import bundle_leaf
@@ -28,6 +28,7 @@ from compliance_agent.server.records import (
     Said,
     Shard,
     Site,
+    Tally,
     Token,
 )
 from compliance_agent.server.records.orders import OrderMark, OrderRow
@@ -169,6 +170,33 @@ class BoundReader(KeepingRows):
         if key_id is not None:
             query = query.where(table.c.key_id == key_id)
         return [rows.verdict(row) for row in await self._all(query)]
+
+    async def tallies(self, stale_before: datetime) -> list[Tally]:
+        c = tables.verdicts.c
+        alone = case((c.result.in_(("fail", "unknown")), c.check), else_="").label("alone")
+        alike = (c.key_id, c.site_id, alone, c.result, (c.seen_at < rows.text(stale_before)).label("stale"))
+        found = (func.count().label("count"), func.min(c.since).label("first"), func.min(c.seen_at).label("seen"))
+        query = select(*alike, *found).where(c.site_id.in_(self._sites), *self._dated(c.seen_at)).group_by(*alike)
+        return [rows.tally(row) for row in await self._all(query)]
+
+    async def cures(self, since: datetime, error: str) -> list[Bundle]:
+        v, mine = tables.verdicts.c, tables.site_of(tables.bundles).in_(self._sites)
+        failing = and_(_bundles.key_id == v.key_id, _bundles.check == v.check, v.result == "fail")
+        newest = (
+            select(func.max(_bundles.number))
+            .select_from(tables.verdicts.join(tables.bundles, failing))
+            .where(v.site_id.in_(self._sites), tables.CURE, *self._dated(_bundles.created_at))
+            .group_by(_bundles.key_id, _bundles.check)
+        )
+        done = BundleQuery(kind="remediation", outcome="success", since=since)
+        healed = select(_bundles.number).where(*self._narrowed(done))
+        whole = select(*rows.BUNDLE_COLUMNS).where(mine, *self._dated(_bundles.created_at))
+        whole = whole.order_by(_bundles.number.desc()).limit(MOST_ROWS)
+        parts = (
+            whole.where(_bundles.number.in_(healed)).subquery(),
+            whole.where(_bundles.number.in_(newest), _bundles.error == error).subquery(),
+        )
+        return [rows.bundle(row) for row in await self._all(union_all(*(select(part) for part in parts)))]
 
     async def remediations(self, key_id: str) -> dict[str, Bundle]:
         newest = (

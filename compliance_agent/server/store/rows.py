@@ -28,6 +28,7 @@ from compliance_agent.server.records import (
     Session,
     Shard,
     Site,
+    Tally,
     Token,
     User,
 )
@@ -151,6 +152,20 @@ def verdict(row: RowMapping) -> CheckVerdict:
         when(row["since"]),
         when(row["seen_at"]),
         row["bundle_id"],
+    )
+
+
+def tally(row: RowMapping) -> Tally:
+    """Verdicts that stand alike."""
+    return Tally(
+        row["key_id"],
+        row["site_id"],
+        row["alone"],
+        row["result"],
+        bool(row["stale"]),
+        row["count"],
+        when(row["first"]),
+        when(row["seen"]),
     )
 
 

@@ -168,6 +168,15 @@ Index(
     postgresql_where=NO_HEARTBEAT,
 )
 
+# Of a cure only the newest of each check counts for what waits for a person.
+CURE = bundles.c.kind == literal_column("'remediation'")  # word for word, or the index is not taken
+Index(
+    "ix_bundles_cures",
+    *(bundles.c[name] for name in ("key_id", "check", "number")),
+    sqlite_where=CURE,
+    postgresql_where=CURE,
+)
+
 verdicts = Table(
     "verdicts",
     metadata,
