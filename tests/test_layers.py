@@ -186,6 +186,7 @@ class Fence:
 HEAVY = tuple(f"!{name}" for name in ("fastapi", "jinja2", "rich", "sqlalchemy", "starlette", "uvicorn"))
 SERVER_EXTRA = (*(name for name in HEAVY if name != "!rich"), "!aiosqlite", "!argon2", "!orjson", "!prometheus_client")
 OBJECT_STORE = ("!boto3", "!botocore")
+ADVICE = ("core.advice", "server.model_calls", "server.services.advising")
 
 FENCES = (
     Fence(
@@ -276,6 +277,11 @@ FENCES = (
         "who verifies orders as root shares the root side's files, frames and nothing that comes with more",
         sources=("adopt",),
         targets=tuple(name for name in LAYERS if name not in {"", "adopt", "errors", "frames", "heal"}),
+    ),
+    Fence(
+        "a model advises people who ask it to; nothing that goes on by itself may wait for one, or follow one",
+        targets=ADVICE,
+        but_sources=(*ADVICE, "server.desks", "cli.server_plan"),
     ),
     Fence(
         "only hands open sockets, processes and databases",
@@ -600,6 +606,17 @@ def test_starting_loads_nothing_heavy(module: str) -> None:
     assert done.stdout.split() == []
 
 
+def test_a_model_is_asked_by_one_command_and_by_nothing_else() -> None:
+    """The desks can make the desk for advice; whoever has the desks could ask for it, and one command does."""
+    asking = {
+        name
+        for name, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in {"adviser", "advise"}
+    }
+    assert asking == {"cli.server_plan"}
+
+
 SERVES = ("fastapi", "starlette", "uvicorn", "pydantic", "jinja2", "httpx2", "prometheus_client")
 
 
@@ -675,6 +692,12 @@ PLANTED: list[tuple[str, str, str, str]] = [
     ("server.services", "from compliance_agent import checks", "imports checks", "judges records, not machines"),
     ("server.app", "from compliance_agent.adapters import notify", "imports adapters", "judges records, not machines"),
     ("web.views", "from compliance_agent.server import store", "server.store", "stages may not import hands"),
+    (
+        "server.services.background",
+        "def f():\n    from compliance_agent.server.services.advising import Adviser",
+        "server.services.advising",
+        "wait for one, or follow one",
+    ),
     ("log.proof", "from compliance_agent.documents import read_json", "imports documents", "that others run too"),
     ("shiny_new_thing", "", "shiny_new_thing", "in no layer"),
 ]

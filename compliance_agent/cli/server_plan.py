@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from compliance_agent.server.desks import Services
 
 SCHEMA = "compliance-agent/server-plans/v1"
+ADVICE_SCHEMA = "compliance-agent/server-plan-advice/v1"
 
 
 @click.group("plan")
@@ -65,6 +66,7 @@ def _row(item: dict[str, Any]) -> list[str]:
 
 @plan.command("draft")
 @click.argument("proposal_id")
+@click.option("--order", "kind", help="Another kind of order than its rule's; `plan list --json` has its options.")
 @click.option("--target", help="Of an approval: the plan, as `compliance-agent plan --json` shows it at the host.")
 @click.option("--life", default="15m", show_default=True, help="How long the order is good for, once it is signed.")
 @click.option("--yes", is_flag=True, help="Do not ask after showing the proposal.")
@@ -73,8 +75,9 @@ def _row(item: dict[str, Any]) -> list[str]:
 @data_dir_option
 @click.pass_context
 def draft(
-    ctx: click.Context, proposal_id: str, target: str | None, life: str, yes: bool, by: str, as_json: bool
-) -> None:
+    ctx: click.Context, proposal_id: str, kind: str | None, target: str | None, life: str, yes: bool, by: str,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Make a draft of one proposal. It is an order like any other: people approve and sign it before a host hears of it."""
     settings, seconds = settings_of(ctx), int(duration(life).total_seconds())
 
@@ -85,13 +88,43 @@ def draft(
     async def act(services: Services) -> dict[str, Any]:
         user = await person(services, by)
         reader = await services.users.reader(user)
-        row = await services.planner().draft(user, reader, proposal_id, target=target, life_s=seconds)
+        row = await services.planner().draft(user, reader, proposal_id, kind=kind, target=target, life_s=seconds)
         return await shown_row(services, reader, row)
 
     _show(with_services(settings, find))
     if not yes:
         click.confirm("draft this?", abort=True, err=True)
     say(with_services(settings, act), as_json)
+
+
+@plan.command("advise")
+@by_option
+@json_option
+@data_dir_option
+@click.pass_context
+def advise(ctx: click.Context, by: str, as_json: bool) -> None:
+    """Ask the configured model what it would do, among what the rules allow. Its words do nothing; a person drafts."""
+
+    async def ask(services: Services) -> dict[str, Any]:
+        user = await person(services, by)
+        found = await services.adviser().advise(user, await services.users.reader(user))
+        choices = [{"option": item.kind, **_said(as_document(item.proposal))} for item in found.choices]
+        return {"schema": ADVICE_SCHEMA, "asked": found.asked, "refused": found.code or None, "choices": choices}
+
+    document = with_services(settings_of(ctx), ask)
+    if as_json:
+        print_json(document)
+    elif document["refused"]:
+        click.echo(f"nothing of the answer was taken: {document['refused']}", err=True)
+    else:
+        rows = [[item["proposal_id"], f"{item['check']} {item['reason']}", item["option"] or "none", item["rule"]]
+                for item in document["choices"]]  # fmt: skip
+        table(("proposal", "finding", "the model would", "the rules say"), rows)
+    ctx.exit(1 if document["refused"] else 0)
+
+
+def _said(item: dict[str, Any]) -> dict[str, Any]:
+    return {name: item[name] for name in ("proposal_id", "key_id", "check", "reason", "rule", "kind")}
 
 
 def _show(item: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -212,6 +212,21 @@ def proposed(finding: Finding, known: Known, name: str) -> Proposal:
     )  # fmt: skip
 
 
+def options(proposal: Proposal) -> tuple[str, ...]:
+    """The kinds of order that a person may choose for a finding: its rule's own, a look, and its cure where nothing forbids it."""
+    if proposal.rule == "not_reached":
+        return ()
+    cure = proposal.cures and not proposal.finding.stands and proposal.rule in {"cure", "soon", "waits"}
+    own = (proposal.kind,) if proposal.kind is not None else ()
+    return tuple(dict.fromkeys((*own, "check", *(("remediate",) if cure else ()))))
+
+
+def chosen(proposal: Proposal, kind: str) -> Proposal:
+    """The same finding with another of its options."""
+    needs = next(rule.needs for rule in RULES.values() if rule.kind == kind)
+    return replace(proposal, kind=kind, parameters=parameters_of(proposal.finding, kind), needs=needs)
+
+
 def parameters_of(finding: Finding, kind: str | None) -> dict[str, Any]:
     """What an order of this kind says about a finding, without what a person has to bring."""
     if kind == "check":
@@ -253,6 +268,7 @@ def as_document(proposal: Proposal) -> dict[str, Any]:
         "kind": proposal.kind,
         "parameters": dict(proposal.parameters),
         "needs": list(proposal.needs),
+        "options": list(options(proposal)),
         "runbook": None if book is None else {"id": book.id, "version": book.version, "sha256": book.sha256},
         "cures": [_cure(cure) for cure in proposal.cures],
         "expected": _expected(proposal),

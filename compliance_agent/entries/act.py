@@ -49,6 +49,8 @@ class Act(StrEnum):
     ORDER_APPROVED = "order_approved"
     ORDER_REFUSED = "order_refused"
     ORDER_WITHDRAWN = "order_withdrawn"
+    MODEL_ANSWERED = "model_answered"
+    MODEL_REFUSED = "model_refused"
 
 
 def act_leaf(act: Act, actor: str, subject: str | None, at: str) -> bytes:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from compliance_agent.adapters.durable import read_file
 from compliance_agent.log.policy import Policy
 from compliance_agent.server.cosigning import Cosigning
 from compliance_agent.server.log_files import LogFiles
@@ -39,6 +41,9 @@ from compliance_agent.server.services.tracing import Tracing
 from compliance_agent.server.services.users import Users
 from compliance_agent.server.services.verification import Verifier
 from compliance_agent.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from compliance_agent.server.services.advising import Adviser, Model
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,22 @@ class Services:
     def planner(self) -> Planner:
         """What could be done about findings, and drafts of it."""
         return Planner(self.clock, self.orders, self.fleet)
+
+    def adviser(self) -> Adviser:
+        """A model's advice, for who asks for it."""
+        from compliance_agent.server.services.advising import Adviser
+
+        return Adviser(self.store, self.clock, self.planner(), self._model())
+
+    def _model(self) -> Model | None:
+        if self.settings.planner_model_url is None:
+            return None
+        from compliance_agent.server.model_calls import ModelCalls  # an HTTP client, which most servers never need
+
+        path, key = self.settings.planner_model_key_file, None
+        if path is not None:
+            key = read_file(path, limit_bytes=1_024, secret=True).decode("ascii", "replace").strip()
+        return ModelCalls(self.settings.planner_model_url, self.settings.planner_model, key)
 
     def prover(self, reader: SiteReader) -> Prover:
         """Proofs of the records that `reader` sees."""

@@ -123,6 +123,15 @@ class ServerSettings:
     site_bundles_per_day: int = _setting(
         5_000_000, "Bundles that the hosts of a site may send in a day together; 0 is no limit.", 0, 1_000_000_000
     )
+    planner_model_url: str | None = _setting(
+        None,
+        "Address of an OpenAI-compatible server that may be asked what it would do about findings (docs/planner.md); off when not"
+        " given. https, or on this machine.",
+    )
+    planner_model: str = _setting("", "Which of its models.")
+    planner_model_key_file: Path | None = _setting(
+        None, "File with the key that this server wants, readable by nobody else."
+    )
     log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR.")
 
     def __post_init__(self) -> None:
@@ -160,6 +169,7 @@ class ServerSettings:
         check_database("database", self.database)
         self._check_blobs()
         self._check_people()
+        self._check_model()
         files = (
             "witness_policy_file",
             "tsa_ca_file",
@@ -167,6 +177,7 @@ class ServerSettings:
             "alerts_file",
             "oidc_client_secret_file",
             "blobs_credentials_file",
+            "planner_model_key_file",
         )
         for name in files:
             value = getattr(self, name)
@@ -187,6 +198,15 @@ class ServerSettings:
         for name in ("blobs_endpoint", "blobs_region", "blobs_credentials_file"):
             if self.blobs is None and getattr(self, name) is not None:
                 raise ConfigError(f"{name}: says something of a bucket, and blobs names none")
+
+    def _check_model(self) -> None:
+        _check_url("planner_model_url", self.planner_model_url, None)
+        if self.planner_model_url is not None and not _is_safe(self.planner_model_url):
+            raise ConfigError(f"planner_model_url: expected https, found {self.planner_model_url[:60]!r}")
+        if (self.planner_model_url is None) != (self.planner_model == ""):
+            raise ConfigError("planner_model_url and planner_model: give both or neither")
+        if self.planner_model_url is None and self.planner_model_key_file is not None:
+            raise ConfigError("planner_model_key_file: is for a server, and planner_model_url names none")
 
     def _check_people(self) -> None:
         if not all(_LABEL.fullmatch(item) for item in self.second_factor_for.split() or [""]):

@@ -55,6 +55,7 @@ DECISIONS: dict[str, list[str] | None] = {
     "order publish": ["TMP/root.json", "--by", "j.doe"],
     "order show": ["0" * 32],
     "order sign": ["0" * 32, "--key", "TMP/signer.pem", "--by", "j.doe"],
+    "plan advise": ["--by", "j.doe"],
     "plan draft": ["0" * 16, "--by", "j.doe"],
     "plan list": [],
     "readopt": [],

@@ -13,7 +13,9 @@ from click.testing import CliRunner, Result
 
 from compliance_agent.cli import group
 from tests.cli.test_json import documented, flat, problems
+from tests.core.test_advice import reply
 from tests.server.builder import Hands, serving
+from tests.server.scripted_model import says, scripted
 from tests.server.test_cures import FAILS, cure
 
 
@@ -84,3 +86,17 @@ def test_a_draft_is_made_after_a_yes_and_not_before(data: Path) -> None:
     assert problems(json.loads(yes.stdout)) == []
     again = plan(data, "draft", proposal_id, "--by", "kim", "--yes")
     assert again.exit_code != 0 and getattr(again.exception, "code", "") == "plan_open"
+
+
+def test_a_model_is_asked_when_one_is_configured(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    off = plan(data, "advise", "--by", "jo")
+    assert getattr(off.exception, "code", "") == "model_off"
+    with scripted(says(reply({"choices": [{"finding": 0, "option": "check"}]}))) as model:
+        monkeypatch.setenv("MSP_SERVER_PLANNER_MODEL_URL", model.url)
+        monkeypatch.setenv("MSP_SERVER_PLANNER_MODEL", "m-1")
+        document = json.loads(plan(data, "advise", "--by", "jo", "--json").stdout)
+        assert problems(document) == [] and [item["option"] for item in document["choices"]] == ["check"]
+        assert "the model would" in plan(data, "advise", "--by", "jo").stdout
+        model.script = says(reply("no"))
+        refused = plan(data, "advise", "--by", "jo")
+        assert refused.exit_code == 1 and "model_answer" in refused.stderr

@@ -24,6 +24,8 @@ LATER = {
     "order_approved",
     "order_refused",
     "order_withdrawn",
+    "model_answered",
+    "model_refused",
     "identity_linked",
     "identity_unlinked",
     "pruned",

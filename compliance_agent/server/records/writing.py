@@ -492,6 +492,10 @@ class Transaction(Keeping, Protocol):
         """How many deliveries stand at what, by channel and state."""
         ...
 
+    async def audited(self, actor: str, action: str, since: datetime) -> int:
+        """How often somebody did this since then."""
+        ...
+
     async def audit(
         self,
         now: datetime,

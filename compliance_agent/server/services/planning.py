@@ -108,16 +108,17 @@ class Planner:
         reader: SiteReader,
         proposal_id: str,
         *,
+        kind: str | None = None,
         target: str | None = None,
         life_s: int = int(USUAL_LIFE.total_seconds()),
     ) -> OrderRow:
-        """Make a draft of a proposal, because this person says so.
+        """Make a draft of a proposal, or of another of its options (`kind`), because this person says so.
 
         Raises:
             Refusal: no such proposal, nothing to order, not allowed, or more than may be drafted now.
         """
         roles.check(user, roles.Act.DRAFT_ORDER)
-        proposal = await self.find(user, reader, proposal_id)
+        proposal = _chosen(await self.find(user, reader, proposal_id), kind)
         wanted = _wanted(proposal, target, life_s)
 
         async def bounded(tx: Transaction, row: OrderRow) -> None:
@@ -182,6 +183,15 @@ def _stands(host: HostStanding) -> str:
     if host.silent:
         return "silent"
     return "" if host.host.baseline_sha256 else "no_baseline"
+
+
+def _chosen(proposal: Proposal, kind: str | None) -> Proposal:
+    if kind is None or kind == proposal.kind:
+        return proposal
+    allowed = planning.options(proposal)
+    if kind not in allowed:
+        raise Refusal(f"kind: expected one of {', '.join(allowed) or 'none at all'}", code="not_an_option", status=409)
+    return planning.chosen(proposal, kind)
 
 
 def _wanted(proposal: Proposal, target: str | None, life_s: int) -> Wanted:

@@ -302,6 +302,12 @@ class BoundTransaction(OrderRows, TakingRows, CertificateRows, LeaseRows, People
             await run(insert(pruned).values(**log, minimum=stop, pruned_at=at))
         return emptied
 
+    async def audited(self, actor: str, action: str, since: datetime) -> int:
+        c = tables.audit.c
+        query = select(func.count().label("times")).select_from(tables.audit)
+        found = await self._all(query.where(c.actor == actor, c.action == action, c.at >= rows.text(since)))
+        return int(found[0]["times"])
+
     async def audit(
         self,
         now: datetime,
