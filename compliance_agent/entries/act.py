@@ -51,6 +51,8 @@ class Act(StrEnum):
     ORDER_WITHDRAWN = "order_withdrawn"
     MODEL_ANSWERED = "model_answered"
     MODEL_REFUSED = "model_refused"
+    ORDER_SIGNED = "order_signed"
+    BASELINE_ADDED = "baseline_added"
 
 
 def act_leaf(act: Act, actor: str, subject: str | None, at: str) -> bytes:

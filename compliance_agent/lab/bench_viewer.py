@@ -25,6 +25,7 @@ from compliance_agent.lab.viewer_seed import END, Size, made, settings
 from compliance_agent.server.app import create_app
 from compliance_agent.server.opening import utc_now
 from compliance_agent.server.records import BundleQuery
+from compliance_agent.server.services.orders import Wanted
 
 NAME, PASSWORD = "bench", "correct horse battery"
 MOST_QUERIES, MOST_S = 10, 0.3
@@ -61,6 +62,12 @@ PAGES: Mapping[str, Sequence[str]] = {
         "?key={key_id}&citation=164.312(b)",
     ),
     "/account": ("",),
+    "/orders": ("",),
+    "/orders/{order_id}": ("",),
+    "/orders/{order_id}/approve": ("",),
+    "/orders/{order_id}/withdraw": ("",),
+    "/hosts/{key_id}/order": ("",),
+    "/hosts/{key_id}/order/confirm": ("?kind=pause", "?kind=check&check=firewall"),
 }
 
 
@@ -92,10 +99,11 @@ async def _measure(directory: Path, size: Size, times: int, say: Callable[[str],
         services = app.state.services
         services.store.database = counted = Counted(services.store.database)
         with contextlib.suppress(Refusal):  # of the run before
-            await services.users.add(NAME, PASSWORD)
+            await services.users.add(NAME, PASSWORD, role="operator")
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://viewer.bench") as client:
             await _sign_in(client)
+            await services.users.sessions.prove(client.cookies["session"])
             ids = await _ids(services, directory, min(times, size.hosts))
             asked = [Asked(path + more) for path, after in PAGES.items() for more in after]
             for at in range(-2, times):  # two that warm up
@@ -129,11 +137,22 @@ async def _sign_in(client: httpx.AsyncClient) -> None:
 async def _ids(services: Any, directory: Path, count: int) -> list[Ids]:
     """Ids of so many hosts, spread over all, each with a record from somewhere in its chain."""
     reader = services.store.for_sites(await services.store.all_sites())
+    user = await services.store.user(NAME)
     key_ids = json.loads((directory / "server" / "made.json").read_text("ascii"))["key_ids"]
     found: list[Ids] = []
     for number in range(count):
         host = await reader.host(key_ids[number * len(key_ids) // count])
         records = await reader.bundles(BundleQuery(key_id=host.key_id, limit=200))
         record = records[number * 37 % len(records)]
-        found.append({"site_id": host.site_id, "key_id": host.key_id, "bundle_id": record.bundle_id})
+        wanted = Wanted(host.key_id, "pause", {})
+        # One order a host, however often this runs over the same directory.
+        order = await services.orders.draft(user, reader, wanted, order_id=host.key_id[:32])
+        found.append(
+            {
+                "site_id": host.site_id,
+                "key_id": host.key_id,
+                "bundle_id": record.bundle_id,
+                "order_id": order.order_id,
+            }
+        )
     return found

@@ -106,6 +106,7 @@ def create_app(
 
 def _mount_viewer(app: FastAPI) -> None:
     from compliance_agent.web import account, controls, federated, log_views, search, views
+    from compliance_agent.web import orders as order_views
 
     app.include_router(views.router)
     app.include_router(account.router)
@@ -113,6 +114,7 @@ def _mount_viewer(app: FastAPI) -> None:
     app.include_router(log_views.router)
     app.include_router(controls.router)
     app.include_router(search.router)
+    app.include_router(order_views.router)
     views.mount_static(app)
 
 

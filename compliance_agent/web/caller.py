@@ -24,7 +24,15 @@ class FactorNeeded(Exception):
 
 
 class StepUpNeeded(Exception):
-    """The page is for who has shown the second factor just now. Only `PageRoute` catches it."""
+    """The page is for who has shown the second factor just now. Only `PageRoute` catches it.
+
+    Attributes:
+        back: where to go on after that; empty is the page itself, or the first page where a form was sent.
+    """
+
+    def __init__(self, back: str = "") -> None:
+        super().__init__(back)
+        self.back = back
 
 
 @dataclass(frozen=True)
@@ -78,8 +86,13 @@ async def session_or_out(request: Request) -> Session:
     return session
 
 
-async def stepped_up(request: Request, within: timedelta = FRESH) -> Session:
+async def stepped_up(request: Request, within: timedelta = FRESH, *, back: str = "") -> Session:
     """The session, if its person has shown the second factor within this time: before an order is approved (ASVS 7.5.3).
+
+    Args:
+        request: of the page.
+        within: this time.
+        back: where the browser goes on after showing it, when what it sent was a form.
 
     Raises:
         SignedOut: nobody is signed in.
@@ -87,5 +100,5 @@ async def stepped_up(request: Request, within: timedelta = FRESH) -> Session:
     """
     session = await session_or_out(request)
     if not services_of(request).users.sessions.proven(session, within):
-        raise StepUpNeeded
+        raise StepUpNeeded(back)
     return session

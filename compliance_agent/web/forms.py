@@ -10,10 +10,17 @@ from starlette.requests import Request
 from compliance_agent.web import security
 
 LONGEST_FORM_BYTES = 8192
+LONGEST_PATH = 2048
+MOST_FIELDS = 80
 
 
 async def form_of(request: Request) -> dict[str, str]:
-    """The fields of a small posted form that came from one of our own pages.
+    """The fields of a small posted form that came from one of our own pages; see `pairs_of`."""
+    return dict(await pairs_of(request))
+
+
+async def pairs_of(request: Request) -> list[tuple[str, str]]:
+    """The same, for a form in which a name may stand more than once.
 
     Raises:
         HTTPException: 413 too large, 400 not a form, 403 not ours.
@@ -26,10 +33,10 @@ async def form_of(request: Request) -> dict[str, str]:
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
         raise HTTPException(400)
     try:
-        fields = dict(parse_qsl(body.decode("ascii"), keep_blank_values=True, max_num_fields=20))
+        fields = parse_qsl(body.decode("ascii"), keep_blank_values=True, max_num_fields=MOST_FIELDS)
     except ValueError as error:
         raise HTTPException(400) from error
-    if not security.form_is_ours(request, fields.get(security.FORM_FIELD, "")):
+    if not security.form_is_ours(request, dict(fields).get(security.FORM_FIELD, "")):
         raise HTTPException(403)
     return fields
 
@@ -37,4 +44,4 @@ async def form_of(request: Request) -> dict[str, str]:
 def inside(path: str) -> str:
     """Where to go after signing in: a path of this site, whatever the link said."""
     safe = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isascii() and path.isprintable()
-    return path if safe and "\\" not in path and len(path) <= 512 else "/"
+    return path if safe and "\\" not in path and len(path) <= LONGEST_PATH else "/"

@@ -29,7 +29,7 @@ class CureLine:
 
 @dataclass(frozen=True)
 class WaitingLine:
-    """Something that waits for a person: a plan, or an order that somebody drafted. `bundle_id` is the record of a plan."""
+    """Something that waits for a person: a plan, or an order that somebody drafted. It has one of the two ids."""
 
     key_id: str
     host_id: str
@@ -37,7 +37,8 @@ class WaitingLine:
     what: str
     needs: str
     at: datetime
-    bundle_id: str | None = None
+    bundle_id: str | None = None  # the record of a plan
+    order_id: str | None = None
 
 
 def cure_lines(hosts: Mapping[str, Host], found: Iterable[Bundle]) -> list[CureLine]:
@@ -65,5 +66,6 @@ def waiting_lines(cures: Cures, orders: Iterable[OrderRow], now: datetime) -> li
         host = cures.hosts.get(row.key_id)
         if host is not None:
             what = f"Order: {order_line(row, now).what}"
-            lines.append(WaitingLine(row.key_id, host.host_id, host.site_id, what, NEEDS[row.state], row.drafted_at))
+            needs, at = NEEDS[row.state], row.drafted_at
+            lines.append(WaitingLine(row.key_id, host.host_id, host.site_id, what, needs, at, order_id=row.order_id))
     return sorted(lines, key=lambda line: (line.at, line.key_id, line.what))

@@ -29,7 +29,10 @@ _PROBLEMS = {
         "It did not come from a page of this site, or the page was open for too long. Reload it.",
     ),
     404: ("Not here", "There is no such page, or it belongs to a site you may not see."),
+    409: ("It has changed meanwhile", "Things no longer stand as the page said. Nothing was done; look again."),
+    410: ("Not held any more", "It was destroyed when its time was over; its digest is in the log."),
     413: ("That is too large", "The form holds more than it should."),
+    422: ("That cannot be done", "Something of what was sent is not of the form that it must have. Nothing was done."),
     429: ("Too many tries", "Wait a while and try again."),
     500: (
         "Something failed",
@@ -39,7 +42,17 @@ _PROBLEMS = {
 }
 
 
-_REFUSED = {"not_allowed": ("Not for your role", "Your role may not do this. An owner can give you another one.")}
+_REFUSED = {
+    "not_allowed": ("Not for your role", "Your role may not do this. An owner can give you another one."),
+    "no_baseline": (
+        "Not for this host yet",
+        "It has not said which baseline it is held to, and this order says something only about that one.",
+    ),
+    "no_such_baseline": (
+        "No such baseline",
+        "Nobody has brought a baseline with this digest for this site: `compliance-agent server order baseline` does.",
+    ),
+}
 
 
 def error_page(request: Request, status: int, code: str = "") -> HTMLResponse:
@@ -98,8 +111,8 @@ class PageRoute(APIRoute):
                 return to_login(request)
             except FactorNeeded:
                 return RedirectResponse("/account/factor", status_code=303)
-            except StepUpNeeded:
-                back = _here(request) if request.method == "GET" else "/"
+            except StepUpNeeded as needed:
+                back = needed.back or (_here(request) if request.method == "GET" else "/")
                 return RedirectResponse(f"/account/prove?next={quote(back, safe='')}", status_code=303)
             except (
                 Exception

@@ -28,6 +28,7 @@ from compliance_agent.log.proof import Proof
 from compliance_agent.server.api.deps import services_of, session_cookie
 from compliance_agent.server.desks import Services
 from compliance_agent.server.records import Bundle, BundleQuery, Host
+from compliance_agent.server.services import roles
 from compliance_agent.server.services.cures import cures
 from compliance_agent.server.services.fleet import Fleet, HostStanding, Moved, document_of
 from compliance_agent.web import morning, present, proofs, security, timeline, words
@@ -124,6 +125,7 @@ async def host(request: Request, key_id: str) -> Response:
         recent=rows[:RECENT],
         orders=[present.order_line(row, now) for row in await caller.reader.orders(key_id, RECENT)],
         heartbeat_at=present.made_at(beats[0]) if beats else None,
+        may_order=roles.may(caller.user, roles.Act.DRAFT_ORDER),
     )
 
 

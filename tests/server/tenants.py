@@ -31,7 +31,9 @@ from tests.server.builder import FakeHost, Server, Signed, b64, checkin_body, st
 TLS_KEY = ec.generate_private_key(ec.SECP256R1())
 FORM = "application/x-www-form-urlencoded"
 PASSWORD = "correct horse battery"
-_CHANGING = re.compile(r'"trace_id":"[0-9a-f]+"|value="[\w-]{43}"|"nonce":"[^"]+"|"server_time":"[^"]+"')
+_CHANGING = re.compile(
+    r'"trace_id":"[0-9a-f]+"|value="[\w-]{43}"|name="once" value="[\w-]{22}"|"nonce":"[^"]+"|"server_time":"[^"]+"'
+)
 HEADERS_THAT_CHANGE = {"x-request-id", "set-cookie", "content-length"}
 
 
@@ -120,6 +122,7 @@ async def side(server: Server, site_id: str, client_id: str | None, label: str) 
     drafted = await server.services.orders.draft(person, await users.reader(person), Wanted(host.key_id, "pause", {}))
     bearer = (await users.tokens.create(name, timedelta(days=1)))[0]
     cookie = await users.login(name, PASSWORD)
+    await users.sessions.prove(cookie)  # acts of the viewer are open to it
     await server.services.orders.add_baseline(
         person, await users.reader(person), site_id, baseline_of(site_id), bytes(64)
     )
@@ -315,6 +318,21 @@ async def _end_session(crawl: Crawl, method: str, path: str) -> None:
     assert (await crawl.ask("GET", "/account", crawl.theirs.session)).status_code == 200
 
 
+async def _order_act(crawl: Crawl, method: str, path: str) -> None:
+    """The form of the viewer does nothing to what is theirs, and says of it what it says of nothing."""
+    token = form_token((await crawl.ask("GET", "/account", crawl.mine.session)).text)
+    crawl.server.client.cookies.clear()
+    headers = {"cookie": f"{crawl.mine.session['cookie']}; form={token}", "content-type": FORM}
+    replies = [
+        await crawl.ask(
+            method, filled(path, one.ids), headers, content=f"form_token={token}&kind=pause&once={'a' * 22}&seen="
+        )
+        for one in (crawl.theirs, crawl.nobody)
+    ]
+    assert [reply.status_code for reply in replies] == [404, 404]
+    assert crawl.told(replies[0], crawl.theirs) == crawl.told(replies[1], crawl.nobody)
+
+
 async def _found(crawl: Crawl, method: str, path: str) -> None:
     """A search that names what is theirs finds as little as one that names what does not exist; mine it finds."""
     await crawl.listed(method, path)
@@ -364,6 +382,15 @@ def hidden(*queries: str, own: int = 200) -> Case:
     async def case(crawl: Crawl, method: str, path: str) -> None:
         for query in ("", *queries):
             await crawl.hidden(method, path, query, own=own)
+
+    return case
+
+
+def asked(query: str) -> Case:
+    """As `hidden`, where the path alone asks for nothing."""
+
+    async def case(crawl: Crawl, method: str, path: str) -> None:
+        await crawl.hidden(method, path, query)
 
     return case
 
@@ -452,6 +479,15 @@ CASES: Mapping[str, Case] = {
     "GET /sites/{site_id}/controls": hidden("?host={key_id}", "?by=host"),
     "GET /sites/{site_id}/controls.csv": hidden("?by=host"),
     "GET /evidence": _found,
+    "GET /orders": listed(),
+    "GET /orders/{order_id}": hidden(),
+    "GET /orders/{order_id}/approve": hidden(),
+    "GET /orders/{order_id}/withdraw": hidden(),
+    "POST /orders/{order_id}/approve": _order_act,
+    "POST /orders/{order_id}/withdraw": _order_act,
+    "GET /hosts/{key_id}/order": hidden(),
+    "GET /hosts/{key_id}/order/confirm": asked("?kind=pause"),
+    "POST /hosts/{key_id}/order/confirm": _order_act,
     "GET /static/{digest}/{name}": public,
     "GET /{path:path}": public,
 }

@@ -26,6 +26,8 @@ LATER = {
     "order_withdrawn",
     "model_answered",
     "model_refused",
+    "order_signed",
+    "baseline_added",
     "identity_linked",
     "identity_unlinked",
     "pruned",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -37,8 +37,13 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(folder: Path, *, seeded: bool = True, **asked: Any) -> AsyncIterator[Served]:
-    """The server over a new data directory, started, with two users and, when asked for, the seeded fleet; `asked` are settings."""
+async def serving(
+    folder: Path, *, seeded: bool = True, prepare: Callable[[Served], Awaitable[None]] | None = None, **asked: Any
+) -> AsyncIterator[Served]:
+    """The server over a new data directory, started, with two users and, when asked for, the seeded fleet.
+
+    `prepare` does more to it; `asked` are settings.
+    """
     clock = MovingClock(datetime.now(UTC).replace(microsecond=0))
     # Tests move the clock, and stay signed in.
     settings = ServerSettings(data_dir=folder.resolve() / "server", session_idle_s=86_400, **asked)
@@ -52,7 +57,10 @@ async def serving(folder: Path, *, seeded: bool = True, **asked: Any) -> AsyncIt
             await services.cosigning.settled()
         await services.users.add(NAME, PASSWORD)
         await services.users.add(OTHER, PASSWORD, sites=frozenset({"clinic-harbour"} if seeded else ()))
-        yield Served(app, services, hosts, clock, settings.data_dir / "server.db")
+        served = Served(app, services, hosts, clock, settings.data_dir / "server.db")
+        if prepare is not None:
+            await prepare(served)
+        yield served
 
 
 @contextmanager

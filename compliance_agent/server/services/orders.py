@@ -23,6 +23,7 @@ from compliance_agent import crypto
 from compliance_agent.core import order_keys, orders
 from compliance_agent.core.orders import FORMS, LONGEST_LIFE, Order
 from compliance_agent.documents import read_yaml
+from compliance_agent.entries.act import digest_of
 from compliance_agent.errors import DocumentError, Refusal
 from compliance_agent.evidence.allowlist import registry
 from compliance_agent.evidence.canonical import canonical
@@ -30,6 +31,7 @@ from compliance_agent.facts import VERSION
 from compliance_agent.server.records import Clock, Host, SiteReader, Store, Transaction, User
 from compliance_agent.server.records.orders import OrderHost, OrderMark, OrderRow, SignedBaseline
 from compliance_agent.server.services import roles
+from compliance_agent.server.services.acts import Act, note
 from compliance_agent.server.services.secrets import Rng
 
 log = structlog.get_logger()
@@ -57,10 +59,23 @@ class OrderDesk:
         self._clock = clock
         self._rng = rng
 
-    async def draft(self, user: User, reader: SiteReader, wanted: Wanted, bounded: Bounded | None = None) -> OrderRow:
+    async def draft(
+        self,
+        user: User,
+        reader: SiteReader,
+        wanted: Wanted,
+        bounded: Bounded | None = None,
+        *,
+        order_id: str | None = None,
+    ) -> OrderRow:
         """Write down what is wanted; nothing happens before people have approved and signed it.
 
-        `bounded` is asked within the transaction that writes it, and refuses what would be too much.
+        Args:
+            user: who wants it.
+            reader: the person's sites.
+            wanted: what.
+            bounded: asked within the transaction that writes it; refuses what would be too much.
+            order_id: of the order, where asking twice for the same must make one.
 
         Raises:
             Refusal: no such host, or not an order of the agreed form.
@@ -69,23 +84,26 @@ class OrderDesk:
         host = await reader.host(wanted.key_id)
         if host is None or host.revoked_at is not None:
             raise Refusal("host: no such host", code="no_such_host", status=404)
-        row = self._drafted(user, host, wanted)
+        row = self._drafted(user, host, wanted, order_id)
 
-        async def work(tx: Transaction) -> None:
+        async def work(tx: Transaction) -> OrderRow:
+            held = await tx.order(row.site_id, row.order_id) if order_id is not None else None
+            if held is not None:
+                return _same(held, row)
             named = wanted.parameters.get("sha256") if wanted.kind == "adopt_baseline" else None
             if named is not None:
-                held = await tx.baseline(row.site_id, str(named))
-                if held is None or held.version != wanted.parameters.get("version"):
+                known = await tx.baseline(row.site_id, str(named))
+                if known is None or known.version != wanted.parameters.get("version"):
                     raise Refusal("parameters: no such baseline for that site", code="no_such_baseline", status=404)
             if bounded is not None:
                 await bounded(tx, row)
             await tx.add_order(row)
-            await self._audit(tx, user, "order.drafted", row)
+            await self._note(tx, user, Act.ORDER_DRAFTED, row)
+            return row
 
-        await self._store.write(work)
-        return row
+        return await self._store.write(work)
 
-    def _drafted(self, user: User, host: Host, wanted: Wanted) -> OrderRow:
+    def _drafted(self, user: User, host: Host, wanted: Wanted, order_id: str | None) -> OrderRow:
         if wanted.kind not in FORMS:
             raise Refusal(f"kind: expected one of {', '.join(FORMS)}", code="unknown_kind", status=422)
         if not 60 <= wanted.life_s <= LONGEST_LIFE.total_seconds():
@@ -95,7 +113,7 @@ class OrderDesk:
             raise Refusal("host: has not said which baseline it is held to", code="no_baseline", status=409)
         now = self._clock()
         row = OrderRow(
-            order_id=self._rng(16).hex(),
+            order_id=order_id or self._rng(16).hex(),
             site_id=host.site_id,
             key_id=host.key_id,
             kind=wanted.kind,
@@ -131,7 +149,7 @@ class OrderDesk:
             people = {mark.who for mark in marks if mark.what == "approved"}
             if user.name not in people:
                 await tx.add_order_mark(OrderMark(order_id, row.site_id, "approved", user.name, now))
-                await self._audit(tx, user, "order.approved", row)
+                await self._note(tx, user, Act.ORDER_APPROVED, row)
             if len(people | {user.name}) >= order_keys.least(row.kind):
                 row = replace(row, state="approved")
                 await tx.save_order(row)
@@ -218,7 +236,7 @@ class OrderDesk:
             mark = OrderMark(order_id, row.site_id, f"signed:{sha256(body).hexdigest()}", signer, now, signature)
             if not any((known.what, known.who) == (mark.what, mark.who) for known in marks):
                 await tx.add_order_mark(mark)
-                await self._audit(tx, user, "order.signed", row, signer)
+                await self._note(tx, user, Act.ORDER_SIGNED, row, signer)
             if set(kept) == set(row.signers.split()):
                 envelope = orders.envelope(body, kept)
                 row = replace(row, state="signed", envelope=envelope, sha256=sha256(envelope).hexdigest())
@@ -228,7 +246,7 @@ class OrderDesk:
         return await self._store.write(work)
 
     async def cancel(self, user: User, reader: SiteReader, order_id: str) -> OrderRow:
-        """Forward it no more. What a host has taken already is taken.
+        """Forward it no more. What a host has taken already is taken. Who drafted it withdraws it; anybody else refuses it.
 
         Raises:
             Refusal: no such order, or it has ended.
@@ -240,7 +258,8 @@ class OrderDesk:
         async def work(tx: Transaction) -> OrderRow:
             row = replace(_in(await tx.order(found.site_id, order_id), set(OPEN)), state="cancelled", ended_at=now)
             await tx.save_order(row)
-            await self._audit(tx, user, "order.cancelled", row)
+            act = Act.ORDER_WITHDRAWN if row.drafted_by == user.name else Act.ORDER_REFUSED
+            await self._note(tx, user, act, row)
             return row
 
         return await self._store.write(work)
@@ -268,7 +287,8 @@ class OrderDesk:
 
         async def work(tx: Transaction) -> None:
             await tx.add_baseline(made)
-            await tx.audit(now, user.name, "baseline.added", site_id=site_id, subject=f"{version} {made.sha256}")
+            said = f"{version} {made.sha256}"
+            await note(tx, now, Act.BASELINE_ADDED, by=user, sites={site_id}, subject=made.sha256, said=said)
 
         await self._store.write(work)
         return made
@@ -295,9 +315,30 @@ class OrderDesk:
             raise Refusal("order: no such order", code="no_such_order", status=404)
         return row
 
-    async def _audit(self, tx: Transaction, user: User, action: str, row: OrderRow, subject: str = "") -> None:
-        said = f"{row.order_id} {subject}".strip()
-        await tx.audit(self._clock(), user.name, action, site_id=row.site_id, subject=said)
+    async def _note(self, tx: Transaction, user: User, act: Act, row: OrderRow, signer: str = "") -> None:
+        said = f"{row.order_id} {signer}".strip()
+        await note(tx, self._clock(), act, by=user, sites={row.site_id}, subject=subject_of(row), said=said)
+
+
+def subject_of(row: OrderRow) -> str:
+    """What acts about an order name: the digest of what it asks for, which never changes."""
+    return digest_of(
+        {
+            "host": row.key_id,
+            "kind": row.kind,
+            "order_id": row.order_id,
+            "parameters": row.parameters,
+            "site": row.site_id,
+        }
+    )
+
+
+def _same(held: OrderRow, row: OrderRow) -> OrderRow:
+    """The order that is there, if it is the one that is asked for again."""
+    asked = [(one.key_id, one.kind, one.parameters, one.life_s, one.drafted_by) for one in (held, row)]
+    if asked[0] != asked[1]:
+        raise Refusal("order: another one was drafted from this page; load it anew", code="stale_page", status=409)
+    return held
 
 
 def standing(row: OrderRow, now: datetime) -> str:

@@ -1,0 +1,103 @@
+"""Orders in a real Chromium: by mouse, by keyboard alone, without scripts, in both themes, and 320 px wide."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.web.browsing import MARKS, Visit, axe
+from tests.web.people import code_of, sign_in_as, with_people
+from tests.web.serving import Served, on_loopback
+
+pytestmark = MARKS
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Served]]:
+    with on_loopback(tmp_path_factory.mktemp("orders"), prepare=with_people) as started:
+        yield started
+
+
+def test_pausing_a_host_as_a_person_does(browser: Browser, running: tuple[str, Served]) -> None:
+    """From the host's page to the command that signs, with axe and the narrow width at each page, in both themes."""
+    address, served = running
+    findings: list[str] = []
+    visit = Visit(browser, address)
+    page = sign_in_as(visit, served, "ada")
+
+    def seen(page: Page, name: str) -> None:
+        for theme in ("light", "dark"):
+            page.emulate_media(color_scheme="dark" if theme == "dark" else "light", reduced_motion="reduce")
+            findings.extend(axe(page, f"{name} {theme}"))
+        page.set_viewport_size({"width": 320, "height": 700})
+        width = page.evaluate("document.documentElement.scrollWidth")
+        findings.extend([f"{name}: {width} px wide at 320"] if width > 320 else [])
+        page.set_viewport_size({"width": 1280, "height": 900})
+
+    page.goto(f"{address}/hosts/{served.hosts['ehr-db-02'].key_id}")
+    page.get_by_role("link", name="Ask this host for something").click()
+    seen(page, "ask")
+    page.get_by_role("button", name="Pause healing").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Pause healing: ehr-db-02")
+    seen(page, "confirm")
+    page.get_by_role("button", name="Draft and approve").click()
+    expect(page.locator("#sign")).to_contain_text(f"--url {address}")
+    seen(page, "approved")
+    page.get_by_role("link", name="Withdraw it").click()
+    seen(page, "withdraw")
+    page.get_by_role("button", name="Withdraw it").click()
+    expect(page.get_by_text("Withdrawn", exact=True)).to_be_visible()
+    page.get_by_role("link", name="Orders").click()
+    expect(page.get_by_role("row", name=re.compile("Pause.*Cancelled"))).to_be_visible()
+    seen(page, "orders")
+    visit.context.close()
+    assert findings == [] and visit.complaints == []
+
+
+def test_a_plan_is_approved_by_keyboard_alone_without_scripts(browser: Browser, running: tuple[str, Served]) -> None:
+    """The second person, whose factor was shown too long ago, is asked for a code and comes back to the question."""
+    address, served = running
+    first = Visit(browser, address, scripts=False)
+    page = sign_in_as(first, served, "ada")
+    host = served.hosts["ehr-db-02"].key_id
+    page.goto(f"{address}/hosts/{host}/order")
+    target = page.locator("input[name=target]")
+    target.focus()
+    page.keyboard.type("steps-" + "0" * 32)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Approve a plan: ehr-db-02")
+    tab_to(page, "Draft and approve")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("One more person must approve it besides ada.")).to_be_visible()
+    order = page.url.removeprefix(address)
+    first.context.close()
+
+    second = Visit(browser, address, scripts=False)
+    page = sign_in_as(second, served, "ben")
+    served.clock.now = served.clock.now + timedelta(minutes=6)
+    page.goto(address + order)
+    tab_to(page, "Approve it")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Confirm that it is you")
+    page.keyboard.type(code_of(served, "ben"))  # the field has the focus
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Approve: approve a plan")
+    tab_to(page, "Approve it")
+    page.keyboard.press("Enter")
+    expect(page.locator("#sign")).to_contain_text("--cosigner")
+    assert page.url == address + order
+    second.context.close()
+    assert second.complaints == [] == first.complaints
+
+
+def tab_to(page: Page, name: str) -> None:
+    """Press the tab key until what has this text has the focus."""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.textContent.trim()") == name:
+            return
+    raise AssertionError(f"{name}: the keyboard does not reach it")
