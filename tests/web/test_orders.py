@@ -146,7 +146,9 @@ async def test_who_sends_no_id_twice_would_draft_twice(
     """The planted fault: the id of the page is not looked at."""
     right = OrderDesk.draft
     monkeypatch.setattr(
-        OrderDesk, "draft", lambda self, user, reader, wanted, order_id=None: right(self, user, reader, wanted)
+        OrderDesk,
+        "draft",
+        lambda self, user, reader, wanted, bounded=None, *, order_id=None: right(self, user, reader, wanted),
     )
     ada, reader = await as_("ada"), served.services.store.for_sites({"clinic-elm-street"})
     page = await ada.get(confirm(served), params={"kind": "pause"})
