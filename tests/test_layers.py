@@ -210,6 +210,16 @@ FENCES = (
         but_sources=("otlp",),
     ),
     Fence(
+        "the extra `mcp` is only installed where programs may ask; one module knows it, and only a server that is told to loads it",
+        targets=("!mcp", "!mcp_types"),
+        but_sources=("server.mcp_endpoint",),
+    ),
+    Fence(
+        "a server that speaks to no program must start without the extra `mcp`",
+        targets=("server.mcp_endpoint",),
+        at_import_time_only=True,
+    ),
+    Fence(
         "whoever sends no traces must start without the extra `otel`",
         targets=("!opentelemetry",),
         sources=("otlp",),

@@ -17,6 +17,7 @@ from compliance_agent.cli import (
     server_database,
     server_enrolment,
     server_leases,
+    server_mcp,
     server_order_export,
     server_orders,
     server_people,
@@ -234,3 +235,4 @@ command.add_command(server_orders.order)
 server_orders.order.add_command(server_order_export.export)
 command.add_command(server_leases.leases)
 command.add_command(server_plan.plan)
+command.add_command(server_mcp.mcp)

@@ -53,6 +53,8 @@ class Act(StrEnum):
     MODEL_REFUSED = "model_refused"
     ORDER_SIGNED = "order_signed"
     BASELINE_ADDED = "baseline_added"
+    TOOL_CALLED = "tool_called"  # what a program asked for a person; the subject is the SHA-256 of the call's line
+    TOOL_PROPOSED = "tool_proposed"  # the same, and something was drafted
 
 
 def act_leaf(act: Act, actor: str, subject: str | None, at: str) -> bytes:

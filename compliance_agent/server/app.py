@@ -15,17 +15,20 @@ from pathlib import Path
 
 import structlog
 from fastapi import FastAPI
+from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from compliance_agent import __version__
 from compliance_agent.adapters.durable import make_directory
-from compliance_agent.errors import AgentError
+from compliance_agent.errors import AgentError, ConfigError
 from compliance_agent.server import openapi
 from compliance_agent.server.api import agent, evidence, operations, orders, problems, read
 from compliance_agent.server.api import log as log_api
 from compliance_agent.server.api.beside import App
 from compliance_agent.server.api.edge import Edge, WholeEdge
+from compliance_agent.server.desks import Services
 from compliance_agent.server.metrics import Metrics
-from compliance_agent.server.opening import ensure_admin, hand_on, only_server, opened, utc_now, watch
+from compliance_agent.server.opening import ensure_admin, hand_on, names_of, only_server, opened, utc_now, watch
 from compliance_agent.server.records import Clock
 from compliance_agent.server.services.verification import Verifier
 from compliance_agent.server.settings import ServerSettings
@@ -68,6 +71,8 @@ def create_app(
                     await stack.enter_async_context(services.pruning.running())
                 await stack.enter_async_context(services.alarms.running())
                 await stack.enter_async_context(watch(services).running())
+                if settings.mcp != "off":
+                    app.state.mcp = await stack.enter_async_context(_protocol(services))
             except AgentError as error:
                 app.state.startup_error = error  # for the runner: uvicorn keeps the error to itself
                 raise
@@ -94,6 +99,8 @@ def create_app(
     for router in (agent.router, log_api.router, read.router, orders.router, orders.baselines, operations.router):
         app.include_router(router)
     app.router.routes.append(evidence.ROUTE)
+    if settings.mcp != "off":
+        app.router.routes.append(_protocol_route())
     _mount_viewer(app)
     app.answer_beside(
         (evidence.ROUTE, agent.CHECKIN),
@@ -102,6 +109,26 @@ def create_app(
     )
     openapi.install(app)
     return app
+
+
+@contextlib.asynccontextmanager
+async def _protocol(services: Services) -> AsyncIterator[ASGIApp]:
+    """The endpoint for programs that call tools; loaded where it is wanted, for it takes an extra and half a second."""
+    from compliance_agent.server.mcp_endpoint import HttpEndpoint
+    from compliance_agent.server.services.calls import CallDesk
+
+    settings = services.settings
+    endpoint = HttpEndpoint(CallDesk(services), names_of(settings), settings.public_url)
+    async with endpoint.running():
+        yield endpoint
+
+
+def _protocol_route() -> Route:
+    try:
+        from compliance_agent.server import mcp_endpoint
+    except ImportError as error:
+        raise ConfigError("mcp: needs the extra `mcp`", hint="pip install 'compliance-agent[mcp]'") from error
+    return mcp_endpoint.route()
 
 
 def _mount_viewer(app: FastAPI) -> None:

@@ -132,6 +132,17 @@ class ServerSettings:
     planner_model_key_file: Path | None = _setting(
         None, "File with the key that this server wants, readable by nobody else."
     )
+    mcp: str = _setting(
+        "off",
+        "What programs may do over the Model Context Protocol for a person with an operator token (docs/mcp.md): off, read, or"
+        " propose; needs the extra `mcp`.",
+    )
+    mcp_calls_per_min: int = _setting(
+        60,
+        "Requests over it that a token may make in a minute, and at once after a quiet one; 0 is no limit.",
+        0,
+        100_000,
+    )
     log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR.")
 
     def __post_init__(self) -> None:
@@ -209,6 +220,8 @@ class ServerSettings:
             raise ConfigError("planner_model_key_file: is for a server, and planner_model_url names none")
 
     def _check_people(self) -> None:
+        if self.mcp not in {"off", "read", "propose"}:
+            raise ConfigError(f"mcp: expected off, read or propose, found {self.mcp[:20]!r}")
         if not all(_LABEL.fullmatch(item) for item in self.second_factor_for.split() or [""]):
             raise ConfigError(
                 f"second_factor_for: expected none, all, or ids of clients, found {self.second_factor_for[:60]!r}"

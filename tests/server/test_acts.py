@@ -31,6 +31,8 @@ LATER = {
     "identity_linked",
     "identity_unlinked",
     "pruned",
+    "tool_called",
+    "tool_proposed",
 }
 
 

@@ -29,7 +29,7 @@ BODY_DEADLINE_S = 20.0
 ANSWER_DEADLINE_S = 60.0
 MOST_OPEN_BYTES = 65_536  # of a body that is read before anybody has shown who they are
 CLIENT_CERTIFICATE = "compliance_agent.client_certificate"  # in a request's scope: DER, as TLS has verified it
-_OPEN = ("/api/v1/enrol", "/login")
+_OPEN = ("/api/v1/enrol", "/login", "/mcp")
 _OURS = frozenset((b"x-request-id", b"x-content-type-options"))
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
