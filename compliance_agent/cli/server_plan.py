@@ -6,15 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compliance_agent.cli.common import json_option, print_json, table
-from compliance_agent.cli.server_common import data_dir_option, duration, settings_of, with_services
+from compliance_agent.cli.common import json_option, print_json, table, utc
+from compliance_agent.cli.server_common import data_dir_option, duration, label_of, settings_of, with_services
 from compliance_agent.cli.server_orders import by_option, person, say, shown_row, whole_reader
 from compliance_agent.core.planning import RULES, as_document
 
 if TYPE_CHECKING:
+    from compliance_agent.runbook import Runbook
     from compliance_agent.server.desks import Services
+    from compliance_agent.server.records.planning import PlanRule, Worked
 
 SCHEMA = "compliance-agent/server-plans/v1"
+RULES_SCHEMA = "compliance-agent/server-plan-rules/v1"
+DRAFTED_SCHEMA = "compliance-agent/server-plan-drafted/v1"
 ADVICE_SCHEMA = "compliance-agent/server-plan-advice/v1"
 
 
@@ -121,6 +125,137 @@ def advise(ctx: click.Context, by: str, as_json: bool) -> None:
                 for item in document["choices"]]  # fmt: skip
         table(("proposal", "finding", "the model would", "the rules say"), rows)
     ctx.exit(1 if document["refused"] else 0)
+
+
+@plan.command("rules")
+@json_option
+@data_dir_option
+@click.pass_context
+def rules(ctx: click.Context, as_json: bool) -> None:
+    """List what people promoted to a rule, how often the cure had worked then, and how often it has by now."""
+
+    async def look(services: Services) -> list[dict[str, Any]]:
+        reader = await whole_reader(services)
+        return [
+            _rule(rule, await reader.worked(rule.site_id, rule.check, rule.reason))
+            for rule in await reader.plan_rules()
+        ]
+
+    _say_rules(with_services(settings_of(ctx), look), as_json)
+
+
+_site = click.option("--site", required=True, help="The clinic whose rule it is.")
+
+
+@plan.command("promote")
+@click.argument("check")
+@click.argument("reason")
+@_site
+@click.option("--yes", is_flag=True, help="Do not ask after showing how often it worked.")
+@by_option
+@json_option
+@data_dir_option
+@click.pass_context
+def promote(ctx: click.Context, check: str, reason: str, site: str, yes: bool, by: str, as_json: bool) -> None:
+    """Make the runbook's cure of a finding (CHECK REASON) a rule of a site: `draft-promoted` then drafts each such proposal."""
+    settings, place = settings_of(ctx), (label_of("--site", site), check, reason)
+
+    async def look(services: Services) -> tuple[Runbook, Worked]:
+        user = await person(services, by)
+        return await services.promoting().worked(await services.users.reader(user), place)
+
+    async def act(services: Services) -> PlanRule:
+        user = await person(services, by)
+        return await services.promoting().promote(user, await services.users.reader(user), place)
+
+    book, worked = with_services(settings, look)
+    click.echo(
+        f"{check} {reason} at {site}, by runbook {book.id} {book.version}: {worked.ordered} orders of people succeeded; of "
+        f"{worked.applied} cures {worked.passed} passed when looked at again, {worked.undone} were undone",
+        err=True,
+    )
+    if not yes:
+        click.confirm("make it a rule?", abort=True, err=True)
+    _say_rules([_rule(with_services(settings, act), worked)], as_json)
+
+
+@plan.command("demote")
+@click.argument("check")
+@click.argument("reason")
+@_site
+@by_option
+@data_dir_option
+@click.pass_context
+def demote(ctx: click.Context, check: str, reason: str, site: str, by: str) -> None:
+    """Make it no rule any more."""
+    place = (label_of("--site", site), check, reason)
+
+    async def act(services: Services) -> PlanRule:
+        user = await person(services, by)
+        return await services.promoting().demote(user, await services.users.reader(user), place)
+
+    rule = with_services(settings_of(ctx), act)
+    click.echo(f"{check} {reason}: no rule of {site} any more, which it was since {utc(rule.promoted_at)}", err=True)
+
+
+@plan.command("draft-promoted")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@by_option
+@json_option
+@data_dir_option
+@click.pass_context
+def draft_promoted(ctx: click.Context, yes: bool, by: str, as_json: bool) -> None:
+    """Draft every proposal that a promoted rule is about. They are orders like any other: people approve and sign each."""
+    if not yes:
+        click.confirm("draft every proposal that a rule is about?", abort=True, err=True)
+
+    async def act(services: Services) -> list[dict[str, Any]]:
+        user = await person(services, by)
+        found = await services.promoting().draft_promoted(user, await services.users.reader(user))
+        return [
+            {
+                **{name: as_document(item.proposal)[name] for name in ("proposal_id", "key_id", "check", "reason")},
+                "order_id": item.order.order_id if item.order is not None else None,
+                "refused": item.code or None,
+            }
+            for item in found
+        ]
+
+    found = with_services(settings_of(ctx), act)
+    if as_json:
+        print_json({"schema": DRAFTED_SCHEMA, "drafted": found})
+        return
+    rows = [
+        [item["order_id"] or "none", item["key_id"][:12], f"{item['check']} {item['reason']}", item["refused"] or ""]
+        for item in found
+    ]
+    table(("order", "host", "finding", "refused"), rows)
+
+
+def _rule(rule: PlanRule, now: Worked) -> dict[str, Any]:
+    names = ("site_id", "check", "reason", "runbook", "runbook_sha256", "promoted_by")
+    return {
+        **{name: getattr(rule, name) for name in names},
+        "promoted_at": utc(rule.promoted_at),
+        "then": {name: getattr(rule, name) for name in now._fields},
+        "now": now._asdict(),
+    }
+
+
+def _say_rules(found: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print_json({"schema": RULES_SCHEMA, "rules": found})
+        return
+    rows = [
+        [item["site_id"], f"{item['check']} {item['reason']}", item["runbook"], _counts(item["then"]),
+         _counts(item["now"]), item["promoted_by"], item["promoted_at"]]
+        for item in found
+    ]  # fmt: skip
+    table(("site", "finding", "runbook", "then", "now", "by", "at"), rows)
+
+
+def _counts(worked: dict[str, int]) -> str:
+    return f"{worked['passed']} of {worked['applied']} held, {worked['undone']} undone"
 
 
 def _said(item: dict[str, Any]) -> dict[str, Any]:

@@ -49,6 +49,8 @@ class Act(StrEnum):
     ORDER_APPROVED = "order_approved"
     ORDER_REFUSED = "order_refused"
     ORDER_WITHDRAWN = "order_withdrawn"
+    RULE_PROMOTED = "rule_promoted"
+    RULE_DEMOTED = "rule_demoted"
     MODEL_ANSWERED = "model_answered"
     MODEL_REFUSED = "model_refused"
     ORDER_SIGNED = "order_signed"

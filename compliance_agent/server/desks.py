@@ -32,6 +32,7 @@ from compliance_agent.server.services.oidc import Oidc
 from compliance_agent.server.services.order_trust import OrderTrustDesk
 from compliance_agent.server.services.orders import OrderDesk
 from compliance_agent.server.services.planning import Planner
+from compliance_agent.server.services.promoting import Promoting
 from compliance_agent.server.services.proving import Prover
 from compliance_agent.server.services.pruning import Pruning
 from compliance_agent.server.services.receipts import Receipts
@@ -109,6 +110,10 @@ class Services:
     def planner(self) -> Planner:
         """What could be done about findings, and drafts of it."""
         return Planner(self.clock, self.orders, self.fleet)
+
+    def promoting(self) -> Promoting:
+        """What of it became a rule."""
+        return Promoting(self.store, self.clock, self.planner())
 
     def adviser(self) -> Adviser:
         """A model's advice, for who asks for it."""

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from compliance_agent.cli import group
 from tests.cli.test_json import documented, flat, problems
 from tests.core.test_advice import reply
+from tests.server import test_promoting
 from tests.server.builder import Hands, serving
 from tests.server.scripted_model import says, scripted
 from tests.server.test_cures import FAILS, cure
@@ -100,3 +101,34 @@ def test_a_model_is_asked_when_one_is_configured(data: Path, monkeypatch: pytest
         model.script = says(reply("no"))
         refused = plan(data, "advise", "--by", "jo")
         assert refused.exit_code == 1 and "model_answer" in refused.stderr
+
+
+@pytest.fixture(scope="module")
+def proven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A server's directory where people ordered a cure that held, and another host fails the same way."""
+    directory = tmp_path_factory.mktemp("rules") / "data"
+
+    async def fill() -> None:
+        async with serving(directory, clock=Hands(datetime.now(UTC))) as server:
+            await test_promoting.proven(server)
+            host = await server.enrolled("ws-11")
+            await server.deliver(host, host.next(**FAILS), cure(host, "failed", "step_failed"))
+            await server.checkin(host, checks={})
+
+    asyncio.run(fill())
+    return directory
+
+
+def test_a_rule_is_promoted_after_its_counts_were_shown_and_ended_again(proven: Path) -> None:
+    place = ("time_sync", "daemon_down", "--site", "clinic-1", "--by", "ada")
+    no = plan(proven, "promote", *place, answer="n\n")
+    assert no.exit_code == 1 and "of 5 cures 3 passed when looked at again, 0 were undone" in no.stderr
+    assert json.loads(plan(proven, "rules", "--json").stdout)["rules"] == []
+    yes = json.loads(plan(proven, "promote", *place, "--yes", "--json").stdout)
+    assert problems(yes) == [] and yes == json.loads(plan(proven, "rules", "--json").stdout)
+    assert "3 of 5 held, 0 undone" in plan(proven, "rules").stdout
+    drafted = json.loads(plan(proven, "draft-promoted", "--by", "ada", "--yes", "--json").stdout)
+    assert problems(drafted) == [] and [item["refused"] for item in drafted["drafted"]] == [None]
+    assert "plan_open" in plan(proven, "draft-promoted", "--by", "ada", answer="y\n").stdout
+    assert plan(proven, "demote", *place).exit_code == 0
+    assert json.loads(plan(proven, "rules", "--json").stdout)["rules"] == []

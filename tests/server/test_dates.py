@@ -142,7 +142,7 @@ async def test_the_log_is_whole(server: Server, chain: tuple[FakeHost, list[Sign
 ARGUMENTS: Mapping[str, Any] = {
     "site_id": "clinic-1", "year": 2026, "start": 0, "stop": 9, "after": 0, "limit": 9, "numbers": [1, 2, 3, 4],
     "order_id": "0" * 32, "since": START - timedelta(days=9), "query": BundleQuery(), "bundle_ids": [], "kinds": ["drift"],
-    "days": SPAN, "key_ids": [], "stale_before": START, "error": "approval_required",
+    "days": SPAN, "check": "time_sync", "reason": "daemon_down", "key_ids": [], "stale_before": START, "error": "approval_required",
     "at_most": 9,
 }  # fmt: skip
 WITHOUT_DATES = {
@@ -174,7 +174,10 @@ async def undated(server: Server, chain: tuple[FakeHost, list[Signed]]) -> set[s
     [bundle, *_] = await store.for_sites({"clinic-1"}, SPAN).bundles(BundleQuery())
     names = [name for name, _ in inspect.getmembers(BoundReader, inspect.iscoroutinefunction) if name[0] != "_"]
     assert len(names) >= 25
-    found, bounded = set(), re.compile(r"(created_at|seen_at|received_at|enrolled_at|drafted_at|marks\.at) < ")
+    found, bounded = (
+        set(),
+        re.compile(r"(created_at|seen_at|received_at|enrolled_at|drafted_at|promoted_at|marks\.at) < "),
+    )
     ids = [id_of(chain[1][1])]
     for name in names:
         noting = Noting(store.database)

@@ -22,6 +22,7 @@ from compliance_agent.server.records.keeping import Hold, LoggedRecord, Minimum
 from compliance_agent.server.records.logs import Backlog, Kept, Leaf, NewestHead, Shard
 from compliance_agent.server.records.orders import OrderMark, OrderRow
 from compliance_agent.server.records.people import Dates, Token
+from compliance_agent.server.records.planning import PlanRule, Worked
 
 
 class Keeping(Protocol):
@@ -79,6 +80,14 @@ class SiteReader(Keeping, Protocol):
         self, key_id: str | None = None, at_most: int = 100, states: Collection[str] | None = None
     ) -> list[OrderRow]:
         """Orders, newest first, of one host or of all, in any of these states."""
+        ...
+
+    async def plan_rules(self) -> list[PlanRule]:
+        """What people promoted to a rule, by site, check and reason."""
+        ...
+
+    async def worked(self, site_id: str, check: str, reason: str) -> Worked:
+        """How often the cure of a finding has worked at one of these sites; nothing at another."""
         ...
 
     async def order(self, order_id: str) -> OrderRow | None:

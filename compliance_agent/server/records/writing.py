@@ -22,6 +22,7 @@ from compliance_agent.server.records.keeping import Durable, Hold, LoggedRecord
 from compliance_agent.server.records.logs import NewLeaf, PendingLeaf, Shard
 from compliance_agent.server.records.orders import Answer, OrderHost, OrderMark, OrderRow, SignedBaseline, TrustDocument
 from compliance_agent.server.records.people import Factor, Flow, OperatorToken, Token, User
+from compliance_agent.server.records.planning import PlanRule
 from compliance_agent.server.records.reading import Keeping
 
 
@@ -356,6 +357,18 @@ class Transaction(Keeping, Protocol):
 
     async def order(self, site_id: str, order_id: str) -> OrderRow | None:
         """One order, as it is now."""
+        ...
+
+    async def plan_rule(self, site_id: str, check: str, reason: str) -> PlanRule | None:
+        """What was promoted about a finding of a site."""
+        ...
+
+    async def add_plan_rule(self, rule: PlanRule) -> None:
+        """A rule that there is not yet."""
+        ...
+
+    async def drop_plan_rule(self, site_id: str, check: str, reason: str) -> bool:
+        """Forget a rule; False when there is none."""
         ...
 
     async def save_order(self, order: OrderRow) -> None:

@@ -27,6 +27,7 @@ from compliance_agent.server.services.orders import OPEN, OrderDesk, Wanted, sta
 
 MOST = 500  # proposals in one answer
 HOUR = timedelta(hours=1)
+LIFE_S = int(USUAL_LIFE.total_seconds())
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,11 @@ class Planner:
 
     async def computed(self, reader: SiteReader) -> Plans:
         """The same for whoever has the data directory, and needs no role."""
-        made = await self._all(reader)
+        made = await self.every(reader)
         return Plans(tuple(made[:MOST]), len(made) > MOST)
 
-    async def _all(self, reader: SiteReader) -> list[Proposal]:
+    async def every(self, reader: SiteReader) -> list[Proposal]:
+        """All of them, however many."""
         found = [] if reader.dates is not None else await self._findings(reader)
         books, now = self._runbooks(), self._clock()
         return planning.in_order(planning.plan(item, books, now) for item in found)
@@ -95,7 +97,7 @@ class Planner:
             Refusal: there is none, or no more, within these sites.
         """
         roles.check(user, roles.Act.LOOK)
-        proposal = next((item for item in await self._all(reader) if item.proposal_id == proposal_id), None)
+        proposal = next((item for item in await self.every(reader) if item.proposal_id == proposal_id), None)
         if proposal is None:
             raise Refusal(
                 "proposal: no such proposal, or what it was about has changed", code="no_such_proposal", status=404
@@ -110,7 +112,7 @@ class Planner:
         *,
         kind: str | None = None,
         target: str | None = None,
-        life_s: int = int(USUAL_LIFE.total_seconds()),
+        life_s: int = LIFE_S,
     ) -> OrderRow:
         """Make a draft of a proposal, or of another of its options (`kind`), because this person says so.
 
@@ -119,6 +121,16 @@ class Planner:
         """
         roles.check(user, roles.Act.DRAFT_ORDER)
         proposal = _chosen(await self.find(user, reader, proposal_id), kind)
+        return await self.draft_this(user, reader, proposal, target=target, life_s=life_s)
+
+    async def draft_this(
+        self, user: User, reader: SiteReader, proposal: Proposal, *, target: str | None = None, life_s: int = LIFE_S
+    ) -> OrderRow:
+        """The same of a proposal that was found just now.
+
+        Raises:
+            Refusal: as `draft`.
+        """
         wanted = _wanted(proposal, target, life_s)
 
         async def bounded(tx: Transaction, row: OrderRow) -> None:

@@ -32,7 +32,8 @@ from compliance_agent.server.records import (
     Token,
 )
 from compliance_agent.server.records.orders import OrderMark, OrderRow
-from compliance_agent.server.store import rows, tables
+from compliance_agent.server.records.planning import PlanRule, Worked
+from compliance_agent.server.store import planning, rows, tables
 from compliance_agent.server.store.database import Database
 from compliance_agent.server.store.keeping import KeepingRows
 from compliance_agent.server.store.orders import mark_of, order_of
@@ -100,6 +101,17 @@ class BoundReader(KeepingRows):
         if states is not None:
             query = query.where(c.state.in_(states))
         return [order_of(row) for row in await self._all(query)]
+
+    async def plan_rules(self) -> list[PlanRule]:
+        query = planning.rules(self._sites).where(*self._dated(tables.plan_rules.c.promoted_at))
+        return [planning.rule_of(row) for row in await self._all(query)]
+
+    async def worked(self, site_id: str, check: str, reason: str) -> Worked:
+        if site_id not in self._sites:
+            return Worked()
+        cures = planning.cures(site_id, check, reason).where(*self._dated(_bundles.created_at))
+        ordered = planning.ordered(site_id, check).where(*self._dated(tables.orders.c.drafted_at))
+        return planning.worked((await self._all(cures))[0], (await self._all(ordered))[0])
 
     async def order(self, order_id: str) -> OrderRow | None:
         found = await self._all(self._orders().where(tables.orders.c.order_id == order_id))

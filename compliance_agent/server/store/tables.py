@@ -429,7 +429,23 @@ order_trust = Table(
     Column("added_by", String, nullable=False),
     Column("added_at", String, nullable=False),
 )
-ORDER_TABLES = (orders, order_marks, order_hosts, signed_baselines, order_trust)
+# What people promoted to a rule, with how often the cure had worked then (services/promoting.py).
+plan_rules = Table(
+    "plan_rules",
+    metadata,
+    Column("site_id", String, ForeignKey("sites.site_id"), primary_key=True),
+    Column("check", String, primary_key=True),
+    Column("reason", String, primary_key=True),
+    Column("runbook", String, nullable=False),
+    Column("runbook_sha256", String, nullable=False),
+    Column("ordered", _NUMBER, nullable=False),
+    Column("applied", _NUMBER, nullable=False),
+    Column("passed", _NUMBER, nullable=False),
+    Column("undone", _NUMBER, nullable=False),
+    Column("promoted_by", String, nullable=False),
+    Column("promoted_at", String, nullable=False),
+)
+ORDER_TABLES = (orders, order_marks, order_hosts, signed_baselines, order_trust, plan_rules)
 
 users = Table(
     "users",
