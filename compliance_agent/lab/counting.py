@@ -89,3 +89,8 @@ class _Noting:
         if self._said is not None:
             self._said.append(f"INSERT INTO {table.name}")
         await self._statements.insert(table, columns, rows)
+
+    async def update(self, table: Table, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]], by: int) -> None:
+        if self._said is not None:
+            self._said.append(f"UPDATE {table.name}")
+        await self._statements.update(table, columns, rows, by)

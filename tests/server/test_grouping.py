@@ -10,6 +10,7 @@ import pytest
 
 from compliance_agent.errors import Refusal, StorageError
 from compliance_agent.server.records import Head, Host
+from compliance_agent.server.services import grouping
 from compliance_agent.server.services.checkin import Checkin, Said
 from compliance_agent.server.services.grouping import Grouped
 from tests.server.builder import START, ZEROS, Server
@@ -57,6 +58,28 @@ async def test_who_waits_goes_together() -> None:
     assert await asyncio.gather(*first, *others) == list("ABCDEFGHIJK")
     assert desk.groups == [["a"], list("bcdefghi"), ["j", "k"]]
     assert [len(group) for group in desk.groups] != [1] * 11
+
+
+async def came(desk: Desk, names: str) -> list[str]:
+    """One in each turn of the loop."""
+    asked = []
+    for name in names:
+        asked += desk.ask(name)
+        await asyncio.sleep(0)
+    return await asyncio.gather(*asked)
+
+
+async def test_who_is_on_the_way_goes_too() -> None:
+    desk = Desk()
+    assert await came(desk, "abcde") == list("ABCDE")
+    assert desk.groups == [list("abcde")]
+
+
+async def test_who_is_there_does_not_wait_long_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouping, "GATHER_S", 0.0)
+    desk = Desk()
+    assert await came(desk, "abcde") == list("ABCDE")
+    assert len(desk.groups) > 1
 
 
 async def test_a_group_is_bounded_by_what_it_costs() -> None:

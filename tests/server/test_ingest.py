@@ -133,6 +133,15 @@ async def test_an_id_used_twice_in_a_chain_is_refused(server: Server) -> None:
     assert reply.json()["stopped"]["code"] == "bundle_id_reused"
 
 
+async def test_an_id_is_used_in_its_own_chain_alone(server: Server) -> None:
+    host, other = await server.enrolled(), await server.enrolled("ws-2")
+    first = host.next()
+    await server.deliver(host, first)
+    assert (await server.deliver(other, other.next(bundle_id=first.document["bundle_id"]))).status_code == 200
+    again = await server.deliver(host, host.next(bundle_id=first.document["bundle_id"]))
+    assert (again.status_code, again.json()["code"]) == (422, "bundle_id_reused")
+
+
 def _altered_sig(_host: FakeHost, bundle: Signed) -> Signed:
     return replace(bundle, sig=bytes([bundle.sig[0] ^ 1]) + bundle.sig[1:])
 

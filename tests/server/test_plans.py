@@ -88,7 +88,6 @@ async def test_evidence_is_taken_in_without_reading_all_of_a_site(tmp_path: Path
 
 async def test_planted_a_site_named_plainly_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     c = bundles.c
-    plain = taking._PLACE.where(among(c.site_id, "sites"), among(c.key_id, "keys"))
-    monkeypatch.setattr(taking, "_PLACES", plain.where(among(c.bundle_id, "ids")))
+    monkeypatch.setattr(taking, "_PLACES", taking._PLACE.where(among(c.site_id, "sites"), among(c.bundle_id, "ids")))
     steps = [step for _, plan in await reads(tmp_path / "data") for step in by_the_whole_site(plan)]
     assert any("bundles" in step for step in steps)

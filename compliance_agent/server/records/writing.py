@@ -33,10 +33,8 @@ class Transaction(Keeping, Protocol):
         """These hosts by key id, as they are now."""
         ...
 
-    async def places(
-        self, sites: Collection[str], key_ids: Collection[str], bundle_ids: Collection[str]
-    ) -> list[Place]:
-        """Where bundles with these ids stand in the chains of these keys."""
+    async def places(self, sites: Collection[str], ids: Collection[tuple[str, str]]) -> list[Place]:
+        """Where bundles stand in chains, each asked for by the key and by its id."""
         ...
 
     async def place_at(self, site_id: str, key_id: str, epoch: int, seq: int) -> Place | None:

@@ -14,6 +14,8 @@ from typing import Generic, TypeVar
 from compliance_agent.server.records import Host
 from compliance_agent.server.services.turns import Fair
 
+GATHER_S = 0.01  # the most that who is there waits for those on their way
+
 I = TypeVar("I")  # noqa: E741  what is asked
 R = TypeVar("R")  # and what is answered
 
@@ -60,10 +62,19 @@ class Grouped(Generic[I, R]):
         try:
             await asyncio.sleep(self._linger_s)
             while len(self._waiting):
+                await self._gathered()
                 await self._write_next()
         except BaseException as error:  # cancelled: nobody who waits may be left without an answer
             _fail([future for _, _, future in self._waiting.drain()], error)
             raise
+
+    async def _gathered(self) -> None:
+        """Let those come who are on their way: while each turn of the loop brings more, and not for long."""
+        clock = asyncio.get_running_loop().time
+        latest, before = clock() + GATHER_S, 0
+        while before < len(self._waiting) < self._most and clock() < latest:
+            before = len(self._waiting)
+            await asyncio.sleep(0)
 
     async def _write_next(self) -> None:
         items, futures = self._next_group()

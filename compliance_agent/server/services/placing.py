@@ -111,8 +111,8 @@ class Placing:
         self._hosts = await self._tx.hosts(sites, keys)
         self._logged = await self._tx.logged_ahead(sites, keys)
         self._gapped = await self._tx.gapped(sites, keys)
-        ids = {item.document["bundle_id"] for one in submissions for item in one.items}
-        for place in await self._tx.places(sites, keys, ids):
+        ids = {(one.host.key_id, item.document["bundle_id"]) for one in submissions for item in one.items}
+        for place in await self._tx.places(sites, ids):
             self._remember(place)
         before = await self._tx.verdicts(sites, keys)
         for verdict in before.values():

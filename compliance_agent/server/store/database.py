@@ -32,6 +32,10 @@ class Statements(Protocol):
         """Add rows in this order, given as the database keeps their values, in as few statements as it can."""
         ...
 
+    async def update(self, table: Table, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]], by: int) -> None:
+        """Change rows, each found by the first columns, as many as `by` says; the others are set."""
+        ...
+
 
 class Database(Protocol):
     """Where rows are kept."""

@@ -42,6 +42,7 @@ _WRITER_PRAGMAS = (
     "PRAGMA foreign_keys = ON",
     "PRAGMA recursive_triggers = ON",  # else REPLACE deletes past the wall
     "PRAGMA secure_delete = ON",  # what is emptied is overwritten
+    "PRAGMA temp_store = MEMORY",  # what a statement may have to undo is kept there, not in a file for each of them
 )
 # A statement that a trigger can abort saves each page that it changes before it does: one statement for each row would copy
 # 100 kB for 3 kB of evidence. So rows go in by the largest of these numbers that is left.
@@ -102,6 +103,10 @@ class _Direct:
                 self._connection.exec_driver_sql(_insertion(table, columns, count), values)
                 at += count
 
+    async def update(self, table: Table, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]], by: int) -> None:
+        if rows:
+            self._connection.exec_driver_sql(_change(table, columns, by), [(*row[by:], *row[:by]) for row in rows])
+
 
 @functools.cache
 def _insertion(table: Table, columns: tuple[str, ...], rows: int) -> str:
@@ -110,6 +115,14 @@ def _insertion(table: Table, columns: tuple[str, ...], rows: int) -> str:
     row = f"({', '.join('?' * len(columns))})"
     names = ", ".join(quoted(table.c[name]) for name in columns)
     return f"INSERT INTO {table.name} ({names}) VALUES {', '.join([row] * rows)}"  # noqa: S608  our own names
+
+
+@functools.cache
+def _change(table: Table, columns: tuple[str, ...], by: int) -> str:
+    """A statement for one row."""
+    quoted = sqlite.dialect().identifier_preparer.format_column
+    said = [f"{quoted(table.c[name])} = ?" for name in columns]
+    return f"UPDATE {table.name} SET {', '.join(said[by:])} WHERE {' AND '.join(said[:by])}"  # noqa: S608  our own names
 
 
 class SqliteDatabase:

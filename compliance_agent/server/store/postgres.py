@@ -91,6 +91,11 @@ class _Waiting:
             values = tuple(list(column) for column in zip(*as_kept(table, columns, rows), strict=True))
             await self._connection.exec_driver_sql(_insertion(table, columns), values)
 
+    async def update(self, table: Table, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]], by: int) -> None:
+        if rows:
+            values = tuple(list(column) for column in zip(*rows, strict=True))
+            await self._connection.exec_driver_sql(_change(table, columns, by), values)
+
 
 @functools.cache
 def _insertion(table: Table, columns: tuple[str, ...]) -> str:
@@ -102,6 +107,18 @@ def _insertion(table: Table, columns: tuple[str, ...]) -> str:
         f"INSERT INTO {table.name} ({names}) SELECT {names}"  # noqa: S608  our own names
         f" FROM unnest({arrays}) WITH ORDINALITY AS given ({names}, place) ORDER BY place"
     )
+
+
+@functools.cache
+def _change(table: Table, columns: tuple[str, ...], by: int) -> str:
+    """A statement for any number of rows, given column by column."""
+    quoted = postgresql.dialect().identifier_preparer.format_column  # type: ignore[no-untyped-call]
+    names = [quoted(table.c[name]) for name in columns]
+    arrays = ", ".join(f"${place}::{_array_of(table, name)}" for place, name in enumerate(columns, 1))
+    said = [f"{name} = given.{name}" for name in names]
+    found = " AND ".join(f"{table.name}.{item}" for item in said[:by])
+    given = f"unnest({arrays}) AS given ({', '.join(names)})"
+    return f"UPDATE {table.name} SET {', '.join(said[by:])} FROM {given} WHERE {found}"  # noqa: S608  our own names
 
 
 def _array_of(table: Table, name: str) -> str:

@@ -64,7 +64,7 @@ def site(row: RowMapping) -> Site:
     return Site(row["site_id"], row["client_id"], when(row["created_at"]))
 
 
-def host(row: RowMapping) -> Host:
+def host(row: Mapping[str, Any] | RowMapping) -> Host:
     """A host; the row joins its site's client_id."""
     return Host(
         key_id=row["key_id"],
@@ -91,8 +91,14 @@ def host(row: RowMapping) -> Host:
     )
 
 
+HOST_LIFE = (
+    *("epoch", "seq", "digest", "last_seen_at", "heartbeat_at", "heartbeat_made_at", "agent_version"),
+    *("baseline_version", "baseline_sha256", "pending", "forks", "set_back_at", "set_back_digest", "contested_at"),
+)
+
+
 def host_life(item: Host) -> dict[str, Any]:
-    """The columns that change while a host lives."""
+    """The columns that change while a host lives, as `HOST_LIFE` has them."""
     return {
         "epoch": item.head.epoch if item.head else None,
         "seq": item.head.seq if item.head else None,

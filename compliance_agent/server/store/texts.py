@@ -46,6 +46,23 @@ class among_texts(FunctionElement[bool]):
         return self
 
 
+class among_pairs(FunctionElement[bool]):
+    """Whether the first two, columns, have one of the pairs of texts of the third, which is JSON: `[["a", "b"], ...]`."""
+
+    name = "among_pairs"
+    type = Boolean()
+    inherit_cache = True
+
+    def self_group(self, against: OperatorType | None = None) -> Self:
+        """As `among_texts`."""
+        return self
+
+
+def pairs(texts: Collection[tuple[str, str]]) -> str:
+    """Pairs as the parameter of `among_pairs`."""
+    return orjson.dumps(list(texts)).decode()
+
+
 @compiles(among_texts)
 def _in_json(element: among_texts, compiler: SQLCompiler, **options: Any) -> str:
     column, texts = (compiler.process(part, **options) for part in element.clauses)
@@ -56,3 +73,17 @@ def _in_json(element: among_texts, compiler: SQLCompiler, **options: Any) -> str
 def _in_array(element: among_texts, compiler: SQLCompiler, **options: Any) -> str:
     column, texts = (compiler.process(part, **options) for part in element.clauses)
     return f"({column} = ANY ({texts}))"
+
+
+@compiles(among_pairs)
+def _in_json_pairs(element: among_pairs, compiler: SQLCompiler, **options: Any) -> str:
+    one, other, texts = (compiler.process(part, **options) for part in element.clauses)
+    each = f"SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each({texts})"  # noqa: S608  our own words
+    return f"(({one}, {other}) IN ({each}))"
+
+
+@compiles(among_pairs, "postgresql")
+def _in_jsonb_pairs(element: among_pairs, compiler: SQLCompiler, **options: Any) -> str:
+    one, other, texts = (compiler.process(part, **options) for part in element.clauses)
+    each = f"SELECT value ->> 0, value ->> 1 FROM jsonb_array_elements(CAST({texts} AS jsonb))"  # noqa: S608  our own words
+    return f"(({one}, {other}) IN ({each}))"
