@@ -64,6 +64,9 @@ class Undisturbed:
             self.close()
             return False
 
+    def __del__(self) -> None:
+        self.close()
+
     def close(self) -> None:
         """Give back what it holds; the next answer is no."""
         for handle in (self._clock, self._mounts):
