@@ -6,6 +6,7 @@ import dataclasses
 import os
 import pwd
 import socket
+import stat
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import click
 from compliance_agent.adapters import runner
 from compliance_agent.adapters.durable import give
 from compliance_agent.adapters.secrecy import keep_out_of_dumps
-from compliance_agent.cli.common import PATH, config_option, json_option, load_config, print_json
+from compliance_agent.cli.common import PATH, SYSTEM_CONFIG, config_option, json_option, load_config, print_json
 from compliance_agent.config import LABEL, LOG_KEY_NAME, ORDER_ROOT_NAME, AgentConfig
 from compliance_agent.crypto import Ed25519Signer, key_words
 from compliance_agent.enrolment import Token, enrol, order_root_of, pin_authority, pin_order_root, read_token, save
@@ -134,7 +135,7 @@ def _config(
     given |= {
         key: value for key, value in (("host_id", host_id), ("state_dir", state_dir), ("mcp_ca_file", ca_file)) if value
     }
-    config = load_config(config_path)
+    config = None if _is_empty(config_path) else load_config(config_path)
     if config is not None and config.site_id != token.site:
         raise ConfigError(
             f"the token is for site {token.site}, and the configuration says site_id {config.site_id}; nothing was sent",
@@ -144,6 +145,19 @@ def _config(
         return dataclasses.replace(config, **given)
     given.setdefault("host_id", name if LABEL.fullmatch(name) else "host")
     return AgentConfig(client_id="unknown", **given)
+
+
+def _is_empty(config_path: Path | None) -> bool:
+    """Whether the configuration is a file with nothing in it: `enrol > /etc/msp/agent.yaml` has the shell make one first."""
+    path = config_path or SYSTEM_CONFIG
+    try:
+        found = path.stat()
+    except OSError:  # who reads it says so
+        return False
+    if not stat.S_ISREG(found.st_mode) or found.st_size:
+        return False
+    click.echo(f"{path} is empty: this host enrols in one process, with nothing configured", err=True)
+    return True
 
 
 async def _pin(config: AgentConfig, ca_sha256: str) -> Path:

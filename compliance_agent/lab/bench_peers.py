@@ -58,7 +58,8 @@ def measure(idle_s: float = IDLE_S) -> dict[str, Any]:
 def _inside(scratch: Path, found: Path, idle_s: float) -> int:
     base = recipe.root_filesystem()
     peers, clinic = _peers(base, scratch), install.clinic(base, scratch)
-    machine = Machine("bench", (install.agent(TREE, base, scratch), clinic, peers, base), scratch)
+    agent = install.agent(install.package(TREE, scratch), base, scratch)
+    machine = Machine("bench", (agent, clinic, peers, base), scratch)
     machine.mount()
     machine.boot()
     place = f"/root/{found.name}"

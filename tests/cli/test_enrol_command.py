@@ -70,6 +70,20 @@ def test_a_token_from_standard_input_makes_a_host_and_both_sides_show_its_words(
     assert (host["state"], said["waiting"]) == ("live", False)
 
 
+def test_what_is_printed_may_go_straight_to_the_configuration(server: Running, tmp_path: Path) -> None:
+    """The shell makes an empty file before the command looks; one with anything in it is read, and may be refused."""
+    config, token = tmp_path / "agent.yaml", server.token("clinic-empty")
+    config.write_text(" \n")
+    refused = enrol(server, token, tmp_path, "--config", str(config))
+    assert refused.status == 78 and "expected a mapping" in refused.line
+    config.write_text("")
+    done = enrol(server, token, tmp_path, "--config", str(config))
+    assert done.status == 0, done.err
+    assert f"{config} is empty" in done.err
+    config.write_text(done.out)
+    assert AgentConfig.from_file(config).site_id == "clinic-empty"
+
+
 # --- E3, E4 ---------------------------------------------------------------------------------------
 
 

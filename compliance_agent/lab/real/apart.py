@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from compliance_agent.lab.real import matrix
@@ -15,6 +17,7 @@ from compliance_agent.lab.real.host import Host
 from compliance_agent.lab.real.install import SETTINGS, prepare
 from compliance_agent.lab.real.machine import Machine
 from compliance_agent.lab.real.network import SERVER, SITE, Network
+from compliance_agent.lab.real.report import Progress
 from compliance_agent.lab.real.row import Table
 from compliance_agent.lab.real.shell import until
 
@@ -29,6 +32,7 @@ CHECKS = ("firewall", "patching", "services")
 WITHIN_S = 45.0
 IDLE_S = 30.0  # heal leaves after 10 s
 PERMITS = "etc/msp/permits.json"
+NEWER = "/root/newer.deb"  # this package, one version later
 # Asks the root side as the agent does, without the agent: kind, fields, what follows. Says how it was answered.
 ASK = f"""
 import asyncio, json, pathlib, sys
@@ -52,9 +56,10 @@ passwd -d lab-guest
 Line = dict[str, Any]
 
 
-def start(machine: Machine, network: Network, tables: tuple[Table, ...]) -> Host:
+def start(machine: Machine, network: Network, tables: tuple[Table, ...], newer: Path) -> Host:
     """Boot, join, enrol in three parts as docs/install.md says, permit what the baseline asks for, and start."""
     machine.mount()
+    shutil.copyfile(newer, machine.root / NEWER[1:])
     machine.boot()
     network.join(machine)
     prepare(machine, network, tables)
@@ -70,6 +75,15 @@ def start(machine: Machine, network: Network, tables: tuple[Table, ...]) -> Host
     return Host(machine, network, tables, AS_RUN)
 
 
+def served(machine: Machine, network: Network, newer: Path, progress: Progress) -> tuple[list[Line], dict[str, Any]]:
+    """A host of the lab from its start to its evidence."""
+    progress.begin(machine.name, "is in three processes")
+    chosen = tuple(table for table in matrix.TABLES if table.check in CHECKS)
+    host = start(machine, network, chosen, newer)
+    progress.say(f"{host.name} runs in three processes")
+    return parted(host), host.verified()
+
+
 def parted(host: Host) -> list[Line]:
     """What has to be so, in this order."""
     steps: tuple[tuple[str, Callable[[Host], bool]], ...] = (
@@ -83,6 +97,7 @@ def parted(host: Host) -> list[Line]:
         ("delivers_through_uplink", _delivers),
         ("uplink_reads_nothing_and_asks_nobody", _reads_nothing),
         ("uplink_killed", _comes_back),
+        ("upgrade_leaves_no_old_code", _upgraded),
         ("root_side_is_gone_when_idle", _gone),
     )
     lines = [{"step": name, "ok": step(host)} for name, step in steps]
@@ -90,9 +105,13 @@ def parted(host: Host) -> list[Line]:
     return lines
 
 
+def _pid(host: Host, unit: str) -> str:
+    """Of its process, 0 where there is none."""
+    return host.machine.sh(f"systemctl show --value --property=MainPID {unit}").strip()
+
+
 def _user_of(host: Host, unit: str) -> str:
-    pid = host.machine.sh(f"systemctl show --value --property=MainPID {unit}").strip()
-    return host.machine.sh(f"stat -c %U /proc/{pid}").strip()
+    return host.machine.sh(f"stat -c %U /proc/{_pid(host, unit)}").strip()
 
 
 def _looks(host: Host) -> bool:
@@ -201,6 +220,16 @@ def _comes_back(host: Host) -> bool:
     """Killed in the middle of its work: a new record is delivered by its successor."""
     host.machine.must(f"systemctl kill --signal=KILL {UPLINK}")
     return _cured(host) and until(lambda: _delivered(host), WITHIN_S)
+
+
+def _upgraded(host: Host) -> bool:
+    """While the root side is up: each process is another one, of the new code, and together they heal and deliver."""
+    well = _cured(host)
+    former, code = [_pid(host, unit) for unit in (RUN, UPLINK, HEAL)], host.bundles()[-1]["agent"]["sha256"]
+    host.machine.must(f"dpkg --install {NEWER}", timeout_s=120)
+    anew = [_pid(host, unit) for unit in (RUN, UPLINK, HEAL)]
+    well = well and "0" not in former and not set(former) & set(anew) - {"0"} and _cured(host)
+    return well and host.bundles()[-1]["agent"]["sha256"] != code and until(lambda: _delivered(host), WITHIN_S)
 
 
 def _gone(host: Host) -> bool:

@@ -6,6 +6,7 @@ Only what would make a run long is changed in the baseline and the settings: int
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Sequence
 from importlib import resources
@@ -42,22 +43,55 @@ def clinic(base: Path, scratch: Path) -> Path:
     return machine.upper
 
 
-def agent(tree: Path, base: Path, scratch: Path) -> Path:
-    """A layer that holds the agent alone: the Debian package of this tree, built and installed by dpkg.
+def package(tree: Path, scratch: Path) -> Path:
+    """The Debian package of this tree.
 
     Raises:
-        Unavailable: it could not be built or installed.
+        Unavailable: it could not be built.
+    """
+    place = scratch / "package"
+    # Compressed little: it is unpacked a moment later.
+    must(str(tree / "run"), "deb", "--level", "0", "--out", str(place), timeout_s=SLOW_S)
+    (made,) = place.glob("*.deb")
+    return made
+
+
+def newer(built: Path) -> Path:
+    """The same package one version later, with code that has another digest; for upgrades, and back."""
+    tree = built.parent / "newer"
+    must("dpkg-deb", "--raw-extract", str(built), str(tree))
+    (code,) = tree.glob("usr/lib/compliance-agent/lib/*/site-packages/compliance_agent/__init__.py")
+    former = code.read_bytes()
+    code.write_bytes(former + b"# one version later\n")
+    control, sums = tree / "DEBIAN/control", tree / "DEBIAN/md5sums"
+    control.write_text(control.read_text("utf-8").replace("\nVersion: ", "\nVersion: 1:", 1), "utf-8")
+    before, after = (hashlib.md5(text, usedforsecurity=False).hexdigest() for text in (former, code.read_bytes()))
+    sums.write_text(sums.read_text("utf-8").replace(before, after, 1), "utf-8")
+    made = built.parent / f"{built.stem}-newer.deb"
+    must("dpkg-deb", "--root-owner-group", "-Znone", "--build", str(tree), str(made), timeout_s=SLOW_S)
+    shutil.rmtree(tree)
+    return made
+
+
+def agent(built: Path, base: Path, scratch: Path) -> Path:
+    """A layer that holds the agent alone, installed by dpkg.
+
+    Raises:
+        Unavailable: it could not be installed.
     """
     machine = Machine("agent", (base,), scratch)
     machine.mount()
-    place = machine.root / "root" / "package"
-    # Compressed little: it is unpacked once, a moment later.
-    must(str(tree / "run"), "deb", "--level", "0", "--out", str(place), timeout_s=SLOW_S)
-    (package,) = place.glob("*.deb")
-    must("chroot", str(machine.root), "dpkg", "--install", f"/{package.relative_to(machine.root)}", timeout_s=SLOW_S)
-    shutil.rmtree(place)
+    place = give(built, machine)
+    must("chroot", str(machine.root), "dpkg", "--install", place, timeout_s=SLOW_S)
+    (machine.root / place[1:]).unlink()
     machine.unmount()
     return machine.upper
+
+
+def give(file: Path, machine: Machine) -> str:
+    """Put a file where root of the host finds it; its path there."""
+    shutil.copyfile(file, machine.root / "root" / file.name)
+    return f"/root/{file.name}"
 
 
 def baseline(tables: Sequence[Table]) -> str:

@@ -20,8 +20,10 @@ from compliance_agent.lab.real.enclosure import leave_network
 from compliance_agent.lab.real.machine import Machine
 from compliance_agent.lab.real.row import PUBLISH
 from compliance_agent.lab.real.shell import must, until
+from compliance_agent.log.tiles import ENTRIES, decode_entries, written
 
 SERVER = "10.77.0.1"
+NAMED = "mcp.clinic.example"  # the server, as docs/install.md calls it
 SKEWED, SKEWED_BY_S = "10.77.0.2", 30.0  # the second time source
 TIME_SOURCE = (
     f"bindaddress {SERVER}", "local stratum 3", "allow 10.77.0.0/24", "cmdport 0", "bindcmdaddress /", "pidfile /run/chronyd.pid",
@@ -57,7 +59,8 @@ class Network:
             sys.executable, "-m", "http.server", "--bind", SERVER, "--directory", str(self.repositories), "8000"
         )
         server = (sys.executable, "-m", "compliance_agent", "server", "--data-dir", str(self.data), "--tls")
-        self._start(*server, "--host", SERVER, "--port", "8443")
+        known_as = f"MSP_SERVER_PUBLIC_URL=https://{NAMED}:8443"  # in its certificate
+        self._start("env", known_as, *server, "--host", SERVER, "--port", "8443")
         if not until(lambda: (self.data / "tls" / "ca.pem").exists() and _listens(8443), 30.0):
             raise Unavailable("lab: the server did not start")
 
@@ -93,6 +96,15 @@ class Network:
     def log_keys(self) -> list[str]:
         """The files with the verifier keys of the site's logs, from the server's own directory."""
         return [str(path) for path in sorted((self.data / "keys").glob(f"{SITE}-*.vkey"))]
+
+    def entries(self) -> list[bytes]:
+        """Every entry of the site's logs, as the server keeps them for everybody who asks."""
+        found: list[bytes] = []
+        for log in sorted((self.data / "log" / SITE).iterdir()):
+            size = int((log / "checkpoint").read_text("utf-8").splitlines()[1])
+            tiles = (tile for tile in written(0, size) if tile.level == ENTRIES)
+            found += [entry for tile in tiles for entry in decode_entries((log / tile.path).read_bytes(), tile.width)]
+        return found
 
     def _start(self, *words: str) -> None:
         with self.log.open("ab") as out:

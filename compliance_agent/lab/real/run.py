@@ -20,7 +20,7 @@ from typing import Any
 import click
 
 from compliance_agent.errors import AgentError, Unavailable
-from compliance_agent.lab.real import apart, install, matrix, recipe
+from compliance_agent.lab.real import apart, install, matrix, recipe, stranger
 from compliance_agent.lab.real.enclosure import enclosed
 from compliance_agent.lab.real.host import Host
 from compliance_agent.lab.real.judge import Judged
@@ -37,6 +37,7 @@ from compliance_agent.lab.vm.virtual import missing
 from compliance_agent.logs import configure
 
 TREE = Path(__file__).resolve().parents[3]
+Ended = tuple[list[dict[str, Any]], dict[str, Any]]  # lines of a service, and the evidence of its host
 LOGS = TREE / "test-results" / "lab"
 
 
@@ -205,8 +206,11 @@ def _run(asked: Asked, scratch: Path) -> dict[str, Any]:
     progress = Progress(sum(len(table.rows) for table in asked.tables) + vm.lines(asked.virtual))
     base, made = _kept(asked)
     progress.say(f"root file system {base.name} after {time.monotonic() - started:.0f} s")
-    agent = install.agent(TREE, base, scratch)
-    lower = (install.clinic(base, scratch), agent, base) if asked.tables or asked.opponent else ()
+    package = install.package(TREE, scratch)
+    newer = install.newer(package) if asked.opponent else package
+    agent = install.agent(package, base, scratch)
+    bare = (install.clinic(base, scratch), base) if asked.tables or asked.opponent else ()  # without the agent
+    lower = (*bare[:1], agent, *bare[1:])
     virtual = vm.prepared(made, agent, scratch) if made is not None else None
     progress.say(f"agent built and installed after {time.monotonic() - started:.0f} s")
     network = Network(scratch, base)
@@ -235,29 +239,31 @@ def _run(asked: Asked, scratch: Path) -> dict[str, Any]:
         evidence = made.verified()
         return {**fought, "service": lines + removed(made)}, evidence
 
-    def parts() -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        chosen = tuple(table for table in matrix.TABLES if table.check in apart.CHECKS)
-        progress.begin("clinic-98", "is in three processes")
-        made = apart.start(Machine("clinic-98", lower, scratch), network, chosen)
-        progress.say(f"{made.name} runs in three processes")
-        return apart.parted(made), made.verified()
+    def parts() -> Ended:
+        return apart.served(Machine("clinic-98", lower, scratch), network, newer, progress)
+
+    def by_the_page() -> Ended:
+        machine = Machine("clinic-97", bare, scratch)
+        return stranger.served(
+            machine, network, (TREE / "docs/install.md").read_text("utf-8"), package, newer, progress
+        )
 
     shares = matrix.spread(asked.tables, asked.hosts)
-    pool = ThreadPoolExecutor(len(shares) + 3)  # never waited for: when this process ends, the enclosure ends all of it
+    pool = ThreadPoolExecutor(len(shares) + 4)  # never waited for: when this process ends, the enclosure ends all of it
     done: list[Future[tuple[list[Judged], dict[str, Any]]]] = []
     if virtual is not None:  # first, for it takes longest
         done.append(pool.submit(vm.done, virtual, asked.virtual, network, progress, LOGS))
     done += [pool.submit(rows, number, share) for number, share in enumerate(shares, 1)]
     fought = pool.submit(opponent) if asked.opponent else None
-    split = pool.submit(parts) if asked.opponent else None
-    every: list[Future[Any]] = [*done, *([fought] if fought else []), *([split] if split else [])]
+    served = [pool.submit(part) for part in (parts, by_the_page)] if asked.opponent else []
+    every: list[Future[Any]] = [*done, *([fought] if fought else []), *served]
     wait(every, return_when=FIRST_EXCEPTION)
     judged = [line for future in done for line in future.result()[0]]
     evidence = [future.result()[1] for future in every]
     order = {row.name: place for place, row in enumerate(matrix.ROWS)}
     judged.sort(key=lambda line: order.get(line.row.name, len(order)))
     last = fought.result()[0] if fought else None
-    service = [*last.pop("service"), *split.result()[0]] if last and split else None
+    service = [*last.pop("service"), *(line for part in served for line in part.result()[0])] if last else None
     return document(judged, last, service, evidence, time.monotonic() - started)
 
 
