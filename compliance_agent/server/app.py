@@ -132,7 +132,7 @@ def _protocol_route() -> Route:
 
 
 def _mount_viewer(app: FastAPI) -> None:
-    from compliance_agent.web import account, controls, federated, log_views, search, views
+    from compliance_agent.web import account, controls, federated, log_views, search, streams, views
     from compliance_agent.web import orders as order_views
 
     app.include_router(views.router)
@@ -142,6 +142,8 @@ def _mount_viewer(app: FastAPI) -> None:
     app.include_router(controls.router)
     app.include_router(search.router)
     app.include_router(order_views.router)
+    app.state.streams = streams.Streams()
+    app.include_router(streams.router)
     views.mount_static(app)
 
 

@@ -29,11 +29,23 @@ COLLECT = (20_000, 20, 50)  # Python's own would walk all that ten thousand conn
 KEEP_ALIVE_S = 75  # longer than hosts wait between two calls: a TLS connection is paid for once
 
 
-class _Server(uvicorn.Server):
+class Ending(uvicorn.Server):
+    """Ends what would go on by itself, such as the streams of live pages, before it waits for what is under way."""
+
+    def __init__(self, config: uvicorn.Config, ending: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ending = ending
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._ending()
+        await super().shutdown(sockets)
+
+
+class _Server(Ending):
     """Says where it listens once it does, and ends by itself after a signal instead of dying of it."""
 
-    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
-        super().__init__(config)
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None], ending: Callable[[], None]) -> None:
+        super().__init__(config, ending)
         self._tell = started
         self.interrupted = False
 
@@ -68,7 +80,7 @@ def serve(settings: ServerSettings, announce: Callable[[str], None]) -> int:
     listener = _listen(settings.host, settings.port)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"{'https' if settings.tls else 'http'}://{host}:{listener.getsockname()[1]}"
-    server = _Server(_config(settings, app), lambda: announce(url))
+    server = _Server(_config(settings, app), lambda: announce(url), app.state.streams.close)
     _ = registry().spelled  # made at the first record otherwise, while everybody waits
     gc.freeze()  # what was loaded stays: no collection walks the modules again while evidence comes in
     gc.set_threshold(*COLLECT)

@@ -7,6 +7,8 @@ zone. Everything a host says is escaped, nothing is loaded from elsewhere, and t
     pages      what the templates are given: frozen values, words and figures ready to print
     timeline   where the bars and marks of the history picture stand
     words      sentences for verdicts, reasons, outcomes and actions
+    orders     the acts: draft, approve and withdraw what is asked of hosts (asking: the same in words)
+    streams    tells live pages that something changed
     security   response headers, the session cookie, the form token
     assets     static files, named by their content
     rendering  the template engine

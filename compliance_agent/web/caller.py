@@ -13,6 +13,7 @@ from compliance_agent.server.services import roles
 from compliance_agent.server.services.fleet import Fleet
 
 FRESH = timedelta(minutes=5)
+EVENTS = "text/event-stream"
 
 
 class SignedOut(Exception):
@@ -71,16 +72,18 @@ async def caller_of(request: Request, act: roles.Act = roles.Act.LOOK) -> Caller
     return Caller(user, reader, services.fleet(reader))
 
 
+def by_itself(request: Request) -> bool:
+    """Whether a live page asks, as it does whether somebody looks or not."""
+    return request.headers.get("hx-request") == "true" or EVENTS in request.headers.get("accept", "")
+
+
 async def session_or_out(request: Request) -> Session:
     """The live session, also of a person who still has to set up a second factor: for the pages of the own account alone.
 
     Raises:
         SignedOut: nobody, or a session that has ended.
     """
-    by_itself = (
-        request.headers.get("hx-request") == "true"
-    )  # a live page asks every few seconds, whether somebody looks or not
-    session = await services_of(request).users.sessions.of(session_of(request), use=not by_itself)
+    session = await services_of(request).users.sessions.of(session_of(request), use=not by_itself(request))
     if session is None:
         raise SignedOut
     return session

@@ -17,7 +17,7 @@ from starlette.types import Scope
 from compliance_agent.errors import AgentError, Refusal
 from compliance_agent.logs import where
 from compliance_agent.web import security
-from compliance_agent.web.caller import FactorNeeded, SignedOut, StepUpNeeded, now_of
+from compliance_agent.web.caller import FactorNeeded, SignedOut, StepUpNeeded, by_itself, now_of
 from compliance_agent.web.rendering import render
 
 log = structlog.get_logger()
@@ -29,6 +29,7 @@ _PROBLEMS = {
         "It did not come from a page of this site, or the page was open for too long. Reload it.",
     ),
     404: ("Not here", "There is no such page, or it belongs to a site you may not see."),
+    406: ("Not for reading", "This address is for the pages that keep themselves fresh."),
     409: ("It has changed meanwhile", "Things no longer stand as the page said. Nothing was done; look again."),
     410: ("Not held any more", "It was destroyed when its time was over; its digest is in the log."),
     413: ("That is too large", "The form holds more than it should."),
@@ -83,7 +84,7 @@ def _here(request: Request) -> str:
 
 def to_login(request: Request) -> Response:
     """Send a visitor to the login page and back again. A live page that asks for itself is told to load anew instead."""
-    if request.headers.get("hx-request") == "true":
+    if by_itself(request):
         return Response(status_code=401, headers={"HX-Refresh": "true"})
     back = f"?next={quote(_here(request), safe='')}" if request.method == "GET" and request.url.path != "/" else ""
     return RedirectResponse(f"/login{back}", status_code=303)

@@ -406,6 +406,16 @@ def listed(*queries: str) -> Case:
     return case
 
 
+async def _live(crawl: Crawl, method: str, path: str) -> None:
+    """A stream of theirs is not there; mine is, for who asks as a live page does (tests/web/test_streams.py)."""
+    answers = [
+        await crawl.ask(method, f"{path}?site={one.site_id}", crawl.mine.session) for one in (crawl.theirs, crawl.mine)
+    ]
+    unknown = await crawl.ask(method, f"{path}?site=clinic-0", crawl.mine.session)
+    assert [answer.status_code for answer in answers] == [404, 406]
+    assert crawl.told(answers[0], crawl.theirs) == crawl.told(unknown, crawl.nobody)
+
+
 def acted(body: Callable[[], Any] = dict) -> Case:
     """An act on what the path names."""
 
@@ -479,6 +489,7 @@ CASES: Mapping[str, Case] = {
     "GET /sites/{site_id}/controls": hidden("?host={key_id}", "?by=host"),
     "GET /sites/{site_id}/controls.csv": hidden("?by=host"),
     "GET /evidence": _found,
+    "GET /live": _live,
     "GET /orders": listed(),
     "GET /orders/{order_id}": hidden(),
     "GET /orders/{order_id}/approve": hidden(),

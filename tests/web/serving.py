@@ -19,6 +19,7 @@ from compliance_agent.lab.seeding import MovingClock, SeededHost, seed_fleet
 from compliance_agent.server.app import create_app
 from compliance_agent.server.desks import Services
 from compliance_agent.server.opening import utc_now
+from compliance_agent.server.runner import Ending
 from compliance_agent.server.settings import ServerSettings
 
 NAME, PASSWORD = "auditor", "correct horse battery"
@@ -73,7 +74,8 @@ def on_loopback(folder: Path, *, seeded: bool = True, **asked: Any) -> Iterator[
 
         async def run() -> None:
             async with serving(folder, seeded=seeded, **asked) as served:
-                server.append(uvicorn.Server(uvicorn.Config(served.app, log_level="error", lifespan="off")))
+                config = uvicorn.Config(served.app, log_level="error", lifespan="off")
+                server.append(Ending(config, served.app.state.streams.close))
                 ready.append(served)
                 await server[0].serve(sockets=[listener])
 

@@ -98,7 +98,7 @@ def test_live_page_follows_the_server_and_keeps_its_place(visit: Visit, running:
     before = served.clock.now
     try:
         served.clock.now = before + timedelta(hours=2)
-        page.evaluate("htmx.trigger('#live', 'every')")
+        page.evaluate("htmx.trigger('#live', 'refresh')")
         expect(page.get_by_text("This host has stopped reporting.")).to_be_visible(timeout=30_000)
         expect(page.locator("tbody .tone-pass")).to_have_count(0)
     finally:
@@ -120,7 +120,7 @@ def test_a_page_that_hears_nothing_says_so(visit: Visit) -> None:
 def test_an_ended_session_leads_to_the_login_page(visit: Visit) -> None:
     page = visit.sign_in()
     visit.context.clear_cookies()
-    page.evaluate("htmx.trigger('#live', 'every')")
+    page.evaluate("htmx.trigger('#live', 'refresh')")
     expect(page.get_by_role("heading", level=1)).to_have_text("Sign in", timeout=30_000)
     visit.forgive()  # the 401 is the point
 

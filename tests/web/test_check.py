@@ -420,7 +420,7 @@ def test_a_log_that_stands_still_says_why(visit: Visit, running: tuple[str, Serv
     expect(page.get_by_text("Going on")).to_be_visible()
     board.stopped["clinic-harbour"] = "log_forked"
     try:
-        page.evaluate("htmx.trigger('#live', 'every')")
+        page.evaluate("htmx.trigger('#live', 'refresh')")
         expect(page.get_by_text("The log stands still.")).to_be_visible(timeout=30_000)
         expect(page.locator(".banner.tone-fail")).to_contain_text("not a prefix of what the database holds")
     finally:

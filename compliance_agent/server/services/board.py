@@ -94,6 +94,10 @@ class Board:
         self._turn.set()
         self._turn = asyncio.Event()
 
+    async def turned(self) -> None:
+        """Wait until something is published, or a log's state changes."""
+        await self._turn.wait()
+
     def recent(self, place: Place) -> Leaf | None:
         """The published entry of a bundle, if it is among the newest."""
         return self._recent.get(place)

@@ -39,12 +39,12 @@
     setTimeout(() => (copy.textContent = "Copy"), 2000);
   });
 
-  // A live page that has heard nothing for 20 seconds must not go on looking current.
+  // A live page that has heard nothing for 25 seconds must not go on looking current.
   const live = document.querySelector("[data-live]");
   const banner = document.getElementById("stale");
   let heard = Date.now();
   const judge = () => {
-    const stale = Date.now() - heard > 20000;
+    const stale = Date.now() - heard > 25000;
     banner.hidden = !stale;
     document.documentElement.classList.toggle("stale", stale);
     if (stale) banner.querySelector("time").textContent = clock.format(new Date(heard));
@@ -60,15 +60,42 @@
       const status = event.detail.ctx?.response?.status ?? 0;
       if (status !== 200) event.preventDefault();
     });
-    // A page nobody looks at asks nothing; when it is looked at again it asks at once, before it is judged.
+    // A page nobody looks at asks nothing and is told nothing; when it is looked at again it asks at once, before it is judged.
     document.addEventListener("htmx:before:request", (event) => {
       if (document.hidden) event.preventDefault();
     });
+    // The server says when something changed. Where it cannot, the page asks every five seconds.
+    let stream = null;
+    const ask = () => window.htmx?.trigger(document.querySelector("[data-live]"), "refresh");
+    const stop = () => {
+      stream?.close();
+      stream = null;
+    };
+    const listen = () => {
+      if (stream || document.hidden) return;
+      stream = new EventSource(live.dataset.live);
+      stream.addEventListener("change", () => {
+        document.documentElement.dataset.told = String(Number(document.documentElement.dataset.told || 0) + 1);
+        ask();
+      });
+      for (const name of ["end", "error"])
+        stream.addEventListener(name, () => {
+          stop();
+          ask();
+          setTimeout(listen, 30000);
+        });
+    };
+    setInterval(() => {
+      if (!stream || stream.readyState !== EventSource.OPEN || Date.now() - heard > 18000) ask();
+    }, 5000);
     document.addEventListener("visibilitychange", () => {
-      if (document.hidden) return;
+      if (document.hidden) return stop();
       heard = Math.max(heard, Date.now() - 15000);
-      window.htmx?.trigger(live, "every");
+      ask();
+      listen();
     });
+    window.addEventListener("pagehide", stop);
+    window.addEventListener("load", listen);
     setInterval(judge, 2000);
   }
 
