@@ -1,7 +1,7 @@
 """The pages: each asks a service, builds what its template is given, and renders it. No page touches a table or decides anything.
 
-What does not exist and what belongs to another site are the same 404. Live pages are told when to load themselves anew (`streams.py`); without
-scripts they are read by reloading.
+What does not exist and what belongs to another site are the same 404. Live pages are told when to load themselves
+anew (`streams.py`); without scripts they are read by reloading.
 
     app.include_router(views.router)
     views.mount_static(app)           # last: static files, headers, and the page for what does not exist

@@ -37,8 +37,8 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 class Ear:
     """One stream, and what was heard on it."""
 
-    def __init__(self, served: Served, secret: str, site: str | None = None, **limits: float) -> None:
-        self.streams = Streams(**{"look_s": 0.01, "tick_s": 60.0, **limits})
+    def __init__(self, served: Served, secret: str, site: str | None = None, tick_s: float = 60.0) -> None:
+        self.streams = Streams(look_s=0.01, tick_s=tick_s)
         self._told = told(self.streams, served.services, secret, site)
 
     async def next(self, within_s: float = 10.0) -> bytes | None:
@@ -50,11 +50,11 @@ class Ear:
             return None
 
 
-async def opened(served: Served, name: str = NAME, site: str | None = None, **limits: float) -> tuple[Ear, str]:
+async def opened(served: Served, name: str = NAME, site: str | None = None, tick_s: float = 60.0) -> tuple[Ear, str]:
     secret = await served.services.users.login(name, PASSWORD)
     while await served.services.sequencer.round():
         pass  # signing in is an act in every log: not what the test is about
-    ear = Ear(served, secret, site, **limits)
+    ear = Ear(served, secret, site, tick_s)
     assert (await ear.next() or b"").startswith(b"retry: ")
     return ear, secret
 
