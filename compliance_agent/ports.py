@@ -147,6 +147,10 @@ class Host(Protocol):
         """
         ...
 
+    async def ruleset(self) -> Ran:
+        """As `run` gives `nft -s -j list ruleset`; the listing of at most 15 minutes before when nothing has changed it since."""
+        ...
+
     async def units(self, names: Sequence[str]) -> Mapping[str, UnitState]:
         """States of these units, all of them, in one question to the service manager. No manager is `tool_missing`."""
         ...

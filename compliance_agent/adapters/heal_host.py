@@ -108,6 +108,9 @@ class HealHost:
     async def run(self, argv: Sequence[str], **how: Any) -> Ran:
         return await self._host.run(argv, **how)
 
+    async def ruleset(self) -> Ran:
+        return await self._host.ruleset()
+
     async def units(self, names: Sequence[str]) -> Mapping[str, UnitState]:
         return await self._host.units(names)
 

@@ -25,7 +25,9 @@ from compliance_agent.adapters.clock import read_clock_state
 from compliance_agent.adapters.execute import DIRECTORIES, Programs
 from compliance_agent.adapters.file_digests import BATCH_S, KINDS, Batch, FileDigests
 from compliance_agent.adapters.offload import Offload
+from compliance_agent.adapters.ruleset import KeptRuleset
 from compliance_agent.adapters.systemd import BOOTED, Systemd
+from compliance_agent.core.nftables import LIST
 from compliance_agent.errors import CannotTell, StepFailed, StorageError, StorageFull
 from compliance_agent.models import ClockState
 from compliance_agent.ports import FileDigest, FileStat, Ran, UnitState
@@ -56,7 +58,7 @@ class RealHost:
         directories: where programs are looked up, first match wins.
         file_timeout_s: deadline of one look at, or change of, a file.
         booted: the directory whose presence says that systemd is the init.
-        digests: takes and keeps digests of files; its own when not given.
+        digests, ruleset: take and keep digests of files and the firewall's rules; its own when not given.
     """
 
     def __init__(
@@ -66,11 +68,13 @@ class RealHost:
         file_timeout_s: float = FILE_TIMEOUT_S,
         booted: Path = BOOTED,
         digests: FileDigests | None = None,
+        ruleset: KeptRuleset | None = None,
     ) -> None:
         self._offload = Offload()
         self._programs = Programs(self._offload, directories)
         self._systemd = Systemd(self._programs, booted, self._offload)
         self._digests = digests if digests is not None else FileDigests()
+        self._ruleset = ruleset if ruleset is not None else KeptRuleset()
         self._file_timeout_s = file_timeout_s
 
     @property
@@ -124,8 +128,19 @@ class RealHost:
         return {path: found[path] for path in paths}
 
     def read_anew(self) -> None:
-        """Keep no digest: the next look reads every byte."""
+        """Keep no digest and no listing: the next look reads every byte and every rule."""
         self._digests.forget()
+        self._ruleset.forget()
+
+    async def ruleset(self) -> Ran:
+        generation = self._ruleset.generation()
+        kept = self._ruleset.same(generation)
+        if kept is not None:
+            return kept
+        began_s = self._ruleset.now_s()
+        ran = await self.run(LIST)
+        self._ruleset.keep(generation, began_s, ran)
+        return ran
 
     async def run(
         self,

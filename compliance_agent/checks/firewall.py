@@ -8,6 +8,7 @@ in place: with it nothing unlisted comes in, whatever other tables say, and they
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, replace
 
 from compliance_agent.checks.spec import (
@@ -27,9 +28,6 @@ from compliance_agent.core.tools import answered
 from compliance_agent.facts import SHA256, Bool, Choice, Digest, Int, fact
 from compliance_agent.models import Plan, Result, Severity, Step, Verdict
 from compliance_agent.ports import Host
-
-LIST = ("nft", "-s", "-j", "list", "ruleset")
-
 
 MOST_PROPOSED = 64  # open ports; rules that open more are no list that a person has chosen
 
@@ -108,7 +106,12 @@ CHECK = CheckSpec(
 
 
 async def observe(host: Host, baseline: Parameters) -> Observation:
-    ruleset = nftables.read(answered(await host.run(LIST), "nft").out)
+    return _seen(answered(await host.ruleset(), "nft").out, baseline)
+
+
+@functools.lru_cache(maxsize=1)  # the same listing means the same, and is most often the one of before
+def _seen(raw: bytes, baseline: Parameters) -> Observation:
+    ruleset = nftables.read(raw)
     found, elsewhere = openings(ruleset), openings(ruleset, without=nftables.TABLE)
     allowed = {"tcp": nftables.port_mask(baseline.allow_tcp), "udp": nftables.port_mask(baseline.allow_udp)}
     listed = baseline.lists
@@ -127,7 +130,7 @@ async def observe(host: Host, baseline: Parameters) -> Observation:
 
 async def propose(host: Host) -> Proposal:
     """The ports that the present rules open, where they open few: a host without rules is no example."""
-    found = openings(nftables.read(answered(await host.run(LIST), "nft").out))
+    found = openings(nftables.read(answered(await host.ruleset(), "nft").out))
     if found.policy != "drop" or any(ports.bit_count() > MOST_PROPOSED for ports in found.reachable.values()):
         return {}
     ports = {proto: tuple(str(p) for p in range(65_536) if found.reachable[proto] >> p & 1) for proto in ("tcp", "udp")}

@@ -17,6 +17,7 @@ from typing import Any
 
 from compliance_agent.core.tools import json_answer, unparsable
 
+LIST = ("nft", "-s", "-j", "list", "ruleset")
 TABLE = ("inet", "compliance")
 _PORT = re.compile(r"([1-9][0-9]{0,4})(?:-([1-9][0-9]{0,4}))?")
 _VOLATILE = {"handle", "comment", "packets", "bytes", "used", "expires", "index", "position"}

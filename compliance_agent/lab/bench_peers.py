@@ -108,6 +108,7 @@ def rows(seen: Mapping[str, Any]) -> list[Row]:
         _most("P4: / 20 systemctl by asyncio", seen["units_s"] / seen["systemctl_s"], 1 / 300),
         ("the ruleset, ours, CPU", seen["ruleset_s"] * 1e3, "ms", "", None),
         _most("P5: / nft by asyncio", seen["ruleset_s"] / seen["nft_s"], 0.2),
+        _most("P5: unchanged / nft by asyncio", seen["ruleset_same_s"] / seen["nft_s"], 1 / 500),
         *_idle(seen["idle"]),
         ("upload of 2 KB on a kept connection, ours, CPU", seen["upload_s"] * 1e3, "ms", "", None),
         _most("P11: / httpx on a kept connection", seen["upload_s"] / seen["httpx_s"], 0.3),

@@ -26,9 +26,9 @@ import yaml
 
 from compliance_agent.adapters.subprocess_host import RealHost
 from compliance_agent.agent import ComplianceAgent
-from compliance_agent.checks.firewall import LIST
 from compliance_agent.config import AgentConfig
 from compliance_agent.core import nftables
+from compliance_agent.core.nftables import LIST
 from compliance_agent.logs import configure
 from compliance_agent.transport.http import HttpTransport
 
@@ -281,6 +281,7 @@ async def measured(idle_s: float) -> dict[str, Any]:
     figures["units_s"] = await cpu_here(lambda: host.units(units))
     figures["systemctl_s"] = await cpu_here(lambda: run_all([("systemctl", "is-active", unit) for unit in units]), RUNS)
     figures["ruleset_s"] = await cpu_here(lambda: host.run(LIST))
+    figures["ruleset_same_s"] = await cpu_here(host.ruleset)
     figures["nft_s"] = await cpu_here(lambda: run_all([("nft", "list", "ruleset")]))
     await uploads(figures)
     python = (sys.executable, "-I")

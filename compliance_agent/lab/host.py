@@ -23,6 +23,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, TypeVar
 
+from compliance_agent.core.nftables import LIST
 from compliance_agent.errors import CannotTell, StepFailed
 from compliance_agent.lab.faults import Faults
 from compliance_agent.models import ClockState
@@ -297,6 +298,9 @@ class FakeHost:
         answer = await self._look(f"program:{_program_name(argv)}", timeout_s)
         call = Call(self, tuple(argv), stdin, _environment(env), changing=False)
         return _within(limit_bytes, answer if answer is not None else self._start(call), argv[0])
+
+    async def ruleset(self) -> Ran:
+        return await self.run(LIST)
 
     async def units(self, names: Sequence[str]) -> Mapping[str, UnitState]:
         self._manager()

@@ -24,6 +24,7 @@ from compliance_agent.baseline import Baseline, Entry, names_of
 from compliance_agent.checks.spec import COMMON_REASONS, Check, Unreadable, judge_seen
 from compliance_agent.config import AgentConfig
 from compliance_agent.core.citations import objection
+from compliance_agent.core.nftables import LIST
 from compliance_agent.core.waking import sources
 from compliance_agent.drift import DriftDetector
 from compliance_agent.errors import CannotTell, StepFailed
@@ -126,6 +127,9 @@ class Asked:
         answer: Ran = await self._answer(Question("run", f"program:{argv[0]}", tuple(argv)), truth)
         _within(limit_bytes, answer.out + answer.err)
         return answer
+
+    async def ruleset(self) -> Ran:
+        return await self.run(LIST)
 
     async def units(self, names: Sequence[str]) -> Mapping[str, UnitState]:
         answer = await self._answer(Question("units", f"unit:{' '.join(names)}"), lambda: self.host.units(names))

@@ -17,7 +17,8 @@ def seen(**more: Any) -> dict[str, Any]:
         "monit_w1_s": 0.008, "cf_agent_w1_s": 0.1, "cycle_s": 0.006, "cycle_wall_s": 0.01,
         "unchanged_s": 0.002, "unchanged_wall_s": 0.004,
         "verdicts": {"firewall": "pass"},
-        "units_s": 0.001, "systemctl_s": 0.1, "ruleset_s": 0.001, "nft_s": 0.005, "upload_s": 0.0001, "httpx_s": 0.0005,
+        "units_s": 0.001, "systemctl_s": 0.1, "ruleset_s": 0.001,
+        "ruleset_same_s": 0.000009, "nft_s": 0.005, "upload_s": 0.0001, "httpx_s": 0.0005,
         "python_s": 0.01, "import_s": 0.05, "help_s": 0.031, "peer_import_s": 0.2, "idle": {}, **more,
     }  # fmt: skip
 
