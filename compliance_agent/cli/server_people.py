@@ -18,7 +18,7 @@ from compliance_agent.errors import NoInput
 if TYPE_CHECKING:
     from compliance_agent.server.records import Dates, User
 
-ROLES = ("owner", "operator", "viewer", "auditor")
+ROLES = ("owner", "operator", "proposer", "viewer", "auditor")
 _PATH = click.Path(path_type=Path, readable=False)
 _DAY = click.DateTime(("%Y-%m-%d",))
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from compliance_agent.server.desks import Services
     from compliance_agent.server.records import OperatorToken
 
-ROLES = ("owner", "operator", "viewer")
+ROLES = ("owner", "operator", "proposer", "viewer")
 _PATH = click.Path(path_type=Path, readable=False)
 _out = click.option("--out", type=_PATH, help="Write the token to this new file (0600) instead of standard output.")
 

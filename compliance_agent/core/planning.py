@@ -270,7 +270,7 @@ def as_document(proposal: Proposal) -> dict[str, Any]:
         "needs": list(proposal.needs),
         "options": list(options(proposal)),
         "runbook": None if book is None else {"id": book.id, "version": book.version, "sha256": book.sha256},
-        "cures": [_cure(cure) for cure in proposal.cures],
+        "cures": [cure_document(cure) for cure in proposal.cures],
         "expected": _expected(proposal),
         "disruptive": proposal.disruptive,
         "undo": proposal.undo,
@@ -283,7 +283,8 @@ def _expected(proposal: Proposal) -> str | None:
     return {"remediate": "pass", "approve": "pass", "check": "told"}.get(proposal.kind or "")
 
 
-def _cure(cure: Cure) -> dict[str, Any]:
+def cure_document(cure: Cure) -> dict[str, Any]:
+    """A cure as JSON values."""
     return {
         "steps": [
             {

@@ -22,7 +22,7 @@ URL = "http://server.test/mcp"
 ON: dict[str, Any] = {"mcp": "propose", "public_url": "http://server.test", "mcp_calls_per_min": 0}
 
 
-async def token_of(server: Server, name: str, *, role: str = "owner", sites: frozenset[str] | None = None) -> str:
+async def token_of(server: Server, name: str, *, role: str = "proposer", sites: frozenset[str] | None = None) -> str:
     """An operator token of a new person."""
     await server.services.users.add(name, "correct horse battery", role=role, sites=sites)
     return (await server.services.users.tokens.create(name, timedelta(days=1)))[0]

@@ -12,6 +12,7 @@ import pytest
 
 from compliance_agent.evidence.canonical import canonical
 from compliance_agent.server.services.tools import TOOLS
+from compliance_agent.server.services.tools.resources import RESOURCES
 from tests.server.builder import Hands, Server, serving
 from tests.server.mcp_clients import ON, by_subprocess, connected, leaves, lines, said, text_of, token_of
 
@@ -89,3 +90,12 @@ async def test_every_call_is_in_the_log_of_its_site_before_it_is_answered(speaki
         assert [(entry["actor"], entry["subject"]) for entry in called] == [
             (person.person_id, subject) for subject in expected
         ]
+
+
+def test_the_page_has_every_tool_with_its_arguments_and_every_resource() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "mcp.md").read_text("utf-8")
+    for tool in TOOLS.values():
+        arguments = ", ".join(f"`{item.name}`" for item in tool.arguments)
+        assert f"| `{tool.name}` | {arguments} |" in page, tool.name
+    for resource in RESOURCES:
+        assert f"`{resource.uri}`" in page

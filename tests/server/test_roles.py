@@ -18,15 +18,15 @@ from tests.server.tenants import all_routes, filled
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs" / "people.md"
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 TABLE = """
-act            owner operator viewer auditor
-look           yes   yes      yes    yes
-draft_order    yes   yes      no     no
-approve_order  yes   yes      no     no
-enrol_host     yes   yes      no     no
-revoke_host    yes   yes      no     no
-hold           yes   yes      no     no
-prune          yes   no       no     no
-people         yes   no       no     no
+act            owner operator proposer viewer auditor
+look           yes   yes      yes      yes    yes
+draft_order    yes   yes      yes      no     no
+approve_order  yes   yes      no       no     no
+enrol_host     yes   yes      no       no     no
+revoke_host    yes   yes      no       no     no
+hold           yes   yes      no       no     no
+prune          yes   no       no       no     no
+people         yes   no       no       no     no
 """
 FOR_NOBODY_IN_PARTICULAR = {"/healthz", "/readyz", "/metrics", "/ca.pem", "/login", "/logout", "/verify",
                             "/api/v1/openapi.json", "/static/{digest}/{name}", "/{path:path}"}  # fmt: skip

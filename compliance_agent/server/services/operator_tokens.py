@@ -22,7 +22,7 @@ LONGEST_LIFE = timedelta(days=366)
 SHORTEST_LIFE = timedelta(minutes=1)
 LONGEST_OVERLAP = timedelta(days=30)
 NOTED_EVERY = timedelta(minutes=1)
-NARROWER = ("viewer", "operator", "owner")  # an auditor's limits are the person's, not a token's
+NARROWER = ("viewer", "proposer", "operator", "owner")  # an auditor's limits are the person's, not a token's
 
 
 class OperatorTokens:

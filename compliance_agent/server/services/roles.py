@@ -32,6 +32,7 @@ class Act(StrEnum):
 ROLES: Mapping[str, frozenset[Act]] = {
     "owner": frozenset(Act),
     "operator": frozenset({Act.LOOK, Act.DRAFT_ORDER, Act.APPROVE_ORDER, Act.ENROL_HOST, Act.REVOKE_HOST, Act.HOLD}),
+    "proposer": frozenset({Act.LOOK, Act.DRAFT_ORDER}),  # what a program may be given: others decide about its drafts
     "viewer": frozenset({Act.LOOK}),
     "auditor": frozenset({Act.LOOK}),
 }

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from compliance_agent.server.services.tools.evidence import EVIDENCE
+from compliance_agent.server.services.tools.proposing import PROPOSING
+from compliance_agent.server.services.tools.reference import REFERENCE
 from compliance_agent.server.services.tools.standing import STANDING
 from compliance_agent.server.services.tools.words import Answer, Tier, Tool
 
 __all__ = ["TOOLS", "Answer", "Tier", "Tool"]
 
-TOOLS: Mapping[str, Tool] = {tool.name: tool for tool in STANDING}
+TOOLS: Mapping[str, Tool] = {tool.name: tool for tool in (*STANDING, *EVIDENCE, *REFERENCE, *PROPOSING)}

@@ -32,7 +32,17 @@ RESOURCES = (
     Resource(f"{SCHEME}sites", "sites", "The sites that the caller sees.", "list_sites"),
     Resource(f"{SCHEME}sites/{{site}}/hosts", "hosts", "The hosts of a site.", "list_hosts"),
     Resource(f"{SCHEME}sites/{{site}}/drift", "drift", "What is not met at a site.", "list_drift"),
+    Resource(f"{SCHEME}sites/{{site}}/baselines", "baselines", "The baselines of a site's hosts.", "list_baselines"),
+    Resource(f"{SCHEME}sites/{{site}}/packets", "packets", "The years that a packet can be built of.", "list_packets"),
     Resource(f"{SCHEME}hosts/{{host}}", "host", "One host with its checks.", "show_host"),
+    Resource(f"{SCHEME}hosts/{{host}}/baseline", "baseline", "A host beside its baseline.", "compare_host"),
+    Resource(f"{SCHEME}bundles/{{bundle}}", "bundle", "One record.", "show_bundle"),
+    Resource(f"{SCHEME}checks", "checks", "Every check.", "list_checks"),
+    Resource(f"{SCHEME}checks/{{check}}", "check", "One check.", "show_check"),
+    Resource(f"{SCHEME}runbooks", "runbooks", "Every runbook.", "list_runbooks"),
+    Resource(f"{SCHEME}runbooks/{{runbook}}", "runbook", "One runbook.", "show_runbook"),
+    Resource(f"{SCHEME}citations", "citations", "Sections of the rule.", "list_citations"),
+    Resource(f"{SCHEME}citations/{{section}}", "citation", "One section of the rule.", "show_citation"),
 )
 
 

@@ -36,7 +36,7 @@ from compliance_agent.server.services.tools.words import (
     word,
 )
 
-SITE = text("site", "A site's id", r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", 63)
+SITE = text("site", "A site's id", r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", 63, loose=True)
 HOST = text("host", "A host's key id: 64 hexadecimal digits", r"[0-9a-f]{64}", 64)
 CHECK = word("check", "A check's id", registry().checks)
 SKIP = number("skip", "How many of the list to leave out: `next` of the page before", 0, MOST_SKIP).optional()
@@ -76,7 +76,8 @@ def _host(item: HostStanding) -> dict[str, Any]:
     }
 
 
-def _check(item: CheckStanding) -> dict[str, Any]:
+def check_of(item: CheckStanding) -> dict[str, Any]:
+    """One check as it stands."""
     said = item.verdict
     return {
         "check": said.check if said.check in registry().checks else "undeclared",
@@ -105,14 +106,14 @@ async def _list_hosts(scene: Scene, arguments: Mapping[str, Any]) -> Answer:
 async def _show_host(scene: Scene, arguments: Mapping[str, Any]) -> Answer:
     await scene.host(arguments["host"])
     found = await scene.fleet.host(arguments["host"])
-    return Answer(_host(found), [_check(item) for item in found.checks])
+    return Answer(_host(found), [check_of(item) for item in found.checks])
 
 
 async def _drift(scene: Scene, arguments: Mapping[str, Any]) -> Answer:
     site_id = scene.site(arguments["site"])
     site = await scene.fleet.site(site_id)
     found = [
-        {"host": item.host.key_id, **_check(check), **_runbook(check.check, check.reason)}
+        {"host": item.host.key_id, **check_of(check), **_runbook(check.check, check.reason)}
         for item in site.live
         for check in item.checks
         if check.result in UNMET and ("check" not in arguments or check.check == arguments["check"])
@@ -133,7 +134,7 @@ async def _why(scene: Scene, arguments: Mapping[str, Any]) -> Answer:
         {
             "host": host.key_id,
             "site": host.site_id,
-            **_check(standing),
+            **check_of(standing),
             "means": declared["reasons"].get(standing.verdict.reason),
             "title": declared["title"],
             "rationale": declared["rationale"],

@@ -7,9 +7,10 @@ An argument has one JSON schema, which clients are shown, and one function that 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -35,20 +36,24 @@ class Tier(StrEnum):
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument: its schema for clients, and whether a value is one."""
+    """One argument: its schema for clients, and whether a value is one.
+
+    `loose`: its form has room for words, so of a refused call the record has a digest of it alone.
+    """
 
     name: str
     doc: str
     schema: Mapping[str, Any]
     fits: Callable[[Any], bool]
     required: bool = True
+    loose: bool = False
 
     def optional(self) -> Argument:
         """The same, where it may be left out."""
-        return Argument(self.name, self.doc, self.schema, self.fits, required=False)
+        return replace(self, required=False)
 
 
-def text(name: str, doc: str, pattern: str, longest: int) -> Argument:
+def text(name: str, doc: str, pattern: str, longest: int, *, loose: bool = False) -> Argument:
     """A string that one expression without spaces matches whole."""
     whole = re.compile(pattern, re.ASCII)
     return Argument(
@@ -56,6 +61,7 @@ def text(name: str, doc: str, pattern: str, longest: int) -> Argument:
         doc,
         {"type": "string", "pattern": f"^(?:{pattern})$", "maxLength": longest},
         lambda value: isinstance(value, str) and len(value) <= longest and whole.fullmatch(value) is not None,
+        loose=loose,
     )
 
 
@@ -123,6 +129,14 @@ class Tool:
             "properties": {item.name: {**item.schema, "description": item.doc} for item in self.arguments},
             "required": [item.name for item in self.arguments if item.required],
             "additionalProperties": False,
+        }
+
+    def unsaid(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments as the record of a refused call has them."""
+        loose = {item.name for item in self.arguments if item.loose}
+        return {
+            name: {"sha256": hashlib.sha256(value.encode()).hexdigest()} if name in loose else value
+            for name, value in arguments.items()
         }
 
     def parsed(self, given: Mapping[str, Any]) -> dict[str, Any]:
