@@ -224,9 +224,7 @@ def test_no_argument_is_anything_but_what_it_is_said_to_be(tool: str) -> None:
     assert TOOLS[tool].parsed(good) == good
     for argument in TOOLS[tool].arguments:
         for value in WRONG:
-            if argument.loose and value in (
-                [HOSTILE] if argument.name == "site" else [HOSTILE, "../etc"]
-            ):  # a label's form; of a refused call it is not kept
+            if argument.loose and value in ([HOSTILE] if argument.name == "site" else [HOSTILE, "../etc"]):  # not kept
                 continue
             with pytest.raises(Refusal) as refused:
                 TOOLS[tool].parsed({**good, argument.name: value})
