@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import inspect
 import os
 import signal
 import subprocess
@@ -32,11 +33,12 @@ from compliance_agent.drift import DriftDetector
 from compliance_agent.lab.clinic import healthy_host
 from compliance_agent.lab.clock import START, FakeClock
 from compliance_agent.models import DriftResult, Mode, Result
+from compliance_agent.ports import Host
 from tests.contract.test_real_host import bin_dir, frozen, real, script  # noqa: F401  fixtures
 from tests.test_drift import Parameters, Seen, toy
 
 MOST_S = 2.0  # of delay for others, and beyond its deadline for the one that hangs
-ASKED = ("read", "stat", "list", "run", "units", "ask", "clock_state", "pause")  # the port's ways to look
+ASKED = {name for name, way in vars(Host).items() if inspect.iscoroutinefunction(way)}  # the port's ways to look
 CONFIG = AgentConfig(client_id="c", site_id="s", host_id="h", state_dir=Path("/nonexistent"))
 Way = Callable[[asyncio.Event], Awaitable[None]]
 
