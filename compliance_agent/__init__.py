@@ -26,5 +26,7 @@ def import_structlog_alone() -> None:
 
 
 # The root side carries the standard library alone.
-if "compliance_agent.heal" not in sys.orig_argv and not sys.argv[0].endswith("/compliance-agent"):
+if not {"compliance_agent.heal", "compliance_agent.adopt"} & {*sys.orig_argv} and not sys.argv[0].endswith(
+    "/compliance-agent"
+):
     import_structlog_alone()

@@ -18,7 +18,8 @@ import sys
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 
@@ -84,6 +85,19 @@ TOUCHED = {Outcome.SUCCESS, Outcome.FAILED, Outcome.REVERTED}  # outcomes of a r
 _DEFAULT: Any = object()
 
 
+if TYPE_CHECKING:
+    from compliance_agent.adapters.adopt_root import AdoptRoot
+
+
+def adopt_root_at(path: Path | None) -> AdoptRoot | None:
+    """Root's side of orders, where it is another process."""
+    if path is None:
+        return None
+    from compliance_agent.adapters.adopt_root import AdoptRoot
+
+    return AdoptRoot(path)
+
+
 class ComplianceAgent(Life):
     """The agent of one host. Its loop is `Life`, its records are `Recording`, its side towards the server is `Delivery`.
 
@@ -122,6 +136,9 @@ class ComplianceAgent(Life):
         self._database: Database = shared(config.database_path, reserve_kb=config.reserve_kb)
         try:
             self._state = AgentState(self._database)
+            # Root's side first: what it was stopped in the middle of is whole when it answers, and the baseline can be read.
+            self.adopt_root = adopt_root_at(config.adopt_socket)
+            nonce = self.adopt_root.nonce() if self.adopt_root is not None else None
             baseline_files.settle(self._state, config.baseline_path, config.baseline_key_file)
             self.stats.update(self._state.statistics())
             self.counts = Counts(self._state.counts())
@@ -151,7 +168,7 @@ class ComplianceAgent(Life):
             self.key_rotation = KeyRotation(self, config, self._database, FormerKeys(self._database), key_files)
             self.client_certificate = ClientCertificate(self, config)
             trust = OrderTrust(config, OrderTrustStore(self._database), self._database.call)
-            self.orders = Orders(self, config, OrderStore(self._database), Taken, trust)
+            self.orders = Orders(self, config, OrderStore(self._database), Taken, trust, self.adopt_root, nonce)
         except BaseException:
             release(self._database)
             raise
@@ -169,11 +186,18 @@ class ComplianceAgent(Life):
         if self._state.adopt_baseline(baseline.version, baseline.sha256, self.clock.now()):
             log.info("baseline.adopted", version=baseline.version, sha256=baseline.sha256)
 
-    async def adopt_baseline(self, version: str, sha256: str) -> None:
+    async def adopt_baseline(
+        self,
+        version: str,
+        sha256: str,
+        order: bytes = b"",
+        documents: tuple[Sequence[bytes], bytes | None] = ((), None),
+    ) -> None:
         """Fetch a signed baseline and take it in place of the present one, whole or not at all.
 
         Raises:
-            ConfigError: it is not there, not what was asked for, not signed as this host wants it, older, or cannot be used.
+            ConfigError: it is not there, not what was asked for, not signed as this host wants it, older, or cannot be used; or
+                root, where it is root who writes it, did not take it.
             StorageError: it could not be kept; the former one stands.
         """
         try:
@@ -184,8 +208,12 @@ class ComplianceAgent(Life):
         if (baseline.version, baseline.sha256) != (version, sha256):
             raise ConfigError("baseline: another one than the order names", code="other_baseline")
         taken = TakenBaseline(version, sha256, body, sig, self.clock.now())
-        path = self.config.baseline_path
-        await self._database.call(lambda: baseline_files.adopt(self._state, path, taken))
+        if self.adopt_root is None:
+            await self._database.call(lambda: baseline_files.adopt(self._state, self.config.baseline_path, taken))
+        else:
+            await self._database.call(lambda: self._state.refuse_older(version))
+            await self.adopt_root.take(order, documents, body, sig)
+            await self._database.call(lambda: self._state.adopt_baseline(version, sha256, taken.at))
         self.healing_engine.baseline = baseline
         for part in (self.drift_detector, self.evidence_generator):
             part.use_baseline(baseline)

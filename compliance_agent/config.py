@@ -37,6 +37,7 @@ _IN_STATE_DIR = {
     "client_cert_file": "keys/client.pem",
 }
 HEAL_SOCKET = Path("/run/compliance-agent/heal.sock")  # of compliance-agent-heal.socket
+ADOPT_SOCKET = Path("/run/compliance-agent/adopt.sock")  # of compliance-agent-adopt.socket
 _IN_UPLINK_DIR = {"mcp_api_key_file": "api-key", "client_cert_file": "client.pem"}
 LOG_KEY_NAME = "log-key"
 ORDER_ROOT_NAME = "order-root"
@@ -246,6 +247,11 @@ class AgentConfig:
         "Without it the agent changes the host itself, as root.",
         None,
     )
+    adopt_socket: Path | None = setting(
+        "Socket of the root side that takes a baseline which was ordered, after it has verified order and baseline itself; that of "
+        "the shipped units where privileges is split. Without it the agent writes its baseline itself.",
+        None,
+    )
     run_user: str = setting(
         "User of the agent; where privileges is split, uplink serves it alone, and root.", "compliance-agent"
     )
@@ -263,7 +269,7 @@ class AgentConfig:
         places = {name: self.state_dir / place for name, place in _IN_STATE_DIR.items()}
         if self.privileges == "split":
             places |= {name: self.uplink_dir / place for name, place in _IN_UPLINK_DIR.items()}
-            places["heal_socket"] = HEAL_SOCKET
+            places |= {"heal_socket": HEAL_SOCKET, "adopt_socket": ADOPT_SOCKET}
         for name, path in places.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, path)

@@ -162,6 +162,16 @@ def _from_pem(text: bytes) -> tuple[str, bytes]:
         return "", b""
 
 
+def public_of(path: Path) -> bytes:
+    """The raw public half of a private key that may be another user's: for root, who needs to know a host's name and signs nothing.
+
+    Raises:
+        ConfigError: it is no Ed25519 private key.
+        NoInput, NotPermitted: it cannot be read.
+    """
+    return _read_private(read_file(path, limit_bytes=16_384), path).public_key().public_bytes_raw()
+
+
 class Ed25519Signer:
     """The host's evidence key. The secret appears in no `repr`, cannot be pickled, and leaves the file only to sign.
 

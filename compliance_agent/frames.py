@@ -138,6 +138,18 @@ class Named:
 
 
 @dataclass(frozen=True)
+class Fields:
+    """An object of exactly these fields."""
+
+    forms: Mapping[str, Form]
+
+    def fits(self, value: object) -> bool:
+        if not isinstance(value, dict) or value.keys() != self.forms.keys():
+            return False
+        return all(form.fits(value[name]) for name, form in self.forms.items())
+
+
+@dataclass(frozen=True)
 class Kind:
     """A row of the table.
 

@@ -76,6 +76,10 @@ class OrderTrust:
         root, keys = (trust.root.version, trust.keys_version) if trust is not None else (0, 0)
         return {"pin": self._pin, "root": root, "keys": keys}
 
+    def documents(self) -> tuple[list[bytes], bytes | None]:
+        """What leads from the pin to the keys, for one who verifies it anew; nothing where a list is on the host."""
+        return ([], None) if self._config.order_root_file is None else self._store.documents()
+
     async def take(self, documents: Sequence[bytes]) -> None:
         """Take what follows from what is here and could be made durable; what does not is said once and changes nothing."""
         if self._config.order_root_file is None:

@@ -41,6 +41,8 @@ log = structlog.get_logger()
 LONGEST_LOOK_S = 3_600.0  # the longest deadline that a baseline may give a check
 MOST_OFFERED = 16  # of one check-in; the server offers the others again
 MOST_REFUSED_AN_HOUR = 60  # that are recorded: a server that invents orders must not fill the chain
+ROOT_NONCE_S = 6 * 3_600.0  # then root is asked for another one; it keeps two, each for a day at most
+ASK_ROOT_AGAIN_S = 600.0
 NONCE_LIFE_S = 12 * 3_600.0  # then there is a new one, and the former is good for as long once more
 KEEP_TIME_EVERY = timedelta(minutes=1)
 STALE_AFTER_S = (
@@ -88,8 +90,18 @@ class Parts(Protocol):
         """Let a new key take this one's place."""
         ...
 
-    async def adopt_baseline(self, version: str, sha256: str) -> None:
-        """Fetch a signed baseline and take it in place of the present one, whole or not at all."""
+    async def adopt_baseline(
+        self, version: str, sha256: str, order: bytes, documents: tuple[Sequence[bytes], bytes | None]
+    ) -> None:
+        """Fetch a signed baseline and take it in place of the present one, whole or not at all; root may want to see the order."""
+        ...
+
+
+class RootNonces(Protocol):
+    """`adapters.adopt_root.AdoptRoot`."""
+
+    def nonce(self) -> str | None:
+        """One that root gave; None when it did not answer."""
         ...
 
 
@@ -115,6 +127,10 @@ class Nonces:
         self._former = self._current if keep else ""
         self._current = secrets.token_hex(16)
         self._since = self._clock.monotonic()
+
+    def take(self, nonce: str) -> None:
+        """One that root gave; the one before stays good."""
+        self._former, self._current, self._since = self._current, nonce, self._clock.monotonic()
 
     def current(self) -> str:
         """The one to hand out."""
@@ -143,19 +159,27 @@ class Orders:
         store: what it remembers, in the agent's database.
         taken: makes a row of it.
         trust: whose orders count.
+        root: root's side of orders, where it is another process: it gives the nonces, so that it can tell for itself.
+        nonce: the first one, if it gave one.
     """
 
     def __init__(
-        self, parts: Parts, config: AgentConfig, store: Store, taken: Callable[..., Any], trust: OrderTrust
-    ) -> None:
+        self, parts: Parts, config: AgentConfig, store: Store, taken: Callable[..., Any], trust: OrderTrust,
+        root: RootNonces | None = None, nonce: str | None = None,
+    ) -> None:  # fmt: skip
         self._parts = parts
         self._config = config
         self._store = store
         self._taken = taken
         self.trust = trust
         self._offered: list[bytes] = []
+        self._doing = b""  # the order that is being done, as it came
         self._any = asyncio.Event()
         self._nonces = Nonces(parts.clock)
+        self._root = root
+        self._ask_root_at = 0.0
+        if root is not None:
+            self._take_nonce(nonce)
         known = store.open()
         self._counter: int = known.counter
         self._time: datetime | None = known.time
@@ -202,6 +226,16 @@ class Orders:
     def _now(self) -> datetime:
         now, floor = self._parts.clock.now(), self._floor()
         return now if floor is None else max(now, floor)
+
+    def _take_nonce(self, nonce: str | None) -> None:
+        if nonce is not None:
+            self._nonces.take(nonce)
+        self._ask_root_at = self._parts.clock.monotonic() + (ROOT_NONCE_S if nonce is not None else ASK_ROOT_AGAIN_S)
+
+    async def _renew_by_root(self) -> None:
+        """Before its nonce is old; and where it did not answer, now and then again."""
+        if self._root is not None and self._parts.clock.monotonic() >= self._ask_root_at:
+            self._take_nonce(await asyncio.to_thread(self._root.nonce))
 
     # One turn
 
@@ -251,11 +285,13 @@ class Orders:
             return
         self._counter = max(self._counter, verdict.counter or 0)
         log.info("order.begun", order_id=verdict.order_id, kind=verdict.kind)
+        self._doing = raw
         await self._end(taken, await self._done(verdict))
 
     async def _forget(self) -> Any:
         """What this host had taken is gone: nothing that was signed for the present nonces counts any more."""
         self._nonces.renew()
+        self._ask_root_at = 0.0
         log.error("order.state_lost")
         return await self._call(self._store.open)
 
@@ -332,7 +368,8 @@ class Orders:
         return Ended(Outcome.DEFERRED, rotated.code)  # the agent goes on trying by itself
 
     async def _adopt_baseline(self, order: Order) -> Ended:
-        await self._parts.adopt_baseline(order.parameters["version"], order.parameters["sha256"])
+        wanted = order.parameters
+        await self._parts.adopt_baseline(wanted["version"], wanted["sha256"], self._doing, self.trust.documents())
         return Ended(Outcome.SUCCESS)
 
     # Recording
@@ -400,6 +437,7 @@ class Orders:
         for taken in await self._call(self._store.unsaid):
             if taken.state == "ended":
                 await self._record(taken)
+        await self._renew_by_root()
         await self._keep_time()
 
     async def _keep_time(self) -> None:

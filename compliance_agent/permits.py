@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from compliance_agent.baseline import Baseline, wanted_units
-from compliance_agent.models import Mode
+from compliance_agent.config import AgentConfig
+from compliance_agent.log.fields import to_base64
+from compliance_agent.models import KeyId, Mode
 
 SCHEMA = "compliance-agent/permits/v1"
+TRUST_SCHEMA = "compliance-agent/adopt/v1"
 
 
 def permits_of(baseline: Baseline) -> dict[str, Any]:
@@ -37,6 +41,23 @@ def permits_of(baseline: Baseline) -> dict[str, Any]:
 def written(baseline: Baseline) -> bytes:
     """The file, the same bytes for the same baseline."""
     return json.dumps(permits_of(baseline), indent=1, sort_keys=True).encode("ascii") + b"\n"
+
+
+def trust(
+    config: AgentConfig, host: KeyId, order_root: str | None, baseline_key: bytes, *, order_keys: Path | None
+) -> bytes:
+    """Root's word for `adopt`: who this host is, whose orders and whose baselines it takes, and where its baseline stands."""
+    says = {
+        "schema": TRUST_SCHEMA,
+        "tenant": config.client_id,
+        "site": config.site_id,
+        "host": host,
+        "order_root": order_root,
+        "order_keys": None if order_keys is None else str(order_keys.absolute()),
+        "baseline_key": to_base64(baseline_key),
+        "baseline": str(config.baseline_path.absolute()),
+    }
+    return json.dumps(says, indent=1, sort_keys=True).encode("ascii") + b"\n"
 
 
 def _add(whole: dict[str, Any], permitted: Mapping[str, Any]) -> None:

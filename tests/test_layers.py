@@ -559,22 +559,30 @@ def test_the_log_can_be_read_in_one_sitting() -> None:
 
 
 def test_the_root_side_can_be_read_in_one_sitting() -> None:
-    """Whoever has to trust `heal` with root reads all of it: under 1,000 lines of code."""
-    assert sum(lines_of_code(path.read_text("utf-8")) for path in (ROOT / PACKAGE / "heal").glob("*.py")) < 1_000
+    """Whoever has to trust `heal` with root reads all of it: under 1,000 lines of code; `adopt`, which uses it: under 500."""
+    for name, most in (("heal", 1_000), ("adopt", 500)):
+        assert sum(lines_of_code(path.read_text("utf-8")) for path in (ROOT / PACKAGE / name).glob("*.py")) < most
 
 
-def test_the_root_side_loads_nothing_but_the_standard_library() -> None:
+@pytest.mark.parametrize(("name", "its"), [("heal", {"heal"}), ("adopt", {"adopt", "heal"})])
+def test_the_root_side_loads_nothing_but_the_standard_library(name: str, its: set[str]) -> None:
     """What the syntax tree cannot see: as it is started, nothing of another package is in the process."""
-    code = f"import sys, runpy; sys.argv = ['heal', '--help']; runpy.run_module('{PACKAGE}.heal', run_name='__main__')"
+    code = f"import sys, runpy; sys.argv = ['x', '--help']; runpy.run_module('{PACKAGE}.{name}', run_name='__main__')"
     show = f"import atexit, sys; atexit.register(lambda: print('!', *sorted(sys.modules), file=sys.stderr)); {code}"
-    started = [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {show}", f"{PACKAGE}.heal"]
+    started = [
+        sys.executable,
+        "-I",
+        "-c",
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); {show}",
+        f"{PACKAGE}.{name}",
+    ]
     done = subprocess.run(started, capture_output=True, text=True, check=False, cwd=ROOT)
     loaded = done.stderr.partition("! ")[2].split()
-    ours = {name for name in loaded if name.split(".")[0] == PACKAGE}
-    assert ours >= {f"{PACKAGE}.heal.rows", f"{PACKAGE}.frames"}, done.stderr
-    assert {name for name in ours if name.split(".")[1:2] not in ([], ["errors"], ["frames"], ["heal"])} == set()
-    foreign = {name.split(".")[0] for name in loaded} - sys.stdlib_module_names - {PACKAGE, "__main__"}
-    assert {name for name in foreign if not name.startswith(("_", "sitecustomize", "usercustomize"))} == set()
+    ours = {module for module in loaded if module.split(".")[0] == PACKAGE}
+    assert ours >= {f"{PACKAGE}.heal.service", f"{PACKAGE}.{name}.service", f"{PACKAGE}.frames"}, done.stderr
+    assert {part for module in ours for part in module.split(".")[1:2]} == {"errors", "frames"} | its
+    foreign = {module.split(".")[0] for module in loaded} - sys.stdlib_module_names - {PACKAGE, "__main__"}
+    assert {module for module in foreign if not module.startswith(("_", "sitecustomize", "usercustomize"))} == set()
 
 
 def named_modules() -> set[str]:

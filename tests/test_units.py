@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from compliance_agent.config import AgentConfig
 UNITS = Path(compliance_agent.__file__).parent / "units"
 SERVICE, TIMER = UNITS / "compliance-agent-drill.service", UNITS / "compliance-agent-drill.timer"
 # Exposure by `systemd-analyze security`, 0 to 10, which none may exceed. The single service runs package managers itself.
-MOST = {"run": 1.5, "uplink": 1.5, "heal": 1.9, "": 8.0}
+MOST = {"run": 1.5, "uplink": 1.5, "heal": 1.9, "adopt": 0.7, "": 8.0}
 OF_AGENT = {f"compliance-agent{'-' if part else ''}{part}.service": most for part, most in MOST.items()}
 
 
@@ -70,11 +71,11 @@ def test_no_wall_of_a_service_was_taken_down(name: str) -> None:
 
 @needs_systemd
 @pytest.mark.parametrize("wall", ["ProtectSystem=strict", "NoNewPrivileges=yes", "RestrictNamespaces=yes", "User="])
-@pytest.mark.parametrize("part", ["run", "uplink", "heal"])
+@pytest.mark.parametrize("part", ["run", "uplink", "heal", "adopt"])
 def test_a_wall_that_was_taken_down_would_be_seen(part: str, wall: str, tmp_path: Path) -> None:
     """The planted fault."""
-    if (part, wall) == ("heal", "User="):
-        wall = "CapabilityBoundingSet="  # it is root, with few capabilities
+    if part in {"heal", "adopt"} and wall == "User=":
+        wall = "CapabilityBoundingSet="  # it is root, with few capabilities or none
     name = f"compliance-agent-{part}.service"
     lines = (UNITS / name).read_text("ascii").splitlines(keepends=True)
     kept = [line for line in lines if not line.startswith(wall)]
@@ -108,7 +109,13 @@ def test_what_they_start_exists(unit: str) -> None:
     if program == "/usr/bin/compliance-agent":
         assert words[0] in group.list_commands(None)  # type: ignore[arg-type]
     else:
-        assert (program, words[:3]) == ("/usr/lib/compliance-agent/bin/python3", ["-I", "-m", "compliance_agent.heal"])
+        part = unit.removeprefix("compliance-agent-").removesuffix(".service")
+        started = ["-I", "-m", f"compliance_agent.{part}"]
+        assert (program, words[:3], part in {"heal", "adopt"}) == (
+            "/usr/lib/compliance-agent/bin/python3",
+            started,
+            True,
+        )
         assert words[3:] == ["--user", str(AgentConfig.run_user)]
 
 
@@ -135,11 +142,23 @@ def test_the_timer_belongs_to_the_service_and_catches_up() -> None:
     assert timer["Install"]["WantedBy"] == "timers.target"
 
 
-def test_an_agent_in_three_processes_asks_the_root_side_where_its_unit_listens() -> None:
-    listens = Path(read(UNITS / "compliance-agent-heal.socket")["Socket"]["ListenStream"])
-    single = AgentConfig(client_id="msp", site_id="clinic-1", host_id="ws-01")
-    assert single.heal_socket is None
+@pytest.mark.parametrize("part", ["heal", "adopt"])
+def test_an_agent_in_several_processes_asks_the_root_side_where_its_unit_listens(part: str) -> None:
+    listens = Path(read(UNITS / f"compliance-agent-{part}.socket")["Socket"]["ListenStream"])
+    single, name = AgentConfig(client_id="msp", site_id="clinic-1", host_id="ws-01"), f"{part}_socket"
+    assert getattr(single, name) is None
     split = dataclasses.replace(single, privileges="split")
-    assert split.heal_socket == listens
-    other = Path("/run/other.sock")
-    assert dataclasses.replace(single, privileges="split", heal_socket=other).heal_socket == other
+    assert getattr(split, name) == listens
+    other: dict[str, Any] = {"privileges": "split", name: Path("/run/other.sock")}
+    assert getattr(dataclasses.replace(single, **other), name) == other[name]
+
+
+def test_the_root_side_of_orders_has_no_capability_and_no_network_and_writes_two_directories() -> None:
+    unit = read(UNITS / "compliance-agent-adopt.service")["Service"]
+    assert (unit["CapabilityBoundingSet"], unit["AmbientCapabilities"], unit["RestrictAddressFamilies"]) == (
+        "",
+        "",
+        "AF_UNIX",
+    )
+    assert (unit["PrivateNetwork"], unit["ProtectSystem"]) == ("yes", "strict")
+    assert (unit["ReadWritePaths"], unit["StateDirectory"]) == ("/etc/msp", "compliance-agent-adopt")

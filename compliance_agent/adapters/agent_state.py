@@ -162,6 +162,10 @@ class AgentState:
             lambda connection: connection.execute("SELECT version, sha256, since FROM baselines").fetchall()
         )
 
+    def refuse_older(self, version: str) -> None:
+        """Raises `ConfigError`, `baseline_older`, where this host is held to a newer version."""
+        _refuse_older(version, self.held())
+
     def take_baseline(self, taken: TakenBaseline) -> None:
         """Keep a baseline that was adopted by order, and hold the host to it; one transaction.
 

@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 
 from compliance_agent.errors import AgentError, BadFrame, CannotTell, NotPermitted, StepFailed, Unavailable
-from compliance_agent.frames import Asking, Message, Side
+from compliance_agent.frames import Asking, Message, Side, Table
 from compliance_agent.heal import rows
 from compliance_agent.heal.protocol import TABLE
 from compliance_agent.heal.service import GRACE_S
@@ -43,37 +43,49 @@ _FIXED: dict[tuple[str, ...], tuple[str, dict[str, Any]]] = {
 }
 
 
-class Root:
-    """The root side behind its socket; a connection for each question."""
+def _of_row(kind: str) -> float:
+    return rows.ROWS[kind].deadline_s + GRACE_S
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+
+class Root:
+    """A root side behind its socket; a connection for each question.
+
+    Args:
+        path: of the socket.
+        table: what may be asked there.
+        within_s: how long a kind of question may take.
+    """
+
+    def __init__(self, path: Path, table: Table = TABLE, within_s: Callable[[str], float] = _of_row) -> None:
+        self._path, self._table, self._within_s = path, table, within_s
 
     async def ask(self, kind: str, fields: Mapping[str, Any], blob: bytes) -> Message:
         """The answer to one question.
 
         Raises:
-            StepFailed: `heal_unreachable`; what was asked may have been done.
+            StepFailed: `heal_unreachable` (or as the table is called); what was asked may have been done.
             BadFrame: it is no question of the table.
         """
-        frames = Asking(TABLE).ask(kind, fields, blob).frames
-        return await asyncio.to_thread(self._ask, kind, frames)
+        frames = Asking(self._table).ask(kind, fields, blob).frames
+        return await asyncio.to_thread(self.exchange, kind, frames)
 
-    def _ask(self, kind: str, frames: Sequence[bytes]) -> Message:
+    def exchange(self, kind: str, frames: Sequence[bytes]) -> Message:
+        """As `ask`, for one who may wait; `frames` are those of the question."""
+        name = self._table.name
         try:
             connection = socket.socket(socket.AF_UNIX)
             connection.settimeout(START_S)
-            with Wire(connection, TABLE, Side.ASKS) as wire:
+            with Wire(connection, self._table, Side.ASKS) as wire:
                 connection.connect(str(self._path))
                 require_peer(connection, {0, os.geteuid()})
                 wire.greet(START_S + QUEUE_S)
                 wire.send(frames, START_S)
-                answer = wire.receive(rows.ROWS[kind].deadline_s + GRACE_S)
+                answer = wire.receive(self._within_s(kind))
         except (OSError, BadFrame, NotPermitted, Unavailable) as error:
             code = error.code if isinstance(error, AgentError) else type(error).__name__
-            raise StepFailed(f"heal at {self._path}: no answer ({code})", code="heal_unreachable") from error
+            raise StepFailed(f"{name} at {self._path}: no answer ({code})", code=f"{name}_unreachable") from error
         if answer is None:
-            raise StepFailed(f"heal at {self._path}: it ended without an answer", code="heal_unreachable")
+            raise StepFailed(f"{name} at {self._path}: it ended without an answer", code=f"{name}_unreachable")
         return answer
 
 

@@ -7,6 +7,7 @@ time; a signature takes a few milliseconds. Points are (X, Y, Z, T) with x = X/Z
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 P = 2**255 - 19
@@ -26,6 +27,7 @@ def verify(public: bytes, signature: bytes, message: bytes) -> bool:
     return _same(_times(scalar, BASE), _sum(point, _times(hashed, key)))
 
 
+@functools.lru_cache(maxsize=256)
 def is_key(public: bytes) -> bool:
     """Whether it is a key that a list may name: the one spelling of a point of the group that signatures are made in."""
     point = _point(public)

@@ -27,10 +27,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--idle", type=float, default=10.0, help="seconds without a question until it ends")
     given = parser.parse_args(argv)
     try:
-        users = {
-            0,
-            int(given.user) if given.user.isascii() and given.user.isdigit() else pwd.getpwnam(given.user).pw_uid,
-        }
+        users = {0, uid_of(given.user)}
         listener = inherited()
     except (KeyError, OSError, ValueError) as error:
         sys.stderr.write(f"heal: cannot start: {error}; expected an existing user, and one socket from the manager\n")
@@ -39,6 +36,15 @@ def main(argv: list[str]) -> int:
     with listener:
         Service(Machine(), given.permits, given.found).serve(listener, users, given.idle)
     return 0
+
+
+def uid_of(user: str) -> int:
+    """The number of a user, given by name or number.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return int(user) if user.isascii() and user.isdigit() else pwd.getpwnam(user).pw_uid
 
 
 def inherited() -> socket.socket:

@@ -65,12 +65,13 @@ class Machine:
     Args:
         directories: where programs are looked up, first match wins.
         booted: the directory whose presence says that systemd is the init.
+        apart: name of the unit in which a program runs apart; two programs of one name never run at once.
     """
 
-    def __init__(self, directories: Sequence[str] = DIRECTORIES, booted: str = BOOTED) -> None:
+    def __init__(self, directories: Sequence[str] = DIRECTORIES, booted: str = BOOTED, apart: str = APART) -> None:
         self._directories = tuple(directories)
         self._owners = {0, os.geteuid()}
-        self._booted = booted
+        self._booted, self._apart = booted, apart
 
     @property
     def has_manager(self) -> bool:
@@ -266,12 +267,12 @@ class Machine:
             return self.run(argv, timeout_s=timeout_s, stdin=stdin)
         how = [f"--property={wall}" for wall in (*WALLS, *walls, f"RuntimeMaxSec={timeout_s:.0f}")]
         how += [f"--setenv={name}={value}" for name, value in ENVIRONMENT.items()]
-        command = ("systemd-run", "--collect", "--wait", "--pipe", "--quiet", f"--unit={APART}", *how, "--", path)
+        command = ("systemd-run", "--collect", "--wait", "--pipe", "--quiet", f"--unit={self._apart}", *how, "--", path)
         try:
             return self.run((*command, *argv[1:]), timeout_s=timeout_s, stdin=stdin)
         except Unclear:
             with contextlib.suppress(Unclear):
-                self.run(("systemctl", "--quiet", "stop", "--", f"{APART}.service"))
+                self.run(("systemctl", "--quiet", "stop", "--", f"{self._apart}.service"))
             raise
 
     def _find(self, name: str) -> str:

@@ -95,16 +95,25 @@ def load(machine: Machine, path: str) -> Permits:
     Raises:
         Refused: `no_permits`, `permits_not_roots` or `bad_permits`.
     """
+    return parse(roots(machine, path, "permits"))
+
+
+def roots(machine: Machine, path: str, what: str) -> bytes:
+    """A file's bytes, if nobody but root can have written it.
+
+    Raises:
+        Refused: `no_WHAT` or `WHAT_not_roots`.
+    """
     try:
         found = machine.read(path, MOST_PERMITS_BYTES)
     except Failed as error:
-        raise Refused("permits_not_roots") from error
+        raise Refused(f"{what}_not_roots") from error
     if found is None:
-        raise Refused("no_permits")
+        raise Refused(f"no_{what}")
     raw, info = found
     if not machine.owns(info) or info.st_mode & 0o022:
-        raise Refused("permits_not_roots")
-    return parse(raw)
+        raise Refused(f"{what}_not_roots")
+    return raw
 
 
 def fits(content: bytes, specs: Sequence[Mapping[str, Any]]) -> bool:

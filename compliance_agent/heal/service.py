@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compliance_agent.errors import BadFrame
-from compliance_agent.frames import Answering, Message, Reader, Side
+from compliance_agent.frames import Answering, Message, Reader, Side, Table
 from compliance_agent.heal import permits
 from compliance_agent.heal.found import Found
 from compliance_agent.heal.machine import Machine
@@ -32,8 +32,53 @@ GRACE_S = 20.0  # beyond a row's deadline, for what it looks at before and after
 Answer = tuple[str, dict[str, Any], bytes]
 
 
+class Desk:
+    """A socket of root's, whatever is asked there."""
+
+    table: Table
+
+    def answer(self, question: Message) -> Answer:
+        """What is answered to one question."""
+        raise NotImplementedError
+
+    def talk(self, connection: socket.socket, quiet_s: float | None = QUESTION_S) -> None:
+        """Answer until the other side has no more questions, or breaks a rule.
+
+        Args:
+            connection: of an asker who is allowed to ask.
+            quiet_s: how long it may say nothing; None for as long as it lives.
+        """
+        reader, answering = Reader(self.table, Side.ASKS), Answering(self.table, most_open=1)
+        connection.settimeout(QUESTION_S)
+        try:
+            connection.sendall(self.table.hello())
+            while select.select([connection], [], [], quiet_s)[0] and (data := connection.recv(65_536)):
+                for question in reader.feed(data):
+                    answering.take(question)
+                    kind, fields, blob = self.answer(question)
+                    connection.sendall(b"".join(answering.answer(question.id, kind, fields, blob)))
+                    del question
+                if not connection.getblocking():
+                    connection.settimeout(QUESTION_S)
+        except BadFrame as error:
+            say(f"{self.table.name}.bad_frame", code=error.code)
+        except OSError as error:
+            say(f"{self.table.name}.connection_lost", errno=error.errno or 0)
+
+    def serve(self, listener: socket.socket, users: Collection[int], idle_s: float) -> None:
+        """Take one connection after the other, and return when nobody came for a while."""
+        while select.select([listener], [], [], idle_s)[0]:
+            connection, _ = listener.accept()
+            with connection:
+                uid = peer_uid(connection)
+                if uid in users:
+                    self.talk(connection)
+                else:
+                    say(f"{self.table.name}.wrong_user", uid=uid)
+
+
 @dataclass(frozen=True)
-class Service:
+class Service(Desk):
     """What answers.
 
     Attributes:
@@ -46,62 +91,29 @@ class Service:
     permits_path: str
     found_path: str
 
+    table = TABLE
+
     def answer(self, question: Message) -> Answer:
         """Do one thing, or say why not."""
         row, args = ROWS[question.kind], question.fields
         try:
-            with _deadline(row.deadline_s + GRACE_S):
+            with deadline(row.deadline_s + GRACE_S):
                 allowed = permits.load(self.machine, self.permits_path)
                 if args["baseline"] != allowed.baseline:
                     raise Refused("other_baseline")
                 found = Found(self.machine, self.found_path, args["cure"])
                 ran = act(row, Work(self.machine, allowed, found, args, question.blob))
         except Refused as error:
-            _say("heal.refused", row=question.kind, code=error.code)
+            say("heal.refused", row=question.kind, code=error.code)
             return "refused", {"code": error.code}, b""
         except Failed as error:
-            _say("heal.failed", row=question.kind, code=error.code)
+            say("heal.failed", row=question.kind, code=error.code)
             return "failed", {"code": error.code, "exit": error.exit}, b""
         except Unclear as error:
-            _say("heal.unclear", row=question.kind, reason=error.reason)
+            say("heal.unclear", row=question.kind, reason=error.reason)
             return "unclear", {"reason": error.reason}, b""
-        _say("heal.done", row=question.kind, exit=ran.exit)
+        say("heal.done", row=question.kind, exit=ran.exit)
         return "done", {"exit": ran.exit & 0xFF}, ran.err[-MOST_SAID:]
-
-    def talk(self, connection: socket.socket, quiet_s: float | None = QUESTION_S) -> None:
-        """Answer until the other side has no more questions, or breaks a rule.
-
-        Args:
-            connection: of an asker who is allowed to ask.
-            quiet_s: how long it may say nothing; None for as long as it lives.
-        """
-        reader, answering = Reader(TABLE, Side.ASKS), Answering(TABLE, most_open=1)
-        connection.settimeout(QUESTION_S)
-        try:
-            connection.sendall(TABLE.hello())
-            while select.select([connection], [], [], quiet_s)[0] and (data := connection.recv(65_536)):
-                for question in reader.feed(data):
-                    answering.take(question)
-                    kind, fields, blob = self.answer(question)
-                    connection.sendall(b"".join(answering.answer(question.id, kind, fields, blob)))
-                    del question
-                if not connection.getblocking():
-                    connection.settimeout(QUESTION_S)
-        except BadFrame as error:
-            _say("heal.bad_frame", code=error.code)
-        except OSError as error:
-            _say("heal.connection_lost", errno=error.errno or 0)
-
-    def serve(self, listener: socket.socket, users: Collection[int], idle_s: float) -> None:
-        """Take one connection after the other, and return when nobody came for a while."""
-        while select.select([listener], [], [], idle_s)[0]:
-            connection, _ = listener.accept()
-            with connection:
-                uid = peer_uid(connection)
-                if uid in users:
-                    self.talk(connection)
-                else:
-                    _say("heal.wrong_user", uid=uid)
 
 
 def peer_uid(connection: socket.socket) -> int:
@@ -112,7 +124,7 @@ def peer_uid(connection: socket.socket) -> int:
 
 
 @contextlib.contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
+def deadline(seconds: float) -> Iterator[None]:
     """No row takes longer, whatever it waits for. Only a process of its own has the signal for it."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -130,7 +142,7 @@ def _deadline(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _say(event: str, **fields: object) -> None:
+def say(event: str, **fields: object) -> None:
     """One line for the journal: a fixed name and tokens, nothing that the asker or the host made up."""
     sys.stderr.write(" ".join([event, *(f"{name}={value}" for name, value in fields.items())]) + "\n")
     sys.stderr.flush()

@@ -276,11 +276,11 @@ def put(path: Path, text: str) -> None:
 
 def test_an_upgrade_leaves_no_service_with_the_old_code(tmp_path: Path) -> None:
     """The root side least of all. What does not run is left alone, and who forbids starts by policy is heard."""
-    assert len(services()) == 4
+    assert len(services()) == 5
     asked = [line.split() for line in configured(tmp_path, systemd=True) if line.startswith("deb-systemd-invoke")]
     assert [words[1] for words in asked] == ["try-restart"]
     assert set(asked[0][2:]) == services()
-    order = [asked[0].index(f"compliance-agent-{part}.service") for part in ("run", "heal")]
+    order = [asked[0].index(f"compliance-agent-{part}.service") for part in ("run", "heal", "adopt")]
     assert order == sorted(order), "the root side goes after the agent that asks it"
 
 

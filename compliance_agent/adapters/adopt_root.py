@@ -1,0 +1,76 @@
+"""The root side of orders (`adopt/`), as the agent asks it: for a nonce, and to take a baseline. It believes nothing said here."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+
+from compliance_agent.adapters.heal_host import Root
+from compliance_agent.adopt.protocol import ANSWER_S, TABLE
+from compliance_agent.core.orders import REASONS
+from compliance_agent.errors import BadFrame, ConfigError, StepFailed
+from compliance_agent.frames import Asking, Message
+
+log = structlog.get_logger()
+SLOWEST_S = ANSWER_S + 5.0
+TRIES = {"nonce": 1, "take": 2}  # an answer that was lost is asked for again; what was taken is not taken twice
+
+
+class AdoptRoot:
+    """The root side behind its socket."""
+
+    def __init__(self, path: Path) -> None:
+        self._root = Root(path, TABLE, lambda _kind: SLOWEST_S)
+
+    def nonce(self) -> str | None:
+        """A new nonce of root's; it also finishes what it had begun. None when it does not answer."""
+        try:
+            answer = self._ask("nonce", b"")
+        except ConfigError as error:
+            log.warning("adopt.no_nonce", code=error.code)
+            return None
+        return str(answer.fields["nonce"])
+
+    async def take(
+        self, order: bytes, documents: tuple[Sequence[bytes], bytes | None], body: bytes, sig: bytes
+    ) -> None:
+        """Have it take the baseline of this order.
+
+        Raises:
+            ConfigError: it did not; `code` is a key of core.orders.REASONS.
+        """
+        roots, keys = documents
+        brought = {
+            "order": _text(order), "roots": [_text(raw) for raw in roots], "keys": None if keys is None else _text(keys),
+            "baseline": _text(body), "signature": _text(sig),
+        }  # fmt: skip
+        await asyncio.to_thread(self._ask, "take", json.dumps(brought).encode("ascii"))
+
+    def _ask(self, kind: str, blob: bytes) -> Message:
+        answer = self._exchanged(kind, blob, TRIES[kind])
+        if answer.kind in {"given", "taken"}:
+            return answer
+        if answer.kind == "refused":
+            log.error("adopt.refused", code=answer.fields["code"])
+            code = answer.fields["code"] if answer.fields["code"] in REASONS else "adopt_refused"
+            raise ConfigError(f"adopt: refused ({answer.fields['code']})", code=code)
+        said = answer.fields.get("code") or answer.fields.get("reason")
+        log.error("adopt.failed", code=said)
+        raise ConfigError(f"adopt: {said}", code="adopt_failed")
+
+    def _exchanged(self, kind: str, blob: bytes, tries: int) -> Message:
+        try:
+            return self._root.exchange(kind, Asking(TABLE).ask(kind, {}, blob).frames)
+        except (StepFailed, BadFrame) as error:
+            if tries > 1:
+                return self._exchanged(kind, blob, tries - 1)
+            raise ConfigError(f"{error}", code="adopt_unreachable") from error
+
+
+def _text(raw: bytes) -> str:
+    return base64.b64encode(raw).decode("ascii")
