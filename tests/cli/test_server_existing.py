@@ -39,6 +39,7 @@ DECISIONS: dict[str, list[str] | None] = {
     "leases show": ["--site", "clinic-1"],
     "lift": ["clinic-1"],
     "logs": [],
+    "mcp transcript": [],
     "mcp": ["--stdio", "--token-file", "TMP/token"],
     "migrate": [],
     "move": ["--to", "postgresql://server@127.0.0.1/c", "--owner", "postgresql://owner@127.0.0.1/c"],

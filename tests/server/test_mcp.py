@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
@@ -9,10 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from compliance_agent.cli import group
 from compliance_agent.evidence.canonical import canonical
+from compliance_agent.server.services import replay
 from compliance_agent.server.services.tools import TOOLS
 from compliance_agent.server.services.tools.resources import RESOURCES
+from tests.cli.test_json import problems
 from tests.server.builder import Hands, Server, serving
 from tests.server.mcp_clients import ON, by_subprocess, connected, leaves, lines, said, text_of, token_of
 
@@ -99,3 +104,54 @@ def test_the_page_has_every_tool_with_its_arguments_and_every_resource() -> None
         assert f"| `{tool.name}` | {arguments} |" in page, tool.name
     for resource in RESOURCES:
         assert f"`{resource.uri}`" in page
+
+
+async def test_a_transcript_is_replayed_and_what_was_altered_is_found(speaking: Server) -> None:
+    """A record that holds gives the same bytes; standings may change; an altered record and an altered line are found."""
+    host = await speaking.enrolled()
+    bundle = host.next()
+    await speaking.deliver(host, bundle)
+    token = await token_of(speaking, "anna")
+    async with connected(speaking.app, token) as client:
+        await said(client, "verify_bundle", bundle=bundle.document["bundle_id"])
+        await said(client, "search_evidence", site="clinic-1", before=1_000)
+        await said(client, "list_drift", site="clinic-1")
+        await said(client, "show_host", host="0" * 64)
+    await leaves(speaking, "clinic-1")
+    assert await replay_of(speaking) == ["same", "same", "same", "not_repeated"]
+    await speaking.deliver(host, host.next(result="fail", reason="daemon_down"))
+    assert await replay_of(speaking) == ["same", "changed", "changed", "not_repeated"]
+    await speaking.by_hand("UPDATE bundles SET sig = $1 WHERE bundle_id = $2", bytes(64), bundle.document["bundle_id"])
+    await speaking.by_hand("UPDATE audit SET subject = replace(subject, 'list_drift', 'list_hosts')")
+    assert await replay_of(speaking) == ["differs", "changed", "not_in_log", "not_repeated"]
+    assert len(await lines(speaking)) == 4, "asking again is no call"
+
+
+async def test_the_command_says_what_became_of_each(speaking: Server) -> None:
+    """Exit status 1 with a finding; every key of the object is on the page."""
+    host = await speaking.enrolled()
+    await speaking.deliver(host, host.next())
+    async with connected(speaking.app, await token_of(speaking, "anna")) as client:
+        await said(client, "show_host", host=host.key_id)
+    await leaves(speaking, "clinic-1")
+    words = [
+        "server",
+        "mcp",
+        "transcript",
+        "--replay",
+        "--json",
+        "--data-dir",
+        str(speaking.services.settings.data_dir),
+    ]
+    for expected in (("same", 0), ("not_in_log", 1)):
+        done = await asyncio.to_thread(CliRunner().invoke, group, words)
+        document = json.loads(done.stdout)
+        assert problems(document) == []
+        assert ([call["replayed"] for call in document["calls"]], done.exit_code) == ([expected[0]], expected[1])
+        await speaking.by_hand("UPDATE audit SET subject = replace(subject, 'show_host', 'why')")
+
+
+async def replay_of(server: Server) -> list[str]:
+    """What becomes of each call when it is asked again."""
+    calls = await replay.transcript(server.services, 0, 100)
+    return [item.found for item in await replay.replayed(server.services, calls)]

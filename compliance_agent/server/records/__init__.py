@@ -31,7 +31,7 @@ from compliance_agent.server.records.chains import (
 from compliance_agent.server.records.duties import Duty, Figures, Replica, Tenure
 from compliance_agent.server.records.keeping import Durable, Hold, LoggedRecord, Minimum
 from compliance_agent.server.records.logs import Backlog, Kept, Leaf, NewestHead, NewLeaf, PendingLeaf, Shard
-from compliance_agent.server.records.people import Dates, Factor, Flow, OperatorToken, Session, Token, User
+from compliance_agent.server.records.people import Audited, Dates, Factor, Flow, OperatorToken, Session, Token, User
 from compliance_agent.server.records.reading import Keeping, SiteReader
 from compliance_agent.server.records.store import Store, Work
 from compliance_agent.server.records.writing import Transaction
@@ -40,6 +40,7 @@ Clock = Callable[[], datetime]
 
 __all__ = [
     "NO_DIGEST",
+    "Audited",
     "Backlog",
     "Bundle",
     "BundleQuery",

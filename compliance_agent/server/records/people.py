@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,16 @@ class OperatorToken:
         if self.expires_at <= now:
             return "expired"
         return "live" if self.successor is None else "replaced"
+
+
+class Audited(NamedTuple):
+    """A line of the audit table: who did what, and the words that it was noted with."""
+
+    number: int
+    at: datetime
+    actor: str
+    action: str
+    subject: str
 
 
 @dataclass(frozen=True)

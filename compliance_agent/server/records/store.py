@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from datetime import datetime
 from typing import Protocol, TypeVar
 
 from compliance_agent.server.records.chains import Host, HostGroup
-from compliance_agent.server.records.people import Dates, Factor, OperatorToken, Session, User
+from compliance_agent.server.records.people import Audited, Dates, Factor, OperatorToken, Session, User
 from compliance_agent.server.records.reading import SiteReader
 from compliance_agent.server.records.writing import Transaction
 
@@ -78,6 +78,10 @@ class Store(Protocol):
 
     async def operator_tokens(self, name: str | None = None) -> list[OperatorToken]:
         """Every one of a person, or of all, the newest first."""
+        ...
+
+    async def audited(self, actions: Collection[str], after: int, at_most: int) -> list[Audited]:
+        """Lines of the audit table about these actions, in order, from the number after `after` on."""
         ...
 
     async def ready(self) -> None:

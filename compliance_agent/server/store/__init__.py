@@ -8,7 +8,7 @@ await store.close()
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from sqlalchemy import Executable, Select, Table, bindparam, func, insert, selec
 from sqlalchemy.engine import Connection, RowMapping
 
 from compliance_agent.server.records import (
+    Audited,
     Clock,
     Dates,
     Factor,
@@ -161,6 +162,13 @@ class SqlStore:
         query = _of_users(tables.operator_tokens).order_by(c.created_at.desc(), c.hash)
         found = await self._all(query if name is None else query.where(c.name == name))
         return [rows.operator_token(row) for row in found]
+
+    async def audited(self, actions: Collection[str], after: int, at_most: int) -> list[Audited]:
+        """Lines of the audit table about these actions, in order."""
+        c = tables.audit.c
+        query = select(c.number, c.at, c.actor, c.action, c.subject).where(c.action.in_(actions), c.number > after)
+        found = await self._all(query.order_by(c.number).limit(at_most))
+        return [Audited(**{**row, "at": rows.when(row["at"])}) for row in found]
 
     async def ready(self) -> None:
         """Raises StorageError when the database cannot be read or is of another version."""

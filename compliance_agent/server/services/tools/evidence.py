@@ -152,10 +152,6 @@ def _year(shard: Shard) -> dict[str, Any]:
     }
 
 
-def _always(_arguments: Mapping[str, Any]) -> bool:
-    return True
-
-
 EVIDENCE = (
     Tool(
         "search_evidence",
@@ -172,7 +168,6 @@ EVIDENCE = (
             LIMIT,
         ),
         _search,
-        lasting=lambda arguments: "before" in arguments,
     ),
     Tool(
         "show_bundle",
@@ -187,7 +182,7 @@ EVIDENCE = (
         "One record, verified now against its host's key and the chain: every point on its own.",
         (BUNDLE, HOST.optional()),
         _verify,
-        lasting=_always,
+        lasting=True,
     ),
     Tool(
         "prove_bundle",

@@ -73,36 +73,29 @@ async def _show_citation(_scene: Scene, arguments: Mapping[str, Any]) -> Answer:
     return Answer({**_section(name), "checks": citing})
 
 
-def _always(_arguments: Mapping[str, Any]) -> bool:
-    return True
-
-
 REFERENCE = (
-    Tool("list_checks", Tier.READ, "Every check of this version.", (SKIP, LIMIT), _checks, lasting=_always),
+    Tool("list_checks", Tier.READ, "Every check of this version.", (SKIP, LIMIT), _checks),
     Tool(
         "show_check",
         Tier.READ,
         "One check: why it is there, what each reason means, what it does not prove.",
         (CHECK,),
         _show_check,
-        lasting=_always,
     ),
-    Tool("list_runbooks", Tier.READ, "The runbooks of this version.", (SKIP, LIMIT), _runbooks, lasting=_always),
+    Tool("list_runbooks", Tier.READ, "The runbooks of this version.", (SKIP, LIMIT), _runbooks),
     Tool(
         "show_runbook",
         Tier.READ,
         "One runbook: for each finding the steps that the agent may take, and what is left to people.",
         (word("runbook", "A runbook's id", shipped()),),
         _show_runbook,
-        lasting=_always,
     ),
-    Tool("list_citations", Tier.READ, "Sections of 45 CFR Part 164.", (SKIP, LIMIT), _citations, lasting=_always),
+    Tool("list_citations", Tier.READ, "Sections of 45 CFR Part 164.", (SKIP, LIMIT), _citations),
     Tool(
         "show_citation",
         Tier.READ,
         "One section of 45 CFR Part 164, and the checks that cite it.",
         (word("section", "A section, such as 164.312(b)", SECTIONS),),
         _show_citation,
-        lasting=_always,
     ),
 )

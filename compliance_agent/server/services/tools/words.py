@@ -119,7 +119,7 @@ class Tool:
     arguments: tuple[Argument, ...]
     run: Callable[[Scene, Mapping[str, Any]], Awaitable[Answer]]
     act: roles.Act = roles.Act.LOOK
-    lasting: Callable[[Mapping[str, Any]], bool] = lambda _arguments: False
+    lasting: bool = False
 
     @property
     def schema(self) -> dict[str, Any]:
