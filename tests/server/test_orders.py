@@ -171,6 +171,19 @@ async def test_only_who_may_and_only_with_a_token(office: Office) -> None:
     assert (await office.show(order_id))["state"] == "draft"
 
 
+async def test_a_proposers_token_drafts_and_can_decide_nothing(office: Office) -> None:
+    """The role for programs: whoever holds such a token of an operator, over the API too, is no operator."""
+    secret = (await office.server.services.users.tokens.create("jo", timedelta(days=1), role="proposer"))[0]
+    office.tokens["program"] = {"authorization": f"Bearer {secret}"}
+    order_id = await office.draft(by="program")
+    for path, body in ((f"/{order_id}/approve", {}), (f"/{order_id}/prepare", {"signers": [ANNA.key_id]}),
+                       (f"/{order_id}/signatures", {"public_key": b64(ANNA.public), "sig": b64(bytes(64))})):  # fmt: skip
+        reply = await office.post(path, body, by="program")
+        assert (reply.status_code, reply.json()["code"]) == (403, "not_allowed"), path
+    assert (await office.show(order_id))["state"] == "draft"
+    assert (await office.post(f"/{order_id}/approve")).json()["state"] == "approved", "the person may"
+
+
 async def test_a_signature_counts_only_of_these_bytes_by_a_named_signer(office: Office) -> None:
     order_id = await office.approved()
     reply = await office.post(f"/{order_id}/signatures", {"public_key": b64(ANNA.public), "sig": b64(bytes(64))})
