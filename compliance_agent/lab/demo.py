@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import json
 import os
 import random
 import re
+import secrets
 import signal
 import socket
 import sys
@@ -63,6 +65,7 @@ CLINICS = (
     "harbour",
 )
 CLIENT = "demo-msp"
+DEPUTY = "demo-deputy"
 THIS_MACHINE = "this-machine"
 POLL_S = 1
 THIS_MACHINE_POLL_S = 15
@@ -168,6 +171,7 @@ class Demo:
         self.feed = Feed()
         self.feed.listeners.append(self._note)
         self.hosts: list[DemoHost] = []
+        self.speaks_mcp = importlib.util.find_spec("mcp") is not None  # the extra
         self._count = hosts
         self._port = port or _free_port()
         self._with_this_machine = observe_this_machine
@@ -248,17 +252,52 @@ class Demo:
             await desk.add_signature(admin, reader, row.order_id, signer.public_bytes, signature)
         return row.order_id
 
+    async def program_token(self) -> str:
+        """A token for a program: it may look and draft, and nothing else, for an hour."""
+        async with self._desk() as services:
+            secret, _ = await services.users.tokens.create("admin", timedelta(hours=1), role="proposer")
+            return secret
+
+    async def order_states(self) -> dict[str, str]:
+        """Every order and where it stands."""
+        async with self._desk() as services:
+            reader = services.store.for_sites(await services.store.all_sites())
+            return {row.order_id: row.state for row in await reader.orders()}
+
+    async def agree(self, order_id: str) -> None:
+        """Two people approve a draft, and two keys sign it."""
+        from compliance_agent.core import orders
+
+        signers = [Ed25519Signer(self._order_key), Ed25519Signer(self._deputy_key)]
+        async with self._desk() as services:
+            deputy = await services.users.add(DEPUTY, secrets.token_urlsafe(24), role="operator")
+            admin, desk = await services.store.user("admin"), services.orders
+            assert admin is not None  # noqa: S101  the server made it at its start
+            reader = await services.users.reader(admin)
+            for person in (admin, deputy):
+                await desk.approve(person, reader, order_id)
+            row = await desk.prepare(admin, reader, order_id, [signer.key_id for signer in signers])
+            for signer in signers:
+                signature = orders.sign(row.payload or b"", signer)
+                await desk.add_signature(admin, reader, order_id, signer.public_bytes, signature)
+
     @property
     def _order_key(self) -> Path:
         return self.directory / "operator" / "order-key.pem"
 
+    @property
+    def _deputy_key(self) -> Path:
+        return self.directory / "operator" / "deputy-key.pem"
+
     def _order_keys(self) -> bytes:
         """Whose orders count on the simulated hosts."""
-        signer = Ed25519Signer(self._order_key)
-        entry = {"name": "demo-operator", "key": to_base64(signer.public_bytes), "kinds": ["check"]}
+        entries = [
+            {"name": name, "key": to_base64(Ed25519Signer(path).public_bytes), "kinds": ["check", "approve"]}
+            for name, path in (("demo-operator", self._order_key), (DEPUTY, self._deputy_key))
+        ]
         expires = (datetime.now(UTC) + timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
         document = {"schema": order_keys.SCHEMA, "version": 1, "tenant": CLIENT, "expires": expires}
-        return json.dumps({**document, "signers": [entry], "thresholds": {}}).encode("ascii")
+        return json.dumps({**document, "signers": entries, "thresholds": {}}).encode("ascii")
 
     def clinics(self) -> list[DemoHost]:
         """The simulated hosts."""
@@ -344,7 +383,11 @@ class Demo:
             self._server = await asyncio.create_subprocess_exec(
                 *_command("server", "--data-dir", str(data_dir), "--port", str(self._port)),
                 stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
-                env={**environment, "MSP_SERVER_WITNESS_POLICY_FILE": str(self.witness.policy_file)},
+                env={
+                    **environment,
+                    "MSP_SERVER_WITNESS_POLICY_FILE": str(self.witness.policy_file),
+                    **({"MSP_SERVER_MCP": "propose", "MSP_SERVER_MCP_CALLS_PER_MIN": "0"} if self.speaks_mcp else {}),
+                },
             )  # fmt: skip
         await self._until_ready(self._server)
 

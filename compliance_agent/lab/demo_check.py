@@ -17,6 +17,7 @@ from compliance_agent.errors import AgentError
 from compliance_agent.evidence.verify import verify_paths
 from compliance_agent.lab import drift as synthetic
 from compliance_agent.lab.demo import Demo, DemoHost
+from compliance_agent.lab.demo_proposal import propose_and_heal
 from compliance_agent.lab.operator import Operator
 
 SETTLE_S = 20.0
@@ -71,6 +72,10 @@ async def run_check(demo: Demo, say: Callable[[str], None]) -> list[Healed]:
     try:
         await _ordered(demo, clinics[0], operator)
         say(f"{clinics[0].host_id} did a signed order once, and its signed record is the answer")
+        if demo.speaks_mcp:
+            await propose_and_heal(demo, clinics[0], operator, say)
+        else:
+            say("without the extra `mcp` no program can propose anything, so that is not shown")
         await asyncio.gather(*(_delivered(host) for host in demo.hosts))
         demo.pin_log_keys()
         proven = [item for host in clinics for item in await _proven(host, operator)]
