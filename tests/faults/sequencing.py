@@ -33,6 +33,7 @@ from compliance_agent.server.records import NewLeaf, Site, Store, Transaction, W
 from compliance_agent.server.sequencer import Sequencer
 from compliance_agent.server.services.board import Board
 from compliance_agent.server.store import SqlStore
+from compliance_agent.server.store.packed_entry import unpacked
 
 SITE = "clinic-1"
 KEY = "k" * 64
@@ -236,7 +237,7 @@ def check(directory: Path, said: Said, *, whole: bool = True) -> None:
     promised = [seq for _, _, seq, _ in entries if seq is not None]
     assert len(promised) == len(set(promised)), "an entry is there twice"
     assert said.acked <= set(promised), "a promised entry is lost"
-    leaves = {year: [(index, leaf) for y, index, _, leaf in entries if y == year] for year, *_ in shards}
+    leaves = {year: [(index, unpacked(leaf)) for y, index, _, leaf in entries if y == year] for year, *_ in shards}
     for year, size, root, note, signed_size, origin in shards:
         assert [index for index, _ in leaves[year]] == list(range(size)), "indexes have a gap, or one is used twice"
         assert root_of(b"".join(hash_leaf(leaf) for _, leaf in leaves[year])) == root, (

@@ -34,6 +34,7 @@ from compliance_agent.ports import HttpReply
 from compliance_agent.server.opening import opened
 from compliance_agent.server.services import enrol
 from compliance_agent.server.settings import ServerSettings
+from compliance_agent.server.store.packed_entry import unpacked
 from compliance_agent.transport import protocol
 from compliance_agent.transport.protocol import Sent
 from tests.real.stage import command, environment, free_port, rows
@@ -240,7 +241,9 @@ def wrongs(ask: Ask, acknowledged: dict[Place, str]) -> list[str]:
     for site, year, note in ask("SELECT site_id, year, checkpoint FROM log_shards"):
         signed = Checkpoint.parse(Note.parse(bytes(note)).text)
         which = f"site_id = '{site}' AND year = {year} AND leaf_index < {signed.size}"
-        leaves = [bytes(row[0]) for row in ask(f"SELECT leaf FROM log_entries WHERE {which} ORDER BY leaf_index")]
+        leaves = [
+            unpacked(bytes(row[0])) for row in ask(f"SELECT leaf FROM log_entries WHERE {which} ORDER BY leaf_index")
+        ]
         if (len(leaves), root_of(leaves)) != (signed.size, signed.root):
             wrong.append(f"{site}/{year}: the entries do not give the signed root")
     return wrong

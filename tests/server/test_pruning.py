@@ -32,6 +32,7 @@ from compliance_agent.server.services.fsck import Fsck
 from compliance_agent.server.services.pruning import LogState, Pruning
 from compliance_agent.server.services.readopt import Readopt
 from compliance_agent.server.settings import ServerSettings
+from compliance_agent.server.store import packed_entry
 from compliance_agent.server.store.transaction import BoundTransaction
 from tests.server.builder import ZEROS, FakeHost, Hands, Signed, serving
 from tests.server.test_process import command
@@ -144,7 +145,7 @@ async def test_what_is_left_can_still_be_proven(data: Path) -> None:
     assert list(held_to_older(log, (data / "first-checkpoint").read_bytes(), policy)) == []
     checkpoint = Checkpoint.parse(Note.parse(after["checkpoint"]).text)
     tree = TileTree(checkpoint.size, lambda *tile: (data / LOG / Tile(*tile).path).read_bytes())
-    for index, (leaf,) in enumerate(leaves):
+    for index, leaf in enumerate(packed_entry.unpacked(kept) for (kept,) in leaves):
         path = tree.inclusion(index)
         verify_inclusion(hash_leaf(leaf), index, checkpoint.size, path, RootHash(checkpoint.root))
     held = rows(data, "SELECT leaf FROM log_entries WHERE leaf_index IS NOT NULL ORDER BY leaf_index")

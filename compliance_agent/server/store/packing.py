@@ -87,9 +87,14 @@ class Packed(TypeDecorator[bytes]):
     impl = LargeBinary
     cache_ok = True
 
+    @staticmethod
+    def kept(value: bytes) -> bytes:
+        """As it is kept."""
+        return packed(value)
+
     def process_bind_param(self, value: bytes | None, dialect: Dialect) -> bytes | None:
         """As it goes in."""
-        return None if value is None else packed(value)
+        return None if value is None else self.kept(value)
 
     def process_result_value(self, value: bytes | None, dialect: Dialect) -> bytes | None:
         """As it comes out."""
@@ -98,7 +103,8 @@ class Packed(TypeDecorator[bytes]):
 
 def as_kept(table: Table, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:
     """Rows for a statement that no type looks at."""
-    places = [place for place, name in enumerate(columns) if isinstance(table.c[name].type, Packed)]
-    for place in places:
-        rows = [(*row[:place], packed(row[place]), *row[place + 1 :]) for row in rows]
+    for place, name in enumerate(columns):
+        kind = table.c[name].type
+        if isinstance(kind, Packed):
+            rows = [(*row[:place], kind.kept(row[place]), *row[place + 1 :]) for row in rows]
     return rows

@@ -25,6 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.operators import in_op
 
+from compliance_agent.server.store.packed_entry import PackedEntry
 from compliance_agent.server.store.packing import Packed
 from compliance_agent.server.store.texts import Texts, among_texts
 
@@ -247,7 +248,7 @@ log_entries = Table(
     Column("epoch", BigInteger),
     Column("seq", BigInteger),
     Column("decided_at", String, nullable=False),
-    Column("leaf", LargeBinary, nullable=False),
+    Column("leaf", PackedEntry, nullable=False),  # packed_entry.py
     UniqueConstraint("site_id", "year", "leaf_index", name="uq_log_entries_index"),
     UniqueConstraint("key_id", "epoch", "seq", name="uq_log_entries_place"),
 )
