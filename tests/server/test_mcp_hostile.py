@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from mcp import Client
 
 from compliance_agent.errors import Refusal
 from compliance_agent.server.mcp_endpoint import HttpEndpoint
+from compliance_agent.server.records import Dates
 from compliance_agent.server.services.calls import CallDesk
 from compliance_agent.server.services.tools import TOOLS, Tier
 from compliance_agent.server.services.tools.resources import RESOURCES
@@ -350,3 +351,22 @@ async def test_two_replicas_behind_one_address(postgresql: Address, tmp_path: Pa
                 ] == "daemon_down"
         assert min(turn) >= 4
         assert len(await lines(one)) == 8
+
+
+async def test_a_revoked_token_and_other_days_end_at_the_next_request(speaking: Server, two: tuple[Side, Side]) -> None:
+    """A token is looked up with every request; an auditor sees the records of the auditor's days, and may propose nothing."""
+    mine, users = two[0], speaking.services.users
+    days = {
+        day: Dates(date(year, 1, 1), date(year, 12, 31)) for day, year in (("then", 2020), ("now", mine.host.now.year))
+    }
+    for day, dates in days.items():
+        await users.add(day, "correct horse battery", role="auditor", sites=frozenset({mine.site_id}), dates=dates)
+        secret, token = await users.tokens.create(day, timedelta(days=1))
+        async with connected(speaking.app, secret) as client:
+            found = await said(client, "search_evidence", site=mine.site_id)
+            assert bool(found["items"]) is (day == "now")
+            assert "draft_order" not in {tool.name for tool in (await client.list_tools()).tools}
+            refused = await client.call_tool("draft_exception", filled("draft_exception", mine.ids))
+            assert json.loads(text_of(refused))["error"]["code"] == "not_allowed"
+        await users.tokens.revoke(token.id)
+        assert (await speaking.client.post("/mcp", content=ASK, headers=heading(secret))).status_code == 401
