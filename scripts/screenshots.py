@@ -19,10 +19,12 @@ from playwright.sync_api import Page, sync_playwright
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from compliance_agent.server.services.orders import Wanted  # noqa: E402
 from tests.web.browsing import CHROMIUM, FLAGS, Visit  # noqa: E402
-from tests.web.serving import Served, on_loopback  # noqa: E402
+from tests.web.serving import NAME, Served, on_loopback  # noqa: E402
 
 MOST_PX = 2_000
+ORDER = "5" * 32
 SMALLER = """async png => {
   const image = await createImageBitmap(await (await fetch('data:image/png;base64,' + png)).blob());
   const canvas = new OffscreenCanvas(image.width, image.height), drawing = canvas.getContext('2d');
@@ -76,9 +78,22 @@ def pictures(served: Served) -> dict[str, str]:
         "proof": f"/bundles/{healed.cures['firewall']}?proof=1",
         "log": f"{site}/log",
         "verify": "/verify",
+        "orders": "/orders",
+        "order": f"/orders/{ORDER}",
+        "ask": f"/hosts/{healed.key_id}/order",
         "account": "/account",
         "missing": "/no/such/page",
     }
+
+
+async def prepare(served: Served) -> None:
+    """Who looks may ask for orders too, and one waits to be signed."""
+    users, orders = served.services.users, served.services.orders
+    user = await users.set_role(NAME, "operator")
+    reader = await users.reader(user)
+    wanted = Wanted(served.hosts["ehr-db-02"].key_id, "pause", {})
+    await orders.draft(user, reader, wanted, order_id=ORDER)
+    await orders.approve(user, reader, ORDER)
 
 
 def take(page: Page, path: Path, smaller: Page) -> None:
@@ -100,7 +115,7 @@ def main() -> int:
     target.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory() as folder,
-        on_loopback(Path(folder)) as (address, served),
+        on_loopback(Path(folder), prepare=prepare) as (address, served),
         sync_playwright() as playwright,
     ):
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))

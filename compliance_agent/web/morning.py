@@ -1,4 +1,4 @@
-"""The lists under the first page's table: what waits for a person, and what healed itself. Pure."""
+"""The lists under the first page's table: what waits for a person, what changed, and what healed itself. Pure."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from compliance_agent.server.records import Bundle, Host
+from compliance_agent.server.records import Bundle, Event, Host
 from compliance_agent.server.records.orders import OrderRow
 from compliance_agent.server.services.cures import Cures
+from compliance_agent.server.services.fleet import UNMET, SiteStanding
 from compliance_agent.web import words
-from compliance_agent.web.present import made_at, order_line
+from compliance_agent.web.present import instant, made_at, order_line
 
 NEEDS = {"draft": "Approval of the order", "approved": "Signatures, made where the signers' keys are"}
 
@@ -54,6 +55,70 @@ def cure_lines(hosts: Mapping[str, Host], found: Iterable[Bundle]) -> list[CureL
         )
         for bundle in found
     ]
+
+
+@dataclass(frozen=True)
+class TurnLine:
+    """A verdict that became another one, or a cure that held, with its record."""
+
+    key_id: str
+    host_id: str
+    site_id: str
+    title: str
+    result: str | None
+    outcome: str | None
+    sentence: str
+    bundle_id: str
+    at: datetime
+
+
+def turns_of(
+    sites: Iterable[SiteStanding], events: Iterable[Event], since: datetime, most: int
+) -> tuple[list[TurnLine], bool]:
+    """The newest changes of verdict and cures that held, of hosts that are not revoked, and whether there are more.
+
+    Args:
+        sites: as they stand. A cure of what was not met before tells of no change of its verdict.
+        events: since then. One that only says again what stood is no change.
+        since: then.
+        most: how many are wanted.
+    """
+    hosts = {item.host.key_id: item for site in sites for item in site.live}
+    began = {
+        (key_id, check.check): check.verdict.since
+        for key_id, item in hosts.items()
+        for check in item.checks
+        if check.verdict.result in UNMET
+    }
+    found: list[Event] = []
+    stood: dict[tuple[str, str], str | None] = {}
+    for one in sorted((event for event in events if event.key_id in hosts), key=lambda event: event.number):
+        place, now = (one.key_id, one.check), "pass" if _healed(one) else one.result
+        start = began.get(place)
+        old = place not in stood and one.kind == "remediation" and start is not None and start < since
+        if _healed(one) or not (old or stood.get(place) == now):
+            found.append(one)
+        stood[place] = now
+    return [_turn_line(hosts[one.key_id].host, one, since) for one in found[: -most - 1 : -1]], len(found) > most
+
+
+def _healed(event: Event) -> bool:
+    return event.kind == "remediation" and event.outcome == "success"
+
+
+def _turn_line(host: Host, one: Event, since: datetime) -> TurnLine:
+    why = words.reason_sentence(one.check, one.reason) if one.reason else ""
+    return TurnLine(
+        key_id=host.key_id,
+        host_id=host.host_id,
+        site_id=host.site_id,
+        title=words.check_title(one.check),
+        result=None if _healed(one) else one.result,
+        outcome=one.outcome,
+        sentence=f"It was so: {why}" if why and _healed(one) else why,
+        bundle_id=one.bundle_id,
+        at=instant(one.created_at) or since,
+    )
 
 
 def waiting_lines(cures: Cures, orders: Iterable[OrderRow], now: datetime) -> list[WaitingLine]:

@@ -1,7 +1,8 @@
 """Where the bars and marks of a host's history picture stand: one lane a check, left is the past.
 
-Only what was reported is drawn as known: before the first record of a check its lane says "no record", and after the host was
-last seen it says "silent". Pure: geometry in, geometry out; the template writes the SVG.
+Only what was reported is drawn as known: before the first record of a check its lane says "no record"; after the host was last
+seen, and wherever nothing was heard of it for too long, it says "silent". Pure: geometry in, geometry out; the template writes
+the SVG.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import pairwise
 
 from compliance_agent.web.pages import BundleRow, CheckRow
 
@@ -89,6 +91,8 @@ def draw(
     last_seen: datetime | None,
     silent: bool,
     now: datetime,
+    heard: Iterable[datetime] = (),
+    quiet: timedelta | None = None,
 ) -> Timeline:
     """The picture of one host from `start_of(events, now)` to now.
 
@@ -99,15 +103,37 @@ def draw(
         last_seen: where knowledge ends for a silent host.
         silent: whether the host is silent now.
         now: the right edge.
+        heard: when the host said anything, heartbeats included, as far back as that is known.
+        quiet: two of these that are further apart have a gap between them.
     """
     known = sorted((event for event in events if event.check), key=lambda event: (event.at, event.epoch, event.seq))
     start = start_of(known, now)
     edge = min(last_seen, now) if silent and last_seen else now
     rows = sorted(checks, key=lambda row: row.check)
+    gaps = _gaps(heard, quiet) if quiet is not None else []
     lanes = tuple(
-        _lane(row, [event for event in known if event.check == row.check], base, start, edge, now) for row in rows
+        _lane(row, [event for event in known if event.check == row.check], base, start, edge, now, gaps) for row in rows
     )
     return Timeline(start, now, lanes, _axis(start, now))
+
+
+def _gaps(heard: Iterable[datetime], quiet: timedelta) -> list[tuple[datetime, datetime]]:
+    """Where nothing was heard: from the last word before to the first after."""
+    times = sorted(heard)
+    return [(last, first) for last, first in pairwise(times) if first - last > quiet]
+
+
+def _with_gaps(
+    turns: Sequence[tuple[datetime, str]], gaps: Iterable[tuple[datetime, datetime]]
+) -> list[tuple[datetime, str]]:
+    """The turns, with `silent` in each gap and after it what is known then; before the first record there is no gap to show."""
+    found = list(turns)
+    for last, first in gaps:
+        known = [verdict for at, verdict in found if at <= first]
+        if known and known[-1] != "none":
+            inside = [turn for turn in found if not last < turn[0] < first]
+            found = sorted([*inside, (last, "silent"), (first, known[-1])], key=lambda turn: turn[0])
+    return found
 
 
 def _turns(row: CheckRow, events: Sequence[BundleRow], base: Base | None, edge: datetime) -> list[tuple[datetime, str]]:
@@ -126,7 +152,13 @@ def _turns(row: CheckRow, events: Sequence[BundleRow], base: Base | None, edge: 
 
 
 def _lane(
-    row: CheckRow, events: Sequence[BundleRow], base: Base | None, start: datetime, edge: datetime, now: datetime
+    row: CheckRow,
+    events: Sequence[BundleRow],
+    base: Base | None,
+    start: datetime,
+    edge: datetime,
+    now: datetime,
+    gaps: Sequence[tuple[datetime, datetime]],
 ) -> Lane:
     def place(moment: datetime) -> float:
         share = (moment - start) / (now - start)
@@ -134,6 +166,7 @@ def _lane(
 
     turns = sorted([(start, "none"), *_turns(row, events, base, edge)], key=lambda turn: turn[0])
     # The stable sort leaves "no record" first; what was known before the left edge replaces it.
+    turns = _with_gaps(turns, gaps)
     turns = [*(turn for turn in turns if turn[0] <= edge), (edge, "silent" if edge < now else "")]
     earlier = [turn for turn in turns if turn[0] <= start and turn[1] != "none"]
     if earlier:
@@ -159,4 +192,4 @@ def _lane(
     return Lane(row.check, row.title, summary, tuple(bars), marks)
 
 
-_SAID = {"none": "no record", "silent": "the host is silent", "not_applicable": "not applicable"}
+_SAID = {"none": "no record", "silent": "nothing was heard of the host", "not_applicable": "not applicable"}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -29,7 +29,7 @@ from compliance_agent.server.api.deps import services_of, session_cookie
 from compliance_agent.server.desks import Services
 from compliance_agent.server.records import Bundle, BundleQuery, Host
 from compliance_agent.server.services import roles
-from compliance_agent.server.services.cures import cures
+from compliance_agent.server.services.cures import LATELY, cures
 from compliance_agent.server.services.fleet import Fleet, HostStanding, Moved, document_of
 from compliance_agent.web import morning, present, proofs, security, timeline, words
 from compliance_agent.web.assets import STATIC_ROUTE
@@ -40,6 +40,7 @@ from compliance_agent.web.routing import Fallback, PageRoute, page
 
 RECENT = 10
 MOST_WAITING = 50
+MOST_CHANGES = 20
 CHANGES = ("drift", "remediation", "key_event", "incident")
 DRAWN = 200
 PER_PAGE = 50
@@ -63,11 +64,13 @@ async def fleet(request: Request) -> Response:
     """Every site the caller may see, the most urgent first."""
     caller = await caller_of(request)
     found = await caller.fleet.sites()
-    moved = await caller.fleet.moved(found)
-    sites = by_urgency(present.site_row(site, moved) for site in found)
     now = now_of(request)
+    events = await caller.fleet.events(now - LATELY)
+    moved = await caller.fleet.moved(found, LATELY, events)
+    sites = by_urgency(present.site_row(site, moved) for site in found)
     held = await cures(caller.reader, found, now)
     orders = await caller.reader.orders(at_most=MOST_WAITING, states=tuple(morning.NEEDS))
+    turns, more_turns = morning.turns_of(found, events, now - LATELY, MOST_CHANGES)
     return page(
         request,
         "fleet.html",
@@ -76,6 +79,8 @@ async def fleet(request: Request) -> Response:
         waiting=morning.waiting_lines(held, orders, now),
         more_wait=held.more or len(orders) == MOST_WAITING,
         healed=morning.cure_lines(held.hosts, held.healed[:RECENT]),
+        turns=turns,
+        more_turns=more_turns,
         **_totals(sites),
     )
 
@@ -121,12 +126,27 @@ async def host(request: Request, key_id: str) -> Response:
         user=caller.user.name,
         host=row,
         findings=present.findings(standing.gaps, await caller.fleet.forks(standing)),
-        timeline=timeline.draw(row.checks, rows, base=base, last_seen=row.last_seen, silent=row.silent, now=now),
+        timeline=timeline.draw(
+            row.checks,
+            rows,
+            base=base,
+            last_seen=row.last_seen,
+            silent=row.silent,
+            now=now,
+            heard=_heard(newest, beats),
+            quiet=timedelta(seconds=services_of(request).silence.stale_after_s),
+        ),
         recent=rows[:RECENT],
         orders=[present.order_line(row, now) for row in await caller.reader.orders(key_id, RECENT)],
         heartbeat_at=present.made_at(beats[0]) if beats else None,
         may_order=roles.may(caller.user, roles.Act.DRAFT_ORDER),
     )
+
+
+def _heard(newest: Sequence[Bundle], beats: Sequence[Bundle]) -> list[datetime]:
+    """When the host said anything, from the oldest heartbeat at hand on: before that no gap can be told."""
+    oldest = present.made_at(beats[-1]) if beats else None
+    return [at for at in map(present.made_at, newest) if oldest is not None and at >= oldest]
 
 
 async def _base(fleet: Fleet, beats: Sequence[Bundle], start: datetime) -> timeline.Base | None:

@@ -54,6 +54,20 @@ def test_a_silent_host_is_known_only_until_it_was_seen() -> None:
     assert "silent" in picture.lanes[0].summary
 
 
+def test_where_nothing_was_heard_in_the_middle_the_lane_says_so() -> None:
+    """The host was off for three hours; what it said before holds again only from its next word on."""
+    beats = [NOW - number * H / 2 for number in range(24) if not 12 <= number < 18] + [NOW - 12 * H]
+    seen = [event(12 * H, "fail")]
+    asked = {"base": None, "last_seen": NOW, "silent": False, "now": NOW}
+    row = [check("fail", NOW - 12 * H)]
+    picture = draw(row, seen, **asked, heard=beats, quiet=2 * H)  # type: ignore[arg-type]
+    assert [(verdict, round(x), round(width)) for verdict, x, width in bars(picture)] == [
+        ("fail", 0, 250), ("silent", 250, 292), ("fail", 542, 458)
+    ]  # fmt: skip
+    assert bars(draw(row, seen, **asked, heard=beats, quiet=4 * H)) == [("fail", 0, WIDTH)]  # type: ignore[arg-type]
+    assert "nothing was heard of the host" in picture.lanes[0].bars[1].title
+
+
 def test_a_cure_is_marked_and_one_that_held_is_a_change() -> None:
     seen = [event(9 * H, "fail"), event(6 * H, "fail", "reverted", 2), event(3 * H, "fail", "success", 3)]
     picture = draw([check("pass", NOW - 3 * H)], seen, base=None, last_seen=NOW, silent=False, now=NOW)
@@ -78,9 +92,15 @@ ages = st.timedeltas(timedelta(0), timedelta(days=60))
     ages,
     ages,
     st.booleans(),
+    st.lists(ages),
 )
 def test_bars_never_overlap_nor_leave_the_picture(
-    events: list[tuple[timedelta, str, str | None]], since: timedelta, seen: timedelta, beat: timedelta, silent: bool
+    events: list[tuple[timedelta, str, str | None]],
+    since: timedelta,
+    seen: timedelta,
+    beat: timedelta,
+    silent: bool,
+    heard: list[timedelta],
 ) -> None:
     rows = [event(ago, result, outcome, seq) for seq, (ago, result, outcome) in enumerate(events)]
     picture = draw(
@@ -90,6 +110,8 @@ def test_bars_never_overlap_nor_leave_the_picture(
         last_seen=NOW - seen,
         silent=silent,
         now=NOW,
+        heard=[NOW - ago for ago in heard],
+        quiet=3 * H,
     )
     right = 0.0
     for bar in picture.lanes[0].bars:

@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fastapi.routing import APIRoute
 from compliance_agent.checks import registry
 from compliance_agent.server.services.fleet import Fleet
 from compliance_agent.server.store.reader import BoundReader
-from compliance_agent.web import log_views, rendering, security
+from compliance_agent.web import log_views, morning, rendering, security
 from compliance_agent.web.views import router
 from tests.web.serving import NAME, OTHER, PASSWORD, Served, serving
 
@@ -108,10 +109,38 @@ async def test_first_page_says_what_healed_and_what_waits(
     cure = served.hosts["ehr-db-02"].cures["firewall"]
     assert f"/bundles/{cure}" in text[text.index('id="healed"') :]
     held = served.hosts["ehr-db-02"].cures["patching"]
-    assert held not in text, "it waits for its window, not for a person"
+    waits = text[text.index('id="waiting"') : text.index('id="turns"')]
+    assert held not in waits, "it waits for its window, not for a person"
     monkeypatch.setattr("compliance_agent.server.services.cures.APPROVAL", "outside_window")
     text = (await client.get("/")).text
-    assert f"/bundles/{held}" in text[text.index('id="waiting"') : text.index('id="healed"')]
+    assert f"/bundles/{held}" in text[text.index('id="waiting"') : text.index('id="turns"')]
+
+
+async def test_first_page_lists_what_changed_since_yesterday(client: httpx.AsyncClient, served: Served) -> None:
+    """Changes of verdict and cures that held, the newest first, each with its record; nothing that only was said again."""
+    text = (await client.get("/")).text
+    listed = text[text.index('id="turns"') : text.index('id="healed"')]
+    assert served.hosts["ehr-db-02"].cures["firewall"] in listed and "Healed" in listed
+    order = [listed.index(f">{label}</a>") for label in ("imaging-02", "lab-pc-03", "frontdesk-01")]
+    assert order == sorted(order), "the newest first"
+    assert listed.count("<tr>") == 11, "each of the story once, below the heading"
+    assert served.hosts["ehr-db-02"].cures["patching"] in listed and "Held back" in listed
+
+
+async def test_a_cure_of_what_was_old_is_no_change(
+    client: httpx.AsyncClient, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check had failed for days when its cure was held back once more."""
+    right = morning.turns_of
+
+    def older(sites: Any, events: Any, since: Any, most: int) -> Any:
+        return right(sites, events, since + timedelta(hours=9), most)  # the failure began before that
+
+    monkeypatch.setattr(morning, "turns_of", older)
+    text = (await client.get("/")).text
+    listed = text[text.index('id="turns"') : text.index('id="healed"')]
+    assert served.hosts["ehr-db-02"].cures["patching"] not in listed
+    assert served.hosts["ehr-db-02"].cures["firewall"] in listed
 
 
 async def test_unknown_is_in_the_denominator(client: httpx.AsyncClient) -> None:

@@ -257,7 +257,7 @@ class Tally(NamedTuple):
 
 
 class Event(NamedTuple):
-    """A recorded verdict of one check, or what was done about it: as little of the bundle as counting needs."""
+    """A recorded verdict of one check, or what was done about it: as little of the bundle as counting and listing need."""
 
     site_id: str
     key_id: str
@@ -265,6 +265,10 @@ class Event(NamedTuple):
     kind: str
     result: str | None
     outcome: str | None
+    number: int = 0
+    bundle_id: str = ""
+    reason: str | None = None
+    created_at: str = ""
 
 
 @dataclass(frozen=True)

@@ -326,12 +326,21 @@ class Fleet:
         """Bundles that contradict a host's chain."""
         return await self._reader.forks(host.host.key_id) if host.host.forks else []
 
-    async def moved(self, sites: Iterable[SiteStanding], last: timedelta = timedelta(hours=24)) -> dict[str, Moved]:
-        """What changed at these sites lately, by site id."""
+    async def events(self, since: datetime) -> list[Event]:
+        """Verdicts and cures that arrived since then, by host and check, each in the order of its chain."""
+        return await self._reader.events(since)
+
+    async def moved(
+        self,
+        sites: Iterable[SiteStanding],
+        last: timedelta = timedelta(hours=24),
+        events: Sequence[Event] | None = None,
+    ) -> dict[str, Moved]:
+        """What changed at these sites lately, by site id; `events` are those of this time, where they are at hand."""
         since = self._clock() - last
+        events = await self.events(since) if events is None else events
         hosts = {item.host.key_id: item for site in sites for item in site.hosts}
         totals: dict[str, Moved] = {}
-        events = await self._reader.events(since)
         for (key_id, check), group in itertools.groupby(events, lambda event: (event.key_id, event.check)):
             host = hosts.get(key_id)
             if host is not None:

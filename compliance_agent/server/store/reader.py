@@ -72,7 +72,7 @@ class BoundReader(KeepingRows):
         return (column >= rows.text(self._dates.start), column < rows.text(self._dates.stop))
 
     async def events(self, since: datetime) -> list[Event]:
-        wanted = (_bundles.site_id, _bundles.key_id, _bundles.check, _bundles.kind, _bundles.result, _bundles.outcome)
+        wanted = [_bundles[name] for name in Event._fields]
         query = (
             select(*wanted)
             .where(
