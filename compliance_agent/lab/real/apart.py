@@ -17,6 +17,7 @@ from compliance_agent.lab.real.host import Host
 from compliance_agent.lab.real.install import SETTINGS, prepare
 from compliance_agent.lab.real.machine import Machine
 from compliance_agent.lab.real.network import SERVER, SITE, Network
+from compliance_agent.lab.real.ordered import ordered
 from compliance_agent.lab.real.report import Progress
 from compliance_agent.lab.real.row import Table
 from compliance_agent.lab.real.shell import until
@@ -98,6 +99,7 @@ def parted(host: Host) -> list[Line]:
         ("uplink_reads_nothing_and_asks_nobody", _reads_nothing),
         ("uplink_killed", _comes_back),
         ("upgrade_leaves_no_old_code", _upgraded),
+        ("root_takes_a_baseline_that_people_ordered", _ordered),
         ("root_side_is_gone_when_idle", _gone),
     )
     lines = [{"step": name, "ok": step(host)} for name, step in steps]
@@ -230,6 +232,11 @@ def _upgraded(host: Host) -> bool:
     anew = [_pid(host, unit) for unit in (RUN, UPLINK, HEAL)]
     well = well and "0" not in former and not set(former) & set(anew) - {"0"} and _cured(host)
     return well and host.bundles()[-1]["agent"]["sha256"] != code and until(lambda: _delivered(host), WITHIN_S)
+
+
+def _ordered(host: Host) -> bool:
+    """And the agent goes on with it, cures included."""
+    return ordered(host, AS_RUN) and _looks(host) and _cured(host)
 
 
 def _gone(host: Host) -> bool:

@@ -1,0 +1,114 @@
+"""A baseline by order on a host in three processes: nobody but root may write it, and root takes only what people have signed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import yaml
+
+from compliance_agent import crypto
+from compliance_agent.core import order_keys, orders
+from compliance_agent.core.orders import Order
+from compliance_agent.crypto import Ed25519Signer
+from compliance_agent.lab.real.host import Host
+from compliance_agent.lab.real.network import SITE
+from compliance_agent.log.fields import to_base64
+
+ETC = "etc/msp"
+PEOPLE = ("anna", "ben")
+SETTINGS = "baseline_key_file: /etc/msp/baseline.pub.pem\norder_keys_file: /etc/msp/order-keys.json\n"
+# What the agent does, as its user: a nonce; or an order, brought with its baseline. Says how it was answered.
+ASK = """
+import asyncio, base64, json, pathlib, sys
+from compliance_agent.adapters.adopt_root import AdoptRoot
+from compliance_agent.errors import ConfigError
+root = AdoptRoot(pathlib.Path("/run/compliance-agent/adopt.sock"))
+if len(sys.argv) == 1:
+    print(root.nonce())
+else:
+    order, body, sig = map(base64.b64decode, json.loads(pathlib.Path(sys.argv[1]).read_text()))
+    try:
+        asyncio.run(root.take(order, ((), None), body, sig))
+        print("taken")
+    except ConfigError as error:
+        print(error.code)
+"""
+Signers = dict[str, Ed25519Signer]
+
+
+def ordered(host: Host, as_run: str) -> bool:
+    """Refused: signed by one, other bytes, a second time. Taken: the file, its signature and what heal may do, together."""
+    etc, machine = host.machine.root / ETC, host.machine
+    keys = {name: Ed25519Signer(machine.directory / "order-keys" / f"{name}.pem") for name in (*PEOPLE, "baseline")}
+    present = (etc / "baseline.yaml").read_bytes()
+    document = yaml.safe_load(present)
+    document["version"] = f"{document['version']}.1"
+    newer = yaml.safe_dump(document).encode()
+    _trust(host, keys, present)
+    written = machine.run(f"{as_run} sh -c 'echo >> /etc/msp/baseline.yaml'")
+    nonce = _ask(host, as_run)
+
+    def take(number: int, by: tuple[str, ...] = PEOPLE, body: bytes = newer) -> str:
+        return _ask(host, as_run, _brought(host, keys, nonce, number, newer, body, by))
+
+    said = take(1, ("anna",)), take(2, body=newer + b"\n"), take(3), take(3)
+    permits = json.loads((etc / "permits.json").read_text("utf-8"))
+    whole = (etc / "baseline.yaml").read_bytes() == newer and (etc / "baseline.yaml.sig").read_bytes() == keys[
+        "baseline"
+    ].sign(newer)
+    machine.must("systemctl restart compliance-agent-run", timeout_s=120)
+    return (
+        written.returncode != 0
+        and said == ("too_few_signers", "other_baseline", "taken", "replayed")
+        and whole
+        and permits["baseline"] == hashlib.sha256(newer).hexdigest()
+    )
+
+
+def _trust(host: Host, keys: Signers, present: bytes) -> None:
+    """As root: whose baselines and whose orders count here, and what follows for the root side."""
+    etc = host.machine.root / ETC
+    signers = [{"name": name, "key": to_base64(keys[name].public_bytes), "kinds": None} for name in PEOPLE]
+    until = datetime.now(UTC) + timedelta(days=1)
+    listed: dict[str, Any] = {
+        "schema": order_keys.SCHEMA, "version": 1, "tenant": "lab", "expires": f"{until:%Y-%m-%dT%H:%M:%SZ}",
+        "signers": signers, "thresholds": {},
+    }  # fmt: skip
+    (etc / "order-keys.json").write_text(json.dumps(listed), "utf-8")
+    (etc / "baseline.pub.pem").write_text(keys["baseline"].public_pem(), "utf-8")
+    (etc / "baseline.yaml.sig").write_bytes(keys["baseline"].sign(present))
+    with (etc / "agent.yaml").open("a", encoding="utf-8") as file:
+        file.write(SETTINGS)
+    host.machine.must("compliance-agent baseline permit")
+    host.machine.must("systemctl restart compliance-agent-run", timeout_s=120)
+
+
+def _brought(
+    host: Host, keys: Signers, nonce: str, number: int, named: bytes, body: bytes, by: tuple[str, ...]
+) -> bytes:
+    """An order for `named`, signed by these, with a baseline."""
+    etc, now = host.machine.root / ETC, datetime.now(UTC).replace(microsecond=0)
+    order = Order(
+        order_id=f"{number:032x}", tenant="lab", site=SITE, kind="adopt_baseline", counter=number, nonce=nonce,
+        host=json.loads((etc / "adopt.json").read_text("utf-8"))["host"],
+        parameters={"version": yaml.safe_load(named)["version"], "sha256": hashlib.sha256(named).hexdigest()},
+        baseline_sha256=json.loads((etc / "permits.json").read_text("utf-8"))["baseline"],
+        not_before=now, expires=now + timedelta(minutes=15), signers=tuple(keys[name].key_id for name in by),
+    )  # fmt: skip
+    payload = orders.payload(order)
+    message = crypto.pae(orders.TYPE, payload)
+    envelope = orders.envelope(payload, {keys[name].key_id: keys[name].sign(message) for name in by})
+    return json.dumps([to_base64(raw) for raw in (envelope, body, keys["baseline"].sign(body))]).encode()
+
+
+def _ask(host: Host, as_run: str, brought: bytes = b"") -> str:
+    words = ""
+    if brought:
+        (host.machine.root / ETC / "brought.json").write_bytes(brought)
+        words = f"/{ETC}/brought.json"
+    asked = f"{as_run} /usr/lib/compliance-agent/bin/python3 -I -c {shlex.quote(ASK)} {words}"
+    return host.machine.sh(asked).strip().splitlines()[-1]
