@@ -101,6 +101,7 @@ LAYERS: dict[str, str] = {
     "packet.logbook": "stages",
     "packet.look": "stages",
     "packet.opening": "wiring",
+    "packet.work": "wiring",
     "packet.reading": "stages",
     "packet.report": "stages",
     "packet.retold": "stages",
@@ -192,7 +193,7 @@ FENCES = (
     Fence(
         "a clinic host must not carry, nor be able to run, the server",
         targets=("server", "web"),
-        but_sources=("server", "web", "cli", "lab", "packet.build", "packet.choosing", "packet.opening"),
+        but_sources=("server", "web", "cli", "lab", "packet.build", "packet.choosing", "packet.opening", "packet.work"),
     ),
     Fence(
         "the server extra is not installed on a clinic host",

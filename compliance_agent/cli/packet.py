@@ -70,10 +70,12 @@ def _built(
     data_dir: Path, site: str, since: date, until: date, out: Path, asked: dict[str, Any]
 ) -> tuple[Report, dict[str, Any]]:
     from compliance_agent.logs import configure
-    from compliance_agent.packet.build import build as build_packet
+    from compliance_agent.packet.build import checked, written
+    from compliance_agent.packet.choosing import Wanted
 
     configure("ERROR")
-    built = asyncio.run(build_packet(data_dir, site, since, until, out, **asked))
+    scope, size = asyncio.run(written(data_dir, Wanted(site, since, until, **asked), out))
+    built = checked(out, scope, size, spread)  # after the last thread, so that it may fork
     facts = {
         "schema": "compliance-agent/packet-build/v1",
         "file": str(built.path),

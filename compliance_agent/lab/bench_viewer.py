@@ -61,6 +61,7 @@ PAGES: Mapping[str, Sequence[str]] = {
         "?id={bundle_id}",
         "?key={key_id}&citation=164.312(b)",
     ),
+    "/sites/{site_id}/packets": ("",),
     "/account": ("",),
     "/orders": ("",),
     "/orders/{order_id}": ("",),

@@ -16,7 +16,7 @@ from compliance_agent.log.merkle import EMPTY_ROOT, HASH_BYTES, LeafHash, RootHa
 from compliance_agent.log.tiles import FULL, TILE_BYTES, Tile
 
 TileReader = Callable[[int, int, int], bytes]  # (level, index, width) -> the tile, or the full tile that replaced it
-_ROWS_KEPT = 64  # tiles whose inner rows stay in memory, some 16 KB each
+_ROWS_KEPT = 512  # tiles whose inner rows stay in memory, some 16 KB each
 
 
 @dataclass(frozen=True)

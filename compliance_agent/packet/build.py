@@ -17,7 +17,7 @@ import json
 import mmap
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -38,12 +38,33 @@ from compliance_agent.packet.opening import Log, Sleep, open_log
 from compliance_agent.packet.outside import outside
 from compliance_agent.packet.readme import NOT_PROVEN, Shown, readme
 from compliance_agent.packet.report import Report
-from compliance_agent.packet.verify import verify_file
+from compliance_agent.packet.verify import Spread, verify_file
+from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.records import Host, Kept, SiteReader
 from compliance_agent.server.services.retention import rules_of
 from compliance_agent.server.store import SqlStore
 
 PAGE = 500  # bundles in memory at once
+
+
+Told = Callable[[str, int, int], object]  # what is being done, how much of it is done, and of how much
+
+
+def nobody(_stage: str, _at: int, _total: int) -> None:
+    """Who does not ask how far it is."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a packet comes from: the log as it is served, and the directory of the server's keys."""
+
+    files: LogFiles
+    keys: Path
+
+    @classmethod
+    def of(cls, data_dir: Path) -> Places:
+        """Of a server whose log is in its data directory."""
+        return cls(LogFiles(data_dir / "log"), data_dir / "keys")
 
 
 @dataclass(frozen=True)
@@ -69,7 +90,7 @@ async def build(
     log_year: int | None = None,
     sleep: Sleep = asyncio.sleep,
 ) -> Built:
-    """Write the packet of a site and period to `out`, replacing what is there.
+    """Write the packet of a site and period to `out`, replacing what is there, and verify it.
 
     Args:
         data_dir: of the server, which may be running.
@@ -87,31 +108,59 @@ async def build(
         BadEvidence: the log as it is served does not hold together.
         StorageError: the file could not be written.
     """
-    if since > until:
-        raise ConfigError(f"period: {since} is after {until}", code="bad_period")
-    wanted = Wanted(site_id, since, until, section(control) if control else None, host, log_year)
+    wanted = Wanted(site_id, since, until, control, host, log_year)
+    return checked(out, *await written(data_dir, wanted, out, sleep=sleep))
+
+
+async def written(
+    data_dir: Path, wanted: Wanted, out: Path, *, sleep: Sleep = asyncio.sleep, told: Told = nobody
+) -> tuple[Scope, int]:
+    """As `build`, and nothing is verified yet; the scope and the length."""
     database = data_dir / "server.db"
     if not database.exists():
         raise NoInput(f"{data_dir}: not the data directory of a server (no server.db)")
     store = await SqlStore.open(database)
     try:
-        scope, size = await _written(store, data_dir, wanted, sleep, out)
+        return await write(store.for_sites({wanted.site_id}), Places.of(data_dir), wanted, out, sleep=sleep, told=told)
     finally:
         await store.close()
-    report = verify_file(out)
+
+
+def checked(out: Path, scope: Scope, size: int, spread: Spread = map) -> Built:
+    """What was written, held to what its own verifier says; `spread` as `verify_file` takes it."""
+    report = verify_file(out, spread=spread)
     return Built(out, scope, report.found, size, report)
 
 
-async def _written(store: SqlStore, data_dir: Path, wanted: Wanted, sleep: Sleep, out: Path) -> tuple[Scope, int]:
-    reader = store.for_sites({wanted.site_id})
+async def write(
+    reader: SiteReader, places: Places, wanted: Wanted, out: Path, *, sleep: Sleep = asyncio.sleep, told: Told = nobody
+) -> tuple[Scope, int]:
+    """Write what this reader sees of a site and period; the scope and the length.
+
+    Args:
+        reader: of the site; one with dates gives what is of these days alone.
+        places: of the server.
+        wanted: what is asked for.
+        out: the zip file.
+        sleep: as `build`.
+        told: hears how far it is.
+
+    Raises:
+        AgentError: as `build`.
+    """
+    if wanted.since > wanted.until:
+        raise ConfigError(f"period: {wanted.since} is after {wanted.until}", code="bad_period")
+    wanted = replace(wanted, control=section(wanted.control) if wanted.control else None)
+    told("reading", 0, 0)
     if not await reader.site_rows():
         raise NoInput(f"site {wanted.site_id}: not known to this server")
-    log = await open_log(reader, data_dir, wanted, sleep)
+    log = await open_log(reader, places.files, places.keys, wanted, sleep)
     keys = {item.key_id: item for item in await reader.hosts(wanted.site_id) if wanted.host in {None, item.host_id}}
     if not keys:
         raise NoInput(f"site {wanted.site_id}: no host {wanted.host or ''}".rstrip())
     of = {key for key, host in keys.items() if _is_of(host, wanted)}
-    choice = await choose(_rows(reader, wanted.site_id), wanted, range(log.minimum, log.size), keys, of)
+    rows = _rows(reader, wanted.site_id, lambda at: told("reading", min(at, log.size), log.size))
+    choice = await choose(rows, wanted, range(log.minimum, log.size), keys, of)
     hosts = [_host(item) for item in keys.values() if item.key_id in choice.keys]
     rules = await rules_of(reader, wanted.site_id)
     labels = {host.host_id for host in hosts}
@@ -130,9 +179,9 @@ async def _written(store: SqlStore, data_dir: Path, wanted: Wanted, sleep: Sleep
         baselines=tuple(_uses(rules, labels)),
         held=tuple(sorted(label for label in labels if rules.keep(label, None, wanted.until).holds)),
     )
-    source = _Source(reader, wanted.site_id, log, choice, asyncio.get_running_loop())
+    source = _Source(reader, wanted.site_id, log, choice, asyncio.get_running_loop(), told)
     public = {f"keys/{host.key_id}.pem": crypto.public_pem(keys[host.key_id].public_key).encode() for host in hosts}
-    signer = Ed25519Signer(data_dir / "keys" / "packet.pem")
+    signer = Ed25519Signer(places.keys / "packet.pem")
     return scope, await asyncio.to_thread(_put, source, scope, public, signer, out)
 
 
@@ -174,12 +223,13 @@ def _period(wanted: Wanted) -> dict[str, str]:
     return {"site_id": wanted.site_id, "since": wanted.since.isoformat(), "until": wanted.until.isoformat()}
 
 
-async def _rows(reader: SiteReader, site_id: str) -> AsyncIterator[Kept]:
-    after = 0
+async def _rows(reader: SiteReader, site_id: str, told: Callable[[int], object]) -> AsyncIterator[Kept]:
+    after = count = 0
     while rows := await reader.kept(site_id, after, PAGE):
         for row in rows:
             yield row
-        after = rows[-1].number
+        after, count = rows[-1].number, count + len(rows)
+        told(count)
 
 
 # --- the records ------------------------------------------------------------------------------------
@@ -189,20 +239,26 @@ class _Source:
     """The records that were chosen, read again from the database in pages: from another thread than the one it belongs to."""
 
     def __init__(
-        self, reader: SiteReader, site_id: str, log: Log, choice: Choice, loop: asyncio.AbstractEventLoop
+        self,
+        reader: SiteReader,
+        site_id: str,
+        log: Log,
+        choice: Choice,
+        loop: asyncio.AbstractEventLoop,
+        said: Told = nobody,
     ) -> None:
-        self._reader, self._site_id, self._loop = reader, site_id, loop
+        self._reader, self._site_id, self._loop, self._said = reader, site_id, loop, said
         self.log, self.choice = log, choice
 
     def told(self) -> Iterator[Record]:
         """Those of the period, in the order of the exports."""
-        return (record for _, record in self._records(self.choice.told()))
+        return (record for _, record in self._records(self.choice.told(), "telling"))
 
     def stored(self) -> Iterator[tuple[Record, bytes]]:
         """All of them with their receipts, in the order of their files."""
         log = self.log
         tree = TileTree(log.size, lambda *tile: log.hashes[Tile(*tile)])
-        for _, record in self._records(self.choice.stored()):
+        for _, record in self._records(self.choice.stored(), "writing"):
             yield record, Proof(record.index, tuple(tree.inclusion(record.index)), log.note).encode()
 
     def shown(self) -> Shown:
@@ -211,13 +267,17 @@ class _Source:
         first = next(self._records(self.choice.told()), None) or next(self._records(self.choice.stored()))
         return Shown(count, self.choice.count - count, first[1])
 
-    def _records(self, chosen: Iterator[Chosen]) -> Iterator[tuple[Chosen, Record]]:
+    def _records(self, chosen: Iterator[Chosen], stage: str = "") -> Iterator[tuple[Chosen, Record]]:
+        at = 0
         for page in iter(lambda: list(itertools.islice(chosen, PAGE)), []):
             numbers = [one.number for one in page]
             asked = asyncio.run_coroutine_threadsafe(self._reader.kept_of(self._site_id, numbers), self._loop)
             found = {kept.number: kept for kept in asked.result()}
             for one in page:
                 yield one, _record(found[one.number], self.log)
+            at += len(page)
+            if stage:
+                self._said(stage, at, self.choice.count)
 
 
 def _record(kept: Kept, log: Log) -> Record:

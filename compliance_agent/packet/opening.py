@@ -1,6 +1,6 @@
 """The log of a packet while it is built: its published checkpoint, its tree made again from its files, and its entries when asked.
 
-    log = await open_log(reader, data_dir, wanted, sleep)
+    log = await open_log(reader, files, keys, wanted, sleep)
 
 Where its first entries were destroyed because their time was over, their hashes come from the tiles, which must give the signed
 root all the same; `gone` says up to where.
@@ -33,7 +33,7 @@ from compliance_agent.server.records import Shard, SiteReader
 
 WITNESSES, AUTHORITY = "witnesses.policy", "tsa-ca.pem"  # under keys/, where the server leaves them
 LOOKS, LOOK_S = 25, 0.2  # for a checkpoint that its witnesses have cosigned; a new one is visible before they have
-_TILES = 64  # files of entries in memory at once
+_TILES = 512  # files of entries in memory at once, 90 KB each: records come host by host, and those of each host lie in all of them
 Sleep = Callable[[float], Awaitable[None]]
 
 
@@ -94,7 +94,7 @@ class Log:
         return {f"{OLDER}{self.shard.year - 1}{YEAR}": from_base64(previous, "previous", "bad_entry")}
 
 
-async def open_log(reader: SiteReader, data_dir: Path, wanted: Wanted, sleep: Sleep) -> Log:
+async def open_log(reader: SiteReader, served: LogFiles, keys: Path, wanted: Wanted, sleep: Sleep) -> Log:
     """The log that a packet is about.
 
     Raises:
@@ -102,15 +102,14 @@ async def open_log(reader: SiteReader, data_dir: Path, wanted: Wanted, sleep: Sl
         BadEvidence: its files do not hold together.
     """
     shards = {shard.year: shard for shard in await reader.shards()}
-    served = LogFiles(data_dir / "log")
     note = served.published(wanted.site_id, wanted.year)
     shard = shards.get(wanted.year)
     if shard is None or note is None:
         there = ", ".join(map(str, sorted(shards))) or "none"
         raise NoInput(f"site {wanted.site_id}: no log of {wanted.year} (there is: {there})")
-    vkey = read_file(data_dir / "keys" / f"{wanted.site_id}-{wanted.year}.vkey", limit_bytes=4_096)
+    vkey = read_file(keys / f"{wanted.site_id}-{wanted.year}.vkey", limit_bytes=4_096)
     key = VerifierKey.parse(vkey.decode("ascii", "replace").strip())
-    witnesses, authority = (_left(data_dir / "keys" / name) for name in (WITNESSES, AUTHORITY))
+    witnesses, authority = (_left(keys / name) for name in (WITNESSES, AUTHORITY))
     policy = f"log {key}\n".encode() + (witnesses or b"quorum none\n")
     for _ in range(LOOKS):
         if not _lacks_witnesses(policy, note):

@@ -29,6 +29,7 @@ from compliance_agent.server.api.edge import Edge, WholeEdge
 from compliance_agent.server.desks import Services
 from compliance_agent.server.metrics import Metrics
 from compliance_agent.server.opening import ensure_admin, hand_on, names_of, only_server, opened, utc_now, watch
+from compliance_agent.server.packet_runner import PacketRunner
 from compliance_agent.server.records import Clock
 from compliance_agent.server.services.verification import Verifier
 from compliance_agent.server.settings import ServerSettings
@@ -70,6 +71,7 @@ def create_app(
                 if not services.duties.alone and not services.log_files.remote:
                     await stack.enter_async_context(services.pruning.running())
                 await stack.enter_async_context(services.alarms.running())
+                await stack.enter_async_context(packet_runner(services).running())
                 await stack.enter_async_context(watch(services).running())
                 if settings.mcp != "off":
                     app.state.mcp = await stack.enter_async_context(_protocol(services))
@@ -111,6 +113,14 @@ def create_app(
     return app
 
 
+def packet_runner(services: Services) -> PacketRunner:
+    """What builds packets beside the requests."""
+    duties = services.duties
+    return PacketRunner(
+        services.settings, services.store, services.packets, duties.replica_id, alone=services.settings.database is None
+    )
+
+
 @contextlib.asynccontextmanager
 async def _protocol(services: Services) -> AsyncIterator[ASGIApp]:
     """The endpoint for programs that call tools; loaded where it is wanted, for it takes an extra and half a second."""
@@ -132,7 +142,7 @@ def _protocol_route() -> Route:
 
 
 def _mount_viewer(app: FastAPI) -> None:
-    from compliance_agent.web import account, controls, federated, log_views, search, streams, views
+    from compliance_agent.web import account, controls, federated, log_views, packets, search, streams, views
     from compliance_agent.web import orders as order_views
 
     app.include_router(views.router)
@@ -144,6 +154,7 @@ def _mount_viewer(app: FastAPI) -> None:
     app.include_router(order_views.router)
     app.state.streams = streams.Streams()
     app.include_router(streams.router)
+    app.include_router(packets.router)
     views.mount_static(app)
 
 

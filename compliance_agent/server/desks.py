@@ -31,6 +31,7 @@ from compliance_agent.server.services.logbook import Logbook
 from compliance_agent.server.services.oidc import Oidc
 from compliance_agent.server.services.order_trust import OrderTrustDesk
 from compliance_agent.server.services.orders import OrderDesk
+from compliance_agent.server.services.packets import Packets
 from compliance_agent.server.services.planning import Planner
 from compliance_agent.server.services.promoting import Promoting
 from compliance_agent.server.services.proving import Prover
@@ -88,6 +89,7 @@ class Services:
     orders: OrderDesk
     order_trust: OrderTrustDesk
     holds: Holds
+    packets: Packets
     pruning: Pruning
     ack_public_key: bytes
     sign: Callable[[bytes], bytes]

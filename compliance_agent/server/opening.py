@@ -59,6 +59,7 @@ from compliance_agent.server.services.oidc import Client as OidcClient
 from compliance_agent.server.services.oidc import Oidc
 from compliance_agent.server.services.order_trust import OrderTrustDesk
 from compliance_agent.server.services.orders import OrderDesk
+from compliance_agent.server.services.packets import Packets
 from compliance_agent.server.services.pruning import Pruning
 from compliance_agent.server.services.receipts import Receipts
 from compliance_agent.server.services.retention import Holds
@@ -221,6 +222,7 @@ async def opened(
             orders=OrderDesk(store, clock),
             order_trust=OrderTrustDesk(store, clock),
             holds=Holds(store, clock),
+            packets=Packets(store, clock),
             pruning=Pruning(store, files, clock),
             ack_public_key=signer.public_bytes,
             sign=signer.sign,

@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import Any
 
 import httpx2
@@ -23,6 +23,8 @@ from nacl.signing import SigningKey
 
 from compliance_agent.entries.rotation import statement
 from compliance_agent.evidence.canonical import canonical
+from compliance_agent.server.records import Dates
+from compliance_agent.server.records.packets import PacketJob
 from compliance_agent.server.services.orders import Wanted
 from compliance_agent.server.tls import ClientAuthority
 from compliance_agent.transport.protocol import api_key_message, certificate_message
@@ -47,6 +49,7 @@ class Side:
     token: Mapping[str, str]  # headers of the person's scripts
     session: Mapping[str, str]  # headers of the person's browser
     order_id: str = "0" * 32
+    job_id: str = "0" * 32
 
     @property
     def session_id(self) -> str:
@@ -65,6 +68,7 @@ class Side:
             "path": "0/000.p/1",
             "digest": "0" * 12,
             "order_id": self.order_id,
+            "job_id": self.job_id,
             "sha256": hashlib.sha256(baseline_of(self.site_id)).hexdigest(),
         }
 
@@ -81,6 +85,7 @@ class Side:
             self.bundle.sha256,
             b64(self.host.public),
             self.order_id,
+            self.job_id,
         )
 
 
@@ -96,7 +101,7 @@ class Nobody:
 
     @property
     def ids(self) -> dict[str, str]:
-        return Side("clinic-0", self.host, self.bundle, {}, {}, "f" * 32).ids
+        return Side("clinic-0", self.host, self.bundle, {}, {}, "f" * 32, "e" * 32).ids
 
 
 def baseline_of(site_id: str) -> bytes:
@@ -126,8 +131,17 @@ async def side(server: Server, site_id: str, client_id: str | None, label: str) 
     await server.services.orders.add_baseline(
         person, await users.reader(person), site_id, baseline_of(site_id), bytes(64)
     )
+    job = PacketJob(f"{hashlib.sha256(site_id.encode()).hexdigest()[:32]}", site_id, person.person_id,
+                    Dates(date(2026, 11, 22), date(2026, 11, 22)), server.clock(), state="done",
+                    ended_at=server.clock(), size=1, sha256="0" * 64)  # fmt: skip
+
+    async def kept(tx: Any) -> None:
+        await tx.add_packet_job(job)
+        await tx.add_packet_part(job, "packet.zip", 0, b"x")
+
+    await server.services.store.write(kept)
     headers = ({"authorization": f"Bearer {bearer}"}, {"cookie": f"session={cookie}"})
-    return Side(site_id, host, bundle, *headers, drafted.order_id)
+    return Side(site_id, host, bundle, *headers, drafted.order_id, job.job_id)
 
 
 @dataclass
@@ -349,6 +363,10 @@ async def _found(crawl: Crawl, method: str, path: str) -> None:
                 )
 
 
+async def _packet_file(crawl: Crawl, method: str, path: str) -> None:
+    await crawl.hidden(method, path.replace("{name}", "packet.zip"))
+
+
 def form_token(page: str) -> str:
     """The token that a page's forms bring back."""
     found = re.search(r'name="form_token" value="([\w-]{43})"', page)
@@ -488,6 +506,11 @@ CASES: Mapping[str, Case] = {
     "GET /sites/{site_id}/log/{year}/key": hidden(),
     "GET /sites/{site_id}/controls": hidden("?host={key_id}", "?by=host"),
     "GET /sites/{site_id}/controls.csv": hidden("?by=host"),
+    "GET /sites/{site_id}/packets": hidden(),
+    "POST /sites/{site_id}/packets": acted(),
+    "GET /packets/{job_id}": hidden(),
+    "POST /packets/{job_id}/remove": acted(),
+    "GET /packets/{job_id}/{name}": _packet_file,
     "GET /evidence": _found,
     "GET /live": _live,
     "GET /orders": listed(),

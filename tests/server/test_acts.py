@@ -35,6 +35,10 @@ LATER = {
     "pruned",
     "tool_called",
     "tool_proposed",
+    "packet_asked",
+    "packet_built",
+    "packet_removed",
+    "packet_taken",
 }
 
 

@@ -143,10 +143,12 @@ ARGUMENTS: Mapping[str, Any] = {
     "site_id": "clinic-1", "year": 2026, "start": 0, "stop": 9, "after": 0, "limit": 9, "numbers": [1, 2, 3, 4],
     "order_id": "0" * 32, "since": START - timedelta(days=9), "query": BundleQuery(), "bundle_ids": [], "kinds": ["drift"],
     "days": SPAN, "check": "time_sync", "reason": "daemon_down", "key_ids": [], "stale_before": START, "error": "approval_required",
+    "number": 0, "name": "packet.zip", "job_id": "0" * 32,
     "at_most": 9,
 }  # fmt: skip
 WITHOUT_DATES = {
     "site_rows": "names of sites", "shards": "the log is whole", "leaves": "the log is whole", "any_pending": "the log is whole",
+    "packet_part": "of a packet that was asked for under the same dates",
     "backlog": "the log is whole", "unlogged": "counts of the log", "first_without_record": "an index of the log",
     "baselines": "days of baselines, for how long records are kept",
     "newest_heads": "the sequencer's and the follower's, which have no dates", "placed": "the same", "cosigned": "the same",
@@ -176,7 +178,9 @@ async def undated(server: Server, chain: tuple[FakeHost, list[Signed]]) -> set[s
     assert len(names) >= 25
     found, bounded = (
         set(),
-        re.compile(r"(created_at|seen_at|received_at|enrolled_at|drafted_at|promoted_at|marks\.at) < "),
+        re.compile(
+            r"(created_at|seen_at|received_at|enrolled_at|drafted_at|promoted_at|marks\.at|packet_jobs\.last) < "
+        ),
     )
     ids = [id_of(chain[1][1])]
     for name in names:

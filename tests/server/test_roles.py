@@ -99,6 +99,7 @@ async def test_every_route_for_people_asks_the_table(server: Server, monkeypatch
         "path": "0/000.p/1",
         "digest": "0" * 12,
         "order_id": "0" * 32,
+        "job_id": "0" * 32,
         "sha256": "0" * 64,
     }
     headers = await server.operator("nothing")

@@ -70,9 +70,9 @@ class Visit:
         if request.failure != "net::ERR_ABORTED":  # left behind by going elsewhere, or turned into a download
             self._note(f"{request.failure}: {request.url}")
 
-    def sign_in(self) -> Page:
+    def sign_in(self, name: str = NAME) -> Page:
         self.page.goto(f"{self.address}/login")
-        self.page.get_by_label("Name").fill(NAME)
+        self.page.get_by_label("Name").fill(name)
         self.page.get_by_label("Password").fill(PASSWORD)
         self.page.get_by_role("button", name="Sign in").click()
         expect(self.page.get_by_role("heading", level=1)).to_have_text("All sites")

@@ -13,16 +13,18 @@ import httpx2 as httpx
 import pytest
 from fastapi.routing import APIRoute
 
+from compliance_agent.server.records import Dates
+from compliance_agent.server.records.packets import PacketJob
 from compliance_agent.server.store.reader import BoundReader
-from compliance_agent.web import account, controls, log_views, rendering, search, table_files, views
-from tests.web.serving import Served, serving
+from compliance_agent.web import account, controls, log_views, packets, rendering, search, table_files, views
+from tests.web.serving import NAME, Served, serving
 from tests.web.test_views import sign_in, visiting
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("web_canaries")]
 XSS = "<script>alert('&\"canary\"')</script>"
 FORMULAS = ('=HYPERLINK("http://evil.test","canary")', "+canary", "-canary", "@canary", "\tcanary", " =canary")
 SEEN_BY = ("hosts", "host", "hosts_of", "bundles", "newest", "remediations", "bundle", "neighbours", "verdicts", "events", "said",
-           "gaps", "forks", "orders", "leaves", "site_rows")  # fmt: skip
+           "gaps", "forks", "orders", "leaves", "site_rows", "packet_jobs")  # fmt: skip
 OURS = {
     "key_id",
     "bundle_id",
@@ -35,7 +37,12 @@ OURS = {
     "order_id",
     "parameters",
     "state",
+    "person_id",
+    "job_id",
+    "stage",
+    "report_sha256",
 }
+JOB = "0" * 32
 WORDS = {"kind"}  # decides which way a record goes; the store takes none that is not of the list
 
 
@@ -47,6 +54,11 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="module")
 async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
     async with serving(tmp_path_factory.mktemp("canaries")) as running:
+        user, day = await running.services.store.user(NAME), running.clock.now.date()
+        assert user is not None
+        asked = PacketJob(JOB, "clinic-elm-street", user.person_id, Dates(day, day), running.clock.now, host="ehr-db-02",
+                          state="done", ended_at=running.clock.now)  # fmt: skip
+        await running.services.store.write(lambda tx: tx.add_packet_job(asked))
         yield running
 
 
@@ -109,8 +121,9 @@ def every_address(served: Served) -> list[str]:
         "bundle_id": host.cures["firewall"],
         "name": "bundle.json",
         "year": str(served.clock.now.year),
+        "job_id": JOB,
     }
-    modules = (views, log_views, account, controls, search)
+    modules = (views, log_views, account, controls, search, packets)
     routes = [route for module in modules for route in module.router.routes if isinstance(route, APIRoute)]
     paths = [route.path.format(**ids) for route in routes if "GET" in (route.methods or ())]
     site, heartbeat = f"/sites/{host.site_id}/controls", f"/bundles/{host.bundle_ids[0]}"

@@ -21,6 +21,7 @@ from compliance_agent.server.records.chains import (
 from compliance_agent.server.records.keeping import Hold, LoggedRecord, Minimum
 from compliance_agent.server.records.logs import Backlog, Kept, Leaf, NewestHead, Shard
 from compliance_agent.server.records.orders import OrderMark, OrderRow
+from compliance_agent.server.records.packets import PacketJob
 from compliance_agent.server.records.people import Dates, Token
 from compliance_agent.server.records.planning import PlanRule, Worked
 
@@ -96,6 +97,14 @@ class SiteReader(Keeping, Protocol):
 
     async def order_marks(self, order_id: str) -> list[OrderMark]:
         """Who approved and signed it, in order."""
+        ...
+
+    async def packet_jobs(self, person_id: str | None = None, job_id: str | None = None) -> list[PacketJob]:
+        """Packets that this person asked for, or anybody, the newest first; with dates, those of these days alone."""
+        ...
+
+    async def packet_part(self, job_id: str, name: str, number: int) -> bytes | None:
+        """A piece of a file of a packet; None after the last one, and where the files are not in the database."""
         ...
 
     async def hosts(self, site_id: str | None = None) -> list[Host]:

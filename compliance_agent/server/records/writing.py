@@ -21,6 +21,7 @@ from compliance_agent.server.records.duties import Duty, Replica, Tenure
 from compliance_agent.server.records.keeping import Durable, Hold, LoggedRecord
 from compliance_agent.server.records.logs import NewLeaf, PendingLeaf, Shard
 from compliance_agent.server.records.orders import Answer, OrderHost, OrderMark, OrderRow, SignedBaseline, TrustDocument
+from compliance_agent.server.records.packets import PacketJob
 from compliance_agent.server.records.people import Factor, Flow, OperatorToken, Token, User
 from compliance_agent.server.records.planning import PlanRule
 from compliance_agent.server.records.reading import Keeping
@@ -518,4 +519,32 @@ class Transaction(Keeping, Protocol):
         outcome: str = "ok",
     ) -> None:
         """Record who did what; words and ids only."""
+        ...
+
+    async def add_packet_job(self, job: PacketJob) -> None:
+        """Somebody asks for a packet."""
+        ...
+
+    async def packet_jobs(self, sites: Collection[str]) -> list[PacketJob]:
+        """All of these sites, in the order in which they were asked for."""
+        ...
+
+    async def save_packet_job(self, job: PacketJob, *, tries: int) -> bool:
+        """A packet as it is now, unless it has ended, or somebody began it once more than so often."""
+        ...
+
+    async def end_packet_job(self, job: PacketJob) -> None:
+        """It is over, and what came of it is removed from the database."""
+        ...
+
+    async def forget_packet_jobs(self, sites: Collection[str], before: datetime) -> None:
+        """Drop what is left of those that ended before this time and have no files."""
+        ...
+
+    async def add_packet_part(self, job: PacketJob, name: str, number: int, content: bytes) -> None:
+        """A piece of a file."""
+        ...
+
+    async def clear_packet_parts(self, job: PacketJob) -> None:
+        """Remove what an earlier try left."""
         ...

@@ -32,11 +32,13 @@ from compliance_agent.server.records import (
     Token,
 )
 from compliance_agent.server.records.orders import OrderMark, OrderRow
+from compliance_agent.server.records.packets import PacketJob
 from compliance_agent.server.records.planning import PlanRule, Worked
 from compliance_agent.server.store import planning, rows, tables
 from compliance_agent.server.store.database import Database
 from compliance_agent.server.store.keeping import KeepingRows
 from compliance_agent.server.store.orders import mark_of, order_of
+from compliance_agent.server.store.packets import job_of
 
 _bundles = tables.bundles.c
 MOST_ROWS = 200
@@ -125,6 +127,23 @@ class BoundReader(KeepingRows):
     def _orders(self) -> Select[Any]:
         c = tables.orders.c
         return select(tables.orders).where(c.site_id.in_(self._sites), *self._dated(c.drafted_at))
+
+    async def packet_jobs(self, person_id: str | None = None, job_id: str | None = None) -> list[PacketJob]:
+        c = tables.packet_jobs.c
+        query = select(tables.packet_jobs).where(c.site_id.in_(self._sites))
+        if person_id is not None:
+            query = query.where(c.person_id == person_id)
+        if self._dates is not None:
+            query = query.where(c.first >= self._dates.first.isoformat(), c.last < self._dates.stop.date().isoformat())
+        if job_id is not None:
+            query = query.where(c.job_id == job_id)
+        return [job_of(row) for row in await self._all(query.order_by(c.asked_at.desc(), c.job_id))]
+
+    async def packet_part(self, job_id: str, name: str, number: int) -> bytes | None:
+        c = tables.packet_parts.c
+        query = select(c.content).where(c.site_id.in_(self._sites), c.job_id == job_id, c.name == name)
+        found = await self._all(query.where(c.number == number))
+        return bytes(found[0]["content"]) if found else None
 
     async def hosts(self, site_id: str | None = None) -> list[Host]:
         query = self._hosts().order_by(tables.hosts.c.site_id, tables.hosts.c.host_id, tables.hosts.c.enrolled_at)

@@ -347,6 +347,45 @@ log_stops = Table(
     Column("at", String, nullable=False),
 )
 
+# Packets that people asked for (services.packets); what came of them is kept for a while, here where there may be other replicas.
+packet_jobs = Table(
+    "packet_jobs",
+    metadata,
+    Column("job_id", String, primary_key=True),
+    Column("site_id", String, ForeignKey("sites.site_id"), nullable=False, index=True),
+    Column("person_id", String, nullable=False),
+    Column("first", String, nullable=False),
+    Column("last", String, nullable=False),
+    Column("dates", String),  # first/last of the days that the person may see
+    Column("control", String),
+    Column("host", String),
+    Column("asked_at", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("stage", String, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("total", BigInteger, nullable=False),
+    Column("holder", String),
+    Column("until", String),
+    Column("tries", Integer, nullable=False),
+    Column("code", String, nullable=False),
+    Column("ended_at", String),
+    Column("records", BigInteger, nullable=False),
+    Column("problems", BigInteger, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("sha256", String, nullable=False),
+    Column("report_size", BigInteger, nullable=False),
+    Column("report_sha256", String, nullable=False),
+)
+packet_parts = Table(
+    "packet_parts",
+    metadata,
+    Column("job_id", String, ForeignKey("packet_jobs.job_id"), primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    _site(),
+    Column("content", LargeBinary, nullable=False),
+)
+
 # Opens the wall (wall.py) within one transaction: `never` refers to a table that is always empty, so no commit succeeds with a row.
 prune_never = Table("prune_never", metadata, Column("id", Integer, primary_key=True))
 prune_guards = Table(
@@ -612,6 +651,8 @@ TENANT_TABLES = (
     prune_guards,
     *ORDER_TABLES,
     lease_boards,
+    packet_jobs,
+    packet_parts,
 )
 
 

@@ -28,12 +28,15 @@ from compliance_agent.server.store.database import Statements
 from compliance_agent.server.store.duties import DutyRows
 from compliance_agent.server.store.leasing import LeaseRows
 from compliance_agent.server.store.orders import OrderRows
+from compliance_agent.server.store.packets import PacketRows
 from compliance_agent.server.store.people import PeopleRows
 from compliance_agent.server.store.planning import PlanRows
 from compliance_agent.server.store.taking import TakingRows
 
 
-class BoundTransaction(OrderRows, PlanRows, TakingRows, CertificateRows, LeaseRows, PeopleRows, AlarmRows, DutyRows):
+class BoundTransaction(
+    OrderRows, PacketRows, PlanRows, TakingRows, CertificateRows, LeaseRows, PeopleRows, AlarmRows, DutyRows
+):
     """`records.Transaction` over a connection that has begun to write; without a clock it goes by the database's."""
 
     def __init__(self, connection: Statements, clock: Callable[[], datetime] | None = None) -> None:
