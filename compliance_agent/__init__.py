@@ -4,6 +4,7 @@ The agent compares a host with its baseline, puts back what has drifted where th
 it saw and did as signed evidence. `docs/ARCHITECTURE.md` shows the whole on one page.
 """
 
+import itertools
 import sys
 from typing import Any
 
@@ -25,8 +26,12 @@ def import_structlog_alone() -> None:
             del sys.modules["rich"]
 
 
-# The root side carries the standard library alone.
-if not {"compliance_agent.heal", "compliance_agent.adopt"} & {*sys.orig_argv} and not sys.argv[0].endswith(
-    "/compliance-agent"
-):
+def _starts_lean() -> bool:
+    """Whether this process is of the root side, which carries the standard library alone, or the command, which imports it itself."""
+    words = sys.orig_argv
+    root = not {"compliance_agent.heal", "compliance_agent.adopt"}.isdisjoint(words)
+    return root or ("-m", "compliance_agent") in itertools.pairwise(words) or sys.argv[0].endswith("/compliance-agent")
+
+
+if not _starts_lean():
     import_structlog_alone()
