@@ -27,7 +27,7 @@ def import_structlog_alone() -> None:
 
 
 def _starts_lean() -> bool:
-    """Whether this process is of the root side, which carries the standard library alone, or the command, which imports it itself."""
+    """Whether this is the root side, which carries the standard library alone, or the command, which imports it when it must."""
     words = sys.orig_argv
     root = not {"compliance_agent.heal", "compliance_agent.adopt"}.isdisjoint(words)
     return root or ("-m", "compliance_agent") in itertools.pairwise(words) or sys.argv[0].endswith("/compliance-agent")
