@@ -162,3 +162,13 @@ def test_the_root_side_of_orders_has_no_capability_and_no_network_and_writes_two
     )
     assert (unit["PrivateNetwork"], unit["ProtectSystem"]) == ("yes", "strict")
     assert (unit["ReadWritePaths"], unit["StateDirectory"]) == ("/etc/msp", "compliance-agent-adopt")
+
+
+@pytest.mark.parametrize("socket", sorted(UNITS.glob("*.socket")), ids=lambda path: path.stem)
+def test_what_a_socket_starts_is_held_back_by_nothing_but_what_holds_back_who_asks(socket: Path) -> None:
+    """A condition that is not met leaves the question in the queue and asks again, until systemd gives up the socket."""
+
+    def conditions(unit: Path) -> set[tuple[str, str]]:
+        return {(key, said) for key, said in read(unit)["Unit"].items() if key.startswith(("Condition", "Assert"))}
+
+    assert conditions(socket.with_suffix(".service")) <= conditions(UNITS / "compliance-agent-run.service")
