@@ -1,6 +1,6 @@
 """Units asked over the manager's bus, against a manager of the test's own that answers, lies, hangs or goes away.
 
-That the real manager's answers are those of `systemctl show` is compared in the booted host of `BENCH=agent`.
+The real manager answers in the lab, whose faults of `services` are made with `systemctl`.
 """
 
 from __future__ import annotations
