@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 ROOT = Path(__file__).resolve().parent.parent
 PARSING = {"test_codes.py", "test_docs.py", "test_golden.py", "test_layers.py", "test_logs.py"}
@@ -31,6 +32,14 @@ def parses_undisturbed(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """A command that ran in this process has set where events go, and how loud; the next test hears its own."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
 
 
 @functools.cache

@@ -78,7 +78,12 @@ class Manager:
         self._listening.bind(str(self.path))
         self._listening.listen()
         self.open: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._threads: list[threading.Thread] = []
+        self._begin(self._accept)
+
+    def _begin(self, run: Callable[..., None], *given: socket.socket) -> None:
+        self._threads.append(threading.Thread(target=run, args=given, daemon=True))
+        self._threads[-1].start()
 
     def drop(self) -> None:
         """As when it is started anew."""
@@ -92,6 +97,9 @@ class Manager:
             self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
         self.drop()
+        for thread in self._threads:
+            thread.join(10)
+            assert not thread.is_alive()
 
     def _accept(self) -> None:
         try:
@@ -99,7 +107,7 @@ class Manager:
                 connection, _ = self._listening.accept()
                 self.connections += 1
                 self.open.append(connection)
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+                self._begin(self._serve, connection)
         except OSError:
             return
 

@@ -18,6 +18,14 @@ from compliance_agent.adapters.workers import in_order
 from compliance_agent.errors import AgentError
 
 
+@pytest.fixture(autouse=True)
+def alone() -> None:
+    """Threads of an earlier test's calls have a moment left; where one runs, nothing is forked."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread():
+            thread.join(10)
+
+
 def children() -> set[str]:
     found = set()
     for task in Path("/proc/self/task").iterdir():
