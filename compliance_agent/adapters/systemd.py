@@ -1,4 +1,4 @@
-"""systemd: states of units in one question over its bus, or by `systemctl` where the bus gives none; actions by `systemctl`."""
+"""systemd through `systemctl`: states of units in one question, and actions on one unit."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compliance_agent.adapters.execute import Programs
-from compliance_agent.adapters.offload import Offload
-from compliance_agent.adapters.unit_bus import ANSWER_S, UnitBus
 from compliance_agent.errors import CannotTell, StepFailed
 from compliance_agent.ports import UNIT_VERBS, UnitState
 
@@ -22,11 +20,9 @@ PROPERTIES = ("Id", "LoadState", "ActiveState", "SubState", "UnitFileState", "Tr
 class Systemd:
     """The service manager of this host. `booted` is the directory that says there is one."""
 
-    def __init__(self, programs: Programs, booted: Path = BOOTED, offload: Offload | None = None) -> None:
+    def __init__(self, programs: Programs, booted: Path = BOOTED) -> None:
         self._programs = programs
         self._booted = booted
-        self._offload = offload if offload is not None else Offload()
-        self._bus = UnitBus(booted.parent.parent)
 
     async def units(self, names: Sequence[str], *, timeout_s: float = 10.0) -> dict[str, UnitState]:
         """States of all these units.
@@ -39,21 +35,11 @@ class Systemd:
             check_unit_name(name)
         if not names:
             return {}
-        states = await self._by_bus(names)
-        if states is not None:
-            return dict(zip(names, states, strict=True))
         argv = ("systemctl", "show", "--no-pager", f"--property={','.join(PROPERTIES)}", "--", *names)
         ran = await self._programs.run(argv, timeout_s=timeout_s)
         if ran.exit_status != 0:
             raise self._no_answer(f"systemctl show: exit status {ran.exit_status}")
         return dict(zip(names, parse_show(ran.text, len(names)), strict=True))
-
-    async def _by_bus(self, names: Sequence[str]) -> list[UnitState] | None:
-        """None where the bus has no answer; `systemctl` then says why."""
-        try:
-            return await self._offload.call("manager:", 2 * ANSWER_S, lambda: self._bus.states(names))
-        except (OSError, EOFError, ValueError, CannotTell):
-            return None
 
     async def act(self, verb: str, name: str, *, timeout_s: float = 90.0) -> None:
         """One action on one unit, until the manager is done with it.
