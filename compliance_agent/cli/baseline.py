@@ -17,7 +17,6 @@ from compliance_agent.adapters.clock import SystemClock
 from compliance_agent.adapters.durable import read_file, remove_file, write_file
 from compliance_agent.adapters.subprocess_host import RealHost
 from compliance_agent.baseline import (
-    MAX_KEY_BYTES,
     Baseline,
     Entry,
     checked_version,
@@ -27,7 +26,7 @@ from compliance_agent.baseline import (
     wanted_units,
 )
 from compliance_agent.checks import registry
-from compliance_agent.cli import Suggesting
+from compliance_agent.cli import Suggesting, root_trust
 from compliance_agent.cli.common import (
     PATH,
     config_option,
@@ -38,10 +37,9 @@ from compliance_agent.cli.common import (
     table,
 )
 from compliance_agent.config import AgentConfig
-from compliance_agent.crypto import Ed25519Signer, key_id, key_words, public_of, read_public_pem
+from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.documents import MAX_BYTES
 from compliance_agent.errors import NoInput
-from compliance_agent.facts import SHA256
 from compliance_agent.logs import configure
 from compliance_agent.models import Mode, Result
 from compliance_agent.proposal import propose, text_of
@@ -274,34 +272,18 @@ def permit(out: Path, made_of: BinaryIO | None, config_path: Path | None) -> Non
         f"permitted under baseline {baseline.version} ({baseline.sha256[:16]}): {len(found['units'])} units, "
         f"{len(found['files'])} files, {len(found['modes'])} modes, {', '.join(found['may']) or 'nothing else'}"
     )
-    click.echo(_write_trust(load_config(config_path), out.with_name("adopt.json")))
+    click.echo(_write_trust(load_config(config_path), out.with_name(root_trust.FILE_NAME)))
 
 
 def _write_trust(config: AgentConfig | None, path: Path) -> str:
     """Write whose orders for a baseline root takes, or take that back; what was done, in a sentence."""
     try:
-        content, by = _trust(config)
+        content, by = root_trust.made(config)
     except NoInput as error:
         remove_file(path)
         return f"root takes no baseline by order: {error}"
     write_file(path, content, 0o644)
     return f"root takes a baseline by order under {by}"
-
-
-def _trust(config: AgentConfig | None) -> tuple[bytes, str]:
-    """Root's word, and under whom. A pin may stand where the agent's user could change it, so it is said again in root's file."""
-    if config is None or config.baseline_key_file is None:
-        raise NoInput("baseline_key_file is not set")
-    if config.order_root_file is None and config.order_keys_file is None:
-        raise NoInput("neither order_root_file nor order_keys_file is set")
-    key = read_public_pem(read_file(config.baseline_key_file, limit_bytes=MAX_KEY_BYTES, trusted=True))
-    host = key_id(public_of(config.signing_key_file))
-    if config.order_root_file is None:
-        return permits.trust(config, host, None, key, order_keys=config.order_keys_file), f"{config.order_keys_file}"
-    pin = read_file(config.order_root_file, limit_bytes=128).decode("ascii", "replace").strip()
-    if not SHA256.fullmatch(pin):
-        raise NoInput(f"{config.order_root_file} is not the SHA-256 of a root")
-    return permits.trust(config, host, pin, key, order_keys=None), f"order root {pin}, in words {key_words(pin)}"
 
 
 def _baseline(path: Path | None, config_path: Path | None) -> Baseline:

@@ -13,14 +13,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from compliance_agent.config import HEAL_SOCKET, AgentConfig
-from compliance_agent.errors import NotPermitted
+from compliance_agent.cli import root_trust
+from compliance_agent.config import ADOPT_SOCKET, HEAL_SOCKET, AgentConfig
+from compliance_agent.errors import AgentError, NotPermitted
 from compliance_agent.heal.permits import MOST_PERMITS_BYTES, parse
 from compliance_agent.heal.trouble import Refused
 
 NAME = "compliance-agent"
 UNITS = tuple(
-    f"{NAME}-{unit}" for unit in ("run.service", "uplink.service", "uplink.socket", "heal.service", "heal.socket")
+    f"{NAME}-{unit}"
+    for unit in (
+        "run.service",
+        *(f"{part}.{kind}" for part in ("uplink", "heal", "adopt") for kind in ("service", "socket")),
+    )
 )
 WANTED = Path("/etc/systemd/system/multi-user.target.wants")  # what is started at boot
 PERMIT = "compliance-agent baseline permit"
@@ -37,6 +42,7 @@ class Here:
     )
     wanted: Path = WANTED
     permits: Path = Path("/etc/msp/permits.json")
+    adopt_state: Path = Path("/var/lib/compliance-agent-adopt")
     lstat: Callable[[Path], os.stat_result] = os.lstat
     user: Callable[[str], pwd.struct_passwd] = pwd.getpwnam
 
@@ -68,8 +74,14 @@ def findings(config: AgentConfig, baseline: str, here: Here) -> list[str]:
     if config.privileges != "split":
         return [*_one_process(config, here)]
     users = {name: here.user(name) for name in (config.run_user, config.uplink_user) if _exists(name, here)}
-    parts = (_users(config, here), _units(here), _owners(config, users, here), _permits(baseline, here))
-    return [text for part in (*parts, _sockets(config, users, here)) for text in part]
+    parts = (
+        _users(config, here),
+        _units(here),
+        _owners(config, users, here),
+        _permits(baseline, here),
+        _trust(config, here),
+    )
+    return [text for part in (*parts, _adopt_state(here), _sockets(config, users, here)) for text in part]
 
 
 def _one_process(config: AgentConfig, here: Here) -> Iterator[str]:
@@ -137,9 +149,56 @@ def _permits(baseline: str, here: Here) -> Iterator[str]:
             yield f"{here.permits}: is for another baseline than this host's, so every cure is refused; {PERMIT}"
 
 
+def _trust(config: AgentConfig, here: Here) -> Iterator[str]:
+    """Root's word for `adopt`, which has to say what the configuration says, and what the last rotation made of this host's key."""
+    path = here.permits.with_name(root_trust.FILE_NAME)
+    found = here.found(path)
+    if not root_trust.asked_for(config):
+        if found is not None:
+            yield f"{path}: root takes a baseline by order, and this configuration names no signer of one; {PERMIT} removes it"
+        return
+    if found is None:
+        yield f"{path}: not there, so root's side refuses every order for a baseline; {PERMIT}"
+    elif not stat.S_ISREG(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o022:
+        yield f"{path}: not root's file, which only root may write, so it counts for nothing; {PERMIT}"
+    else:
+        yield from _trust_says(config, path)
+
+
+def _trust_says(config: AgentConfig, path: Path) -> Iterator[str]:
+    try:
+        with path.open("rb") as file:
+            standing = file.read(MOST_PERMITS_BYTES + 1)
+        others = list(root_trust.differing(standing, root_trust.made(config)[0]))
+    except NotPermitted as error:
+        raise NotPermitted(f"{error}", hint="run config check as root") from error
+    except AgentError as error:
+        yield f"{path}: what it should say cannot be told: {error}"
+        return
+    except (OSError, Refused):
+        yield f"{path}: cannot be read, or is not of its form; {PERMIT}"
+        return
+    if others:
+        yield f"{path}: differs from this host in {'; '.join(others)}, so orders for a baseline are refused; {PERMIT}"
+
+
+def _adopt_state(here: Here) -> Iterator[str]:
+    """What it remembers of orders; it makes it itself when it is first asked."""
+    found = here.found(here.adopt_state)
+    if found is not None and (not stat.S_ISDIR(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o077):
+        yield (
+            f"{here.adopt_state}: of uid {found.st_uid}, mode {stat.S_IMODE(found.st_mode):04o}; expected a directory of root's"
+            f" alone, for the numbers of orders; chown root: {here.adopt_state}; chmod 0700 {here.adopt_state}"
+        )
+
+
 def _sockets(config: AgentConfig, users: dict[str, pwd.struct_passwd], here: Here) -> Iterator[str]:
     gid = users[config.run_user].pw_gid if config.run_user in users else None
-    for setting, path in (("uplink_socket", config.uplink_socket), ("heal_socket", config.heal_socket or HEAL_SOCKET)):
+    for setting, path in (
+        ("uplink_socket", config.uplink_socket),
+        ("heal_socket", config.heal_socket or HEAL_SOCKET),
+        ("adopt_socket", config.adopt_socket or ADOPT_SOCKET),
+    ):
         found = here.found(path)
         if found is None:
             yield f"{setting}: {path} is not there; {START} starts it with the agent"

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from compliance_agent.baseline import parse
+from compliance_agent.cli import root_trust
 from compliance_agent.cli.split import NAME, UNITS, Here, findings
-from compliance_agent.config import HEAL_SOCKET, AgentConfig
+from compliance_agent.config import ADOPT_SOCKET, HEAL_SOCKET, AgentConfig
 from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.errors import NotPermitted
 from compliance_agent.permits import written
@@ -40,7 +41,7 @@ class Machine:
         self.config = AgentConfig(client_id="c", site_id="s", host_id="h", privileges="split", state_dir=Path("/state"))
         self.users = {self.config.run_user: RUN, self.config.uplink_user: UPLINK}
         self.entries = {UNIT_DIR / unit: entry(FILE) for unit in UNITS}
-        self.entries |= {path: entry(SOCKET, 0, RUN) for path in (HEAL_SOCKET, self.config.uplink_socket)}
+        self.entries |= {path: entry(SOCKET, 0, RUN) for path in (HEAL_SOCKET, ADOPT_SOCKET, self.config.uplink_socket)}
         self.entries |= {path: entry(FILE, RUN) for path in (self.config.state_dir, self.config.signing_key_file)}
         self.entries[self.config.uplink_dir] = entry(DIRECTORY, UPLINK)
         assert self.config.mcp_api_key_file is not None
@@ -77,6 +78,7 @@ def belongs(path: Path, mode: int, uid: int, gid: int = 0) -> Callable[[Machine]
     return lambda machine: machine.entries.update({path: entry(mode, uid, gid)})
 
 
+ADOPT_STATE = Path("/var/lib/compliance-agent-adopt")
 KEY, API_KEY = Path("/state/keys/signing-key.pem"), Path("/var/lib/compliance-agent-uplink/api-key")
 HALVES: dict[str, tuple[Callable[[Machine], object], tuple[str, ...]]] = {
     "no user of run": (lambda m: m.users.pop("compliance-agent"), ("run_user", "no user compliance-agent")),
@@ -98,6 +100,11 @@ HALVES: dict[str, tuple[Callable[[Machine], object], tuple[str, ...]]] = {
     "permits that are none": (lambda m: m.permits.write_text("{}"), ("not of its form",)),
     "no socket of uplink": (without(AgentConfig.uplink_socket), ("uplink_socket", "not there", "enable --now")),
     "no socket of heal": (without(HEAL_SOCKET), ("heal_socket", "not there", "enable --now")),
+    "no socket of adopt": (without(ADOPT_SOCKET), ("adopt_socket", "not there", "enable --now")),
+    "adopt's numbers open to others": (
+        belongs(ADOPT_STATE, stat.S_IFDIR | 0o755, 0), (str(ADOPT_STATE), "0755", "root's alone"),
+    ),
+    "adopt's numbers of run's": (belongs(ADOPT_STATE, DIRECTORY, RUN), (str(ADOPT_STATE), "uid 901", "chown root:")),
     "a file for a socket": (belongs(HEAL_SOCKET, FILE, 0, RUN), ("heal_socket", "is no socket")),
     "a socket of run's": (belongs(HEAL_SOCKET, SOCKET, RUN, RUN), ("heal_socket", "uid 901", "expected 0")),
     "a socket for all": (belongs(HEAL_SOCKET, SOCKET | 0o006, 0, RUN), ("0666", "0660")),
@@ -117,6 +124,64 @@ def test_what_is_missing_is_named(tmp_path: Path, name: str) -> None:
     take_away(machine)
     (line,) = machine.found()
     assert all(word in line for word in said), line
+
+
+class Ordered(Machine):
+    """One that takes a baseline by order: root has said whose."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        super().__init__(tmp_path)
+        self.key = Ed25519Signer(tmp_path / "state/keys/signing-key.pem")
+        baseline_key = tmp_path / "baseline.pub.pem"
+        baseline_key.write_text(Ed25519Signer(tmp_path / "baseline.pem").public_pem())
+        keys = tmp_path / "order-keys.json"
+        self.set(signing_key_file=self.key.path, baseline_key_file=baseline_key, order_keys_file=keys)
+        self.entries[self.key.path] = entry(FILE, RUN)
+        self.trust = tmp_path / root_trust.FILE_NAME
+        self.trust.write_bytes(root_trust.made(self.config)[0])
+        self.entries[self.trust] = entry(stat.S_IFREG | 0o644)
+
+    def says(self, **changes: Any) -> None:
+        self.trust.write_text(json.dumps(json.loads(self.trust.read_text()) | changes))
+
+
+def _rotated(machine: Ordered) -> None:
+    machine.key.path.unlink()
+    Ed25519Signer(machine.key.path)
+
+
+def _no_orders(machine: Ordered) -> None:
+    machine.set(order_keys_file=None)
+
+
+TRUSTS: dict[str, tuple[Callable[[Ordered], object], tuple[str, ...]]] = {
+    "not there": (lambda m: m.entries.pop(m.trust), ("not there", "baseline permit")),
+    "of somebody's": (lambda m: m.entries.update({m.trust: entry(FILE, RUN)}), ("not root's file", "baseline permit")),
+    "that all may write": (
+        lambda m: m.entries.update({m.trust: entry(stat.S_IFREG | 0o666)}), ("not root's file", "baseline permit"),
+    ),
+    "of no form": (lambda m: m.trust.write_text("{}"), ("not of its form", "baseline permit")),
+    "after a rotation": (_rotated, ("this host's key, as after a rotation", "refused", "baseline permit")),
+    "of another site": (lambda m: m.says(site="elsewhere"), ("site_id", "refused", "baseline permit")),
+    "of another client, another pin": (
+        lambda m: m.says(tenant="msp-9", order_root="0" * 64), ("client_id; order_root_file", "baseline permit"),
+    ),
+    "that nobody asks for": (_no_orders, ("names no signer", "baseline permit removes it")),
+    "whose key is gone": (lambda m: m.key.path.unlink(), ("cannot be told", "signing-key.pem")),
+}  # fmt: skip
+
+
+def test_one_that_takes_a_baseline_by_order_has_nothing_to_say(tmp_path: Path) -> None:
+    assert Ordered(tmp_path).found() == []
+
+
+@pytest.mark.parametrize("name", TRUSTS)
+def test_what_root_says_of_orders_is_held_against_the_configuration(tmp_path: Path, name: str) -> None:
+    machine = Ordered(tmp_path)
+    happen, said = TRUSTS[name]
+    happen(machine)
+    (line,) = machine.found()
+    assert line.startswith(f"{machine.trust}: ") and all(word in line for word in said), line
 
 
 def test_who_may_not_look_is_told_so(tmp_path: Path) -> None:
