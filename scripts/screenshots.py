@@ -69,6 +69,8 @@ def pictures(served: Served) -> dict[str, str]:
         "site": site,
         "host": f"/hosts/{healed.key_id}",
         "silent": f"/hosts/{served.hosts['imaging-01'].key_id}",
+        "check": f"/hosts/{healed.key_id}/checks/firewall",
+        "plan": f"/hosts/{healed.key_id}/checks/patching",
         "records": f"/hosts/{healed.key_id}/evidence?kind=remediation",
         "evidence": "/evidence?kind=remediation",
         "controls": f"{site}/controls",

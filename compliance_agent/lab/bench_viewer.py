@@ -43,6 +43,7 @@ PAGES: Mapping[str, Sequence[str]] = {
         "?result=unknown",
         "?check=no-such",
     ),
+    "/hosts/{key_id}/checks/{check}": ("",),
     "/bundles/{bundle_id}": ("?key={key_id}", "?key={key_id}&proof=1"),
     "/sites/{site_id}/log": ("",),
     "/sites/{site_id}/controls": ("", "?by=host", "?host={key_id}", "?rule=proposed&from=2026-10-29&to=2026-11-28"),
@@ -154,6 +155,7 @@ async def _ids(services: Any, directory: Path, count: int) -> list[Ids]:
                 "key_id": host.key_id,
                 "bundle_id": record.bundle_id,
                 "order_id": order.order_id,
+                "check": "firewall",
             }
         )
     return found

@@ -59,6 +59,10 @@ def registry_json(found: Mapping[str, Check]) -> str:
         "common_reasons": list(COMMON_REASONS),
         "codes": sorted(codes()),
         "actions": list(remedies.actions()),
+        "steps": {
+            name: {"title": action.title, "undo_is_empty": action.undo_is_empty}
+            for name, action in remedies.actions().items()
+        },
         "checks": {name: _entry(check) for name, check in found.items()},
     }
     return json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

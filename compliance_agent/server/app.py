@@ -142,10 +142,21 @@ def _protocol_route() -> Route:
 
 
 def _mount_viewer(app: FastAPI) -> None:
-    from compliance_agent.web import account, controls, federated, log_views, packets, search, streams, views
+    from compliance_agent.web import (
+        account,
+        check_views,
+        controls,
+        federated,
+        log_views,
+        packets,
+        search,
+        streams,
+        views,
+    )
     from compliance_agent.web import orders as order_views
 
     app.include_router(views.router)
+    app.include_router(check_views.router)
     app.include_router(account.router)
     app.include_router(federated.router)
     app.include_router(log_views.router)

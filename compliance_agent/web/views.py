@@ -10,8 +10,8 @@ anew (`streams.py`); without scripts they are read by reloading.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -27,11 +27,11 @@ from compliance_agent.log.note import Note
 from compliance_agent.log.proof import Proof
 from compliance_agent.server.api.deps import services_of, session_cookie
 from compliance_agent.server.desks import Services
-from compliance_agent.server.records import Bundle, BundleQuery, Host
+from compliance_agent.server.records import BundleQuery, Host
 from compliance_agent.server.services import roles
 from compliance_agent.server.services.cures import LATELY, cures
-from compliance_agent.server.services.fleet import Fleet, HostStanding, Moved, document_of
-from compliance_agent.web import morning, present, proofs, security, timeline, words
+from compliance_agent.server.services.fleet import HostStanding, Moved
+from compliance_agent.web import beats, morning, present, proofs, security, timeline, words
 from compliance_agent.web.assets import STATIC_ROUTE
 from compliance_agent.web.caller import caller_of, now_of, session_of
 from compliance_agent.web.forms import form_of, inside
@@ -117,9 +117,9 @@ async def host(request: Request, key_id: str) -> Response:
     row = present.host_row(standing)
     newest = await caller.fleet.newest(standing.host, (*CHANGES, "heartbeat"), DRAWN)
     rows = [present.bundle_row(bundle) for bundle in newest if bundle.kind != "heartbeat"]
-    beats = [bundle for bundle in newest if bundle.kind == "heartbeat"]
+    said = [bundle for bundle in newest if bundle.kind == "heartbeat"]
     now = now_of(request)
-    base = await _base(caller.fleet, beats, timeline.start_of(rows, now))
+    base = await beats.base_of(caller.fleet, said, timeline.start_of(rows, now))
     return page(
         request,
         "host.html",
@@ -133,32 +133,14 @@ async def host(request: Request, key_id: str) -> Response:
             last_seen=row.last_seen,
             silent=row.silent,
             now=now,
-            heard=_heard(newest, beats),
+            heard=beats.heard(newest, said),
             quiet=timedelta(seconds=services_of(request).silence.stale_after_s),
         ),
         recent=rows[:RECENT],
         orders=[present.order_line(row, now) for row in await caller.reader.orders(key_id, RECENT)],
-        heartbeat_at=present.made_at(beats[0]) if beats else None,
+        heartbeat_at=present.made_at(said[0]) if said else None,
         may_order=roles.may(caller.user, roles.Act.DRAFT_ORDER),
     )
-
-
-def _heard(newest: Sequence[Bundle], beats: Sequence[Bundle]) -> list[datetime]:
-    """When the host said anything, from the oldest heartbeat at hand on: before that no gap can be told."""
-    oldest = present.made_at(beats[-1]) if beats else None
-    return [at for at in map(present.made_at, newest) if oldest is not None and at >= oldest]
-
-
-async def _base(fleet: Fleet, beats: Sequence[Bundle], start: datetime) -> timeline.Base | None:
-    """The heartbeat that the history picture starts from: the last one before its left edge, else the oldest at hand."""
-    if not beats:
-        return None
-    beat = next((beat for beat in beats if present.made_at(beat) <= start), beats[-1])
-    body = await fleet.body(beat)
-    if body is None:
-        return None
-    states = present.state_rows(document_of(body).get("states"))
-    return timeline.Base(present.made_at(beat), {state.check: state.result for state in states})
 
 
 @router.get("/hosts/{key_id}/evidence")

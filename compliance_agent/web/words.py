@@ -169,13 +169,35 @@ ACTION_RESULTS: Mapping[str, Word] = {
 @cache
 def registry() -> Mapping[str, Any]:
     """The checks as data: titles, reasons, facts and citations, as written from the checks of this version."""
+    return dict(_known()["checks"])
+
+
+@cache
+def _known() -> Mapping[str, Any]:
     path = resources.files("compliance_agent.evidence") / "registry.json"
-    return dict(json.loads(path.read_bytes())["checks"])
+    return dict(json.loads(path.read_bytes()))
 
 
 def humanise(token: str) -> str:
     """A token nobody has a sentence for, readable: `unit_masked` -> `Unit masked`."""
     return token.replace("_", " ").strip().capitalize()
+
+
+def step_title(action: str) -> str:
+    """What a step of a cure does, the names of its arguments in their places."""
+    title = str(_known()["steps"].get(action, {}).get("title") or humanise(action))
+    return f"{title[:1].upper()}{title[1:]}".replace("{", "").replace("}", "")
+
+
+def step_undo(action: str) -> str:
+    """How a step is taken back."""
+    step = _known()["steps"].get(action)
+    if step is None:
+        return "not known to this version"
+    why = str(step["undo_is_empty"]).rstrip(".")
+    return (
+        f"nothing to take back: {why[:1].lower()}{why[1:]}" if why else "brings back what was captured before the step"
+    )
 
 
 def check_title(check: str) -> str:

@@ -69,6 +69,7 @@ class Side:
             "digest": "0" * 12,
             "order_id": self.order_id,
             "job_id": self.job_id,
+            "check": "time_sync",
             "sha256": hashlib.sha256(baseline_of(self.site_id)).hexdigest(),
         }
 
@@ -485,6 +486,7 @@ CASES: Mapping[str, Case] = {
     "GET /": listed(),
     "GET /sites/{site_id}": hidden(),
     "GET /hosts/{key_id}": hidden(),
+    "GET /hosts/{key_id}/checks/{check}": hidden(),
     "GET /hosts/{key_id}/evidence": hidden("?kind=drift"),
     "GET /hosts/{key_id}/public-key": hidden(),
     "GET /bundles/{bundle_id}": hidden("?key={key_id}", "?proof=1"),

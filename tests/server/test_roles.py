@@ -101,6 +101,7 @@ async def test_every_route_for_people_asks_the_table(server: Server, monkeypatch
         "order_id": "0" * 32,
         "job_id": "0" * 32,
         "sha256": "0" * 64,
+        "check": "time_sync",
     }
     headers = await server.operator("nothing")
     server.client.cookies.set("session", await server.services.users.login("nothing", "correct horse battery"))

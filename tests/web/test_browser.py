@@ -35,6 +35,8 @@ def paths(served: Served) -> list[str]:
         f"/hosts/{host.key_id}",
         f"/hosts/{silent.key_id}",
         f"/hosts/{host.key_id}/evidence",
+        f"/hosts/{host.key_id}/checks/firewall",
+        f"/hosts/{host.key_id}/checks/patching",
         f"/bundles/{host.bundle_ids[0]}",
         f"/bundles/{host.cures['firewall']}",
         f"/bundles/{host.cures['patching']}",

@@ -16,7 +16,17 @@ from fastapi.routing import APIRoute
 from compliance_agent.server.records import Dates
 from compliance_agent.server.records.packets import PacketJob
 from compliance_agent.server.store.reader import BoundReader
-from compliance_agent.web import account, controls, log_views, packets, rendering, search, table_files, views
+from compliance_agent.web import (
+    account,
+    check_views,
+    controls,
+    log_views,
+    packets,
+    rendering,
+    search,
+    table_files,
+    views,
+)
 from tests.web.serving import NAME, Served, serving
 from tests.web.test_views import sign_in, visiting
 
@@ -122,8 +132,9 @@ def every_address(served: Served) -> list[str]:
         "name": "bundle.json",
         "year": str(served.clock.now.year),
         "job_id": JOB,
+        "check": "firewall",
     }
-    modules = (views, log_views, account, controls, search, packets)
+    modules = (views, check_views, log_views, account, controls, search, packets)
     routes = [route for module in modules for route in module.router.routes if isinstance(route, APIRoute)]
     paths = [route.path.format(**ids) for route in routes if "GET" in (route.methods or ())]
     site, heartbeat = f"/sites/{host.site_id}/controls", f"/bundles/{host.bundle_ids[0]}"

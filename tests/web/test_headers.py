@@ -49,6 +49,7 @@ def addresses(served: Served) -> Iterator[tuple[str, str, str]]:
         "digest": "0" * 12,
         "order_id": "0" * 32,
         "sha256": "0" * 64,
+        "check": "firewall",
     }
     missing = {name: "0" * len(value) for name, value in there.items()}
     for route in all_routes(served.app.routes):

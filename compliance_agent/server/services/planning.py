@@ -163,6 +163,15 @@ class Planner:
         return found
 
 
+def proposal_of(
+    host: HostStanding, item: CheckStanding, now: datetime, runbooks: Mapping[str, Runbook] | None = None
+) -> Proposal | None:
+    """What could be done about one check as it stands, its newest remediation at hand; None where it is met. Pure."""
+    if host.host.revoked_at is not None or not _is_finding(item):
+        return None
+    return planning.plan(_finding(host, item, item.remediation), shipped() if runbooks is None else runbooks, now)
+
+
 def _is_finding(item: CheckStanding) -> bool:
     """What is not met; that a silent host was met once is a matter of the host, not of its checks."""
     return item.verdict.result in UNMET or (item.result == "unknown" and item.reason == "stale")
