@@ -198,7 +198,7 @@ FENCES = (
     Fence(
         "the server extra is not installed on a clinic host",
         targets=SERVER_EXTRA,
-        but_sources=("server", "web", "cli", "lab"),
+        but_sources=("server", "web", "cli", "lab", "packet.build", "packet.choosing"),
     ),
     Fence(
         "the s3 extra is only installed where a bucket is; one module knows it, and loads it when it is asked to",

@@ -130,7 +130,7 @@ async def test_what_a_backup_holds_may_go_and_comes_back_with_it(tmp_path: Path)
         await agent.close()
         agent = connected(scene, server)
         await said(scene, server, agent, 1)
-        held = await server.services.store.for_sites({"clinic-1"}).kept("clinic-1", 0, 10_000)
+        held = await server.services.store.for_sites({"clinic-1"}).kept("clinic-1", ("", 0), 10_000)
         assert sorted((item.epoch, item.seq) for item in held) == [(0, seq) for seq in range(1, COUNT + 8)]
         assert rows(agent, "SELECT min(seq) FROM evidence") == [
             (gone + 1,)

@@ -318,6 +318,24 @@ def bench_viewer() -> list[Figure]:
     return figures
 
 
+def bench_packet() -> list[Figure]:
+    """The packet of a site of 100 hosts and a month, made at the first run: built and verified by the command."""
+    from compliance_agent.lab import bench_site, viewer_seed
+
+    size = bench_site.MONTH
+    place = Path(os.environ["BENCH_DIR"]) if "BENCH_DIR" in os.environ else viewer_seed.kept(size)
+    ran, out = bench_site.built(place)
+    records, seconds = json.loads(ran.said)["records"], ran.seconds
+    return [
+        Figure(f"{records:,} records, built and verified", seconds, "s", "30 s", seconds < bench_site.MOST_S),
+        Figure("CPU of all processes", ran.cpu_s, "s", "", None),
+        Figure("CPU for each record", ran.cpu_s / records * 1e6, "us", "", None),
+        Figure("RSS of all processes, the most", ran.peak_rss_bytes / 1e6, "MB", "", None),
+        Figure("PSS of all processes, the most", ran.peak_pss_bytes / 1e6, "MB", "", None),
+        Figure("packet", out.stat().st_size / 1e6, "MB", "", None),
+    ]
+
+
 def _disk() -> str:
     """A directory on a real disk: /tmp may be memory."""
     return os.environ.get("BENCH_DIR") or str(Path.cwd())
@@ -343,6 +361,7 @@ BENCHES: dict[str, Callable[[], Sequence[Figure]]] = {
     "fleet": bench_fleet,
     "ingest": bench_ingest,
     "log": bench_log,
+    "packet": bench_packet,
     "tls": bench_tls,
     "verify": bench_verify,
     "viewer": bench_viewer,

@@ -54,17 +54,21 @@ DAYS = 30
 AT_ONCE = 6_000  # records in a transaction, about
 SILENT_ONE_IN = 40  # hosts, which say nothing in the last hours
 SILENT = timedelta(hours=7)
-CYCLE = 18  # records of a host after which its story begins anew; five of them are no heartbeats
 FORM = 2  # of what is made here: another number makes it anew
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much of it."""
+    """How much of it.
+
+    Attributes:
+        cycle: records of a host after which its story begins anew, at least 17; five of them are no heartbeats.
+    """
 
     sites: int = 50
     hosts: int = 1_000
     bundles: int = 1_000_000
+    cycle: int = 18
 
 
 @dataclass
@@ -85,7 +89,7 @@ def kept(size: Size) -> Path:
     for table in tables.metadata.sorted_tables:
         digest.update(str(CreateTable(table)).encode())
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    name = f"viewer-{size.sites}-{size.hosts}-{size.bundles}-{digest.hexdigest()[:12]}"
+    name = f"viewer-{size.sites}-{size.hosts}-{size.bundles}-{size.cycle}-{digest.hexdigest()[:12]}"
     return Path(cache) / "compliance-agent" / name
 
 
@@ -151,7 +155,7 @@ def _turns(speakers: list[Speaker], size: Size) -> Iterator[tuple[datetime, list
     for start in range(0, rounds, most):
         stop = min(start + most, rounds)
         some = [
-            Submission(speaker.row, (_next(speaker, moment, every),), None)
+            Submission(speaker.row, (_next(speaker, moment, every, size.cycle),), None)
             for at in range(start, stop)
             for speaker in speakers
             if (moment := END - (rounds - at) * every) <= END - _silence(speaker)
@@ -163,12 +167,12 @@ def _silence(speaker: Speaker) -> timedelta:
     return SILENT if speaker.number % SILENT_ONE_IN == SILENT_ONE_IN - 1 else timedelta()
 
 
-def _next(speaker: Speaker, moment: datetime, every: timedelta) -> Checked:
+def _next(speaker: Speaker, moment: datetime, every: timedelta, cycle: int) -> Checked:
     """The next record of a host, made at some time of its turn."""
     host, rng = speaker.host, speaker.rng
     at = moment + every * rng.random() * 0.9
     stamp = at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    document = _said(speaker) | {
+    document = _said(speaker, cycle) | {
         "bundle_id": str(uuid.UUID(int=rng.getrandbits(128), version=4)),
         "created_at": stamp,
         "host": {"id": host.host_id, "key_id": host.key_id},
@@ -185,11 +189,11 @@ def _next(speaker: Speaker, moment: datetime, every: timedelta) -> Checked:
     return Checked(document, host.digest, body, host.key.sign(body))
 
 
-def _said(speaker: Speaker) -> dict[str, Any]:
+def _said(speaker: Speaker, cycle: int) -> dict[str, Any]:
     """Mostly heartbeats; a cure, a drift that waits for its window and ends, a look that could not tell and can again."""
     verdicts, checks = speaker.host.verdicts, sorted(known())
-    turn = (speaker.said + 5 * speaker.number) % CYCLE
-    check = checks[(speaker.said // CYCLE + 7 * speaker.number) % len(checks)]
+    turn = (speaker.said + 5 * speaker.number) % cycle
+    check = checks[(speaker.said // cycle + 7 * speaker.number) % len(checks)]
     if turn == 3:
         verdicts[check] = _passing(check)
         return _document(check, Result.FAIL, "success", "healed")

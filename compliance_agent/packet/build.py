@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import itertools
-import json
 import mmap
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import BinaryIO, cast
+
+import orjson
 
 from compliance_agent import crypto
 from compliance_agent.adapters.durable import put_at, replaced_handle
@@ -44,7 +47,7 @@ from compliance_agent.server.records import Host, Kept, SiteReader
 from compliance_agent.server.services.retention import rules_of
 from compliance_agent.server.store import SqlStore
 
-PAGE = 500  # bundles in memory at once
+PAGE = 500  # bundles that are read together; two such pages are in memory at once
 
 
 Told = Callable[[str, int, int], object]  # what is being done, how much of it is done, and of how much
@@ -224,11 +227,11 @@ def _period(wanted: Wanted) -> dict[str, str]:
 
 
 async def _rows(reader: SiteReader, site_id: str, told: Callable[[int], object]) -> AsyncIterator[Kept]:
-    after = count = 0
+    after, count = ("", 0), 0
     while rows := await reader.kept(site_id, after, PAGE):
         for row in rows:
             yield row
-        after, count = rows[-1].number, count + len(rows)
+        after, count = (rows[-1].created_at, rows[-1].number), count + len(rows)
         told(count)
 
 
@@ -268,24 +271,31 @@ class _Source:
         return Shown(count, self.choice.count - count, first[1])
 
     def _records(self, chosen: Iterator[Chosen], stage: str = "") -> Iterator[tuple[Chosen, Record]]:
-        at = 0
-        for page in iter(lambda: list(itertools.islice(chosen, PAGE)), []):
-            numbers = [one.number for one in page]
-            asked = asyncio.run_coroutine_threadsafe(self._reader.kept_of(self._site_id, numbers), self._loop)
-            found = {kept.number: kept for kept in asked.result()}
+        at, pages = 0, self._pages(chosen)
+        now = next(pages, None)
+        while now is not None:
+            page, found = now[0], {kept.number: kept for kept in now[1].result()}
+            now = next(pages, None)  # which is read while this one is written
             for one in page:
-                yield one, _record(found[one.number], self.log)
+                yield one, _record(found[one.number], one.directory, self.log)
             at += len(page)
             if stage:
                 self._said(stage, at, self.choice.count)
 
+    def _pages(self, chosen: Iterator[Chosen]) -> Iterator[tuple[list[Chosen], Future[list[Kept]]]]:
+        """What was chosen, a page at a time, with its rows once they are read."""
+        for page in iter(lambda: list(itertools.islice(chosen, PAGE)), []):
+            asked = self._reader.kept_of(self._site_id, [one.number for one in page])
+            yield page, asyncio.run_coroutine_threadsafe(asked, self._loop)
 
-def _record(kept: Kept, log: Log) -> Record:
+
+def _record(kept: Kept, directory: str, log: Log) -> Record:
     if kept.index is None:
         raise RuntimeError("a record without an index was taken")
     if not kept.body:
         raise going(log.shard.origin)
-    return Record(json.loads(kept.body), kept.body, kept.sig, log.entry(kept.index), kept.index)
+    digest = hashlib.sha256(kept.body).hexdigest()
+    return Record(orjson.loads(kept.body), kept.body, kept.sig, log.entry(kept.index), kept.index, digest, directory)
 
 
 # --- the files --------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ Of a record that may be wanted some 60 bytes are kept, until the packet is writt
 
 from __future__ import annotations
 
-import json
+import functools
 import uuid
 from array import array
 from collections import Counter, defaultdict
@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from typing import NamedTuple
+
+import orjson
 
 from compliance_agent.errors import BadEvidence, NoInput
 from compliance_agent.packet.content import concerns, day_of, moment
@@ -47,12 +49,19 @@ class Chosen(NamedTuple):
     @property
     def directory(self) -> str:
         """Where it stands in the packet."""
-        return f"evidence/{self.host}/{self.day:%Y/%m/%d}/{uuid.UUID(bytes=self.bundle)}"
+        text = self.bundle.hex()
+        above = _above(self.host, self.day)
+        return f"{above}{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+@functools.lru_cache(4_096)
+def _above(host: str, day: date) -> str:
+    return f"evidence/{host}/{day:%Y/%m/%d}/"
 
 
 @dataclass
 class Chain:
-    """The records of one key in this log, in the order of their arrival; `order` are positions in the order of the chain."""
+    """The records of one key in this log, in the order in which they were read; `order` are positions in the order of the chain."""
 
     hosts: list[str] = field(default_factory=list)
     host: array[int] = field(default_factory=lambda: array("H"))
@@ -64,7 +73,7 @@ class Chain:
     wanted: bytearray = field(default_factory=bytearray)
 
     def add(self, kept: Kept, host: str, day: date, bundle: bytes, wanted: bool) -> None:
-        """The next to arrive."""
+        """The next one."""
         if host not in self.hosts:
             self.hosts.append(host)
         self.host.append(self.hosts.index(host))
@@ -104,21 +113,29 @@ class Choice:
     def told(self) -> Iterator[Chosen]:
         """Those of the period, by label, key and place."""
         first, last = self.wanted.since.toordinal(), self.wanted.until.toordinal()
-        for host in sorted({host for chain, _ in self.chains.values() for host in chain.hosts}):
-            for _, (chain, taken) in sorted(self.chains.items()):
-                mine = chain.hosts.index(host) if host in chain.hosts else -1
+        for host, chains in sorted(self._by_label().items()):
+            for chain, taken in chains:
+                mine = chain.hosts.index(host)
                 for at in taken:
                     if chain.host[at] == mine and first <= chain.days[at] <= last:
                         yield chain.chosen(at)
 
     def stored(self) -> Iterator[Chosen]:
         """All of them in the order of their paths; BadEvidence, code `duplicate`, where two have one path."""
-        for host in sorted({host for chain, _ in self.chains.values() for host in chain.hosts}, key="{}/".format):
+        for host, chains in sorted(self._by_label().items(), key=lambda item: f"{item[0]}/"):
             before: Chosen | None = None
-            for one in sorted(one for chain, taken in self.chains.values() for one in _of_host(chain, taken, host)):
+            for one in sorted(one for chain, taken in chains for one in _of_host(chain, taken, host)):
                 if before is not None and before[:3] == one[:3]:
                     raise BadEvidence(f"{one.directory}: two records with this name", code="duplicate")
                 yield (before := one)
+
+    def _by_label(self) -> dict[str, list[tuple[Chain, Sequence[int]]]]:
+        """The chains that say something of each host, by key."""
+        found: dict[str, list[tuple[Chain, Sequence[int]]]] = {}
+        for _, chain in sorted(self.chains.items()):
+            for host in chain[0].hosts:
+                found.setdefault(host, []).append(chain)
+        return found
 
     @property
     def count(self) -> int:
@@ -127,7 +144,8 @@ class Choice:
 
 
 def _of_host(chain: Chain, taken: Sequence[int], host: str) -> Iterator[Chosen]:
-    return (chain.chosen(at) for at in taken if chain.hosts[chain.host[at]] == host)
+    mine = chain.hosts.index(host)
+    return (chain.chosen(at) for at in taken if chain.host[at] == mine)
 
 
 async def choose(
@@ -136,7 +154,7 @@ async def choose(
     """Choose among all records of a site.
 
     Args:
-        rows: of the site, by arrival.
+        rows: of the site, in any order.
         wanted: what was asked for.
         there: the entries of the log that are published and whose records were not destroyed.
         keys: of the hosts that were asked for.
@@ -155,7 +173,7 @@ async def choose(
                 raise going(f"{wanted.site_id} of {wanted.year}")
             choice.destroyed += wanted.since <= moment(kept.created_at).date() <= wanted.until
             continue
-        document = json.loads(kept.body)
+        document = orjson.loads(kept.body)
         day = date.fromisoformat(day_of(document))
         matches = wanted.since <= day <= wanted.until and concerns(document, wanted.control)
         if kept.year == wanted.year and kept.index is not None and kept.index in there:

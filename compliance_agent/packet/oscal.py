@@ -220,8 +220,11 @@ class Stated:
         said, host = record.document, record.document["host"]["id"]
         about, place, path, digest = own_check(said), record.place, record.directory, record.digest
         told: dict[str, str] = {}
-        if not said["states"] and said["post_result"] is None:  # most say one thing, or nothing
-            stated = [] if about is None else [(about, said["result"])]
+        if about is None and said["post_result"] is None:
+            self._mentioned(record, said["states"])
+            return
+        if about is not None and not said["states"] and said["post_result"] is None:  # most say one thing
+            stated = [(about, said["result"])]
         else:
             stated = [(check, result) for check, result, _ in statements(said)]
         for check, result in stated:
@@ -239,6 +242,25 @@ class Stated:
                 cited = Cited(place, path, digest, own, said["timestamp_end"], result)
                 spoken.first = cited if first else spoken.first
                 spoken.last = cited if last else spoken.last
+
+    def _mentioned(self, record: Record, states: Mapping[str, Any]) -> None:
+        """As `take`, of a record that is about no single check and states each of these once, as heartbeats do."""
+        said, place, known = record.document, record.place, self.said
+        host, each = said["host"]["id"], dict[str, Cited]()
+        for check, state in states.items():
+            result = state["result"]
+            cited = each.get(result)
+            if cited is None:
+                cited = Cited(place, record.directory, record.digest, False, said["timestamp_end"], result)
+                each[result] = cited
+            spoken = known.get((host, check))
+            if spoken is None:
+                spoken = known[host, check] = Spoken(cited, cited)
+            spoken.counts[result] += 1
+            if place < spoken.first.place:
+                spoken.first = cited
+            elif place >= spoken.last.place:
+                spoken.last = cited
 
     def join(self, other: Stated) -> None:
         """What other records say."""

@@ -96,9 +96,8 @@ def _written(parts: Parts, put: Put, aside: Aside, signing: Signing) -> int:
 
 
 def _add(writing: Writing, record: Record, receipt: bytes) -> None:
-    files = {
-        "bundle.json": record.body, "bundle.sig": record.signature, "leaf.json": record.leaf, "bundle.tlog-proof": receipt,
-    }  # fmt: skip
     directory = record.directory
-    for name in sorted(files):
-        writing.add(f"{directory}/{name}", files[name])
+    writing.add(f"{directory}/bundle.json", record.body, record.digest)
+    writing.add(f"{directory}/bundle.sig", record.signature)
+    writing.add(f"{directory}/bundle.tlog-proof", receipt)
+    writing.add(f"{directory}/leaf.json", record.leaf)

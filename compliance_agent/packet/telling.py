@@ -10,15 +10,17 @@ Lines are kept aside in files, and so is what the assessment results cite: in th
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO
 
+from compliance_agent.evidence.alike import OWN
 from compliance_agent.packet import ocsf, oscal, table
 from compliance_agent.packet.content import Record, Scope
 from compliance_agent.packet.due import Due
 
 Aside = Callable[[], BinaryIO]  # an empty file that is gone when it is closed
 _PIECE = 1 << 20
+_OWN = tuple(key for keys in OWN for key in keys)
 
 
 class Telling:
@@ -36,6 +38,10 @@ class Telling:
         self._host = ""
         self._own: dict[str, list[bytes]] = defaultdict(list)  # of this host, by check
         self._lengths: dict[oscal.Place, int] = {}
+        self._like: Mapping[
+            str, Any
+        ] = {}  # the last record that differs in more than its own members from the one before it
+        self._lines: tuple[Callable[[Record], bytes], Callable[[Record], bytes]]
         self._csv.write(table.HEAD)
 
     @property
@@ -49,8 +55,11 @@ class Telling:
         if host != self._host:
             self._close()
             self._host = host
-        self._csv.write(table.line(record, self._due))
-        self._ocsf.write(ocsf.of(record))
+        if not _alike(record.document, self._like):
+            self._like = record.document
+            self._lines = table.writer(self._like, self._due), ocsf.writer(self._like)
+        self._csv.write(self._lines[0](record))
+        self._ocsf.write(self._lines[1](record))
         self._root.take(record.digest)
         self._stated.take(record)
         if (about := oscal.own_check(record.document)) is not None:
@@ -83,6 +92,11 @@ class Telling:
     def ocsf(self) -> Iterator[bytes]:
         """The events."""
         return _pieces(self._ocsf, 0, self._ocsf.seek(0, 2))
+
+
+def _alike(said: Mapping[str, Any], like: Mapping[str, Any]) -> bool:
+    """Whether two records differ in nothing but what each has of its own."""
+    return len(said) == len(like) and {**said, **{key: like[key] for key in _OWN}} == like
 
 
 def _pieces(file: BinaryIO, start: int, length: int) -> Iterator[bytes]:

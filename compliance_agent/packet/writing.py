@@ -65,11 +65,11 @@ class Writing:
         self._order.follow(self._signature)
         self._body = _Head(put, self._signature.end)
 
-    def add(self, name: str, content: bytes) -> None:
-        """The next file."""
+    def add(self, name: str, content: bytes, digest: str = "") -> None:
+        """The next file; `digest` is its SHA-256 where somebody has computed it already."""
         entry = Entry(name, len(content), crc32(content), self._order.ends, 0)
         self._body.write(entry.before + content)
-        self._note(entry, hashlib.sha256(content).hexdigest())
+        self._note(entry, digest or hashlib.sha256(content).hexdigest())
 
     def add_pieces(self, name: str, pieces: Iterable[bytes]) -> str:
         """The next file, of which nobody knows the length yet; its digest."""

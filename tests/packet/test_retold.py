@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from compliance_agent.evidence.alike import OWN
 from compliance_agent.evidence.canonical import canonical
 from compliance_agent.packet import dsse, ocsf, oscal, reading, retold, table, verify
 from compliance_agent.packet.archive import Container
-from compliance_agent.packet.content import Record, Scope
+from compliance_agent.packet.content import Record, Scope, statements
 from compliance_agent.packet.due import Due
 from compliance_agent.packet.retold import Retold, Taken
 from compliance_agent.packet.verify import records_of, verify_files
@@ -254,6 +255,27 @@ def test_what_records_say_does_not_depend_on_their_order(made: Made) -> None:
         for at in order:
             joined.join(again(parts[at]))
         assert joined.said == whole.said
+
+
+def test_what_heartbeats_say_is_counted_as_any_statement_is(made: Made) -> None:
+    """They have a quicker way; each count and each citation is what `statements` says, from the last to the first too."""
+    _, records = inside(made)
+    beats = [record for record in records if record.document["states"]]
+    assert beats
+    for order in (beats, beats[::-1]):
+        stated, counts = oscal.Stated(), Counter[tuple[str, str, str]]()
+        for record in order:
+            stated.take(record)
+            counts.update((record.document["host"]["id"], *said[:2]) for said in statements(record.document))
+        seen = {(*place, result): n for place, said in stated.said.items() for result, n in said.counts.items() if n}
+        assert seen == counts
+        for (host, check), said in stated.said.items():
+            mine = sorted(
+                record.place
+                for record in beats
+                if record.document["host"]["id"] == host and check in record.document["states"]
+            )
+            assert (said.first.place, said.last.place, said.own) == (mine[0], mine[-1], 0)
 
 
 def again(stated: oscal.Stated) -> oscal.Stated:

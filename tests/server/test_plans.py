@@ -91,3 +91,37 @@ async def test_planted_a_site_named_plainly_is_found(tmp_path: Path, monkeypatch
     monkeypatch.setattr(taking, "_PLACES", taking._PLACE.where(among(c.site_id, "sites"), among(c.bundle_id, "ids")))
     steps = [step for _, plan in await reads(tmp_path / "data") for step in by_the_whole_site(plan)]
     assert any("bundles" in step for step in steps)
+
+
+async def packet_reads(directory: Path) -> list[list[str]]:
+    """How the records of a packet are found, page by page."""
+    async with serving(directory) as server:
+        host = await server.enrolled()
+        await server.deliver(host, *(host.next() for _ in range(20)))
+        reader = server.services.store.for_sites({"clinic-1"})
+        with statements(server) as found:
+            first = await reader.kept("clinic-1", ("", 0), 7)
+            rest = await reader.kept("clinic-1", (first[-1].created_at, first[-1].number), 100)
+            assert len({one.number for one in [*first, *rest]}) == 20
+            await reader.kept_of("clinic-1", [one.number for one in first])
+        path = server.services.settings.data_dir / "server.db"
+    with closing(sqlite3.connect(path)) as database:
+        return [
+            [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
+            for statement, values in found
+            if "FROM bundles" in statement
+        ]
+
+
+async def test_no_page_of_a_packet_reads_or_sorts_a_whole_site(tmp_path: Path) -> None:
+    plans = await packet_reads(tmp_path / "data")
+    assert len(plans) == 3
+    assert [step for plan in plans for step in plan if "TEMP B-TREE" in step or step.endswith(BY_SITE)] == []
+
+
+async def test_planted_records_of_a_packet_by_the_site_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compliance_agent.server.store.tables.site_of", lambda table: table.c.site_id)
+    steps = [step for plan in await packet_reads(tmp_path / "data") for step in plan]
+    assert any(step.endswith(BY_SITE) for step in steps)

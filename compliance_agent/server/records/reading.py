@@ -229,8 +229,8 @@ class SiteReader(Keeping, Protocol):
         """Numbers of the bundles whose bytes are gone although no published minimum index covers them."""
         ...
 
-    async def kept(self, site_id: str, after: int, limit: int) -> list[Kept]:
-        """Bundles with their bytes and places in the log, by arrival, from the number after `after` on."""
+    async def kept(self, site_id: str, after: tuple[str, int], limit: int) -> list[Kept]:
+        """Bundles with their bytes and places in the log, by `created_at` and number, from the one after `after` on."""
         ...
 
     async def kept_of(self, site_id: str, numbers: Collection[int]) -> list[Kept]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Executable, Select, and_, case, func, not_, or_, select, union_all
+from sqlalchemy import Column, ColumnElement, Executable, Select, and_, case, func, not_, or_, select, tuple_, union_all
 from sqlalchemy.engine import RowMapping
 
 from compliance_agent.entries.leaf import bundle_leaf
@@ -529,25 +529,30 @@ class BoundReader(KeepingRows):
         )
         return [row["number"] for row in await self._all(query.where(func.length(b.body) == 0, not_(below)))]
 
-    async def kept(self, site_id: str, after: int, limit: int) -> list[Kept]:
-        number = tables.bundles.c.number
-        return await self._kept(self._placed(site_id).where(number > after).order_by(number).limit(limit))
+    async def kept(self, site_id: str, after: tuple[str, int], limit: int) -> list[Kept]:
+        b = tables.bundles.c
+        rest = (
+            tuple_(b.created_at, b.number) > after
+        )  # in the order of an index: by number, all of a site would be sorted each time
+        query = self._placed().where(b.site_id.in_(self._mine(site_id)), rest).order_by(b.created_at, b.number)
+        return await self._kept(query.limit(limit))
 
     async def kept_of(self, site_id: str, numbers: Collection[int]) -> list[Kept]:
-        return await self._kept(self._placed(site_id).where(tables.bundles.c.number.in_(numbers)))
+        ours = tables.site_of(tables.bundles).in_(self._mine(site_id))  # by number, not by going through all of a site
+        return await self._kept(self._placed().where(ours, tables.bundles.c.number.in_(numbers)))
 
-    def _placed(self, site_id: str) -> Select[Any]:
-        """Bundles of a site with their places in the log."""
+    def _placed(self) -> Select[Any]:
+        """Bundles with their places in the log; the sites are the caller's to name."""
         b, e = tables.bundles.c, tables.log_entries.c
         same_place = and_(b.key_id == e.key_id, b.epoch == e.epoch, b.seq == e.seq)
         return (
             select(b.number, b.key_id, b.epoch, b.seq, b.body, b.sig, e.year, e.leaf_index.label("index"), b.created_at)
             .select_from(tables.bundles.outerjoin(tables.log_entries, same_place))
-            .where(b.site_id.in_(self._sites & {site_id}), *self._dated(b.created_at))
+            .where(*self._dated(b.created_at))
         )
 
     async def _kept(self, query: Executable) -> list[Kept]:
-        return [Kept(**row) for row in await self._all(query)]
+        return [Kept(*row.values()) for row in await self._all(query)]  # `_placed` names them in this order
 
     async def _all(self, query: Executable, **values: Any) -> list[RowMapping]:
         return await self._database.all(query, values, sites=self._sites)
