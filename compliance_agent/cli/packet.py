@@ -12,6 +12,7 @@ import click
 from compliance_agent.adapters.durable import read_file
 from compliance_agent.cli.common import json_option, print_json, printable, table
 from compliance_agent.cli.intervals import authority, show_times
+from compliance_agent.cli.packet_sample import command as sample_command
 from compliance_agent.cli.verify import spread
 from compliance_agent.errors import BadEvidence
 from compliance_agent.packet.report import Report
@@ -237,3 +238,6 @@ def report(ctx: click.Context, file: Path, out: Path, policy: Path | None, tsa_c
         click.echo(f"{out}: {facts['records']} record(s), {facts['bytes']} bytes, sha256 {facts['sha256']}")
         _name(found)
     ctx.exit(found.exit_status)
+
+
+command.add_command(sample_command)

@@ -23,7 +23,7 @@ from tests.cli.test_status_and_why import _live
 
 PAGE = (Path(__file__).resolve().parent.parent.parent / "docs" / "json.md").read_text("utf-8")
 COMMANDS = Path(cli.__file__).parent
-OTHERS = {"packet.py", "witness.py"}  # documented with their own subjects
+OTHERS = {"packet.py", "packet_sample.py", "witness.py"}  # documented with their own subjects
 BY_NAME = {"counts", "facts", "statistics", "settings", "parameters"}
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?Z")
 
