@@ -4,7 +4,7 @@
 
 It runs in a task of its own, one at a time. `wake` has it deliver what was recorded just now; `turn`, once in an iteration, has it
 go the whole way and waits for that, within bounds. After a failure it rests until the next turn, whatever is recorded meanwhile:
-a server that is down is asked once in an iteration.
+a server that is down is asked once in an iteration. Where the breaker lets a try through before that turn, what waits goes then.
 
 A bundle leaves the line only after the server's verified acknowledgement of it. Trouble is said once when it begins or changes
 and once when it is over. A server that contradicts this host's chain makes it go on in a new epoch, at most once an hour, and
@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import enum
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -37,7 +37,9 @@ log = structlog.get_logger()
 RECONCILE_AT_MOST_EVERY_S = 3_600.0
 CHECKIN_HOLDS_S = 150.0  # so long a round that something recorded asked for does without a check-in of its own
 TROUBLED_S = 1.0  # a turn waits no longer for a server that did not answer the last time; delivery goes on by itself
+SOONEST_AGAIN_S = 0.1
 CONTRADICTED = {"fork", "seq_gap"}
+Later = Callable[[float, Callable[[], None]], asyncio.TimerHandle]
 
 
 class Round(enum.IntEnum):
@@ -81,11 +83,14 @@ class Delivery:
     Args:
         parts: the agent.
         turn_s: seconds that a caller waits for a turn at most; what is not finished then goes on by itself.
+        later: calls something after so many seconds; the event loop's own when not given.
     """
 
-    def __init__(self, parts: Parts, turn_s: float) -> None:
+    def __init__(self, parts: Parts, turn_s: float, later: Later | None = None) -> None:
         self._parts = parts
         self._turn_s = turn_s
+        self._later = later
+        self._timer: asyncio.TimerHandle | None = None  # until the breaker lets a try through
         self._coming: dict[str, bool] = {}  # being recorded; whether it was delivered before that was said
         self._fresh: dict[str, QueuedEvidence] = {}  # recorded just now, and neither delivered nor failed yet
         self._acks: dict[str, bytes] = {}
@@ -177,6 +182,7 @@ class Delivery:
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait({self._task}, timeout=0.5)
+        self._forget_timer()
 
     async def _deliver(self) -> None:
         """Rounds, as long as one is wanted and the last one went well."""
@@ -190,8 +196,38 @@ class Delivery:
             finally:
                 if not went_well:
                     self._resting, self._spent, self._wanted = True, what is Round.SOON, None
+                    self._try_when_let()
                 if self._wanted is None:
                     self._leave_to_the_queue()
+
+    def _try_when_let(self) -> None:
+        """Have what waits tried when the breaker lets a try through; its jitter spreads the hosts of one outage. A wait that the
+        server itself asked for, the same for all of them, ends with a round, whose own jitter does that.
+        """
+        self._forget_timer()
+        client = self._log_client()
+        wait_s = client.let_in_s() if client is not None else None
+        if wait_s is not None and not self._parts.shutdown_event.is_set():
+            later = self._later if self._later is not None else asyncio.get_running_loop().call_later
+            self._timer = later(max(SOONEST_AGAIN_S, wait_s), self._let)
+
+    def _let(self) -> None:
+        """The wait should be over; where it is not, by the agent's own clock, the rest of it comes."""
+        self._timer = None
+        client = self._log_client()
+        if client is None or not self._resting or self._parts.shutdown_event.is_set():
+            return
+        if client.let_in_s():
+            self._try_when_let()
+            return
+        self._resting = False
+        self._checked_in_at = None  # a check-in is what is tried: a bundle that fails makes the whole line wait
+        _ = self._want(Round.SOON)
+
+    def _forget_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     async def _round(self, what: Round) -> bool:
         if not await self._key_is_known() or not await self._check_in(what):

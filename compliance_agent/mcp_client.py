@@ -373,6 +373,14 @@ class MCPClient:
         timeout_s = float(self._config.upload_timeout_sec)
         return await self._transport.request("POST", path, headers=headers, body=body, timeout_s=timeout_s)
 
+    def let_in_s(self) -> float | None:
+        """Seconds until the breaker lets a try through, 0 when it does now; None while it has no say: it is closed, or the server
+        asked to wait for longer.
+        """
+        now = self._clock.monotonic()
+        wait_s = self.breaker.wait_s(now)
+        return None if self.breaker.state(now) == "closed" or self._not_before - now > wait_s else wait_s
+
     async def _guarded(self, exchange: Callable[[], Any], read: Callable[[Any], Any]) -> Any:
         """One exchange under the breaker and the server's `Retry-After`; a refused bundle is not a failure of the server."""
         now = self._clock.monotonic()
