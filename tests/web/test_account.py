@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import AsyncIterator, Iterator
+from io import BytesIO
 from pathlib import Path
 
 import httpx2
 import pytest
+import zxingcpp
+from PIL import Image
 from playwright.sync_api import Browser, expect, sync_playwright
 
 from compliance_agent.server.services import totp
@@ -44,6 +47,12 @@ def code_of(served: Served, secret: str, steps: int = 0) -> str:
     return totp.code_at(base64.b32decode(secret), totp.step_of(served.clock.now) + steps)
 
 
+def read_by_a_phone(picture: bytes) -> str:
+    """What a reader that is not ours finds in the picture."""
+    (found,) = zxingcpp.read_barcodes(Image.open(BytesIO(picture)).convert("L"))
+    return str(found.text)
+
+
 @pytest.mark.browser
 @pytest.mark.xdist_group("browser")
 @MARKS[2]
@@ -56,11 +65,16 @@ def test_setting_up_a_second_factor_and_using_it(own: tuple[Visit, Served], tmp_
     page.get_by_role("link", name="Set up an authenticator app").click()
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Show me the secret").click()
-    address = page.get_by_role("link", name="Open the authenticator app").get_attribute("href") or ""
+    address = page.get_by_role("link", name="open the authenticator app").get_attribute("href") or ""
     assert address.startswith("otpauth://totp/compliance-server:auditor?secret=")
     secret = address.partition("secret=")[2].partition("&")[0]
     assert page.locator(".secret").inner_text().replace(" ", "") == secret
+    assert read_by_a_phone(page.locator(".qr").screenshot()) == address
     findings = axe(page, "secret")
+    page.emulate_media(color_scheme="dark")
+    page.set_viewport_size({"width": 320, "height": 700})
+    assert read_by_a_phone(page.locator(".qr").screenshot()) == address
+    findings += axe(page, "secret, dark")
     page.get_by_label("The code that the app shows now").fill(code_of(served, secret))
     page.get_by_role("button", name="Confirm").click()
     expect(page.locator(".codes li")).to_have_count(10)
