@@ -34,7 +34,7 @@ from compliance_agent.adapters.order_store import OrderStore, Taken
 from compliance_agent.adapters.order_trust_store import OrderTrustStore
 from compliance_agent.adapters.shed_store import ShedStore
 from compliance_agent.api_key_rotation import ApiKeyRotation
-from compliance_agent.baseline import Baseline, parse_signed
+from compliance_agent.baseline import Baseline, load, parse_signed
 from compliance_agent.client_certificate import ClientCertificate
 from compliance_agent.config import AgentConfig
 from compliance_agent.core.pace import Pace
@@ -214,11 +214,29 @@ class ComplianceAgent(Life):
             await self._database.call(lambda: self._state.refuse_older(version))
             await self.adopt_root.take(order, documents, body, sig)
             await self._database.call(lambda: self._state.adopt_baseline(version, sha256, taken.at))
+        self._use_baseline(baseline)
+
+    async def follow_baseline(self, version: str, sha256: str) -> bool:
+        """Go on with a baseline that was ordered, if it is what root's files hold by now; whether it is.
+
+        Raises:
+            ConfigError: the files cannot be used.
+            StorageError: it could not be kept; the former one stands.
+        """
+        config = self.config
+        baseline = await self._database.call(lambda: load(config.baseline_path, signed_by=config.baseline_key_file))
+        if (baseline.version, baseline.sha256) != (version, sha256):
+            return False
+        await self._database.call(lambda: self._state.adopt_baseline(version, sha256, self.clock.now()))
+        self._use_baseline(baseline)
+        return True
+
+    def _use_baseline(self, baseline: Baseline) -> None:
         self.healing_engine.baseline = baseline
         for part in (self.drift_detector, self.evidence_generator):
             part.use_baseline(baseline)
         self._latest = {check: drift for check, drift in self._latest.items() if check in baseline.entries}
-        log.info("baseline.adopted", version=version, sha256=sha256)
+        log.info("baseline.adopted", version=baseline.version, sha256=baseline.sha256)
 
     async def baseline_held(self) -> str | None:
         """Version of the baseline that this host is held to.

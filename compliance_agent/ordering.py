@@ -29,7 +29,7 @@ import structlog
 from compliance_agent.config import AgentConfig
 from compliance_agent.core import orders
 from compliance_agent.core.orders import Order, Refused, Standing
-from compliance_agent.errors import AgentError
+from compliance_agent.errors import AgentError, StorageError
 from compliance_agent.facts import LARGEST_INT, is_timestamp
 from compliance_agent.logs import where
 from compliance_agent.models import BundleKind, DriftResult, Outcome, RemediationResult, Result
@@ -94,6 +94,10 @@ class Parts(Protocol):
         self, version: str, sha256: str, order: bytes, documents: tuple[Sequence[bytes], bytes | None]
     ) -> None:
         """Fetch a signed baseline and take it in place of the present one, whole or not at all; root may want to see the order."""
+        ...
+
+    async def follow_baseline(self, version: str, sha256: str) -> bool:
+        """Go on with this one if it is what root's files hold now; whether it is."""
         ...
 
 
@@ -178,6 +182,9 @@ class Orders:
         self._nonces = Nonces(parts.clock)
         self._root = root
         self._ask_root_at = 0.0
+        self._owed: tuple[str, str] | None = (
+            None  # a baseline that root may have taken, and whose files were not there yet
+        )
         if root is not None:
             self._take_nonce(nonce)
         known = store.open()
@@ -234,8 +241,23 @@ class Orders:
 
     async def _renew_by_root(self) -> None:
         """Before its nonce is old; and where it did not answer, now and then again."""
-        if self._root is not None and self._parts.clock.monotonic() >= self._ask_root_at:
-            self._take_nonce(await asyncio.to_thread(self._root.nonce))
+        if self._root is None or self._parts.clock.monotonic() < self._ask_root_at:
+            return
+        nonce = await asyncio.to_thread(self._root.nonce)
+        self._take_nonce(nonce)
+        if self._owed is not None:
+            await self._follow(self._owed, answered=nonce is not None)
+
+    async def _follow(self, owed: tuple[str, str], *, answered: bool) -> None:
+        """Root that answers has finished what it had begun, so its files say whether it took this one. Else the next cycle asks."""
+        try:
+            if answered and not await self._parts.follow_baseline(*owed):
+                log.warning("baseline.not_taken", version=owed[0], sha256=owed[1])
+            self._owed = None if answered else owed
+        except AgentError as error:
+            log.error("baseline.not_followed", code=error.code, at=where(error))
+        if self._owed is not None:
+            self._ask_root_at = 0.0
 
     # One turn
 
@@ -369,7 +391,14 @@ class Orders:
 
     async def _adopt_baseline(self, order: Order) -> Ended:
         wanted = order.parameters
-        await self._parts.adopt_baseline(wanted["version"], wanted["sha256"], self._doing, self.trust.documents())
+        try:
+            await self._parts.adopt_baseline(wanted["version"], wanted["sha256"], self._doing, self.trust.documents())
+        except AgentError as error:
+            # It may have been taken all the same, and the files follow; the next cycle looks.
+            if isinstance(error, StorageError) or error.code in {"adopt_failed", "adopt_unreachable"}:
+                self._owed, self._ask_root_at = (wanted["version"], wanted["sha256"]), 0.0
+            raise
+        self._owed = None
         return Ended(Outcome.SUCCESS)
 
     # Recording

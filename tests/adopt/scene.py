@@ -23,6 +23,7 @@ from compliance_agent.core.orders import Order
 from compliance_agent.frames import Message
 from compliance_agent.heal.machine import Machine, Ran
 from compliance_agent.heal.service import Answer
+from compliance_agent.heal.trouble import Failed
 from tests import order_keys, order_roots
 from tests.agent_scene import BASELINE
 from tests.order_keys import ANNA, BEN, HOST, Person, signed
@@ -47,6 +48,7 @@ class Here(Machine):
         self.writes: list[str] = []
         self.cut_at = -1
         self.after = False
+        self.full: frozenset[str] = frozenset()
 
     @contextlib.contextmanager
     def _parent(self, path: str) -> Iterator[tuple[int, str]]:
@@ -55,6 +57,8 @@ class Here(Machine):
 
     def write(self, path: str, content: bytes, mode: int, owner: tuple[int, int] | None = None) -> None:
         """Cut off before or after the write that the test names."""
+        if path in self.full:
+            raise Failed("storage_full")
         cut = len(self.writes) == self.cut_at
         self.writes.append(path)
         if cut and not self.after:

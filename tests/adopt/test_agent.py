@@ -68,17 +68,24 @@ class Split(AdoptingHost):
 
 @contextmanager
 def served(scene: Split) -> Iterator[None]:
-    """Root's side, in a thread that ends when nobody asks."""
+    """Root's side, in a thread that serves until the test is done with it, however slow the machine is."""
     path = scene.root / "adopt.sock"
     with closing(socket.socket(socket.AF_UNIX)) as listener:
         listener.bind(str(path))
         listener.listen()
         service = Adopting(scene.machine, TRUST, PERMITS, STATE, scene.clock.now)
-        thread = threading.Thread(target=service.serve, args=(listener, {os.geteuid()}, 1.0), daemon=True)
+        done = threading.Event()
+
+        def serve() -> None:
+            while not done.is_set():
+                service.serve(listener, {os.geteuid()}, 0.1)
+
+        thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         try:
             yield
         finally:
+            done.set()
             thread.join(30)
             path.unlink()
 
@@ -120,6 +127,41 @@ async def test_without_root_it_is_refused_and_everything_else_goes_on(tmp_path: 
     await scene.give(live(scene), scene.signed("check", by=(ANNA, BEN)))
     assert scene.ended()[-1][1] == "success"
     assert scene.held_to() == ("1", "1")
+    await scene.close()
+
+
+async def test_files_that_root_could_not_write_are_followed_at_the_next_cycle(tmp_path: Path) -> None:
+    """The order was taken and its number used up; the agent goes on with the new one as soon as its files are there, not before."""
+    scene = Split(tmp_path)
+    with served(scene):
+        await scene.cycle(scene.agent())
+        scene.machine.full = frozenset({FILE})
+        assert await scene.adopt(live(scene), scene.hold(NEWER)) == ("failed", "adopt_failed")
+        await scene.cycle(live(scene))
+        assert live(scene).drift_detector.baseline.version == "1"
+        scene.machine.full = frozenset()
+        await scene.cycle(live(scene))
+        assert (scene.stands(), scene.held_to()) == (("2", "2"), ("2", "2"))
+        assert live(scene).healing_engine.baseline.version == live(scene).drift_detector.baseline.version == "2"
+        given = json.loads((tmp_path / STATE[1:]).read_bytes())["nonces"][0]["nonce"]
+        assert live(scene).orders.nonce == given
+        await scene.cycle(live(scene), 3)
+        kept = json.loads((tmp_path / STATE[1:]).read_bytes())["nonces"][0]["nonce"]
+        assert kept == given  # it asks no more than it has to
+    await scene.close()
+
+
+async def test_what_root_did_not_take_is_not_followed(tmp_path: Path) -> None:
+    """Nobody answered, and nothing was taken: once root says so, the former one stands and nothing is waited for."""
+    scene = Split(tmp_path)
+    await scene.cycle(scene.agent())
+    assert await scene.adopt(live(scene), scene.hold(NEWER)) == ("failed", "adopt_unreachable")
+    with served(scene):
+        await scene.cycle(live(scene))
+        given = live(scene).orders.nonce
+        await scene.cycle(live(scene), 3)
+        assert live(scene).orders.nonce == given
+    assert (scene.stands(), scene.held_to()) == (("1", "1"), ("1", "1"))
     await scene.close()
 
 
