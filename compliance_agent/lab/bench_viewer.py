@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import re
 import time
@@ -25,6 +26,7 @@ from compliance_agent.lab.viewer_seed import END, Size, made, settings
 from compliance_agent.server.app import create_app
 from compliance_agent.server.opening import utc_now
 from compliance_agent.server.records import BundleQuery
+from compliance_agent.server.runner import COLLECT
 from compliance_agent.server.services.orders import Wanted
 
 NAME, PASSWORD = "bench", "correct horse battery"
@@ -95,6 +97,17 @@ def measure(directory: Path, size: Size, times: int = 40, say: Callable[[str], o
 
 async def _measure(directory: Path, size: Size, times: int, say: Callable[[str], object]) -> list[Asked]:
     say(f"evidence: {directory}")
+    usual = gc.get_threshold()
+    gc.freeze()  # as the server does (runner.py)
+    gc.set_threshold(*COLLECT)
+    try:
+        return await _asked(directory, size, times)
+    finally:
+        gc.set_threshold(*usual)
+        gc.unfreeze()
+
+
+async def _asked(directory: Path, size: Size, times: int) -> list[Asked]:
     await made(directory / "server", size)
     app = create_app(settings(directory / "server"), clock=MovingClock(END), log_clock=utc_now)
     async with app.router.lifespan_context(app):

@@ -18,11 +18,18 @@ def heard(newest: Sequence[Bundle], beats: Sequence[Bundle]) -> list[datetime]:
 
 async def base_of(fleet: Fleet, beats: Sequence[Bundle], start: datetime) -> timeline.Base | None:
     """The heartbeat that the history picture starts from: the last one before its left edge, else the oldest at hand."""
-    if not beats:
-        return None
-    beat = next((beat for beat in beats if present.made_at(beat) <= start), beats[-1])
-    body = await fleet.body(beat)
-    if body is None:
+    beat = beat_of(beats, start)
+    return base_from(beat, await fleet.body(beat)) if beat is not None else None
+
+
+def beat_of(beats: Sequence[Bundle], start: datetime) -> Bundle | None:
+    """That heartbeat."""
+    return next((beat for beat in beats if present.made_at(beat) <= start), beats[-1]) if beats else None
+
+
+def base_from(beat: Bundle, body: bytes | None) -> timeline.Base | None:
+    """What it says, from its bytes; None where these were destroyed."""
+    if not body:
         return None
     states = present.state_rows(document_of(body).get("states"))
     return timeline.Base(present.made_at(beat), {state.check: state.result for state in states})

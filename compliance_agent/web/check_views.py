@@ -37,8 +37,10 @@ async def check(request: Request, key_id: str, check: str) -> Response:
     found = await caller.fleet.evidence_of(BundleQuery(key_id=key_id, check=check, limit=RECORDS))
     rows = [present.bundle_row(bundle) for bundle in found.items]
     newest = await caller.fleet.newest(standing.host, ("heartbeat",), RECORDS * 4)
-    base = await beats.base_of(caller.fleet, newest, timeline.start_of(rows, now))
-    body = await caller.fleet.body(item.remediation) if item.remediation is not None else None
+    beat = beats.beat_of(newest, timeline.start_of(rows, now))
+    bodies = await caller.fleet.bodies([one for one in (beat, item.remediation) if one is not None])
+    base = beats.base_from(beat, bodies.get(beat.number)) if beat is not None else None
+    body = bodies.get(item.remediation.number) if item.remediation is not None else None
     known = words.registry().get(check, {})
     return page(
         request,

@@ -74,7 +74,7 @@ class TurnLine:
 
 def turns_of(
     sites: Iterable[SiteStanding], events: Iterable[Event], since: datetime, most: int
-) -> tuple[list[TurnLine], bool]:
+) -> tuple[list[Event], bool]:
     """The newest changes of verdict and cures that held, of hosts that are not revoked, and whether there are more.
 
     Args:
@@ -99,15 +99,22 @@ def turns_of(
         if _healed(one) or not (old or stood.get(place) == now):
             found.append(one)
         stood[place] = now
-    return [_turn_line(hosts[one.key_id].host, one, since) for one in found[: -most - 1 : -1]], len(found) > most
+    return found[: -most - 1 : -1], len(found) > most
+
+
+def turn_lines(
+    hosts: Mapping[str, Host], events: Iterable[Event], records: Mapping[int, Bundle], since: datetime
+) -> list[TurnLine]:
+    """Changes, worded; one whose record is not there any more is left out."""
+    return [_turn_line(hosts[one.key_id], one, records[one.number], since) for one in events if one.number in records]
 
 
 def _healed(event: Event) -> bool:
     return event.kind == "remediation" and event.outcome == "success"
 
 
-def _turn_line(host: Host, one: Event, since: datetime) -> TurnLine:
-    why = words.reason_sentence(one.check, one.reason) if one.reason else ""
+def _turn_line(host: Host, one: Event, record: Bundle, since: datetime) -> TurnLine:
+    why = words.reason_sentence(one.check, record.reason) if record.reason else ""
     return TurnLine(
         key_id=host.key_id,
         host_id=host.host_id,
@@ -116,7 +123,7 @@ def _turn_line(host: Host, one: Event, since: datetime) -> TurnLine:
         result=None if _healed(one) else one.result,
         outcome=one.outcome,
         sentence=f"It was so: {why}" if why and _healed(one) else why,
-        bundle_id=one.bundle_id,
+        bundle_id=record.bundle_id,
         at=instant(one.created_at) or since,
     )
 

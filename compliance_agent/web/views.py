@@ -79,7 +79,7 @@ async def fleet(request: Request) -> Response:
         waiting=morning.waiting_lines(held, orders, now),
         more_wait=held.more or len(orders) == MOST_WAITING,
         healed=morning.cure_lines(held.hosts, held.healed[:RECENT]),
-        turns=turns,
+        turns=morning.turn_lines(held.hosts, turns, await caller.fleet.named(turns), now - LATELY),
         more_turns=more_turns,
         **_totals(sites),
     )

@@ -237,7 +237,11 @@ async def test_records_without_receipts_are_counted(
     async def two(self: BoundReader) -> dict[str, int]:
         return {host.key_id: 2} if host.site_id in self.sites else {}
 
+    async def lacking(self: BoundReader) -> tuple[frozenset[str], dict[str, int]]:
+        return frozenset(), await two(self)
+
     monkeypatch.setattr(BoundReader, "unlogged", two)
+    monkeypatch.setattr(BoundReader, "lacking", lacking)
     for path in ("/sites/clinic-elm-street", f"/hosts/{host.key_id}"):
         text = (await client.get(path)).text
         assert f">{len(host.bundle_ids) - 2} of {len(host.bundle_ids)}</span>" in text

@@ -266,8 +266,6 @@ class Event(NamedTuple):
     result: str | None
     outcome: str | None
     number: int = 0
-    bundle_id: str = ""
-    reason: str | None = None
     created_at: str = ""
 
 

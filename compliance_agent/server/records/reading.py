@@ -73,6 +73,10 @@ class SiteReader(Keeping, Protocol):
         """Verdicts and cures that arrived since then, by host and check, each in the order of its chain."""
         ...
 
+    async def named(self, numbers: Collection[int]) -> dict[int, Bundle]:
+        """The bundles of these numbers, at most 200."""
+        ...
+
     async def site_rows(self) -> list[Site]:
         """The sites themselves, by id."""
         ...
@@ -167,6 +171,10 @@ class SiteReader(Keeping, Protocol):
 
     async def gapped(self) -> frozenset[str]:
         """Key ids of hosts with an open gap."""
+        ...
+
+    async def lacking(self) -> tuple[frozenset[str], dict[str, int]]:
+        """What `gapped` and `unlogged` say, in one statement."""
         ...
 
     async def gaps(self, key_id: str) -> list[Gap]:

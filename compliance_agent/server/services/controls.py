@@ -7,6 +7,7 @@ said nothing on a day is counted, and counts as unknown; so does a host on which
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ class Cell:
 
     counts: Mapping[str, int]
 
-    @property
+    @functools.cached_property
     def parts(self) -> tuple[tuple[str, int], ...]:
         """(verdict, number), the worst first."""
         return tuple((word, self.counts[word]) for word in WORST if self.counts.get(word))
@@ -83,8 +84,12 @@ class Cube:
         verdicts = self.shown.get((machine.host.key_id, day))
         if verdicts is None:
             return NONE
-        ranks = [_RANKS[verdicts[check]] for check in checks if check in verdicts]
-        return WORST[min(ranks)] if ranks else UNLOOKED
+        lowest = len(WORST)
+        for check in checks:
+            word = verdicts.get(check)
+            if word is not None and _RANKS[word] < lowest:
+                lowest = _RANKS[word]
+        return WORST[lowest] if lowest < len(WORST) else UNLOOKED
 
     def by_day(self, checks: Collection[str], machines: Sequence[Machine]) -> list[Cell]:
         """A cell for each day, of the machines that were enrolled on it."""
@@ -97,8 +102,8 @@ class Cube:
 
 def worst(words: Iterable[str]) -> str:
     """The worst of these verdicts; empty when there is none. A word that is no verdict is unknown."""
-    found = {word if word in WORST else "unknown" for word in words}
-    return next((word for word in WORST if word in found), "")
+    ranks = [_RANKS.get(word, _RANKS["unknown"]) for word in words]
+    return WORST[min(ranks)] if ranks else ""
 
 
 def cell(words: Iterable[str]) -> Cell:

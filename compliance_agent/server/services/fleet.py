@@ -248,7 +248,7 @@ class Fleet:
         tallies: dict[str, list[Tally]] = {}
         for tally in await self._reader.tallies(self._silence.stale_before(now)):
             tallies.setdefault(tally.key_id, []).append(tally)
-        gapped, unlogged = await self._reader.gapped(), await self._reader.unlogged()
+        gapped, unlogged = await self._reader.lacking()
         for host in await self._reader.hosts():
             if host.rotated_to is None:
                 standing = self._counted(host, tallies.get(host.key_id, ()), now, gapped=host.key_id in gapped)
@@ -322,6 +322,11 @@ class Fleet:
         found = await self._reader.bundle(bundle.bundle_id, bundle.key_id)
         return found[1] or None if found else None
 
+    async def bodies(self, bundles: Collection[Bundle]) -> dict[int, bytes]:
+        """The same of several, by number; those that were destroyed are left out."""
+        found = await self._reader.bodies([bundle.number for bundle in bundles]) if bundles else {}
+        return {number: body for number, body in found.items() if body}
+
     async def forks(self, host: HostStanding) -> list[Fork]:
         """Bundles that contradict a host's chain."""
         return await self._reader.forks(host.host.key_id) if host.host.forks else []
@@ -330,6 +335,10 @@ class Fleet:
         """Verdicts and cures that arrived since then, by host and check, each in the order of its chain."""
         return await self._reader.events(since)
 
+    async def named(self, events: Collection[Event]) -> dict[int, Bundle]:
+        """The records of these events, by number."""
+        return await self._reader.named([event.number for event in events]) if events else {}
+
     async def moved(
         self,
         sites: Iterable[SiteStanding],
@@ -337,8 +346,10 @@ class Fleet:
         events: Sequence[Event] | None = None,
     ) -> dict[str, Moved]:
         """What changed at these sites lately, by site id; `events` are those of this time, where they are at hand."""
-        since = self._clock() - last
-        events = await self.events(since) if events is None else events
+        since, sites = self._clock() - last, list(sites)
+        if events is None:
+            alone = self._reader.only(sites[0].site.site_id) if len(sites) == 1 else self._reader
+            events = await alone.events(since)
         hosts = {item.host.key_id: item for site in sites for item in site.hosts}
         totals: dict[str, Moved] = {}
         for (key_id, check), group in itertools.groupby(events, lambda event: (event.key_id, event.check)):
@@ -352,7 +363,7 @@ class Fleet:
         by_host: dict[str, list[CheckVerdict]] = {}
         for verdict in await reader.verdicts():
             by_host.setdefault(verdict.key_id, []).append(verdict)
-        gapped, unlogged = await reader.gapped(), await reader.unlogged()
+        gapped, unlogged = await reader.lacking()
         return [
             replace(
                 self._standing(host, by_host.get(host.key_id, ()), {}, gapped=host.key_id in gapped),

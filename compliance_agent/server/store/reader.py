@@ -8,7 +8,21 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Executable, Select, and_, case, func, not_, or_, select, tuple_, union_all
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Executable,
+    Select,
+    and_,
+    case,
+    func,
+    literal,
+    not_,
+    or_,
+    select,
+    tuple_,
+    union_all,
+)
 from sqlalchemy.engine import RowMapping
 
 from compliance_agent.entries.leaf import bundle_leaf
@@ -74,7 +88,7 @@ class BoundReader(KeepingRows):
         return (column >= rows.text(self._dates.start), column < rows.text(self._dates.stop))
 
     async def events(self, since: datetime) -> list[Event]:
-        wanted = [_bundles[name] for name in Event._fields]
+        wanted = [_bundles[name] for name in Event._fields]  # all of them in the index, which is read and nothing else
         query = (
             select(*wanted)
             .where(
@@ -87,7 +101,14 @@ class BoundReader(KeepingRows):
             )
             .order_by(_bundles.key_id, _bundles.check, _bundles.epoch, _bundles.seq)
         )
-        return [Event(*(row[name] for name in Event._fields)) for row in await self._all(query)]
+        return [Event(*row.values()) for row in await self._all(query)]
+
+    async def named(self, numbers: Collection[int]) -> dict[int, Bundle]:
+        ours = tables.site_of(tables.bundles).in_(self._sites)
+        query = select(*rows.BUNDLE_COLUMNS).where(
+            ours, _bundles.number.in_(numbers), *self._dated(_bundles.created_at)
+        )
+        return {row["number"]: rows.bundle(row) for row in await self._all(query.limit(MOST_ROWS))}
 
     async def site_rows(self) -> list[Site]:
         query = select(tables.sites).where(tables.sites.c.site_id.in_(self._sites)).order_by(tables.sites.c.site_id)
@@ -302,9 +323,7 @@ class BoundReader(KeepingRows):
         alike = (_bundles.key_id, day, _bundles.kind, _bundles.check, _bundles.result, _bundles.outcome)
         query = select(*alike[:1], day.label("day"), *alike[2:], func.count().label("times"), last.label("last"))
         ours = (_bundles.site_id.in_(self._sites), *_made_on(days), *self._dated(_bundles.created_at))
-        return [
-            Said(*(row[name] for name in Said._fields)) for row in await self._all(query.where(*ours).group_by(*alike))
-        ]
+        return [Said(*row.values()) for row in await self._all(query.where(*ours).group_by(*alike))]
 
     async def bodies(self, numbers: Collection[int]) -> dict[int, bytes]:
         query = select(_bundles.number, _bundles.body).where(tables.site_of(tables.bundles).in_(self._sites))
@@ -363,10 +382,20 @@ class BoundReader(KeepingRows):
         return replace(unsaid, check=None, result=None, reason=None, outcome=None, error=None)
 
     async def gapped(self) -> frozenset[str]:
+        return frozenset(row["key_id"] for row in await self._all(self._gapped(tables.gaps.c.key_id)))
+
+    def _gapped(self, *wanted: ColumnElement[Any]) -> Select[Any]:
         c = tables.gaps.c
-        open_gaps = (c.site_id.in_(self._sites), c.closed_at.is_(None), *self._dated(c.seen_at))
-        query = select(c.key_id).distinct().where(*open_gaps)
-        return frozenset(row["key_id"] for row in await self._all(query))
+        return (
+            select(*wanted).distinct().where(c.site_id.in_(self._sites), c.closed_at.is_(None), *self._dated(c.seen_at))
+        )
+
+    async def lacking(self) -> tuple[frozenset[str], dict[str, int]]:
+        gapped = self._gapped(
+            tables.gaps.c.key_id, literal(0).label("count")
+        )  # a host with something unlogged has more
+        found = await self._all(union_all(gapped, *self._unlogged()))
+        return frozenset(row["key_id"] for row in found if not row["count"]), _counted(found)
 
     async def gaps(self, key_id: str) -> list[Gap]:
         table = tables.gaps
@@ -453,6 +482,10 @@ class BoundReader(KeepingRows):
         return Backlog(found["count"], rows.when(oldest[0]["decided_at"]) if oldest else None)
 
     async def unlogged(self) -> dict[str, int]:
+        return _counted(await self._all(union_all(*self._unlogged())))
+
+    def _unlogged(self) -> tuple[Select[Any], Select[Any]]:
+        """Two parts, so that each uses its index."""
         c, shard = tables.log_entries.c, tables.log_shards.c
         count = func.count().label("count")
         ours = (c.site_id.in_(self._sites), c.seq.is_not(None))
@@ -465,10 +498,7 @@ class BoundReader(KeepingRows):
             .where(shard.site_id.in_(self._sites), c.seq.is_not(None), c.leaf_index >= shard.checkpoint_size)
             .group_by(c.key_id)
         )
-        found: dict[str, int] = {}
-        for row in await self._all(union_all(pending, unpublished)):  # two parts, so that each uses its index
-            found[row["key_id"]] = found.get(row["key_id"], 0) + row["count"]
-        return found
+        return pending, unpublished
 
     async def leaves(self, site_id: str, year: int, start: int, stop: int) -> list[bytes]:
         c = tables.log_entries.c
@@ -563,6 +593,15 @@ class BoundReader(KeepingRows):
 
 def _made_on(days: Dates, at: ColumnElement[str] = _bundles.created_at) -> tuple[ColumnElement[bool], ...]:
     return (at >= rows.text(days.start), at < rows.text(days.stop))
+
+
+def _counted(found: Iterable[RowMapping]) -> dict[str, int]:
+    """Sums by key; nothing of a key that has none."""
+    sums: dict[str, int] = {}
+    for row in found:
+        if row["count"]:
+            sums[row["key_id"]] = sums.get(row["key_id"], 0) + row["count"]
+    return sums
 
 
 def _no_heartbeats(query: BundleQuery) -> bool:
