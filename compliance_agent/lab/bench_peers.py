@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ PEERS = (
 )  # fmt: skip
 TREE = Path(__file__).resolve().parents[2]
 PYTHON = "/usr/lib/compliance-agent/bin/python3"
+DURABLE, CURES = "srv/durable", 30  # a part of the host's tree that syncs, unlike the rest of it; cures of each kind
 IDLE_S, SHORTEST_S = 130.0, 120.0  # in less than two cycles of a minute nothing may have been done at all
 _INSTALL = """
 set -e
@@ -36,6 +37,7 @@ apt-get install -y -qq --no-install-recommends PACKAGES
 rm -f /usr/sbin/policy-rc.d /etc/apt/sources.list /etc/apt/sources.list.d/* /var/cache/apt/archives/*.deb
 rm -rf /var/lib/apt/lists/*
 """
+HEALED_WITHIN_S = {"file": 0.025, "ruleset": 0.025, "service": 0.1}
 Row = tuple[str, float, str, str, bool | None]  # name, value, unit, goal, whether it holds
 
 
@@ -61,10 +63,17 @@ def _inside(scratch: Path, found: Path, idle_s: float) -> int:
     agent = install.agent(install.package(TREE, scratch), base, scratch)
     machine = Machine("bench", (agent, clinic, peers, base), scratch)
     machine.mount()
+    durable = scratch / "durable"
+    for directory in (durable, machine.root / DURABLE):
+        directory.mkdir(parents=True)
+    subprocess.run(("mount", "--bind", str(durable), str(machine.root / DURABLE)), check=True, timeout=20)
     machine.boot()
     place = f"/root/{found.name}"
+    machine.must(f"{PYTHON} -I -m compliance_agent.lab.bench_heal {place} /{DURABLE} {CURES}", timeout_s=100.0 * CURES)
+    healed = json.loads((machine.root / place[1:]).read_text("ascii"))
     machine.must(f"{PYTHON} -I -m compliance_agent.lab.bench_probe {place} {idle_s:g}", timeout_s=800 + 3 * idle_s)
-    shutil.copy(machine.root / place[1:], found)
+    figures = json.loads((machine.root / place[1:]).read_text("ascii"))
+    found.write_text(json.dumps({**figures, "healed_s": healed}), "ascii")
     return 0
 
 
@@ -109,6 +118,7 @@ def rows(seen: Mapping[str, Any]) -> list[Row]:
         ("the ruleset, ours, CPU", seen["ruleset_s"] * 1e3, "ms", "", None),
         _most("P5: / nft by asyncio", seen["ruleset_s"] / seen["nft_s"], 0.2),
         _most("P5: unchanged / nft by asyncio", seen["ruleset_same_s"] / seen["nft_s"], 1 / 500),
+        *_healed(seen["healed_s"]),
         *_idle(seen["idle"]),
         ("upload of 2 KB on a kept connection, ours, CPU", seen["upload_s"] * 1e3, "ms", "", None),
         _most("P11: / httpx on a kept connection", seen["upload_s"] / seen["httpx_s"], 0.3),
@@ -116,6 +126,18 @@ def rows(seen: Mapping[str, Any]) -> list[Row]:
         _most("P12: / import of aiohttp, pydantic and cryptography", seen["import_s"] / seen["peer_import_s"], 0.35),
         _most("P12: --help / python3 -c pass", seen["help_s"] / seen["python_s"], 3),
     ]
+    return made
+
+
+def _healed(healed: Mapping[str, Sequence[float]]) -> list[Row]:
+    """P7, of as many cures as there were; 19 of 20 took at most what p95 says."""
+    made: list[Row] = []
+    for kind, seconds in healed.items():
+        spent = sorted(seconds)
+        middle, most = spent[(len(spent) - 1) // 2], spent[-(-95 * len(spent) // 100) - 1]
+        goal_s = HEALED_WITHIN_S[kind]
+        made.append((f"P7: drift to cure, durable, {kind}, p50 of {len(spent)}", middle * 1e3, "ms", "", None))
+        made.append((f"P7: the same, {kind}, p95", most * 1e3, "ms", f"{goal_s * 1e3:g} ms", most <= goal_s))
     return made
 
 

@@ -19,7 +19,7 @@ def seen(**more: Any) -> dict[str, Any]:
         "verdicts": {"firewall": "pass"},
         "units_s": 0.001, "systemctl_s": 0.1, "ruleset_s": 0.001,
         "ruleset_same_s": 0.000009, "nft_s": 0.005, "upload_s": 0.0001, "httpx_s": 0.0005,
-        "python_s": 0.01, "import_s": 0.05, "help_s": 0.031, "peer_import_s": 0.2, "idle": {}, **more,
+        "python_s": 0.01, "import_s": 0.05, "help_s": 0.031, "peer_import_s": 0.2, "idle": {}, "healed_s": {}, **more,
     }  # fmt: skip
 
 
@@ -65,3 +65,14 @@ def test_figures_as_one_json_object(monkeypatch: pytest.MonkeyPatch) -> None:
     done = CliRunner().invoke(bench.main, ["agent", "--json"])
     figures = json.loads(done.output)["agent"]
     assert {"name": "P1: ours / monit's W1", "value": 0.75, "unit": "x", "limit": "0.75 x", "holds": True} in figures
+
+
+def test_cures_are_held_to_the_time_that_19_of_20_take() -> None:
+    quick, slow = [0.02] * 19, [0.02] * 18
+    assert verdicts(seen(healed_s={"file": [*quick, 30.0]}))["P7"] is True
+    assert verdicts(seen(healed_s={"file": [*slow, 30.0, 30.0]}))["P7"] is False
+    assert verdicts(seen(healed_s={"service": [0.1]}))["P7"] is True
+    assert verdicts(seen(healed_s={"ruleset": [0.1]}))["P7"] is False
+    assert [
+        value for name, value, *_ in bench_peers.rows(seen(healed_s={"file": [0.001, 0.002, 0.003]})) if "p50" in name
+    ] == [2.0]
