@@ -55,6 +55,7 @@ LEASE_S = 1 if FREEZE_S < 30 else 10
 ROUNDS = int(os.environ.get("REPLICA_ROUNDS", "3"))
 KILLS = int(os.environ.get("REPLICA_KILLS", "8"))
 UP_S = 40.0
+SETTLED_S = 5.0
 SITE = "clinic-1"
 
 
@@ -130,6 +131,15 @@ class Pair:
         except urllib.error.HTTPError as error:
             return [reason["code"] for reason in json.loads(error.read())["reasons"]]
 
+    def unready(self) -> list[str]:
+        """Why some replica is not ready, and does not become it: what ends by itself does at its next look, two seconds later."""
+        until = time.monotonic() + SETTLED_S
+        while True:
+            found = [f"not ready: {reason}" for one in self.replicas.values() for reason in self.ready(one)]
+            if not found or time.monotonic() > until:
+                return found
+            time.sleep(0.1)
+
     def fork(self, host: FakeHost) -> None:
         """A host contradicts itself, which people are told once."""
         first = host.next()
@@ -144,7 +154,7 @@ class Pair:
 
     def judged(self, acknowledged: dict[Place, str]) -> list[str]:
         wrong = [word for word in wrongs(self.database.ask, acknowledged) if not word.startswith("forks")]
-        wrong += [f"not ready: {reason}" for one in self.replicas.values() for reason in self.ready(one)]
+        wrong += self.unready()
         named = stage.environment(MSP_SERVER_DATABASE=self.database.server.address(NAME).url)
         for name in ("a", "b"):
             fsck = stage.command("server", "fsck", "--data-dir", self.root / name, env=named)
