@@ -72,7 +72,7 @@ class RealHost:
     ) -> None:
         self._offload = Offload()
         self._programs = Programs(self._offload, directories)
-        self._systemd = Systemd(self._programs, booted)
+        self._systemd = Systemd(self._programs, booted, self._offload)
         self._digests = digests if digests is not None else FileDigests()
         self._ruleset = ruleset if ruleset is not None else KeptRuleset()
         self._file_timeout_s = file_timeout_s

@@ -1,4 +1,4 @@
-"""systemd through `systemctl`: states of units in one question, and actions on one unit."""
+"""systemd: states of units in one question over its bus, or by `systemctl` where the bus gives none; actions by `systemctl`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compliance_agent.adapters.execute import Programs
+from compliance_agent.adapters.offload import Offload
+from compliance_agent.adapters.unit_bus import UnitBus
 from compliance_agent.errors import CannotTell, StepFailed
 from compliance_agent.ports import UNIT_VERBS, UnitState
 
@@ -20,9 +22,11 @@ PROPERTIES = ("Id", "LoadState", "ActiveState", "SubState", "UnitFileState", "Tr
 class Systemd:
     """The service manager of this host. `booted` is the directory that says there is one."""
 
-    def __init__(self, programs: Programs, booted: Path = BOOTED) -> None:
+    def __init__(self, programs: Programs, booted: Path = BOOTED, offload: Offload | None = None) -> None:
         self._programs = programs
         self._booted = booted
+        self._offload = offload if offload is not None else Offload()
+        self._bus = UnitBus(booted.parent.parent)
 
     async def units(self, names: Sequence[str], *, timeout_s: float = 10.0) -> dict[str, UnitState]:
         """States of all these units.
@@ -35,11 +39,27 @@ class Systemd:
             check_unit_name(name)
         if not names:
             return {}
+        states = await self._by_bus(names, timeout_s)
+        if states is not None:
+            return dict(zip(names, states, strict=True))
         argv = ("systemctl", "show", "--no-pager", f"--property={','.join(PROPERTIES)}", "--", *names)
         ran = await self._programs.run(argv, timeout_s=timeout_s)
         if ran.exit_status != 0:
             raise self._no_answer(f"systemctl show: exit status {ran.exit_status}")
         return dict(zip(names, parse_show(ran.text, len(names)), strict=True))
+
+    async def _by_bus(self, names: Sequence[str], timeout_s: float) -> list[UnitState] | None:
+        """None where nobody can be asked over the bus, or the answer has another form; `systemctl` then finds a way or says why.
+
+        Raises:
+            CannotTell: `timed_out`: the manager took the question and says nothing. So it would to `systemctl`.
+        """
+        try:
+            return await self._offload.call("manager:", timeout_s, lambda: self._bus.states(names, timeout_s))
+        except TimeoutError as error:
+            raise CannotTell("timed_out", f"the service manager: no answer within {timeout_s} s") from error
+        except (OSError, EOFError, ValueError):
+            return None
 
     async def act(self, verb: str, name: str, *, timeout_s: float = 90.0) -> None:
         """One action on one unit, until the manager is done with it.

@@ -1,7 +1,7 @@
-"""The little of the D-Bus protocol that listening takes: calls with plain arguments, and the heads of what comes back (pure).
+"""The little of the D-Bus protocol that listening to the service manager and asking it takes (pure).
 
-Bodies are not read: a signal's path and member say which unit has changed, and the check asks for the rest itself. Whatever breaks
-the form is `ValueError`, and the connection is given up.
+Of a signal only the head is read: its path and member say which unit has changed. Of answers two forms are read: a property, and
+the rows of ListUnitsByNames. Whatever breaks the form is `ValueError`, and the connection is given up.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ MOST_BYTES = 1 << 20  # longest message taken; the protocol allows far longer on
 _PATH, _INTERFACE, _MEMBER, _ERROR_NAME, _REPLY_SERIAL, _DESTINATION, _SENDER, _SIGNATURE = range(1, 9)
 _FIXED = 16
 _TEXT = {"s", "o"}
+_SIGNATURES: dict[type, str] = {str: "s", int: "u", tuple: "as"}
+Argument = str | int | tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Message:
     type: int
     fields: dict[int, str] = field(default_factory=dict)
     answers: int = 0
+    body: bytes = b""
+    order: str = "<"
 
     @property
     def path(self) -> str:
@@ -35,13 +39,18 @@ class Message:
         return self.fields.get(_MEMBER, "")
 
     @property
+    def signature(self) -> str:
+        """Types of its body."""
+        return self.fields.get(_SIGNATURE, "")
+
+    @property
     def error(self) -> str:
         """The name of the error, of an error."""
         return self.fields.get(_ERROR_NAME, "")
 
 
-def call(serial: int, destination: str, path: str, interface: str, member: str, *arguments: str | int) -> bytes:
-    """A method call with these texts and numbers as arguments."""
+def call(serial: int, destination: str, path: str, interface: str, member: str, *arguments: Argument) -> bytes:
+    """A method call with these texts, numbers and lists of texts as arguments."""
     fields = [
         (_PATH, "o", path),
         (_INTERFACE, "s", interface),
@@ -58,7 +67,7 @@ def call(serial: int, destination: str, path: str, interface: str, member: str, 
         _add(body, argument)
     if arguments:
         _pad(head, 8)
-        signature = "".join("u" if isinstance(argument, int) else "s" for argument in arguments)
+        signature = "".join(_SIGNATURES[type(argument)] for argument in arguments)
         head += bytes([_SIGNATURE, 1]) + b"g\0" + bytes([len(signature)]) + signature.encode() + b"\0"
     message = bytearray(struct.pack("<cBBBIII", b"l", CALL, 0, 1, len(body), serial, len(head))) + head
     _pad(message, 8)
@@ -105,6 +114,7 @@ def read(message: bytes) -> Message:
                 answers = value if code == _REPLY_SERIAL else answers
                 at += 4
             elif signature == "g":
+                fields[code] = message[at + 1 : at + 1 + message[at]].decode("ascii")
                 at += 2 + message[at]
             else:
                 raise ValueError("a field of a type that no head has")
@@ -112,7 +122,79 @@ def read(message: bytes) -> Message:
         raise ValueError("a D-Bus message that is cut short") from error
     if at > end:
         raise ValueError("a D-Bus message that is cut short")
-    return Message(message[1], fields, answers)
+    return Message(message[1], fields, answers, message[(end + 7) // 8 * 8 :], order)
+
+
+def property_of(answer: Message) -> str | tuple[str, ...]:
+    """The value of a property that is a text or a list of texts, from the answer to `Properties.Get`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    body = _Body(answer)
+    kind = body.take(body.body[0] + 2)[1:-1] if body.body else b""
+    if answer.signature != "v" or kind not in {b"s", b"as"}:
+        raise ValueError("not a property of texts")
+    return body.text() if kind == b"s" else body.texts()
+
+
+def unit_rows(answer: Message) -> list[tuple[str, str, str, str]]:
+    """Id, load, active and sub state of each unit, from the answer to `ListUnitsByNames`.
+
+    Raises:
+        ValueError: another form.
+    """
+    if answer.signature != "a(ssssssouso)":
+        raise ValueError("not rows of units")
+    body, rows = _Body(answer), list[tuple[str, str, str, str]]()
+    end = body.number() + (body.at + 7) // 8 * 8
+    while body.at < end:
+        body.align(8)
+        name, _, load, active, sub, _, _ = (body.text() for _ in range(7))
+        body.number()
+        body.text()
+        body.text()
+        rows.append((name, load, active, sub))
+    if body.at != end:
+        raise ValueError("rows of units that do not end where they should")
+    return rows
+
+
+class _Body:
+    """Reads values one after the other.
+
+    Raises:
+        ValueError: from any of its methods, where the body ends before the value.
+    """
+
+    def __init__(self, message: Message) -> None:
+        self.body, self.at = message.body, 0
+        self._order = message.order
+
+    def align(self, to: int) -> None:
+        self.at = (self.at + to - 1) // to * to
+
+    def take(self, size: int) -> bytes:
+        if self.at + size > len(self.body):
+            raise ValueError("a D-Bus message that is cut short")
+        self.at += size
+        return self.body[self.at - size : self.at]
+
+    def number(self) -> int:
+        self.align(4)
+        return int(struct.unpack(f"{self._order}I", self.take(4))[0])
+
+    def text(self) -> str:
+        raw = self.take(self.number() + 1)
+        if raw.find(b"\0") != len(raw) - 1:
+            raise ValueError("a text that does not end where it should")
+        return raw[:-1].decode()
+
+    def texts(self) -> tuple[str, ...]:
+        end, found = self.number() + self.at, list[str]()
+        while self.at < end:
+            found.append(self.text())
+        return tuple(found)
 
 
 def object_path(unit: str) -> str:
@@ -132,10 +214,15 @@ def _pad(buffer: bytearray, to: int) -> None:
     buffer += bytes(-len(buffer) % to)
 
 
-def _add(buffer: bytearray, value: str | int) -> None:
+def _add(buffer: bytearray, value: Argument) -> None:
     _pad(buffer, 4)
     if isinstance(value, int):
         buffer += struct.pack("<I", value)
+    elif isinstance(value, tuple):
+        items = bytearray()
+        for item in value:
+            _add(items, item)
+        buffer += struct.pack("<I", len(items)) + items
     else:
         raw = value.encode()
         buffer += struct.pack("<I", len(raw)) + raw + b"\0"

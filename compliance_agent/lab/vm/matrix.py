@@ -106,11 +106,10 @@ _CRON = "systemctl is-active cron && systemctl is-enabled cron"
 _NO_CRON = "! systemctl is-active cron && ! systemctl is-enabled cron"
 # So that the agent sees all of it or nothing.
 _AT_ONCE = "kill -{} $(systemctl show -p MainPID --value compliance-agent)"
-# Holds the look after the cure, once the cure's own start of the unit has returned.
+# Holds the cure once the manager has done what it was asked for last, before the agent is told so.
 # What the service manager wrote is on the disk before the power goes: otherwise what is left depends on how many seconds it took.
-_BEFORE_RECORD = """case "$*" in *show*vsftpd*) [ ! -e /run/lab-acted ] || { sync; /usr/local/sbin/lab-hold; } ;; esac
-$real "$@"; status=$?
-case "$*" in *start*cron*) touch /run/lab-acted ;; esac
+_BEFORE_RECORD = """$real "$@"; status=$?
+case "$*" in *start*cron*) sync; /usr/local/sbin/lab-hold ;; esac
 exit $status"""
 # Everything recorded so far has the log's receipt beside it.
 _DELIVERED = """cd /var/lib/compliance-agent/evidence

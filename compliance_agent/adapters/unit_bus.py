@@ -1,0 +1,213 @@
+"""States of units, asked of the service manager itself over a connection that is kept; no program is started.
+
+One write, one answer to each question in it: ListUnitsByNames for all of them, and two properties of each that it lacks. Root asks
+over the manager's own socket, others over the system's message bus. Whatever is not as it should be ends the connection and is an
+error: the caller then asks by `systemctl`, unless there was a manager that only said nothing. Blocks.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from compliance_agent.adapters.events import dbus_wire
+from compliance_agent.adapters.events.dbus_wire import object_path, property_of, unit_rows
+from compliance_agent.ports import UnitState
+
+ANSWER_S = 10.0
+MOST_AT_ONCE = 64  # so that neither side's buffer is full before the other reads
+MOST_BYTES = 1 << 22  # of answers to one write
+MOST_REMEMBERED = 4096
+_BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+_NAME = "org.freedesktop.systemd1"
+_MANAGER = (_NAME, "/org/freedesktop/systemd1", f"{_NAME}.Manager")
+_PROPERTIES, _UNIT = "org.freedesktop.DBus.Properties", f"{_NAME}.Unit"
+
+
+class UnitBus:
+    """One connection, made when it is first needed.
+
+    Args:
+        run: the directory that has `systemd/private` and `dbus/system_bus_socket`.
+    """
+
+    def __init__(self, run: Path = Path("/run")) -> None:
+        self._run = run
+        self._socket: socket.socket | None = None
+        self._one = threading.Lock()  # question at a time
+        self._requests: dict[tuple[str, ...], bytes] = {}
+        self._parsed: dict[bytes, Any] = {}
+
+    def states(self, names: Sequence[str], within_s: float = ANSWER_S) -> list[UnitState]:
+        """One for each name, in their order.
+
+        Args:
+            names: full names of units.
+            within_s: seconds until it gives up, waiting for questions of others included.
+
+        Raises:
+            TimeoutError: somebody took the question and has not answered.
+            OSError, EOFError: there is nobody to ask.
+            ValueError: not the answer that was asked for.
+        """
+        until = time.monotonic() + within_s
+        if not self._one.acquire(timeout=within_s):
+            raise TimeoutError("another question to the service manager has not been answered yet")
+        try:
+            found: list[UnitState] = []
+            for at in range(0, len(names), MOST_AT_ONCE):
+                found += self._kept_or_new(tuple(names[at : at + MOST_AT_ONCE]), until)
+            return found
+        finally:
+            self._one.release()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection; the next question makes another."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _kept_or_new(self, names: tuple[str, ...], until: float) -> list[UnitState]:
+        kept = self._socket is not None
+        try:
+            return self._asked(names, until)
+        except (ConnectionError, EOFError):
+            if not kept:
+                raise
+        return self._asked(names, until)  # the manager ends connections when it is started anew
+
+    def _asked(self, names: tuple[str, ...], until: float) -> list[UnitState]:
+        try:
+            if self._socket is None:
+                self._socket = self._connected(until)
+            request = self._requests.get(names)
+            if request is None:
+                self._requests = {names: _request(names)} if len(self._requests) > 16 else self._requests
+                request = self._requests[names] = _request(names)
+            self._socket.settimeout(_left(until))
+            self._socket.sendall(request)
+            return self._read(self._socket, names, until)
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self, connection: socket.socket, names: tuple[str, ...], until: float) -> list[UnitState]:
+        answers = self._answers(connection, 1 + 2 * len(names), until)
+        rows = answers[1]
+        if len(rows) != len(names):
+            raise ValueError("another number of units than was asked for")
+        states = []
+        for number, (_, load, active, sub) in enumerate(rows):
+            enabled, triggers = answers[2 + 2 * number], answers[3 + 2 * number]
+            if not (load and active and sub and isinstance(enabled, str) and isinstance(triggers, tuple)):
+                raise ValueError("a state is missing")
+            states.append(UnitState(load, active, sub, enabled, tuple(sorted(triggers))))
+        return states
+
+    def _answers(self, connection: socket.socket, count: int, until: float) -> dict[int, Any]:
+        """What each of the questions 1 to `count` was answered."""
+        found: dict[int, Any] = {}
+        raw = bytearray()
+        while len(found) < count:
+            connection.settimeout(_left(until))
+            piece = connection.recv(1 << 18)
+            if not piece:
+                raise EOFError("the service manager ended the connection")
+            raw += piece
+            if len(raw) > MOST_BYTES:
+                raise ValueError("the service manager's answer is too long")
+            at = 0
+            while len(raw) - at >= 16:
+                whole = dbus_wire.length(bytes(raw[at : at + 16]))
+                if len(raw) - at < whole:
+                    break
+                serial, value = self._meant(bytes(raw[at : at + whole]))
+                at += whole
+                if serial in found or serial > count:
+                    raise ValueError("an answer to no question")
+                if serial:
+                    found[serial] = value
+            del raw[:at]
+        return found
+
+    def _meant(self, message: bytes) -> tuple[int, Any]:
+        """Which question a message answers, 0 for none, and what it says. The same bytes say the same; only the sender's
+        own number (bytes 8 to 11) is another each time.
+        """
+        key = message[:8] + message[12:]
+        known = self._parsed.get(key)
+        if known is None:
+            read = dbus_wire.read(message)
+            if read.type == dbus_wire.ERROR:
+                raise ValueError(f"the service manager refused: {read.error}")
+            if read.type != dbus_wire.REPLY:
+                return 0, None
+            value = unit_rows(read) if read.answers == 1 else property_of(read)
+            if len(self._parsed) >= MOST_REMEMBERED:
+                self._parsed = {}
+            known = self._parsed[key] = (read.answers, value)
+        return known
+
+    def _connected(self, until: float) -> socket.socket:
+        """A connection past its authentication."""
+        private = self._run / "systemd" / "private"
+        direct = os.geteuid() == 0 and private.exists()
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            made.settimeout(_left(until))
+            made.connect(str(private if direct else self._run / "dbus" / "system_bus_socket"))
+            made.sendall(b"\0AUTH EXTERNAL " + str(os.geteuid()).encode().hex().encode() + b"\r\n")
+            said = bytearray()
+            while not said.endswith(b"\r\n"):
+                piece = made.recv(1)  # no more than the line: what follows is messages
+                if not piece or len(said) > 200:
+                    raise ConnectionError("the message bus ended the connection")
+                said += piece
+            if not said.startswith(b"OK "):
+                raise PermissionError("the message bus does not let this user in")
+            made.sendall(b"BEGIN\r\n")
+            if not direct:
+                made.sendall(dbus_wire.call(1, *_BUS, "Hello"))
+                self._hello(made)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def _hello(self, connection: socket.socket) -> None:
+        """Take the answer to it, and nothing after it."""
+        head = _exactly(connection, 16)
+        read = dbus_wire.read(head + _exactly(connection, dbus_wire.length(head) - 16))
+        if read.type != dbus_wire.REPLY or read.answers != 1:
+            raise ValueError("the message bus did not greet")
+
+
+def _left(until: float) -> float:
+    left = until - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("the service manager did not answer in time")
+    return left
+
+
+def _exactly(connection: socket.socket, size: int) -> bytes:
+    piece = connection.recv(size, socket.MSG_WAITALL)
+    if len(piece) < size:
+        raise EOFError("the message bus ended the connection")
+    return piece
+
+
+def _request(names: tuple[str, ...]) -> bytes:
+    """Every question about these, numbered from 1."""
+    calls = [dbus_wire.call(1, *_MANAGER, "ListUnitsByNames", names)]
+    for number, name in enumerate(names):
+        for serial, wanted in ((2 + 2 * number, "UnitFileState"), (3 + 2 * number, "TriggeredBy")):
+            calls.append(dbus_wire.call(serial, _NAME, object_path(name), _PROPERTIES, "Get", _UNIT, wanted))
+    return b"".join(calls)
