@@ -78,6 +78,7 @@ def pictures(served: Served) -> dict[str, str]:
         "controls-proposed": f"{site}/controls?rule=proposed",
         "bundle": f"/bundles/{healed.cures['firewall']}",
         "proof": f"/bundles/{healed.cures['firewall']}?proof=1",
+        "sample": f"{site}/sample?seed=audit-2026&number=8&control=164.312(b)",
         "log": f"{site}/log",
         "verify": "/verify",
         "orders": "/orders",

@@ -65,6 +65,12 @@ PAGES: Mapping[str, Sequence[str]] = {
         "?key={key_id}&citation=164.312(b)",
     ),
     "/sites/{site_id}/packets": ("",),
+    "/sites/{site_id}/sample": (
+        "",
+        "?seed=bench&from=2026-10-29&to=2026-11-27&control=164.312(b)",
+        "?seed=bench&from=2026-10-01&to=2026-11-27&number=60",
+    ),
+    "/sites/{site_id}/sample.csv": ("?seed=bench&from=2026-11-10&to=2026-11-27&number=10",),
     "/account": ("",),
     "/orders": ("",),
     "/orders/{order_id}": ("",),

@@ -149,6 +149,7 @@ def _mount_viewer(app: FastAPI) -> None:
         federated,
         log_views,
         packets,
+        samples,
         search,
         streams,
         views,
@@ -166,6 +167,7 @@ def _mount_viewer(app: FastAPI) -> None:
     app.state.streams = streams.Streams()
     app.include_router(streams.router)
     app.include_router(packets.router)
+    app.include_router(samples.router)
     views.mount_static(app)
 
 

@@ -39,6 +39,7 @@ from compliance_agent.server.services.pruning import Pruning
 from compliance_agent.server.services.receipts import Receipts
 from compliance_agent.server.services.retention import Holds
 from compliance_agent.server.services.rotation import Rotations
+from compliance_agent.server.services.sampling import Sampling
 from compliance_agent.server.services.tracing import Tracing
 from compliance_agent.server.services.users import Users
 from compliance_agent.server.services.verification import Verifier
@@ -136,6 +137,10 @@ class Services:
     def prover(self, reader: SiteReader) -> Prover:
         """Proofs of the records that `reader` sees."""
         return Prover(reader, self.log_files, self.log_keys, self.policy)
+
+    def sampling(self, reader: SiteReader) -> Sampling:
+        """Samples of the sites that `reader` sees."""
+        return Sampling(reader, self.log_files, self.log_keys)
 
     def controls(self, reader: SiteReader) -> Controls:
         """What the hosts that `reader` sees showed, day by day."""

@@ -509,6 +509,8 @@ CASES: Mapping[str, Case] = {
     "GET /sites/{site_id}/controls": hidden("?host={key_id}", "?by=host"),
     "GET /sites/{site_id}/controls.csv": hidden("?by=host"),
     "GET /sites/{site_id}/packets": hidden(),
+    "GET /sites/{site_id}/sample": hidden("?seed=s", "?seed=s&from=2026-11-01&to=2026-11-22"),
+    "GET /sites/{site_id}/sample.csv": hidden("?seed=s&from=2026-11-01&to=2026-11-22"),
     "POST /sites/{site_id}/packets": acted(),
     "GET /packets/{job_id}": hidden(),
     "POST /packets/{job_id}/remove": acted(),

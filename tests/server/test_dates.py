@@ -144,7 +144,7 @@ ARGUMENTS: Mapping[str, Any] = {
     "order_id": "0" * 32, "since": START - timedelta(days=9), "query": BundleQuery(), "bundle_ids": [], "kinds": ["drift"],
     "days": SPAN, "check": "time_sync", "reason": "daemon_down", "key_ids": [], "stale_before": START, "error": "approval_required",
     "number": 0, "name": "packet.zip", "job_id": "0" * 32,
-    "at_most": 9,
+    "at_most": 9, "wanted": {TODAY: ["k"]},
 }  # fmt: skip
 WITHOUT_DATES = {
     "site_rows": "names of sites", "shards": "the log is whole", "leaves": "the log is whole", "any_pending": "the log is whole",
@@ -187,6 +187,7 @@ async def undated(server: Server, chain: tuple[FakeHost, list[Signed]]) -> set[s
         noting = Noting(store.database)
         method = getattr(BoundReader(noting, {"clinic-1"}, SPAN), name)  # type: ignore[arg-type]
         given = {**ARGUMENTS, "key_id": bundle.key_id, "bundle_id": ids[0], "bundle": bundle, "bundle_ids": ids}
+        given["after"] = ("", 0) if name == "kept" else 0
         await method(**{key: given[key] for key in inspect.signature(method).parameters if key in given})
         assert noting.asked, name
         if any(not bounded.search(sql) for sql in noting.asked):

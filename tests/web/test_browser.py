@@ -42,6 +42,8 @@ def paths(served: Served) -> list[str]:
         f"/bundles/{host.cures['patching']}",
         "/sites/clinic-elm-street/controls",
         "/sites/clinic-elm-street/controls?by=host&rule=proposed",
+        "/sites/clinic-elm-street/sample",
+        "/sites/clinic-elm-street/sample?seed=audit&number=9&control=164.312(b)",
         "/evidence",
         "/evidence?check=no-such",
         "/account",

@@ -23,6 +23,7 @@ from compliance_agent.web import (
     log_views,
     packets,
     rendering,
+    samples,
     search,
     table_files,
     views,
@@ -134,11 +135,19 @@ def every_address(served: Served) -> list[str]:
         "job_id": JOB,
         "check": "firewall",
     }
-    modules = (views, check_views, log_views, account, controls, search, packets)
+    modules = (views, check_views, log_views, account, controls, search, packets, samples)
     routes = [route for module in modules for route in module.router.routes if isinstance(route, APIRoute)]
     paths = [route.path.format(**ids) for route in routes if "GET" in (route.methods or ())]
     site, heartbeat = f"/sites/{host.site_id}/controls", f"/bundles/{host.bundle_ids[0]}"
-    more = [f"{site}?by=host", f"{site}?rule=proposed", f"{site}.csv?by=host", f"{site}.csv?rule=proposed", heartbeat]
+    drawn = f"/sites/{host.site_id}/sample?seed=audit"
+    more = [
+        drawn,
+        f"{site}?by=host",
+        f"{site}?rule=proposed",
+        f"{site}.csv?by=host",
+        f"{site}.csv?rule=proposed",
+        heartbeat,
+    ]
     return [*paths, *more, f"/bundles/{ids['bundle_id']}?proof=1", "/evidence?check=firewall"]
 
 
@@ -171,6 +180,10 @@ async def test_what_is_asked_for_is_escaped_too(client: httpx.AsyncClient, serve
         "by",
         "rule",
         "next",
+        "control",
+        "seed",
+        "number",
+        "size",
     )
     for path in every_address(served):
         answer = await client.get(path.partition("?")[0], params=dict.fromkeys(names, XSS))
@@ -207,6 +220,15 @@ async def test_no_cell_of_a_file_is_a_formula(
     text = (await client.get(f"/sites/clinic-elm-street/controls.csv?{query}")).text
     assert formulas(text) == []
     assert ("canary" in text) is ("by=host" in query), "the label of a host stands in the file of hosts"
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+async def test_no_cell_of_a_sample_is_a_formula(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, formula: str
+) -> None:
+    poison(monkeypatch, formula)
+    text = (await client.get("/sites/clinic-elm-street/sample.csv?seed=audit")).text
+    assert formulas(text) == [] and "canary" in text
 
 
 async def test_a_formula_is_seen_where_nothing_is_done_about_it(

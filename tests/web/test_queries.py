@@ -13,7 +13,18 @@ from compliance_agent.lab import bench
 from compliance_agent.lab.bench_viewer import MOST_QUERIES, PAGES, measure
 from compliance_agent.lab.viewer_seed import Size, kept
 from compliance_agent.server.services.fleet import Fleet
-from compliance_agent.web import account, check_views, controls, log_views, orders, packets, search, streams, views
+from compliance_agent.web import (
+    account,
+    check_views,
+    controls,
+    log_views,
+    orders,
+    packets,
+    samples,
+    search,
+    streams,
+    views,
+)
 
 # A cycle of a host's story, and more hosts at a site than statements are allowed.
 SMALL = Size(sites=2, hosts=28, bundles=28 * 19)
@@ -52,7 +63,7 @@ def test_a_page_that_asks_for_each_host_is_seen(directory: Path, monkeypatch: py
 
 
 def test_no_page_is_left_out() -> None:
-    routers = (views, check_views, log_views, account, controls, search, orders, packets, streams)
+    routers = (views, check_views, log_views, account, controls, search, orders, packets, samples, streams)
     routes = [route for module in routers for route in module.router.routes]
     gets = {route.path for route in routes if isinstance(route, APIRoute) and "GET" in (route.methods or ())}
     assert gets - NO_PAGES == set(PAGES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import date, datetime
 from typing import Protocol
 
@@ -239,6 +239,14 @@ class SiteReader(Keeping, Protocol):
 
     async def kept(self, site_id: str, after: tuple[str, int], limit: int) -> list[Kept]:
         """Bundles with their bytes and places in the log, by `created_at` and number, from the one after `after` on."""
+        ...
+
+    async def kept_on(self, site_id: str, wanted: Mapping[date, Collection[str]]) -> list[Kept]:
+        """As `kept`, the bundles of these keys that are about these days, and some of the days after, in any order."""
+        ...
+
+    async def spoken(self, key_ids: Collection[str], days: Dates) -> set[tuple[str, date]]:
+        """On which of these days these keys recorded anything."""
         ...
 
     async def kept_of(self, site_id: str, numbers: Collection[int]) -> list[Kept]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -56,6 +56,7 @@ from compliance_agent.server.store.packets import job_of
 
 _bundles = tables.bundles.c
 MOST_ROWS = 200
+LONGEST = timedelta(days=2)  # from the start of what a record is about until the record was made
 MOST_SITE_DAYS = 200  # sites times days whose records are looked through by an index
 
 
@@ -570,6 +571,27 @@ class BoundReader(KeepingRows):
     async def kept_of(self, site_id: str, numbers: Collection[int]) -> list[Kept]:
         ours = tables.site_of(tables.bundles).in_(self._mine(site_id))  # by number, not by going through all of a site
         return await self._kept(self._placed().where(ours, tables.bundles.c.number.in_(numbers)))
+
+    async def kept_on(self, site_id: str, wanted: Mapping[date, Collection[str]]) -> list[Kept]:
+        parts = [self._about(site_id, day, keys) for day, keys in sorted(wanted.items())]
+        if not parts:
+            parts = [self._about(site_id, date(1970, 1, 1), ())]
+        ours = tables.site_of(tables.bundles).in_(self._mine(site_id))
+        return await self._kept(self._placed().where(ours, tables.bundles.c.number.in_(union_all(*parts))))
+
+    def _about(self, site_id: str, day: date, keys: Collection[str]) -> Select[Any]:
+        """Numbers of the bundles of these keys that may be about a day: a heartbeat is made at once, a cure may take long."""
+        b, made = tables.bundles.c, Dates(day, day)
+        soon, late = rows.text(made.stop + timedelta(hours=1)), rows.text(made.stop + LONGEST)
+        within = (b.created_at >= rows.text(made.start), b.created_at < late)
+        beat = or_(b.created_at < soon, b.kind != "heartbeat")
+        return select(b.number).where(b.site_id.in_(self._mine(site_id)), *within, b.key_id.in_(keys), beat)
+
+    async def spoken(self, key_ids: Collection[str], days: Dates) -> set[tuple[str, date]]:
+        day = func.substr(_bundles.created_at, 1, 10).label("day")
+        ours = (_bundles.site_id.in_(self._sites), *_made_on(days), *self._dated(_bundles.created_at))
+        found = await self._all(select(_bundles.key_id, day).distinct().where(*ours, _bundles.key_id.in_(key_ids)))
+        return {(row["key_id"], date.fromisoformat(row["day"])) for row in found}
 
     def _placed(self) -> Select[Any]:
         """Bundles with their places in the log; the sites are the caller's to name."""
