@@ -53,6 +53,8 @@ class Act(StrEnum):
     ORDER_APPROVED = "order_approved"
     ORDER_REFUSED = "order_refused"
     ORDER_WITHDRAWN = "order_withdrawn"
+    EXCEPTION_RECORDED = "exception_recorded"
+    EXCEPTION_WITHDRAWN = "exception_withdrawn"
     RULE_PROMOTED = "rule_promoted"
     RULE_DEMOTED = "rule_demoted"
     MODEL_ANSWERED = "model_answered"

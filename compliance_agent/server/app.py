@@ -146,6 +146,7 @@ def _mount_viewer(app: FastAPI) -> None:
         account,
         check_views,
         controls,
+        exceptions,
         federated,
         log_views,
         packets,
@@ -158,6 +159,7 @@ def _mount_viewer(app: FastAPI) -> None:
 
     app.include_router(views.router)
     app.include_router(check_views.router)
+    app.include_router(exceptions.router)
     app.include_router(account.router)
     app.include_router(federated.router)
     app.include_router(log_views.router)

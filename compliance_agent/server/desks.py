@@ -23,6 +23,7 @@ from compliance_agent.server.services.checkin import Checkin
 from compliance_agent.server.services.controls import Controls
 from compliance_agent.server.services.duties import Duties
 from compliance_agent.server.services.enrol import Enrolment
+from compliance_agent.server.services.exceptions import Exceptions
 from compliance_agent.server.services.fleet import Fleet, Silence
 from compliance_agent.server.services.ingest import Ingest
 from compliance_agent.server.services.leases import Leases
@@ -113,6 +114,10 @@ class Services:
     def planner(self) -> Planner:
         """What could be done about findings, and drafts of it."""
         return Planner(self.clock, self.orders, self.fleet)
+
+    def exceptions(self) -> Exceptions:
+        """What people accept as it is, for a while."""
+        return Exceptions(self.store, self.clock)
 
     def promoting(self) -> Promoting:
         """What of it became a rule."""

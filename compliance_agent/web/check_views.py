@@ -12,9 +12,10 @@ from starlette.responses import Response
 from compliance_agent.server.api.deps import services_of
 from compliance_agent.server.records import BundleQuery
 from compliance_agent.server.services import roles
+from compliance_agent.server.services.exceptions import MEASURES, REASONS, digest
 from compliance_agent.server.services.fleet import document_of
 from compliance_agent.server.services.planning import proposal_of
-from compliance_agent.web import beats, plans, present, timeline, words
+from compliance_agent.web import beats, exceptions, plans, present, timeline, words
 from compliance_agent.web.caller import caller_of, now_of
 from compliance_agent.web.routing import PageRoute, page
 
@@ -41,6 +42,7 @@ async def check(request: Request, key_id: str, check: str) -> Response:
     bodies = await caller.fleet.bodies([one for one in (beat, item.remediation) if one is not None])
     base = beats.base_from(beat, bodies.get(beat.number)) if beat is not None else None
     body = bodies.get(item.remediation.number) if item.remediation is not None else None
+    accepted = [one for one in standing.recorded if one.about(key_id, check)]
     known = words.registry().get(check, {})
     return page(
         request,
@@ -50,6 +52,13 @@ async def check(request: Request, key_id: str, check: str) -> Response:
         row=row,
         rationale=str(known.get("rationale", "")),
         citations=tuple(known.get("citations", ())),
+        exceptions=[
+            (one, one.stands(now), exceptions.baseline_line(one, item.verdict.reason), digest(one))
+            for one in reversed(accepted[-SHOWN:])
+        ],
+        reasons=REASONS,
+        measures=MEASURES,
+        may_except=roles.may(caller.user, roles.Act.APPROVE_ORDER),
         plan=plans.plan_page(proposal_of(standing, item, now)),
         cure=plans.cure_page(check, document_of(body)) if body is not None else None,
         timeline=timeline.draw(

@@ -45,6 +45,10 @@ _PROBLEMS = {
 
 _REFUSED = {
     "not_allowed": ("Not for your role", "Your role may not do this. An owner can give you another one."),
+    "exception_stands": (
+        "One stands already",
+        "An exception about this check stands. Withdraw it first, or let it end.",
+    ),
     "no_baseline": (
         "Not for this host yet",
         "It has not said which baseline it is held to, and this order says something only about that one.",

@@ -24,6 +24,8 @@ LATER = {
     "order_approved",
     "order_refused",
     "order_withdrawn",
+    "exception_recorded",
+    "exception_withdrawn",
     "rule_promoted",
     "rule_demoted",
     "model_answered",

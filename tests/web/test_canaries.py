@@ -35,7 +35,8 @@ pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("web_canaries")]
 XSS = "<script>alert('&\"canary\"')</script>"
 FORMULAS = ('=HYPERLINK("http://evil.test","canary")', "+canary", "-canary", "@canary", "\tcanary", " =canary")
 SEEN_BY = ("hosts", "host", "hosts_of", "bundles", "newest", "remediations", "bundle", "neighbours", "verdicts", "events", "said",
-           "gaps", "forks", "orders", "leaves", "site_rows", "packet_jobs")  # fmt: skip
+           "gaps", "forks", "orders", "exceptions", "leaves", "site_rows", "sites_and_exceptions",
+           "host_and_exceptions", "packet_jobs")  # fmt: skip
 OURS = {
     "key_id",
     "bundle_id",

@@ -17,6 +17,7 @@ from compliance_agent.web import (
     account,
     check_views,
     controls,
+    exceptions,
     log_views,
     orders,
     packets,
@@ -63,7 +64,9 @@ def test_a_page_that_asks_for_each_host_is_seen(directory: Path, monkeypatch: py
 
 
 def test_no_page_is_left_out() -> None:
-    routers = (views, check_views, log_views, account, controls, search, orders, packets, samples, streams)
+    routers = (
+        views, check_views, exceptions, log_views, account, controls, search, orders, packets, samples, streams,
+    )  # fmt: skip
     routes = [route for module in routers for route in module.router.routes]
     gets = {route.path for route in routes if isinstance(route, APIRoute) and "GET" in (route.methods or ())}
     assert gets - NO_PAGES == set(PAGES)

@@ -18,6 +18,7 @@ from compliance_agent.server.records.chains import (
     Site,
     Tally,
 )
+from compliance_agent.server.records.exceptions import RecordedException
 from compliance_agent.server.records.keeping import Hold, LoggedRecord, Minimum
 from compliance_agent.server.records.logs import Backlog, Kept, Leaf, NewestHead, Shard
 from compliance_agent.server.records.orders import OrderMark, OrderRow
@@ -89,6 +90,18 @@ class SiteReader(Keeping, Protocol):
 
     async def plan_rules(self) -> list[PlanRule]:
         """What people promoted to a rule, by site, check and reason."""
+        ...
+
+    async def exceptions(self) -> list[RecordedException]:
+        """Exceptions that people recorded, ended ones included, in the order in which they were made."""
+        ...
+
+    async def sites_and_exceptions(self) -> tuple[list[Site], list[RecordedException]]:
+        """Both at once, for a page that has every site."""
+        ...
+
+    async def host_and_exceptions(self, key_id: str) -> tuple[Host | None, list[RecordedException]]:
+        """One host, and the exceptions of its site."""
         ...
 
     async def worked(self, site_id: str, check: str, reason: str) -> Worked:

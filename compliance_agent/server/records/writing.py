@@ -18,6 +18,7 @@ from compliance_agent.server.records.chains import (
     Site,
 )
 from compliance_agent.server.records.duties import Duty, Replica, Tenure
+from compliance_agent.server.records.exceptions import RecordedException
 from compliance_agent.server.records.keeping import Durable, Hold, LoggedRecord
 from compliance_agent.server.records.logs import NewLeaf, PendingLeaf, Shard
 from compliance_agent.server.records.orders import Answer, OrderHost, OrderMark, OrderRow, SignedBaseline, TrustDocument
@@ -356,6 +357,18 @@ class Transaction(Keeping, Protocol):
 
     async def order(self, site_id: str, order_id: str) -> OrderRow | None:
         """One order, as it is now."""
+        ...
+
+    async def exceptions_of(self, site_id: str) -> list[RecordedException]:
+        """Every exception of a site."""
+        ...
+
+    async def add_exception(self, made: RecordedException) -> None:
+        """A new one."""
+        ...
+
+    async def withdraw_exception(self, site_id: str, exception_id: str, by: str, now: datetime) -> bool:
+        """End one now; False when it was withdrawn before."""
         ...
 
     async def plan_rule(self, site_id: str, check: str, reason: str) -> PlanRule | None:

@@ -31,6 +31,7 @@ from compliance_agent.server.records import (
     SiteReader,
     Tally,
 )
+from compliance_agent.server.records.exceptions import RecordedException
 from compliance_agent.server.services.retention import keep_of, rules_of
 from compliance_agent.server.services.verification import Verifier
 
@@ -75,13 +76,16 @@ class CheckStanding(NamedTuple):
     Attributes:
         verdict: what the evidence said last.
         result, reason: what may be shown: `unknown` with `silent`, `stale` or `revoked` in place of an old green verdict.
+            A failing check that a recorded exception covers shows `exception`.
         remediation: the newest remediation bundle of this check, where it was asked for.
+        exception: that was recorded at the server and covers it now; the host's own word is `verdict` all the same.
     """
 
     verdict: CheckVerdict
     result: str
     reason: str
     remediation: Bundle | None = None
+    exception: RecordedException | None = None
 
     @property
     def check(self) -> str:
@@ -111,6 +115,7 @@ class HostStanding:
         unlogged: bundles that no published checkpoint of the log covers yet.
         gaps: of its chain, open ones first; only where one host was asked for.
         met: where all sites were asked for; then `checks` has the others alone.
+        recorded: exceptions of its site, ended ones included; only where one host was asked for.
     """
 
     host: Host
@@ -120,6 +125,7 @@ class HostStanding:
     unlogged: int = 0
     gaps: tuple[Gap, ...] = ()
     met: Met = Met()
+    recorded: tuple[RecordedException, ...] = ()
 
     @property
     def spoke(self) -> bool:
@@ -139,7 +145,7 @@ class HostStanding:
     @property
     def oldest_unmet_at(self) -> datetime | None:
         """Since when the longest standing item is not met; a silent host is unmet since it was last heard."""
-        starts = [item.verdict.since for item in self.checks if item.verdict.result in UNMET]
+        starts = [item.verdict.since for item in self.checks if item.verdict.result in UNMET and item.exception is None]
         starts += [item.verdict.seen_at for item in self.checks if item.reason == "stale"]
         if self.met.stale_at is not None:
             starts.append(self.met.stale_at)
@@ -249,32 +255,40 @@ class Fleet:
         for tally in await self._reader.tallies(self._silence.stale_before(now)):
             tallies.setdefault(tally.key_id, []).append(tally)
         gapped, unlogged = await self._reader.lacking()
+        places, recorded = await self._reader.sites_and_exceptions()
+        accepted = self._standing_now(recorded)
         for host in await self._reader.hosts():
             if host.rotated_to is None:
                 standing = self._counted(host, tallies.get(host.key_id, ()), now, gapped=host.key_id in gapped)
+                standing = _excepted(standing, accepted)
                 hosts.setdefault(host.site_id, []).append(replace(standing, unlogged=unlogged.get(host.key_id, 0)))
-        found = [SiteStanding(site, tuple(hosts.get(site.site_id, ()))) for site in await self._reader.site_rows()]
+        found = [SiteStanding(site, tuple(hosts.get(site.site_id, ()))) for site in places]
         return sorted(found, key=lambda item: (item.oldest_unmet_at or now, item.site.site_id))
 
     async def site(self, site_id: str) -> SiteStanding:
         """One site."""
         reader = self._reader.only(site_id)
-        found = await reader.site_rows()
+        found, recorded = await reader.sites_and_exceptions()
         if not found:
             raise _not_found("site")
-        return SiteStanding(found[0], tuple(await self._standings(reader)))
+        return SiteStanding(found[0], tuple(await self._standings(reader, recorded)))
 
     async def hosts(self, site_id: str | None = None) -> list[HostStanding]:
         """Hosts of one site, or of all."""
-        return list((await self.site(site_id)).hosts) if site_id is not None else await self._standings(self._reader)
+        return (
+            list((await self.site(site_id)).hosts)
+            if site_id is not None
+            else await self._standings(self._reader, await self._reader.exceptions())
+        )
 
     async def host(self, key_id: str) -> HostStanding:
         """One host, its checks with their newest remediation."""
-        host = await self._reader.host(key_id)
+        host, recorded = await self._reader.host_and_exceptions(key_id)
         if host is None:
             raise _not_found("host")
         remediations = await self._reader.remediations(key_id)
         standing = self._standing(host, await self._reader.verdicts(key_id), remediations)
+        standing = replace(_excepted(standing, self._standing_now(recorded)), recorded=tuple(recorded))
         gaps = tuple(await self._reader.gaps(key_id))
         gapped = any(gap.closed_at is None for gap in gaps)
         unlogged = (await self._reader.only(host.site_id).unlogged()).get(key_id, 0)
@@ -359,14 +373,17 @@ class Fleet:
                 totals[host.host.site_id] = before + _moved(list(group), host, check, since)
         return totals
 
-    async def _standings(self, reader: SiteReader) -> list[HostStanding]:
+    async def _standings(self, reader: SiteReader, recorded: Iterable[RecordedException]) -> list[HostStanding]:
         by_host: dict[str, list[CheckVerdict]] = {}
         for verdict in await reader.verdicts():
             by_host.setdefault(verdict.key_id, []).append(verdict)
         gapped, unlogged = await reader.lacking()
+        accepted = self._standing_now(recorded)
         return [
             replace(
-                self._standing(host, by_host.get(host.key_id, ()), {}, gapped=host.key_id in gapped),
+                _excepted(
+                    self._standing(host, by_host.get(host.key_id, ()), {}, gapped=host.key_id in gapped), accepted
+                ),
                 unlogged=unlogged.get(host.key_id, 0),
             )
             for host in await reader.hosts()
@@ -411,6 +428,11 @@ class Fleet:
         met = Met(counts, min(stale_at, default=None))
         return HostStanding(host, silent, tuple(checks), broken=gapped or host.forks > 0, met=met)
 
+    def _standing_now(self, found: Iterable[RecordedException]) -> list[RecordedException]:
+        """Those that count at this moment: one that has expired counts no more."""
+        now = self._clock()
+        return [one for one in found if one.stands(now)]
+
     @staticmethod
     def _shown(verdict: CheckVerdict, why: str, remediations: Mapping[str, Bundle]) -> CheckStanding:
         """A verdict as it may be shown: where there is a reason why it no longer counts, nothing green."""
@@ -418,6 +440,21 @@ class Fleet:
         if why and verdict.result not in UNMET:
             return CheckStanding(verdict, "unknown", why, remediation)
         return CheckStanding(verdict, verdict.result, verdict.reason, remediation)
+
+
+def _excepted(standing: HostStanding, accepted: Sequence[RecordedException]) -> HostStanding:
+    """A host whose failing checks show the exceptions that cover them. What could not be told is never covered, and nothing is of a
+    host that is silent or revoked.
+    """
+    own = [one for one in accepted if one.site_id == standing.host.site_id]
+    if not own or standing.silent or standing.host.revoked_at is not None:
+        return standing
+    checks = []
+    for item in standing.checks:
+        covers = next((one for one in own if one.about(standing.host.key_id, item.check)), None)
+        fails = item.result == item.verdict.result == "fail"
+        checks.append(item._replace(result="exception", exception=covers) if fails and covers is not None else item)
+    return replace(standing, checks=tuple(checks))
 
 
 def document_of(body: bytes) -> dict[str, Any]:

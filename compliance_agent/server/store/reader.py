@@ -45,11 +45,13 @@ from compliance_agent.server.records import (
     Tally,
     Token,
 )
+from compliance_agent.server.records.exceptions import RecordedException
 from compliance_agent.server.records.orders import OrderMark, OrderRow
 from compliance_agent.server.records.packets import PacketJob
 from compliance_agent.server.records.planning import PlanRule, Worked
 from compliance_agent.server.store import planning, rows, tables
 from compliance_agent.server.store.database import Database
+from compliance_agent.server.store.exceptions import exception_of
 from compliance_agent.server.store.keeping import KeepingRows
 from compliance_agent.server.store.orders import mark_of, order_of
 from compliance_agent.server.store.packets import job_of
@@ -130,6 +132,21 @@ class BoundReader(KeepingRows):
         query = planning.rules(self._sites).where(*self._dated(tables.plan_rules.c.promoted_at))
         return [planning.rule_of(row) for row in await self._all(query)]
 
+    async def exceptions(self) -> list[RecordedException]:
+        c = tables.exceptions.c
+        query = select(tables.exceptions).where(c.site_id.in_(self._sites), *self._dated(c.created_at))
+        return [exception_of(row) for row in await self._all(query.order_by(c.created_at, c.exception_id))]
+
+    async def sites_and_exceptions(self) -> tuple[list[Site], list[RecordedException]]:
+        s, x = tables.sites, tables.exceptions.c
+        theirs = and_(x.site_id == s.c.site_id, *self._dated(x.created_at))
+        columns = [column.label(f"x_{column.name}") for column in x]
+        query = select(s, *columns).outerjoin(tables.exceptions, theirs).where(s.c.site_id.in_(self._sites))
+        found = await self._all(query.order_by(s.c.site_id, x.created_at, x.exception_id))
+        sites = {row["site_id"]: rows.site(row) for row in found}
+        own = [{column.name: row[f"x_{column.name}"] for column in x} for row in found if row["x_exception_id"]]
+        return list(sites.values()), [exception_of(row) for row in own]
+
     async def worked(self, site_id: str, check: str, reason: str) -> Worked:
         if site_id not in self._sites:
             return Worked()
@@ -176,6 +193,15 @@ class BoundReader(KeepingRows):
     async def host(self, key_id: str) -> Host | None:
         found = await self._all(self._hosts().where(tables.hosts.c.key_id == key_id))
         return self._life(rows.host(found[0])) if found else None
+
+    async def host_and_exceptions(self, key_id: str) -> tuple[Host | None, list[RecordedException]]:
+        x = tables.exceptions.c
+        theirs = and_(x.site_id == tables.hosts.c.site_id, *self._dated(x.created_at))
+        query = self._hosts().outerjoin(tables.exceptions, theirs).where(tables.hosts.c.key_id == key_id)
+        query = query.add_columns(*(column.label(f"x_{column.name}") for column in x))
+        found = await self._all(query.order_by(x.created_at, x.exception_id))
+        own = [{column.name: row[f"x_{column.name}"] for column in x} for row in found if row["x_exception_id"]]
+        return self._life(rows.host(found[0])) if found else None, [exception_of(row) for row in own]
 
     def _hosts(self) -> Select[Any]:
         return (

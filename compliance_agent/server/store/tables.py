@@ -347,6 +347,25 @@ log_stops = Table(
     Column("at", String, nullable=False),
 )
 
+# Exceptions that people recorded (services.exceptions): what was accepted, by whom, until when.
+exceptions = Table(
+    "exceptions",
+    metadata,
+    Column("exception_id", String, primary_key=True),
+    _site(),
+    Column("key_id", String),  # NULL is every host of the site
+    Column("check", String, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("measure", String, nullable=False),
+    Column("reference", String, nullable=False),
+    Column("approver", String, nullable=False),
+    Column("approver_id", String, nullable=False),
+    Column("created_at", String, nullable=False),
+    Column("expires_at", String, nullable=False),
+    Column("withdrawn_at", String),
+    Column("withdrawn_by", String),
+)
+
 # Packets that people asked for (services.packets); what came of them is kept for a while, here where there may be other replicas.
 packet_jobs = Table(
     "packet_jobs",
@@ -653,6 +672,7 @@ TENANT_TABLES = (
     lease_boards,
     packet_jobs,
     packet_parts,
+    exceptions,
 )
 
 

@@ -26,6 +26,7 @@ from compliance_agent.server.store.alarms import AlarmRows
 from compliance_agent.server.store.certificates import CertificateRows
 from compliance_agent.server.store.database import Statements
 from compliance_agent.server.store.duties import DutyRows
+from compliance_agent.server.store.exceptions import ExceptionRows
 from compliance_agent.server.store.leasing import LeaseRows
 from compliance_agent.server.store.orders import OrderRows
 from compliance_agent.server.store.packets import PacketRows
@@ -35,7 +36,16 @@ from compliance_agent.server.store.taking import TakingRows
 
 
 class BoundTransaction(
-    OrderRows, PacketRows, PlanRows, TakingRows, CertificateRows, LeaseRows, PeopleRows, AlarmRows, DutyRows
+    ExceptionRows,
+    OrderRows,
+    PacketRows,
+    PlanRows,
+    TakingRows,
+    CertificateRows,
+    LeaseRows,
+    PeopleRows,
+    AlarmRows,
+    DutyRows,
 ):
     """`records.Transaction` over a connection that has begun to write; without a clock it goes by the database's."""
 

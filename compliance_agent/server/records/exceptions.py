@@ -1,0 +1,41 @@
+"""Exceptions that people recorded at the server: words of closed lists and ids, an approver, and an end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True)
+class RecordedException:
+    """One exception.
+
+    Attributes:
+        key_id: of the one host that it is about; None is every host of the site.
+        reason, measure: why it is accepted, and what is done instead (words of `services.exceptions`).
+        reference: of the document, in the provider's own books, that says both in full.
+        approver, approver_id: who recorded it, by name and by id.
+        withdrawn_at, withdrawn_by: when it ended early, and by whom.
+    """
+
+    exception_id: str
+    site_id: str
+    key_id: str | None
+    check: str
+    reason: str
+    measure: str
+    reference: str
+    approver: str
+    approver_id: str
+    created_at: datetime
+    expires_at: datetime
+    withdrawn_at: datetime | None = None
+    withdrawn_by: str | None = None
+
+    def stands(self, now: datetime) -> bool:
+        """Whether it counts at this time."""
+        return self.withdrawn_at is None and self.created_at <= now < self.expires_at
+
+    def about(self, key_id: str, check: str) -> bool:
+        """Whether it is about this check of this host; the caller has the host's site."""
+        return self.check == check and self.key_id in {None, key_id}

@@ -1,0 +1,165 @@
+"""Exceptions: a person says that a failing check of a host, or of a site, is accepted for a while, and why. They always end.
+
+It is an act in the site's log, and changes nothing on a host: the host's signed verdict stays `fail` and is shown beside, and the
+agent heals on as its baseline says. What the agent itself is to honour is a line of a signed baseline (docs/adr/0021). Nothing that
+can be typed is free text: reason and measure are words of the lists here, and the full words stand in a document of the
+provider's own books, named by its id. So no exception has room for what belongs to a patient.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from compliance_agent.core.retention import REASON_ID
+from compliance_agent.entries.act import digest_of
+from compliance_agent.errors import Refusal
+from compliance_agent.evidence.allowlist import registry
+from compliance_agent.server.records import Clock, SiteReader, Store, Transaction, User
+from compliance_agent.server.records.exceptions import RecordedException
+from compliance_agent.server.services import acts, roles
+
+REASONS: Mapping[str, str] = {
+    "device_limit": "The device or its software cannot be set as the baseline asks.",
+    "vendor_requires": "The vendor requires it as it is.",
+    "replacement_planned": "What it is about is being replaced.",
+    "care_needs_it": "Care could not go on while it is changed.",
+    "not_reasonable": "An assessment found that it is not reasonable and appropriate here.",
+}
+MEASURES: Mapping[str, str] = {
+    "segregated": "The host is kept apart on the network.",
+    "access_restricted": "Fewer people may use it, and that is reviewed.",
+    "watched": "It is watched more closely, and what is seen is reviewed.",
+    "physical": "A physical safeguard stands in for it.",
+    "other_product": "Another product does the same.",
+}
+DAYS = (7, 30, 90, 180, 365)
+MOST = 200  # that stand at a site
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What somebody wants to record; `key_id` names the host, `whole` makes it about every host of its site."""
+
+    key_id: str
+    check: str
+    reason: str
+    measure: str
+    reference: str
+    days: int
+    whole: bool = False
+
+
+class Exceptions:
+    """The desk for exceptions. Every act names the person, and sees the sites of `reader` alone."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    async def record(self, user: User, reader: SiteReader, wanted: Wanted, exception_id: str) -> RecordedException:
+        """Record one, approved by this person, from now on. Asked twice for the same id it is recorded once.
+
+        Raises:
+            Refusal: not allowed, no such host, not of the agreed form, or one about it stands already.
+        """
+        roles.check(user, roles.Act.APPROVE_ORDER)
+        check_wanted(wanted)
+        host = await reader.host(wanted.key_id)
+        if host is None or host.revoked_at is not None:
+            raise Refusal("host: no such host", code="no_such_host", status=404)
+        now = self._clock()
+        made = RecordedException(
+            exception_id,
+            host.site_id,
+            None if wanted.whole else host.key_id,
+            wanted.check,
+            wanted.reason,
+            wanted.measure,
+            wanted.reference,
+            user.name,
+            user.person_id,
+            now,
+            now + timedelta(days=wanted.days),
+        )
+
+        async def work(tx: Transaction) -> RecordedException:
+            held = await tx.exceptions_of(made.site_id)
+            same = next((one for one in held if one.exception_id == exception_id), None)
+            if same is not None:
+                return same
+            standing = [one for one in held if one.stands(now)]
+            if any(one.check == made.check and one.key_id == made.key_id for one in standing):
+                raise Refusal("exception: one about it stands already", code="exception_stands", status=409)
+            if len(standing) >= MOST:
+                raise Refusal(f"exception: {MOST} stand at this site", code="too_many_exceptions", status=409)
+            await tx.add_exception(made)
+            await _note(tx, now, acts.Act.EXCEPTION_RECORDED, user, made)
+            return made
+
+        return await self._store.write(work)
+
+    async def withdraw(self, user: User, reader: SiteReader, exception_id: str) -> RecordedException:
+        """End it now.
+
+        Raises:
+            Refusal: not allowed, or none like it stands within these sites.
+        """
+        roles.check(user, roles.Act.APPROVE_ORDER)
+        now = self._clock()
+        found = await self.find(reader, exception_id)
+
+        async def work(tx: Transaction) -> RecordedException:
+            if not found.stands(now) or not await tx.withdraw_exception(found.site_id, exception_id, user.name, now):
+                raise Refusal("exception: it has ended", code="exception_ended", status=409)
+            await _note(tx, now, acts.Act.EXCEPTION_WITHDRAWN, user, found)
+            return replace(found, withdrawn_at=now, withdrawn_by=user.name)
+
+        return await self._store.write(work)
+
+    async def find(self, reader: SiteReader, exception_id: str) -> RecordedException:
+        """One of them.
+
+        Raises:
+            Refusal: there is none within these sites.
+        """
+        found = next((one for one in await reader.exceptions() if one.exception_id == exception_id), None)
+        if found is None:
+            raise Refusal("exception: no such exception", code="no_such_exception", status=404)
+        return found
+
+
+def check_wanted(wanted: Wanted) -> None:
+    """Raises Refusal 422 (`bad_exception`) when it says anything but words of the lists, an id and a time to end."""
+    wrong = [
+        name
+        for name, right in (
+            ("check", wanted.check in registry().checks),
+            ("reason", wanted.reason in REASONS),
+            ("measure", wanted.measure in MEASURES),
+            ("reference", re.fullmatch(REASON_ID, wanted.reference, re.ASCII) is not None),
+            ("days", wanted.days in DAYS),
+        )
+        if not right
+    ]
+    if wrong:
+        raise Refusal(f"exception: {', '.join(wrong)}: not of the form", code="bad_exception", status=422)
+
+
+def digest(made: RecordedException) -> str:
+    """What the log's entries about it name: SHA-256 of the canonical JSON of all that it says."""
+    names = ("exception_id", "site_id", "key_id", "check", "reason", "measure", "reference", "approver_id")
+    times = {"created": _time(made.created_at), "expires": _time(made.expires_at)}
+    return digest_of({**{name: getattr(made, name) for name in names}, **times})
+
+
+def _time(at: datetime) -> str:
+    return at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+async def _note(tx: Transaction, now: datetime, act: acts.Act, user: User, made: RecordedException) -> None:
+    await acts.note(
+        tx, now, act, by=user, sites={made.site_id}, subject=digest(made), said=f"{made.exception_id} {made.check}"
+    )

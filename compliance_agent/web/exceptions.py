@@ -1,0 +1,138 @@
+"""Exceptions in the viewer: asked for and read back, recorded, withdrawn. Each is an act in the site's log, with step-up.
+
+One address does it all: without a question it is the form, with one it reads back what is about to be done, and the post does it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from datetime import datetime, timedelta
+from urllib.parse import urlencode
+
+from fastapi import APIRouter
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from compliance_agent.errors import Refusal
+from compliance_agent.server.api.deps import services_of
+from compliance_agent.server.records.exceptions import RecordedException
+from compliance_agent.server.services import roles
+from compliance_agent.server.services.exceptions import DAYS, MEASURES, REASONS, Wanted, check_wanted
+from compliance_agent.server.services.fleet import CheckStanding, HostStanding
+from compliance_agent.web import asking, present
+from compliance_agent.web.caller import Caller, caller_of, now_of, stepped_up
+from compliance_agent.web.forms import form_of
+from compliance_agent.web.routing import PageRoute, page
+
+ASKED = ("reason", "measure", "reference", "days", "whole")
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
+
+
+@router.get("/hosts/{key_id}/checks/{check}/exception")
+async def ask(request: Request, key_id: str, check: str) -> Response:
+    """The form; or what is about to be recorded or withdrawn, read back."""
+    caller = await caller_of(request, roles.Act.APPROVE_ORDER)
+    standing, item = await _place(caller, key_id, check)
+    given = {name: request.query_params[name] for name in ASKED if name in request.query_params}
+    ending, wanted = None, None
+    if "withdraw" in request.query_params:
+        ending = await _standing(request, caller, standing, request.query_params["withdraw"], check)
+    elif given:
+        wanted = _wanted(key_id, check, given)
+    if ending is not None or wanted is not None:
+        await stepped_up(request)
+    return page(
+        request,
+        "exception.html",
+        user=caller.user.name,
+        host=present.host_row(standing),
+        row=present.check_row(item),
+        ending=ending,
+        wanted=wanted,
+        expires=now_of(request) + timedelta(days=wanted.days) if wanted else None,
+        given=given,
+        once=secrets.token_urlsafe(16),
+        reasons=REASONS,
+        measures=MEASURES,
+        days=DAYS,
+    )
+
+
+@router.post("/hosts/{key_id}/checks/{check}/exception")
+async def act(request: Request, key_id: str, check: str) -> Response:
+    """Record it, once however often the form is sent; or withdraw one."""
+    caller = await caller_of(request, roles.Act.APPROVE_ORDER)
+    form = await form_of(request)
+    standing, _ = await _place(caller, key_id, check)
+    desk, place = services_of(request).exceptions(), f"/hosts/{key_id}/checks/{check}"
+    if "withdraw" in form:
+        found = await _standing(request, caller, standing, form["withdraw"], check)
+        await stepped_up(request, back=f"{place}/exception?withdraw={found.exception_id}")
+        await desk.withdraw(caller.user, caller.reader, found.exception_id)
+        return RedirectResponse(place, status_code=303)
+    given = {name: form[name] for name in ASKED if name in form}
+    wanted = _wanted(key_id, check, given)
+    await stepped_up(request, back=f"{place}/exception?{urlencode(given)}")
+    once = form.get("once", "")
+    if asking.ONCE.fullmatch(once) is None:
+        raise Refusal("once: expected that of the page", code="bad_exception", status=422)
+    named = hashlib.sha256(f"{caller.user.person_id} {key_id} {check} {once}".encode()).hexdigest()[:32]
+    await desk.record(caller.user, caller.reader, wanted, named)
+    return RedirectResponse(place, status_code=303)
+
+
+async def _place(caller: Caller, key_id: str, check: str) -> tuple[HostStanding, CheckStanding]:
+    standing = await caller.fleet.host(key_id)
+    item = next((item for item in standing.checks if item.check == check), None)
+    if item is None:
+        raise HTTPException(404)
+    return standing, item
+
+
+async def _standing(
+    request: Request, caller: Caller, host: HostStanding, exception_id: str, check: str
+) -> RecordedException:
+    found = await services_of(request).exceptions().find(caller.reader.only(host.host.site_id), exception_id)
+    if not found.about(host.host.key_id, check):
+        raise HTTPException(404)
+    if not found.stands(now_of(request)):
+        raise Refusal("exception: it has ended", code="exception_ended", status=409)
+    return found
+
+
+def _wanted(key_id: str, check: str, given: dict[str, str]) -> Wanted:
+    days, reference = given.get("days", ""), given.get("reference", "").strip()
+    wanted = Wanted(
+        key_id,
+        check,
+        given.get("reason", ""),
+        given.get("measure", ""),
+        reference,
+        int(days) if days in {str(number) for number in DAYS} else 0,
+        given.get("whole") == "1",
+    )
+    check_wanted(wanted)
+    return wanted
+
+
+def baseline_line(made: RecordedException, reason: str) -> str:
+    """The same as a line of a baseline, for who wants the agent itself to honour it. JSON is YAML too."""
+    return json.dumps(
+        {
+            "id": f"exc-{made.exception_id[:12]}",
+            "check": made.check,
+            "reasons": [reason],
+            "approver": made.approver,
+            "measure": made.reference,
+            "created": _time(made.created_at),
+            "expires": _time(made.expires_at),
+        }
+    )
+
+
+def _time(at: datetime) -> str:
+    return at.strftime("%Y-%m-%dT%H:%M:%SZ")

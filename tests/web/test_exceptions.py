@@ -1,0 +1,104 @@
+"""An exception is asked for, read back, recorded once and withdrawn in the viewer, by who may, second factor shown lately."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+
+from tests.web.people import code_of, with_people
+from tests.web.serving import NAME, PASSWORD, Served, serving
+from tests.web.test_views import sign_in, token_of, visiting
+
+pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("web_exceptions")]
+ASKED = {"reason": "vendor_requires", "measure": "segregated", "reference": "RA-2026-14", "days": "30", "whole": "0"}
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
+    async with serving(tmp_path, prepare=with_people) as running:
+        yield running
+
+
+@pytest.fixture
+async def client(served: Served) -> AsyncIterator[httpx.AsyncClient]:
+    async with visiting(served) as visitor:
+        page = await visitor.get("/login")
+        form = {
+            "form_token": token_of(page),
+            "name": "ada",
+            "password": PASSWORD,
+            "code": code_of(served, "ada"),
+            "next": "/",
+        }
+        assert (await visitor.post("/login", data=form)).status_code == 303
+        yield visitor
+
+
+def place_of(served: Served) -> str:
+    return f"/hosts/{served.hosts['ehr-db-02'].key_id}/checks/patching"
+
+
+async def recorded(client: httpx.AsyncClient, place: str) -> httpx.Response:
+    page = await client.get(f"{place}/exception", params=ASKED)
+    assert page.status_code == 200, page.headers
+    fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page.text.partition("<main")[2]))
+    await client.post(f"{place}/exception", data=fields)
+    return await client.post(f"{place}/exception", data=fields)  # sent twice, as an impatient person does
+
+
+async def test_recorded_it_is_shown_on_its_own_on_every_page_and_withdrawn(
+    client: httpx.AsyncClient, served: Served
+) -> None:
+    place, host = place_of(served), served.hosts["ehr-db-02"]
+    before = (await client.get("/")).text
+    answer = await recorded(client, place)
+    assert (answer.status_code, answer.headers["location"]) == (303, place)
+    page = (await client.get(place)).text
+    assert page.count("Withdraw it") == 1 and "The vendor requires it as it is." in page and "RA-2026-14" in page
+    assert "said last: fail" in page and '"check": "patching"' in page.replace("&#34;", '"')
+    assert "said last: fail" in (await client.get(f"/hosts/{host.key_id}")).text
+    assert before.count("0 exception") > (after := (await client.get("/")).text).count("0 exception")
+    assert after.count("1 exception") >= 1
+    [link] = re.findall(r'href="([^"]+withdraw=[0-9a-f]{32})"', page)
+    sure = await client.get(link)
+    form = {"form_token": token_of(sure), "withdraw": link.rpartition("=")[2]}
+    assert (await client.post(f"{place}/exception", data=form)).status_code == 303
+    page = (await client.get(place)).text
+    assert "Withdrawn" in page and "by ada" in page and "said last" not in page
+    assert (await client.get(link)).status_code == 409
+
+
+async def test_it_needs_the_second_factor_shown_lately(client: httpx.AsyncClient, served: Served) -> None:
+    place = place_of(served)
+    served.clock.now += timedelta(minutes=6)
+    page = await client.get(f"{place}/exception", params=ASKED)
+    assert page.status_code == 303 and page.headers["location"].startswith("/account/prove")
+    form = {"form_token": token_of(await client.get("/account")), "once": "a" * 22, **ASKED}
+    answer = await client.post(f"{place}/exception", data=form)
+    assert answer.status_code == 303 and answer.headers["location"].startswith("/account/prove")
+    assert "Withdraw it" not in (await client.get(place)).text
+
+
+async def test_nothing_typed_has_room_for_a_patient(client: httpx.AsyncClient, served: Served) -> None:
+    place = place_of(served)
+    for wrong in ({"reference": "Mrs Smith, born 1950"}, {"reason": "she fell"}, {"days": "9999"}, {"days": ""}):
+        assert (await client.get(f"{place}/exception", params={**ASKED, **wrong})).status_code == 422
+        form = {"form_token": token_of(await client.get("/account")), "once": "a" * 22, **ASKED, **wrong}
+        answer = await client.post(f"{place}/exception", data=form)
+        assert answer.status_code == 422 and "Smith" not in answer.text
+    assert "Withdraw it" not in (await client.get(place)).text
+
+
+async def test_who_may_only_look_may_not(served: Served) -> None:
+    place = place_of(served)
+    async with visiting(served) as visitor:
+        await sign_in(visitor, NAME)
+        assert (await visitor.get(f"{place}/exception")).status_code == 403
+        form = {"form_token": token_of(await visitor.get("/account")), "once": "a" * 22, **ASKED}
+        assert (await visitor.post(f"{place}/exception", data=form)).status_code == 403
+        assert "Record an exception" not in (await visitor.get(place)).text
