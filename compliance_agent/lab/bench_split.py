@@ -1,0 +1,88 @@
+"""P9: what the agent in three processes takes while idle, by the shipped units in a booted host that is enrolled.
+
+    python -m compliance_agent.lab.bench_split SECONDS
+
+All checks of the shipped baseline every 60 s, in audit mode; delivery to the lab's server through `uplink`. One JSON object: of
+each unit the process (0: none runs), its share of memory and its processor time a minute over SECONDS, after a minute that is not
+counted; `same` says that it was one process all the time.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from compliance_agent.lab.real import apart, install, matrix, recipe
+from compliance_agent.lab.real.enclosure import enclosed
+from compliance_agent.lab.real.machine import Machine
+from compliance_agent.lab.real.network import Network
+
+UNITS = (*(f"compliance-agent-{part}" for part in ("run", "uplink", "heal", "adopt")),)
+SETTLE_S = 60.0
+ASK = """
+import json, subprocess, sys
+from compliance_agent.lab.bench_probe import cpu_of_pid, pss_of
+found = {}
+for unit in sys.argv[1:]:
+    shown = subprocess.run(("systemctl", "show", "-P", "MainPID", unit), check=True, capture_output=True, text=True)
+    pid = int(shown.stdout or 0)
+    found[unit] = {"pid": pid, "pss": pss_of(pid) if pid else 0, "cpu_s": cpu_of_pid(pid) if pid else 0.0}
+print(json.dumps(found))
+"""
+
+
+def idle(machine: Machine, seconds: float) -> dict[str, Any]:
+    """Of each unit, over so many seconds."""
+    shipped = (resources.files("compliance_agent") / "baselines" / "clinic-linux.yaml").read_text("utf-8")
+    baseline = yaml.safe_load(shipped)
+    baseline["mode"] = "audit"
+    baseline["checks"] = {name: {**entry, "interval_s": 60} for name, entry in baseline["checks"].items()}
+    (machine.root / install.BASELINE).write_text(yaml.safe_dump(baseline), "utf-8")
+    config = machine.root / apart.CONFIG[1:]
+    own = [line for line in config.read_text("utf-8").splitlines() if not line.startswith("mcp_poll_interval_sec")]
+    config.write_text("\n".join(own) + "\n", "utf-8")
+    machine.must(f"systemctl restart {apart.RUN}", timeout_s=120)
+    time.sleep(SETTLE_S)
+    before = _asked(machine)
+    time.sleep(seconds)  # real time is what is measured
+    after = _asked(machine)
+    minutes = seconds / 60
+    return {
+        unit: {
+            **one,
+            "cpu_s_a_minute": (one["cpu_s"] - before[unit]["cpu_s"]) / minutes,
+            "same": one["pid"] == before[unit]["pid"],
+        }
+        for unit, one in after.items()
+    }
+
+
+def _asked(machine: Machine) -> dict[str, Any]:
+    (machine.root / "root" / "ask.py").write_text(ASK, "utf-8")
+    found: dict[str, Any] = json.loads(
+        machine.must(f"/usr/lib/compliance-agent/bin/python3 -I /root/ask.py {' '.join(UNITS)}")
+    )
+    return found
+
+
+def _inside(scratch: Path, seconds: float) -> int:
+    base = recipe.root_filesystem()
+    package = install.package(Path(__file__).resolve().parents[2], scratch)
+    agent, clinic = install.agent(package, base, scratch), install.clinic(base, scratch)
+    network = Network(scratch, base)
+    network.open()
+    machine = Machine("split", (agent, clinic, base), scratch)
+    apart.start(machine, network, tuple(table for table in matrix.TABLES if table.check in apart.CHECKS), package)
+    print(json.dumps(idle(machine, seconds)))
+    return 0
+
+
+if __name__ == "__main__":
+    recipe.check_machine()
+    sys.exit(enclosed(lambda scratch: _inside(scratch, float(sys.argv[1])), recipe.cache_directory()))
