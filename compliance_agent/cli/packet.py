@@ -63,6 +63,7 @@ def build(
         for word in ("pending", "elsewhere", "destroyed"):
             if facts[word]:
                 click.echo(f"not in it, {word}: {facts[word]}", err=True)
+        _limits(report)
         _name(report)
     ctx.exit(0 if report.ok else 1)
 
@@ -126,6 +127,7 @@ def verify(
         if report.quorum is not None:
             click.echo(f"witnesses: {QUORUM[report.quorum]}")
         click.echo(f"{report.verified} of {report.found} records verified{about}; {verdict}")
+        _limits(report)
         if unchecked := report.said.tokens_unchecked:
             click.echo(f"note: {unchecked} time stamp(s) not checked; --tsa-ca takes the authority's", err=True)
         if report.own_authority and report.said.tokens:
@@ -134,6 +136,19 @@ def verify(
         if report.own_policy:
             click.echo("note: the keys came with the packet; --policy takes one from a source you trust", err=True)
     ctx.exit(report.exit_status)
+
+
+def _limits(report: Report) -> None:
+    if report.scope is None or report.scope.limits is None:
+        return
+    limits, ends = report.scope.limits, report.open_ends
+    click.echo(
+        f"limited: built for an account that sees {limits.first} to {limits.last} alone; {len(ends)} end(s) left open"
+    )
+    for end in ends[:SHOWN]:
+        click.echo(printable(f"open: {end.host_id}: {end.detail}"))
+    if len(ends) > SHOWN:
+        click.echo(f"... and {len(ends) - SHOWN} more; --json shows all")
 
 
 def _name(report: Report) -> None:
@@ -167,6 +182,7 @@ def show(ctx: click.Context, file: Path, as_json: bool) -> None:
         print_json(document)
     else:
         _show(document)
+        _limits(report)
         _name(report)
     ctx.exit(report.exit_status)
 

@@ -36,7 +36,7 @@ from compliance_agent.log.tiles import Tile
 from compliance_agent.log.tree import TileTree
 from compliance_agent.packet import oscal, packing
 from compliance_agent.packet.choosing import Choice, Chosen, Wanted, choose, going
-from compliance_agent.packet.content import BaselineUse, PacketHost, Record, Scope, first_moment, section, stamp
+from compliance_agent.packet.content import BaselineUse, Limits, PacketHost, Record, Scope, first_moment, section, stamp
 from compliance_agent.packet.opening import Log, Sleep, open_log
 from compliance_agent.packet.outside import outside
 from compliance_agent.packet.readme import NOT_PROVEN, Shown, readme
@@ -181,6 +181,7 @@ async def write(
         destroyed=choice.destroyed,
         baselines=tuple(_uses(rules, labels)),
         held=tuple(sorted(label for label in labels if rules.keep(label, None, wanted.until).holds)),
+        limits=Limits(reader.dates.first.isoformat(), reader.dates.last.isoformat()) if reader.dates else None,
     )
     source = _Source(reader, wanted.site_id, log, choice, asyncio.get_running_loop(), told)
     public = {f"keys/{host.key_id}.pem": crypto.public_pem(keys[host.key_id].public_key).encode() for host in hosts}

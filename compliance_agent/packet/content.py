@@ -51,6 +51,18 @@ class BaselineUse:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """The days, UTC, that whoever the packet was built for may see: it has no record of another day.
+
+    Attributes:
+        first, last: both included.
+    """
+
+    first: str
+    last: str
+
+
+@dataclass(frozen=True)
 class Scope:
     """What was asked for, and what the packet can therefore be held to.
 
@@ -66,6 +78,7 @@ class Scope:
         destroyed: such records of the period, by when they were made, of whatever log.
         baselines: of these hosts, by label and version; with them follows how long each record is kept.
         held: labels of the hosts whose records are under a hold.
+        limits: of whoever it was built for; None, and no word in `packet.json`, where there are none.
     """
 
     site_id: str
@@ -83,6 +96,7 @@ class Scope:
     destroyed: int = 0
     baselines: tuple[BaselineUse, ...] = ()
     held: tuple[str, ...] = ()
+    limits: Limits | None = None
 
     @property
     def start(self) -> datetime:
@@ -101,7 +115,8 @@ class Scope:
     def encode(self) -> bytes:
         """`packet.json`."""
         lists = {name: [asdict(item) for item in getattr(self, name)] for name in ("hosts", "baselines")}
-        return canonical({"schema": SCHEMA, **asdict(self), **lists, "held": list(self.held)})
+        said = {"schema": SCHEMA, **asdict(self), **lists, "held": list(self.held)}
+        return canonical(said if self.limits is not None else {name: said[name] for name in said if name != "limits"})
 
     @classmethod
     def parse(cls, raw: bytes) -> Scope:
@@ -112,7 +127,8 @@ class Scope:
                 raise ValueError
             hosts = tuple(PacketHost(**host) for host in found.pop("hosts"))
             baselines = tuple(BaselineUse(**use) for use in found.pop("baselines"))
-            scope = cls(hosts=hosts, baselines=baselines, held=tuple(found.pop("held")), **found)
+            limits = Limits(**found.pop("limits")) if "limits" in found else None
+            scope = cls(hosts=hosts, baselines=baselines, held=tuple(found.pop("held")), limits=limits, **found)
             _check(scope)
             if scope.encode() != raw:
                 raise ValueError
@@ -248,6 +264,10 @@ def _check(scope: Scope) -> None:
         (scope.end - timedelta(days=1)).date().isoformat(),
     ]:
         raise ValueError
+    if scope.limits is not None:
+        days = [scope.limits.first, scope.since, scope.until, scope.limits.last]
+        if days != [date.fromisoformat(day).isoformat() for day in days] or days != sorted(days):
+            raise ValueError
     labels: Sequence[str] = [scope.site_id, *(host.host_id for host in scope.hosts), *scope.held]
     labels = [*labels, scope.host] if scope.host is not None else labels
     if not all(_LABEL.fullmatch(label) for label in labels) or scope.start >= scope.end:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -97,6 +97,7 @@ def as_document(scope: Scope, records: Sequence[Record]) -> dict[str, Any]:
         "pending": scope.pending,
         "elsewhere": dict(scope.elsewhere),
         "destroyed": scope.destroyed,
+        "limits": asdict(scope.limits) if scope.limits else None,
         "counts": counted(result for record in shown for _, result, _ in statements(record.document)),
         "grid": [
             {"host": row.host_id, "check": row.check, "day": row.day, "counts": row.counts}

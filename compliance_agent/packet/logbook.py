@@ -7,7 +7,7 @@ holds a part of them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -20,8 +20,9 @@ from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.fields import to_base64
 from compliance_agent.log.policy import Policy, Verified
 from compliance_agent.log.tiles import Tile, written
-from compliance_agent.packet.content import Scope, moment
+from compliance_agent.packet.content import PacketHost, Scope, moment
 from compliance_agent.packet.outside import OLDER, YEAR
+from compliance_agent.packet.report import OpenEnd
 
 CHECKPOINT, RETENTION = "log/checkpoint", f"log/{NAME}"
 
@@ -202,15 +203,19 @@ def chain_problems(scope: Scope, log: Logbook) -> Iterator[Problem]:
 
 
 def completeness(
-    scope: Scope, log: Logbook, here: Collection[int], start_of: Callable[[int], str]
+    scope: Scope, log: Logbook, here: Collection[int], start_of: Callable[[int], str], ends: list[OpenEnd]
 ) -> Iterator[Problem]:
     """A packet that was not asked for one control holds, of each host, a stretch of its chain around the whole period.
+
+    One that was built for an account with dates cannot: the record before the first and the one after the last are of days that the
+    account may not see. Such an end is noted. What is missing between two records is missing there too.
 
     Args:
         scope: of the packet.
         log: of the packet.
         here: the log's index of every record.
         start_of: `timestamp_start` of the record with this index.
+        ends: takes the ends that the packet leaves open because of its limits.
     """
     if scope.control is not None:
         return
@@ -220,18 +225,29 @@ def completeness(
         if indexes and indexes[0] < log.minimum:
             yield Problem("bad_retention", RETENTION, f"the record of entry {indexes[0]} of {host.host_id} is here")
         taken = [at for at, index in enumerate(indexes) if index in here]
-        if indexes and not taken:
-            yield Problem("missing_record", host.host_id, "has records in the log and none here")
-        if not taken:
-            continue
-        for index in indexes[taken[0] : taken[-1]]:
+        for index in indexes[taken[0] : taken[-1]] if taken else ():
             if index not in here:
                 yield Problem("missing_record", host.host_id, f"log entry {index} has no record here")
-        first, last = (moment(start_of(indexes[at])) for at in (taken[0], taken[-1]))
-        if taken[0] != 0 and first >= scope.start:
-            yield Problem("missing_record", host.host_id, "what precedes its first record here is of the period")
-        if taken[-1] != len(indexes) - 1 and last < scope.end:
-            yield Problem("missing_record", host.host_id, "what follows its last record here may be of the period")
+        for end in _open(scope, host, indexes, taken, start_of):
+            if scope.limits is not None:
+                ends.append(end)
+            else:
+                yield Problem("missing_record", end.host_id, end.detail)
+
+
+def _open(
+    scope: Scope, host: PacketHost, indexes: Sequence[int], taken: Sequence[int], start_of: Callable[[int], str]
+) -> Iterator[OpenEnd]:
+    """Where a host's records here do not show that nothing of the period was left out."""
+    if not taken:
+        if indexes:
+            yield OpenEnd(host.host_id, "has records in the log and none here")
+        return
+    first, last = (moment(start_of(indexes[at])) for at in (taken[0], taken[-1]))
+    if taken[0] != 0 and first >= scope.start:
+        yield OpenEnd(host.host_id, "what precedes its first record here is of the period")
+    if taken[-1] != len(indexes) - 1 and last < scope.end:
+        yield OpenEnd(host.host_id, "what follows its last record here may be of the period")
 
 
 def entry_problem(row: Row, entries: Epoch | None) -> Problem | None:

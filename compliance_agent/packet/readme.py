@@ -255,6 +255,11 @@ def _filters(scope: Scope) -> str:
 
 def _left_out(scope: Scope, beside: int) -> str:
     found = [f"{beside} record(s) beside the period show where it begins and ends."] if beside else []
+    if scope.limits is not None:
+        days = f"{scope.limits.first} to {scope.limits.last}"
+        found.append(
+            f"Built for an account that sees {days} alone: it may be open where a host's records begin and end."
+        )
     if scope.pending:
         found.append(f"NOT HERE: {scope.pending} record(s) of the period that were not in the log yet.")
     for year, count in sorted(scope.elsewhere.items()):

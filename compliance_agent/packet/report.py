@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from compliance_agent.errors import BadEvidence
@@ -14,11 +14,20 @@ from compliance_agent.packet.content import Scope
 Quorum = Literal["met", "unwitnessed", "not_asked"]
 
 
+@dataclass(frozen=True)
+class OpenEnd:
+    """An end of a host's records that a packet leaves open, since it was built for an account that may not see what lies beyond."""
+
+    host_id: str
+    detail: str
+
+
 @dataclass
 class Report:
     """What was found. `ok` means: records were there, and nothing was wrong with the packet.
 
     Attributes:
+        open_ends: what a packet for certain days cannot show, and why; no problem, and said wherever the packet is.
         own_policy: whom to trust for the log came with the packet.
         own_authority: time stamps were checked under the certificates that came with the packet.
         quorum: of the policy's witnesses, under the checkpoint; None where that does not verify.
@@ -33,6 +42,7 @@ class Report:
     times: Times = field(default_factory=lambda: Times({}))
     said: Said = field(default_factory=Said)
     problems: list[Problem] = field(default_factory=list)
+    open_ends: list[OpenEnd] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -60,5 +70,7 @@ class Report:
             "tokens": self.said.tokens,
             "tokens_unchecked": self.said.tokens_unchecked,
             "times": self.times.as_document(),
+            "limits": asdict(self.scope.limits) if self.scope and self.scope.limits else None,
+            "open_ends": [{"where": item.host_id, "detail": item.detail} for item in self.open_ends],
             "problems": [{"code": item.code, "where": item.where, "detail": item.detail} for item in self.problems],
         }

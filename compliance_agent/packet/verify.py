@@ -340,7 +340,7 @@ class _Verification:
             self._wrong("bad_key", "keys/log.pem", "is not the log's key in the policy")
         if log.book.whole:
             self.report.problems += chain_problems(scope, log)
-            self.report.problems += completeness(scope, log, self._seen.here, self._start_of)
+            self.report.problems += completeness(scope, log, self._seen.here, self._start_of, self.report.open_ends)
 
     def _start_of(self, index: int) -> str:
         record = read_record(self._container, self._seen.ends[index])

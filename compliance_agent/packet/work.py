@@ -43,7 +43,6 @@ R = TypeVar("R")
 PACKET, REPORT = "packet.zip", "report.pdf"
 MOST_PRINTED = 5_000  # records of a report that is printed for somebody who waits: beyond, `compliance-agent packet report` does it
 SAY_S = 0.5
-_ENDS = ("what precedes its first", "what follows its last")  # packet/logbook.py
 NICE = 10  # requests come first
 
 
@@ -77,7 +76,7 @@ def main() -> None:
         built = checked(work.directory / PACKET, scope, size, _spread)
         done: dict[str, Any] = {
             "records": built.records,
-            "problems": _problems(built.report, work.dates),
+            "problems": len(built.report.problems),
             "packet": _described(built.path),
         }
         _say(stage="printing", at=0, total=0)
@@ -97,12 +96,6 @@ async def _written(work: Work) -> tuple[Scope, int]:
         return await write(reader, places, work.wanted, work.directory / PACKET, told=_seldom(time.monotonic))
     finally:
         await store.close()
-
-
-def _problems(found: Report, dates: Dates | None) -> int:
-    """How many there are; for who sees certain days alone, without the ends of chains that go on outside them."""
-    ends = _ENDS if dates is not None else ()
-    return sum(not (one.code == "missing_record" and one.detail.startswith(ends)) for one in found.problems)
 
 
 def _printed(work: Work, scope: Scope, found: Report, sha256: str) -> dict[str, Any] | None:

@@ -49,6 +49,12 @@ def period(scope: Scope, records: Sequence[Record]) -> Sheet:
     )
 
 
+LIMITED = (
+    "It was built for an account that sees certain days alone, so where a host's records begin and end it cannot show that none "
+    "was kept back: sheet 9 names these ends."
+)
+
+
 def sample(scope: Scope, records: Sequence[Record]) -> Sheet:
     """What was asked for, and from how much it was taken."""
     asked = (
@@ -57,6 +63,11 @@ def sample(scope: Scope, records: Sequence[Record]) -> Sheet:
         ("Section", scope.control or "all"),
         ("Host", scope.host or "all of the site"),
         ("Records of it here", count(records)),
+        *(
+            [("Built for an account that sees", f"{scope.limits.first} to {scope.limits.last} alone")]
+            if scope.limits
+            else ()
+        ),
         ("Of it, not in the log yet", str(scope.pending)),
         ("Of it, in the logs of other years", str(sum(scope.elsewhere.values()))),
         ("Of it, destroyed when their time was over", str(scope.destroyed)),
@@ -67,6 +78,7 @@ def sample(scope: Scope, records: Sequence[Record]) -> Sheet:
         (
             "A frozen sample: which records there are is said by the log, whose whole tree is in the packet, so a record that was "
             "kept back would be named in sheet 10. The list of records at the end has every one of them.",
+            *([LIMITED] if scope.limits else ()),
         ),
         (Table("What was asked for", ("", ""), asked),),
     )

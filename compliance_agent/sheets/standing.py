@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from compliance_agent.models import BundleKind
 from compliance_agent.packet import grid
-from compliance_agent.packet.content import Record, Scope, stamp
+from compliance_agent.packet.content import Limits, Record, Scope, stamp
 from compliance_agent.packet.report import Report
 from compliance_agent.sheets.sheet import Sheet, Table, alone, at, count, host
 
@@ -54,6 +54,10 @@ def hosts(scope: Scope, records: Sequence[Record]) -> Sheet:
     )
 
 
+def _seen(limits: Limits) -> str:
+    return f"the account that it was built for sees {limits.first} to {limits.last} alone"
+
+
 def health(scope: Scope, records: Sequence[Record], found: Report) -> Sheet:
     """What is missing, late, or not vouched for."""
     kinds = tuple((kind.value, count(one for one in records if one.document["kind"] == kind)) for kind in BundleKind)
@@ -74,11 +78,13 @@ def health(scope: Scope, records: Sequence[Record], found: Report) -> Sheet:
     register = tuple(
         (at(single), host(single), single.document["incident"]["code"], alone(single)) for single in incidents
     )
+    left = tuple((end.host_id, end.detail) for end in found.open_ends)
     return Sheet(
         "How sound the evidence is",
         ("Nothing here says that the clinic was well; it says how far the records can carry.",),
         (
             Table("Soundness", ("", ""), sound),
+            *([Table(f"Left open: {_seen(scope.limits)}", ("Host", "What"), left, "Nothing.")] if scope.limits else ()),
             Table("Records by kind", ("Kind", "Records"), kinds),
             Table(
                 "Incidents: a log that contradicted itself", ("When, UTC", "Host", "What", "Record"), register, "None."
