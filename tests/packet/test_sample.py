@@ -207,7 +207,7 @@ def test_a_changed_packet_is_named_and_ends_in_65(three_days: dict[str, Path], t
     from compliance_agent.packet import archive
 
     files = archive.unpack(three_days["section"].read_bytes())
-    victim = next(path for path in files if path.endswith("bundle.json"))
+    victim = next(path for path in files if path.endswith("bundle.json") and b'"pass"' in files[path])
     path = tmp_path / "changed.zip"
     path.write_bytes(archive.pack({**files, victim: files[victim].replace(b'"pass"', b'"fail"', 1)}))
     done = run("packet", "sample", path, "--seed", SEED, "--json")
