@@ -133,6 +133,7 @@ def seen(result: DriftResult) -> dict[str, Any]:
 
 
 async def main() -> None:
+    Path("/nix").mkdir(exist_ok=True)  # nix makes it where it runs first, which need not have been before
     for place in ("/nix", "/run"):
         subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
     root = Path(tempfile.mkdtemp(dir="/run"))
