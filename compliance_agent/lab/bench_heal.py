@@ -100,7 +100,7 @@ class Records:
                 version = found
                 if self._cured(check):
                     return now
-            time.sleep(LOOK_S)
+            time.sleep(LOOK_S)  # another process commits, in real time
         return None
 
     def _version(self) -> int:

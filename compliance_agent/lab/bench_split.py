@@ -48,7 +48,7 @@ def idle(machine: Machine, seconds: float) -> dict[str, Any]:
     own = [line for line in config.read_text("utf-8").splitlines() if not line.startswith("mcp_poll_interval_sec")]
     config.write_text("\n".join(own) + "\n", "utf-8")
     machine.must(f"systemctl restart {apart.RUN}", timeout_s=120)
-    time.sleep(SETTLE_S)
+    time.sleep(SETTLE_S)  # a first round is not idle
     before = _asked(machine)
     time.sleep(seconds)  # real time is what is measured
     after = _asked(machine)

@@ -146,7 +146,7 @@ def _asks(host: Host) -> bool:
     """Without `systemctl` it looks as before: with none to ask, or by that program alone, `services` would be unknown."""
     before = len(host.bundles("services"))
     host.machine.must("mv /usr/bin/systemctl /usr/bin/systemctl.away")
-    time.sleep(LOOKS_S)
+    time.sleep(LOOKS_S)  # looks of a real agent, by its own clock
     host.machine.must("mv /usr/bin/systemctl.away /usr/bin/systemctl")
     return not any(bundle["result"] == "unknown" for bundle in host.bundles("services")[before:]) and _looks(host)
 
