@@ -8,19 +8,22 @@ import struct
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from compliance_agent.checks import registry
 from compliance_agent.checks.spec import COMMON_REASONS
 from compliance_agent.healing import CODES
-from compliance_agent.lab.real import enclosure, install, network, recipe, signatures, skewed
+from compliance_agent.lab.real import apart, enclosure, install, network, recipe, signatures, skewed
+from compliance_agent.lab.real.host import Host
 from compliance_agent.lab.real.judge import Observed, judge
 from compliance_agent.lab.real.matrix import ROWS, TABLES, chosen, spread
 from compliance_agent.lab.real.report import Progress, document, show
 from compliance_agent.lab.real.row import PUBLISH, Row
-from compliance_agent.lab.real.run import different
+from compliance_agent.lab.real.run import WALLS, different
+from compliance_agent.lab.real.step import NotSo, lines
+from compliance_agent.lab.real.stranger import Stranger
 from compliance_agent.models import Outcome
 from compliance_agent.remedies import actions
 
@@ -254,19 +257,42 @@ def told(**changed: Any) -> dict[str, Any]:
     return {
         "rows": [{"check": check, "differences": found} for check, found in rows],
         "false_healed": 0, "blind_passes": 0, "opponent": {"ok": True}, "evidence": [{"ok": True}],
+        "service": [{"step": "killed", "ok": True}, {"step": "cannot_heal_alone", "ok": True}],
     } | changed  # fmt: skip
 
 
 def test_only_checks_that_differ_are_done_again() -> None:
-    assert different(told()) == ("backup",)
-    assert different(told(rows=[{"check": "time_sync", "differences": ["late"]}])) == ("time_sync", "vm:time_sync")
+    assert different(told()) == (("backup",), False)
+    assert different(told(rows=[{"check": "time_sync", "differences": ["late"]}])) == (
+        ("time_sync", "vm:time_sync"),
+        False,
+    )
+    assert different(told(rows=[], service=[{"step": "killed", "ok": False}])) == ((), True)
+    assert different(told(service=None)) == (("backup",), False)
 
 
 @pytest.mark.parametrize(
     "lie",
     [{"false_healed": 1}, {"blind_passes": 1}, {"opponent": {"ok": False}}, {"evidence": [{"ok": True}, {"ok": False}]},
-     {"rows": []}],
+     {"service": [{"step": "cannot_heal_alone", "ok": False}]}, {"rows": []}],
 )  # fmt: skip
 def test_a_lie_is_never_tried_until_it_is_right(lie: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"lie|no line"):
         different(told(**lie))
+
+
+def test_each_wall_is_a_step_of_some_host() -> None:
+    by_the_page = Stranger(cast(Host, None), cast(network.Network, None), "", Path(), Path())
+    assert {name for name, _ in (*apart.steps(), *by_the_page.steps())} >= WALLS
+
+
+def test_a_step_that_is_not_so_says_what_was_found_and_the_next_one_is_taken(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def wrong() -> bool:
+        raise NotSo("finish: done 2")
+
+    taken = lines((("first", wrong), ("second", lambda: True)))
+    assert taken == [{"step": "first", "ok": False, "found": "finish: done 2"}, {"step": "second", "ok": True}]
+    show(document([judge(ROW, seen(bundle()))], FOUGHT, taken, [HOST], 9.0))
+    assert "service: first: NOT AS IT MUST BE; finish: done 2\n" in capsys.readouterr().out

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from compliance_agent.lab.real.ordered import ordered
 from compliance_agent.lab.real.report import Progress
 from compliance_agent.lab.real.row import Table
 from compliance_agent.lab.real.shell import until
+from compliance_agent.lab.real.step import NotSo, lines
 
 RUN, UPLINK, HEAL = (f"compliance-agent-{part}" for part in ("run", "uplink", "heal"))
 STATE = "/var/lib/compliance-agent"
@@ -87,9 +89,9 @@ def served(machine: Machine, network: Network, newer: Path, progress: Progress) 
     return parted(host), host.verified()
 
 
-def parted(host: Host) -> list[Line]:
+def steps() -> tuple[tuple[str, Callable[[Host], bool]], ...]:
     """What has to be so, in this order."""
-    steps: tuple[tuple[str, Callable[[Host], bool]], ...] = (
+    return (
         ("looks_as_its_own_user", _looks),
         ("heals_through_the_root_side", _heals),
         ("asks_for_units_over_the_message_bus", _asks),
@@ -105,9 +107,13 @@ def parted(host: Host) -> list[Line]:
         ("root_takes_a_baseline_that_people_ordered", _ordered),
         ("root_side_is_gone_when_idle", _gone),
     )
-    lines = [{"step": name, "ok": step(host)} for name, step in steps]
+
+
+def parted(host: Host) -> list[Line]:
+    """Take the steps, and stop the agent."""
+    taken = lines((name, partial(step, host)) for name, step in steps())
     host.machine.must(f"systemctl stop {RUN}")
-    return lines
+    return taken
 
 
 def _pid(host: Host, unit: str) -> str:
@@ -165,7 +171,11 @@ def _ask(host: Host, kind: str, blob: str = "", **fields: object) -> str:
 
 
 def _behind_walls(host: Host) -> bool:
-    """What no check of this host needs, permitted by root: done, and taken back. A package's script may write anywhere."""
+    """What no check of this host needs, permitted by root: done, and taken back. A package's script may write anywhere.
+
+    The agent is down meanwhile: it would set up the package as well, and the two would wait for one lock.
+    """
+    host.machine.must(f"systemctl stop {RUN}")
     permits = json.loads((host.machine.root / PERMITS).read_text("utf-8"))
     permits["files"][DROP_IN], permits["may"] = [{"line": "[Login]"}], ["accounts", "apt", "logind"]
     (host.machine.root / PERMITS).write_text(json.dumps(permits), "utf-8")
@@ -183,11 +193,15 @@ def _behind_walls(host: Host) -> bool:
         ("account_day", "", {"name": "lab-guest", "day": int(before.split(":")[2])}),
         ("finish", "", {}),
     )
-    done = [_ask(host, kind, blob, **fields) == "done 0" for kind, blob, fields in asked]
+    answers = [f"{kind}: {_ask(host, kind, blob, **fields)}" for kind, blob, fields in asked]
+    other = [answer for answer in answers if not answer.endswith(": done 0")]
     same = host.machine.sh(shadow) == before and host.machine.sh("cat /usr/share/lab-half").strip() == "0"
     own = host.machine.run("journalctl --no-pager -q -u compliance-agent-act | grep -q .").returncode == 0
     host.machine.must("compliance-agent baseline permit")
-    return all(done) and same and own
+    host.machine.must(f"systemctl start {RUN}", timeout_s=120)
+    if other:
+        raise NotSo("; ".join(other))
+    return same and own
 
 
 def _refuses(host: Host) -> bool:
@@ -199,7 +213,11 @@ def _refuses(host: Host) -> bool:
         ("upgrade", "", {"manager": "dnf", "packages": []}),
         ("account", "", {"verb": "unlock", "name": "root"}),
     )
-    return all(_ask(host, kind, blob, **fields) == "refused not_permitted_here" for kind, blob, fields in asked)
+    answers = [f"{kind}: {_ask(host, kind, blob, **fields)}" for kind, blob, fields in asked]
+    other = [answer for answer in answers if not answer.endswith(": refused not_permitted_here")]
+    if other:
+        raise NotSo("; ".join(other))
+    return True
 
 
 def _cannot(host: Host) -> bool:

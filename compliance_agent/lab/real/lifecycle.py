@@ -6,10 +6,12 @@ Only the times are changed, by a drop-in: the watchdog and its grace in seconds,
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from compliance_agent.lab.real.host import Host
 from compliance_agent.lab.real.shell import until
+from compliance_agent.lab.real.step import lines
 
 UNIT = "compliance-agent"
 CONFIG = "/etc/msp/agent.yaml"
@@ -36,7 +38,7 @@ def lived(host: Host) -> list[Line]:
         ("hangs", _is_ended_when_it_hangs),
         ("stop", _stops),
     )
-    return [{"step": name, "ok": step(host)} for name, step in steps]
+    return lines((name, partial(step, host)) for name, step in steps)
 
 
 def removed(host: Host) -> list[Line]:

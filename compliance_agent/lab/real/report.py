@@ -125,7 +125,8 @@ def show(result: dict[str, Any]) -> None:
             f"{'' if fought['ok'] else '; NOT AS IT MUST BE'}"
         )
     for line in result["service"] or ():
-        click.echo(f"service: {line['step']}: {'ok' if line['ok'] else 'NOT AS IT MUST BE'}")
+        found = f"; {line['found']}" if "found" in line else ""
+        click.echo(f"service: {line['step']}: {'ok' if line['ok'] else 'NOT AS IT MUST BE'}{found}")
     click.echo(
         f"{result['rows_total']} rows, {result['rows_different']} differ; {result['blind_passes']} passes where the probe could "
         f"not look, {result['false_healed']} false healed; {result['seconds']} s"

@@ -38,6 +38,14 @@ from compliance_agent.logs import configure
 
 TREE = Path(__file__).resolve().parents[3]
 Ended = tuple[list[dict[str, Any]], dict[str, Any]]  # lines of a service, and the evidence of its host
+# What a process must not be able to do, and that no record is there twice: seen once, it is so.
+WALLS = {
+    "cannot_heal_alone",
+    "root_side_refuses_what_root_did_not_permit",
+    "uplink_reads_nothing_and_asks_nobody",
+    "root_takes_a_baseline_that_people_ordered",
+    "delivered_once",
+}
 LOGS = TREE / "test-results" / "lab"
 
 
@@ -63,7 +71,8 @@ class Asked:
 @click.option(
     "--again",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Only the checks of which a line of this report differs; refused where a pass or a cure in it was a lie.",
+    help="Only the checks of which a line of this report differs, and the services where one was not as it must be; refused "
+    "where a pass or a cure in it was a lie, or a process could do what it must not.",
 )
 @click.option("--hosts", type=click.IntRange(1, 20), default=4, show_default=True, help="Hosts that share the checks.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
@@ -98,8 +107,9 @@ def main(
     """Do every fault to a real host, and judge what its agent said and did."""
     configure("CRITICAL")
     try:
-        only = only if again is None else different(json.loads(again.read_text("utf-8")))
-        tables, virtual = _chosen(only, with_virtual)
+        if again is not None:
+            only, opponent = different(json.loads(again.read_text("utf-8")))
+        tables, virtual = _chosen(only, with_virtual) if only or again is None else ((), ())
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--only" if again is None else "--again") from error
     asked = Asked(
@@ -115,25 +125,30 @@ def main(
     sys.exit(enclosed(lambda scratch: work(asked, scratch), recipe.cache_directory()))
 
 
-def different(report: Mapping[str, Any]) -> tuple[str, ...]:
-    """The checks of which a line of a report differs, on either kind of host.
+def different(report: Mapping[str, Any]) -> tuple[tuple[str, ...], bool]:
+    """The checks of which a line of a report differs, on either kind of host; and whether a line of its services does.
 
     Raises:
         ValueError: none does, or something in it must not be tried until it is right.
     """
+    wrong = {line["step"] for line in report["service"] or () if not line["ok"]}
     checks = dict.fromkeys(row["check"] for row in report["rows"] if row["differences"])
     fought = report["opponent"] is None or report["opponent"]["ok"]
     if (
         report["false_healed"]
         or report["blind_passes"]
         or not fought
+        or wrong & WALLS
         or not all(one["ok"] for one in report["evidence"])
     ):
-        raise ValueError("a pass or a cure in it was a lie, or evidence did not verify: once is enough")
-    if not checks:
+        raise ValueError(
+            "a pass or a cure in it was a lie, a wall had a hole, or evidence did not verify: once is enough"
+        )
+    if not checks and not wrong:
         raise ValueError("no line of it differs")
     inside = {row.check for row in vm_matrix.ROWS}
-    return tuple(name for check in checks for name in (check, f"vm:{check}") if name == check or check in inside)
+    names = tuple(name for check in checks for name in (check, f"vm:{check}") if name == check or check in inside)
+    return names, bool(wrong)
 
 
 def _chosen(only: tuple[str, ...], with_virtual: bool) -> tuple[tuple[Table, ...], tuple[Table, ...]]:

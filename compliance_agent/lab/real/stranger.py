@@ -21,6 +21,7 @@ from compliance_agent.lab.real.network import NAMED, SERVER, Network
 from compliance_agent.lab.real.report import Progress
 from compliance_agent.lab.real.row import Table
 from compliance_agent.lab.real.shell import until
+from compliance_agent.lab.real.step import lines
 
 UNIT = "compliance-agent"
 WITHIN_S = 60.0
@@ -60,16 +61,15 @@ class Stranger:
     package: Path
     newer: Path
 
-    def done(self) -> list[Line]:
+    def steps(self) -> tuple[tuple[str, Callable[[], bool]], ...]:
         """What has to be so, in this order."""
-        steps: tuple[tuple[str, Callable[[], bool]], ...] = (
+        return (
             ("quick_path", self._typed),
             ("quick_path_heals", self._heals),
             ("upgrade_with_a_full_queue", self._upgraded),
             ("downgrade_with_a_full_queue", self._downgraded),
             ("delivered_once", self._delivered),
         )
-        return [{"step": name, "ok": step()} for name, step in steps]
 
     def _ends(self, line: str) -> int:
         """The exit status of a line that root types."""
@@ -77,11 +77,11 @@ class Stranger:
 
     def _typed(self) -> bool:
         """Each line ends well, and then the agent is up by its own word. A proposal has findings, for no container passes all."""
-        lines = commands(self.page)
-        ended = [self._ends(line) for line in lines]
-        well = [code == 0 or (code == 1 and "baseline init" in line) for code, line in zip(ended, lines, strict=True)]
+        typed = commands(self.page)
+        ended = [self._ends(line) for line in typed]
+        well = [code == 0 or (code == 1 and "baseline init" in line) for code, line in zip(ended, typed, strict=True)]
         status = self.host.machine.sh(f"systemctl show --property=ActiveState,StatusText {UNIT}")
-        return len(lines) > 3 and all(well) and "ActiveState=active" in status and "checks" in status
+        return len(typed) > 3 and all(well) and "ActiveState=active" in status and "checks" in status
 
     def _heals(self) -> bool:
         """A unit that the proposed baseline needs is stopped, and is back, with a record."""
@@ -148,7 +148,7 @@ def served(
     (table,) = (table for table in matrix.TABLES if table.check == "services")
     host = start(machine, network, table, package)
     progress.say(f"{host.name} has never seen the agent")
-    return Stranger(host, network, page, package, newer).done(), host.verified()
+    return lines(Stranger(host, network, page, package, newer).steps()), host.verified()
 
 
 def start(machine: Machine, network: Network, table: Table, package: Path) -> Host:
