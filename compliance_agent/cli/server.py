@@ -16,6 +16,7 @@ from compliance_agent.cli import (
     server_backup,
     server_database,
     server_enrolment,
+    server_exceptions,
     server_leases,
     server_mcp,
     server_order_export,
@@ -233,6 +234,7 @@ command.add_command(server_enrolment.enrol_token)
 command.add_command(server_enrolment.hosts)
 command.add_command(server_orders.order)
 server_orders.order.add_command(server_order_export.export)
+command.add_command(server_exceptions.exception)
 command.add_command(server_leases.leases)
 command.add_command(server_plan.plan)
 command.add_command(server_mcp.mcp)

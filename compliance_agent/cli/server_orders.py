@@ -72,7 +72,7 @@ def draft(
     seconds = int(duration(life).total_seconds())
 
     async def act(services: Services, user: User, reader: SiteReader) -> OrderRow:
-        wanted = Wanted(await _host(reader, host), kind, parameters, seconds)
+        wanted = Wanted(await host_named(reader, host), kind, parameters, seconds)
         return await services.orders.draft(user, reader, wanted)
 
     _act(ctx, by, as_json, act)
@@ -241,7 +241,7 @@ def list_orders(ctx: click.Context, host: str | None, as_json: bool) -> None:
 
     async def look(services: Services) -> list[dict[str, Any]]:
         reader = await whole_reader(services)
-        key_id = None if host is None else await _host(reader, host)
+        key_id = None if host is None else await host_named(reader, host)
         return [await shown_row(services, reader, row) for row in await reader.orders(key_id)]
 
     found = with_services(settings_of(ctx), look)
@@ -274,7 +274,12 @@ async def whole_reader(services: Services) -> SiteReader:
     return services.store.for_sites(await services.store.all_sites())
 
 
-async def _host(reader: SiteReader, begins: str) -> str:
+async def host_named(reader: SiteReader, begins: str) -> str:
+    """The one host whose key id begins so.
+
+    Raises:
+        NoInput: there is none, or more than one.
+    """
     found = [host.key_id for host in await reader.hosts() if host.key_id.startswith(begins) and not host.revoked_at]
     if len(begins) < 12 or len(found) != 1:
         raise NoInput(

@@ -9,10 +9,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from compliance_agent.core.accepted import MEASURES, REASONS
 from compliance_agent.server.api.deps import services_of
 from compliance_agent.server.records import BundleQuery
 from compliance_agent.server.services import roles
-from compliance_agent.server.services.exceptions import MEASURES, REASONS, digest
+from compliance_agent.server.services.exceptions import digest
 from compliance_agent.server.services.fleet import document_of
 from compliance_agent.server.services.planning import proposal_of
 from compliance_agent.web import beats, exceptions, plans, present, timeline, words

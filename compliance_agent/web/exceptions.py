@@ -16,11 +16,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from compliance_agent.core.accepted import DAYS, MEASURES, REASONS
 from compliance_agent.errors import Refusal
 from compliance_agent.server.api.deps import services_of
 from compliance_agent.server.records.exceptions import RecordedException
 from compliance_agent.server.services import roles
-from compliance_agent.server.services.exceptions import DAYS, MEASURES, REASONS, Wanted, check_wanted
+from compliance_agent.server.services.exceptions import Wanted, check_wanted
 from compliance_agent.server.services.fleet import CheckStanding, HostStanding
 from compliance_agent.web import asking, present
 from compliance_agent.web.caller import Caller, caller_of, now_of, stepped_up

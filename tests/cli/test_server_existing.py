@@ -26,6 +26,10 @@ DECISIONS: dict[str, list[str] | None] = {
     "alerts test": [],
     "backup": ["--out", "TMP/copy"],
     "enrol-token": ["--site", "clinic-1"],
+    "exception end": ["0" * 32, "--by", "j.doe"],
+    "exception grant": ["--host", "0" * 12, "--check", "time_sync", "--reason", "device_limit", "--measure", "watched",
+                        "--reference", "RA-1", "--days", "7", "--by", "j.doe"],
+    "exception list": [],
     "fsck": [],
     "enrol-token list": [],
     "enrol-token revoke": ["0" * 16],
@@ -81,7 +85,7 @@ DECISIONS: dict[str, list[str] | None] = {
     "user role": ["j.doe", "viewer"],
     "user sessions": ["j.doe"],
     "user sites": ["j.doe"],
-}
+}  # fmt: skip
 REFUSING = sorted(path for path, words in DECISIONS.items() if words is not None)
 
 

@@ -25,6 +25,7 @@ from compliance_agent.entries.rotation import statement
 from compliance_agent.evidence.canonical import canonical
 from compliance_agent.server.records import Dates
 from compliance_agent.server.records.packets import PacketJob
+from compliance_agent.server.services.exceptions import Wanted as Accepted
 from compliance_agent.server.services.orders import Wanted
 from compliance_agent.server.tls import ClientAuthority
 from compliance_agent.transport.protocol import api_key_message, certificate_message
@@ -50,6 +51,7 @@ class Side:
     session: Mapping[str, str]  # headers of the person's browser
     order_id: str = "0" * 32
     job_id: str = "0" * 32
+    exception_id: str = "0" * 32
 
     @property
     def session_id(self) -> str:
@@ -69,6 +71,7 @@ class Side:
             "digest": "0" * 12,
             "order_id": self.order_id,
             "job_id": self.job_id,
+            "exception_id": self.exception_id,
             "check": "time_sync",
             "sha256": hashlib.sha256(baseline_of(self.site_id)).hexdigest(),
         }
@@ -87,6 +90,7 @@ class Side:
             b64(self.host.public),
             self.order_id,
             self.job_id,
+            self.exception_id,
         )
 
 
@@ -102,7 +106,7 @@ class Nobody:
 
     @property
     def ids(self) -> dict[str, str]:
-        return Side("clinic-0", self.host, self.bundle, {}, {}, "f" * 32, "e" * 32).ids
+        return Side("clinic-0", self.host, self.bundle, {}, {}, "f" * 32, "e" * 32, "d" * 32).ids
 
 
 def baseline_of(site_id: str) -> bytes:
@@ -141,8 +145,11 @@ async def side(server: Server, site_id: str, client_id: str | None, label: str) 
         await tx.add_packet_part(job, "packet.zip", 0, b"x")
 
     await server.services.store.write(kept)
+    accepted = hashlib.sha256(f"exception {site_id}".encode()).hexdigest()[:32]
+    asked = Accepted(host.key_id, "time_sync", "vendor_requires", "watched", f"RA-{site_id}", 7)
+    await server.services.exceptions().record(person, await users.reader(person), asked, accepted)
     headers = ({"authorization": f"Bearer {bearer}"}, {"cookie": f"session={cookie}"})
-    return Side(site_id, host, bundle, *headers, drafted.order_id, job.job_id)
+    return Side(site_id, host, bundle, *headers, drafted.order_id, job.job_id, accepted)
 
 
 @dataclass
@@ -379,6 +386,11 @@ async def _draft_order(crawl: Crawl, method: str, path: str) -> None:
     await crawl.posted(path, lambda one: {"host": one.ids["key_id"], "kind": "pause", "parameters": {}})
 
 
+async def _record_exception(crawl: Crawl, method: str, path: str) -> None:
+    words = {"check": "time_sync", "reason": "vendor_requires", "measure": "watched", "reference": "RA-1", "days": 7}
+    await crawl.posted(path, lambda one: {"host": one.ids["key_id"], **words})
+
+
 async def _baseline(crawl: Crawl, method: str, path: str) -> None:
     body = {"baseline": b64(b'version: "1"\n'), "sig": b64(bytes(64))}
     await crawl.posted(path, lambda one: {"site": one.ids["site_id"], **body})
@@ -477,6 +489,10 @@ CASES: Mapping[str, Case] = {
     "POST /api/v1/orders/{order_id}/prepare": acted(lambda: {"signers": ["0" * 64]}),
     "POST /api/v1/orders/{order_id}/signatures": acted(_signature),
     "POST /api/v1/orders/{order_id}/cancel": acted(),
+    "GET /api/v1/exceptions": listed("?host={key_id}", "?site={site_id}"),
+    "POST /api/v1/exceptions": _record_exception,
+    "GET /api/v1/exceptions/{exception_id}": hidden(),
+    "POST /api/v1/exceptions/{exception_id}/end": acted(),
     "POST /api/v1/baselines": _baseline,
     "GET /api/v1/baselines/{sha256}": hidden(),
     "GET /healthz": public,

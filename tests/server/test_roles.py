@@ -100,6 +100,7 @@ async def test_every_route_for_people_asks_the_table(server: Server, monkeypatch
         "digest": "0" * 12,
         "order_id": "0" * 32,
         "job_id": "0" * 32,
+        "exception_id": "0" * 32,
         "sha256": "0" * 64,
         "check": "time_sync",
     }

@@ -80,6 +80,18 @@ def allowed(act: roles.Act) -> Callable[[Request], Awaitable[User]]:
     return user_with_act
 
 
+def by_token(act: roles.Act) -> Callable[[Request], Awaitable[User]]:
+    """As `allowed`, with an operator token: a browser's cookie alone is sent by any page that asks for it."""
+    of_act = allowed(act)
+
+    async def user_with_token(request: Request) -> User:
+        if not request.headers.get("authorization"):
+            raise Refusal("send an operator token", code="not_signed_in", status=401)
+        return await of_act(request)
+
+    return user_with_token
+
+
 async def current_fleet(request: Request, user: Annotated[User, Depends(allowed(roles.Act.LOOK))]) -> Fleet:
     """What the signed-in user may see."""
     services = services_of(request)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
 from starlette.requests import Request
 
 from compliance_agent.errors import Refusal
-from compliance_agent.server.api.deps import allowed, body_of, host_of, services_of
+from compliance_agent.server.api.deps import allowed, body_of, by_token, host_of, services_of
 from compliance_agent.server.api.schemas import (
     BaselineOut,
     BaselineSent,
@@ -36,20 +35,9 @@ router = APIRouter(prefix="/api/v1/orders", tags=["orders"])
 baselines = APIRouter(prefix="/api/v1/baselines", tags=["orders"])
 
 
-def _by_token(act: roles.Act) -> Callable[[Request], Awaitable[User]]:
-    of_act = allowed(act)
-
-    async def user_with_token(request: Request) -> User:
-        if not request.headers.get("authorization"):
-            raise Refusal("send an operator token", code="not_signed_in", status=401)
-        return await of_act(request)
-
-    return user_with_token
-
-
 Looker = Annotated[User, Depends(allowed(roles.Act.LOOK))]
-Drafter = Annotated[User, Depends(_by_token(roles.Act.DRAFT_ORDER))]
-Approver = Annotated[User, Depends(_by_token(roles.Act.APPROVE_ORDER))]
+Drafter = Annotated[User, Depends(by_token(roles.Act.DRAFT_ORDER))]
+Approver = Annotated[User, Depends(by_token(roles.Act.APPROVE_ORDER))]
 Host = Annotated[str | None, Query(max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
 
 

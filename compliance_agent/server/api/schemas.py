@@ -181,6 +181,21 @@ class OrderSignature(Sent):
     sig: Signature
 
 
+class ExceptionSent(Sent):
+    """What is to be accepted: a failing check of a host, or of every host of its site (`whole_site`), for so many days.
+
+    Reason and measure are words of closed lists; `reference` is the id of the document that says both in full.
+    """
+
+    host: Sha256
+    check: Word
+    reason: Word
+    measure: Word
+    reference: Label
+    days: Natural
+    whole_site: bool = False
+
+
 class BaselineSent(Sent):
     """A baseline's exact bytes and its signature, in base64, for the hosts of a site."""
 
@@ -419,6 +434,28 @@ class BaselineWhole(BaselineOut):
 
     baseline: str
     sig: str
+
+
+class ExceptionOut(BaseModel):
+    """An exception: what it is about (`key_id` null is every host of the site), and whether it stands now.
+
+    `sha256` is of its canonical JSON, which the entries of the site's log about it name.
+    """
+
+    exception_id: str
+    site_id: str
+    key_id: str | None
+    check: str
+    reason: str
+    measure: str
+    reference: str
+    approver: str
+    created_at: datetime
+    expires_at: datetime
+    withdrawn_at: datetime | None
+    withdrawn_by: str | None
+    state: str
+    sha256: str
 
 
 class OrderMarkOut(BaseModel):

@@ -36,6 +36,12 @@ class RecordedException:
         """Whether it counts at this time."""
         return self.withdrawn_at is None and self.created_at <= now < self.expires_at
 
+    def state(self, now: datetime) -> str:
+        """`stands`, `withdrawn` or `expired`."""
+        if self.withdrawn_at is not None:
+            return "withdrawn"
+        return "stands" if self.stands(now) else "expired"
+
     def about(self, key_id: str, check: str) -> bool:
         """Whether it is about this check of this host; the caller has the host's site."""
         return self.check == check and self.key_id in {None, key_id}

@@ -9,10 +9,10 @@ provider's own books, named by its id. So no exception has room for what belongs
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from compliance_agent.core.accepted import DAYS, MEASURES, REASONS
 from compliance_agent.core.retention import REASON_ID
 from compliance_agent.entries.act import digest_of
 from compliance_agent.errors import Refusal
@@ -21,21 +21,6 @@ from compliance_agent.server.records import Clock, SiteReader, Store, Transactio
 from compliance_agent.server.records.exceptions import RecordedException
 from compliance_agent.server.services import acts, roles
 
-REASONS: Mapping[str, str] = {
-    "device_limit": "The device or its software cannot be set as the baseline asks.",
-    "vendor_requires": "The vendor requires it as it is.",
-    "replacement_planned": "What it is about is being replaced.",
-    "care_needs_it": "Care could not go on while it is changed.",
-    "not_reasonable": "An assessment found that it is not reasonable and appropriate here.",
-}
-MEASURES: Mapping[str, str] = {
-    "segregated": "The host is kept apart on the network.",
-    "access_restricted": "Fewer people may use it, and that is reviewed.",
-    "watched": "It is watched more closely, and what is seen is reviewed.",
-    "physical": "A physical safeguard stands in for it.",
-    "other_product": "Another product does the same.",
-}
-DAYS = (7, 30, 90, 180, 365)
 MOST = 200  # that stand at a site
 
 
@@ -118,6 +103,17 @@ class Exceptions:
             return replace(found, withdrawn_at=now, withdrawn_by=user.name)
 
         return await self._store.write(work)
+
+    async def listed(
+        self, reader: SiteReader, site_id: str | None = None, key_id: str | None = None
+    ) -> list[RecordedException]:
+        """Those of these sites, ended ones included; of one site, or of what is about one host alone."""
+        host = await reader.host(key_id) if key_id is not None else None
+        sites = reader.sites if site_id is None else reader.sites & {site_id}
+        if key_id is not None:
+            sites = sites & ({host.site_id} if host is not None else set())
+        found = [one for one in await reader.exceptions() if one.site_id in sites]
+        return [one for one in found if key_id is None or one.key_id in {None, key_id}]
 
     async def find(self, reader: SiteReader, exception_id: str) -> RecordedException:
         """One of them.

@@ -134,18 +134,32 @@ class BoundReader(KeepingRows):
 
     async def exceptions(self) -> list[RecordedException]:
         c = tables.exceptions.c
-        query = select(tables.exceptions).where(c.site_id.in_(self._sites), *self._dated(c.created_at))
-        return [exception_of(row) for row in await self._all(query.order_by(c.created_at, c.exception_id))]
+        query = select(tables.exceptions).where(c.site_id.in_(self._sites), *self._stood())
+        found = await self._all(query.order_by(c.created_at, c.exception_id))
+        return [self._ended(exception_of(row)) for row in found]
+
+    def _stood(self) -> tuple[ColumnElement[bool], ...]:
+        """Exceptions that stood at some time of the dates, as hosts are there that lived then."""
+        if self._dates is None:
+            return ()
+        start, stop, x = rows.text(self._dates.start), rows.text(self._dates.stop), tables.exceptions.c
+        return (x.created_at < stop, x.expires_at > start, or_(x.withdrawn_at.is_(None), x.withdrawn_at >= start))
+
+    def _ended(self, made: RecordedException) -> RecordedException:
+        """One as far as the dates go: what was done about it afterwards is no part of them."""
+        if self._dates is None or made.withdrawn_at is None or made.withdrawn_at < self._dates.stop:
+            return made
+        return replace(made, withdrawn_at=None, withdrawn_by=None)
 
     async def sites_and_exceptions(self) -> tuple[list[Site], list[RecordedException]]:
         s, x = tables.sites, tables.exceptions.c
-        theirs = and_(x.site_id == s.c.site_id, *self._dated(x.created_at))
+        theirs = and_(x.site_id == s.c.site_id, *self._stood())
         columns = [column.label(f"x_{column.name}") for column in x]
         query = select(s, *columns).outerjoin(tables.exceptions, theirs).where(s.c.site_id.in_(self._sites))
         found = await self._all(query.order_by(s.c.site_id, x.created_at, x.exception_id))
         sites = {row["site_id"]: rows.site(row) for row in found}
         own = [{column.name: row[f"x_{column.name}"] for column in x} for row in found if row["x_exception_id"]]
-        return list(sites.values()), [exception_of(row) for row in own]
+        return list(sites.values()), [self._ended(exception_of(row)) for row in own]
 
     async def worked(self, site_id: str, check: str, reason: str) -> Worked:
         if site_id not in self._sites:
@@ -196,12 +210,12 @@ class BoundReader(KeepingRows):
 
     async def host_and_exceptions(self, key_id: str) -> tuple[Host | None, list[RecordedException]]:
         x = tables.exceptions.c
-        theirs = and_(x.site_id == tables.hosts.c.site_id, *self._dated(x.created_at))
+        theirs = and_(x.site_id == tables.hosts.c.site_id, *self._stood())
         query = self._hosts().outerjoin(tables.exceptions, theirs).where(tables.hosts.c.key_id == key_id)
         query = query.add_columns(*(column.label(f"x_{column.name}") for column in x))
         found = await self._all(query.order_by(x.created_at, x.exception_id))
         own = [{column.name: row[f"x_{column.name}"] for column in x} for row in found if row["x_exception_id"]]
-        return self._life(rows.host(found[0])) if found else None, [exception_of(row) for row in own]
+        return self._life(rows.host(found[0])) if found else None, [self._ended(exception_of(row)) for row in own]
 
     def _hosts(self) -> Select[Any]:
         return (
