@@ -1,4 +1,4 @@
-"""`compliance-agent server exception`: list, grant and end what people accept for a while, on the data directory.
+"""`compliance-agent server exception`: list, grant, approve and end what people accept for a while, on the data directory.
 
 An exception is an act in the site's log. No verdict changes by it and no host is told (docs/adr/0021).
 """
@@ -14,6 +14,7 @@ from compliance_agent.cli.common import json_option, print_json, table, utc
 from compliance_agent.cli.server_common import data_dir_option, settings_of, with_services
 from compliance_agent.cli.server_orders import by_option, host_named, person, whole_reader
 from compliance_agent.core.accepted import DAYS, MEASURES, REASONS
+from compliance_agent.errors import NoInput
 
 if TYPE_CHECKING:
     from compliance_agent.server.desks import Services
@@ -26,7 +27,7 @@ Act = Callable[["Services", "User", "SiteReader"], Awaitable["RecordedException"
 
 @click.group("exception")
 def exception() -> None:
-    """Failing checks that people accept for a while: list, grant, end."""
+    """Failing checks that people accept for a while: list, grant, approve, end."""
 
 
 @exception.command("list")
@@ -34,7 +35,7 @@ def exception() -> None:
 @click.option(
     "--host", metavar="KEY_ID", help="Only what is about this host: 12 or more first characters of its key id."
 )
-@click.option("--standing", is_flag=True, help="Only what has not ended.")
+@click.option("--standing", is_flag=True, help="Only what has not ended; what waits for a second person too.")
 @json_option
 @data_dir_option
 @click.pass_context
@@ -46,7 +47,7 @@ def list_exceptions(ctx: click.Context, site: str | None, host: str | None, stan
         key_id = None if host is None else await host_named(reader, host)
         found = await services.exceptions().listed(reader, site, key_id)
         shown = [_shown(services, one) for one in found]
-        return [one for one in shown if not standing or one["state"] == "stands"]
+        return [one for one in shown if not standing or one["state"] in {"stands", "waiting"}]
 
     _say(with_services(settings_of(ctx), look), as_json)
 
@@ -82,6 +83,47 @@ def grant(
     _act(ctx, by, as_json, act)
 
 
+@exception.command("approve")
+@click.argument("exception_id")
+@by_option
+@json_option
+@data_dir_option
+@click.pass_context
+def approve(ctx: click.Context, exception_id: str, by: str, as_json: bool) -> None:
+    """Approve one that waits for a second person; it counts from now on."""
+    _act(ctx, by, as_json, lambda services, user, reader: services.exceptions().approve(user, reader, exception_id))
+
+
+@exception.command("rule")
+@click.option("--site", required=True, help="The clinic.")
+@click.option("--people", type=click.Choice(["1", "2"]), help="So many have to approve, from now on.")
+@click.option("--by", metavar="NAME", help="With --people: the person who does this, as the server knows them.")
+@json_option
+@data_dir_option
+@click.pass_context
+def rule(ctx: click.Context, site: str, people: str | None, by: str | None, as_json: bool) -> None:
+    """Say how many people have to approve an exception of a clinic; with --people, have it so."""
+    if (people is None) != (by is None):
+        raise click.UsageError("--people: needs --by, and --by needs it")
+
+    async def work(services: Services) -> int:
+        reader = await whole_reader(services)
+        if by is not None:
+            user = await person(services, by)
+            mine = await services.users.reader(user)
+            await services.exceptions().set_people(user, mine, site, int(people or 0))
+        found = [one.exception_people for one in await reader.only(site).site_rows()]
+        if not found:
+            raise NoInput(f"--site: there is no site {site[:64]}")
+        return found[0]
+
+    needs = with_services(settings_of(ctx), work)
+    if as_json:
+        print_json({"schema": "compliance-agent/server-exception-rule/v1", "site_id": site, "people": needs})
+        return
+    click.echo(f"{site}: an exception needs {'one person' if needs == 1 else 'two people'}")
+
+
 @exception.command("end")
 @click.argument("exception_id")
 @by_option
@@ -104,7 +146,7 @@ def _act(ctx: click.Context, by: str, as_json: bool, act: Act) -> None:
 def _shown(services: Services, made: RecordedException) -> dict[str, Any]:
     from compliance_agent.server.services.exceptions import digest
 
-    times = {name: utc(getattr(made, name)) for name in ("created_at", "expires_at", "withdrawn_at")}
+    times = {name: utc(getattr(made, name)) for name in ("created_at", "expires_at", "withdrawn_at", "seconded_at")}
     return {**vars(made), **times, "state": made.state(services.clock()), "sha256": digest(made)}
 
 
@@ -114,7 +156,8 @@ def _say(found: list[dict[str, Any]], as_json: bool) -> None:
         return
     rows = [
         [one["exception_id"], one["state"], one["site_id"], (one["key_id"] or "every host")[:16], one["check"],
-         one["reason"], one["measure"], one["reference"], one["approver"], one["withdrawn_at"] or one["expires_at"]]
+         one["reason"], one["measure"], one["reference"],
+         " and ".join(name for name in (one["approver"], one["seconded_by"]) if name), one["withdrawn_at"] or one["expires_at"]]
         for one in found
     ]  # fmt: skip
     names = ("exception", "state", "site", "host", "check", "reason", "instead", "documented in", "approved by", "ends")

@@ -55,6 +55,8 @@ class Act(StrEnum):
     ORDER_WITHDRAWN = "order_withdrawn"
     EXCEPTION_RECORDED = "exception_recorded"
     EXCEPTION_WITHDRAWN = "exception_withdrawn"
+    EXCEPTION_APPROVED = "exception_approved"
+    EXCEPTION_RULE = "exception_rule"
     RULE_PROMOTED = "rule_promoted"
     RULE_DEMOTED = "rule_demoted"
     MODEL_ANSWERED = "model_answered"

@@ -1,4 +1,4 @@
-"""Exceptions in the viewer: asked for and read back, recorded, withdrawn. Each is an act in the site's log, with step-up.
+"""Exceptions in the viewer: asked for, read back, recorded, approved by a second person, withdrawn. Each is an act, with step-up.
 
 One address does it all: without a question it is the form, with one it reads back what is about to be done, and the post does it.
 """
@@ -30,29 +30,35 @@ from compliance_agent.web.routing import PageRoute, page
 
 ASKED = ("reason", "measure", "reference", "days", "whole")
 
+WAYS = ("withdraw", "approve")  # what is done about one that there is
+
 router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
 
 
 @router.get("/hosts/{key_id}/checks/{check}/exception")
 async def ask(request: Request, key_id: str, check: str) -> Response:
-    """The form; or what is about to be recorded or withdrawn, read back."""
+    """The form; or what is about to be recorded, approved or withdrawn, read back."""
     caller = await caller_of(request, roles.Act.APPROVE_ORDER)
     standing, item = await _place(caller, key_id, check)
     given = {name: request.query_params[name] for name in ASKED if name in request.query_params}
-    ending, wanted = None, None
-    if "withdraw" in request.query_params:
-        ending = await _standing(request, caller, standing, request.query_params["withdraw"], check)
+    named, wanted = None, None
+    way = next((way for way in WAYS if way in request.query_params), "")
+    if way:
+        named = await _standing(request, caller, standing, request.query_params[way], check)
     elif given:
         wanted = _wanted(key_id, check, given)
-    if ending is not None or wanted is not None:
+    if named is not None or wanted is not None:
         await stepped_up(request)
+    [site] = await caller.reader.only(standing.host.site_id).site_rows()
     return page(
         request,
         "exception.html",
         user=caller.user.name,
         host=present.host_row(standing),
         row=present.check_row(item),
-        ending=ending,
+        ending=named if way == "withdraw" else None,
+        seconding=named if way == "approve" else None,
+        people=site.exception_people,
         wanted=wanted,
         expires=now_of(request) + timedelta(days=wanted.days) if wanted else None,
         given=given,
@@ -65,15 +71,17 @@ async def ask(request: Request, key_id: str, check: str) -> Response:
 
 @router.post("/hosts/{key_id}/checks/{check}/exception")
 async def act(request: Request, key_id: str, check: str) -> Response:
-    """Record it, once however often the form is sent; or withdraw one."""
+    """Record it, once however often the form is sent; or approve or withdraw one."""
     caller = await caller_of(request, roles.Act.APPROVE_ORDER)
     form = await form_of(request)
     standing, _ = await _place(caller, key_id, check)
     desk, place = services_of(request).exceptions(), f"/hosts/{key_id}/checks/{check}"
-    if "withdraw" in form:
-        found = await _standing(request, caller, standing, form["withdraw"], check)
-        await stepped_up(request, back=f"{place}/exception?withdraw={found.exception_id}")
-        await desk.withdraw(caller.user, caller.reader, found.exception_id)
+    way = next((way for way in WAYS if way in form), "")
+    if way:
+        found = await _standing(request, caller, standing, form[way], check)
+        await stepped_up(request, back=f"{place}/exception?{way}={found.exception_id}")
+        done = desk.withdraw if way == "withdraw" else desk.approve
+        await done(caller.user, caller.reader, found.exception_id)
         return RedirectResponse(place, status_code=303)
     given = {name: form[name] for name in ASKED if name in form}
     wanted = _wanted(key_id, check, given)
@@ -100,7 +108,7 @@ async def _standing(
     found = await services_of(request).exceptions().find(caller.reader.only(host.host.site_id), exception_id)
     if not found.about(host.host.key_id, check):
         raise HTTPException(404)
-    if not found.stands(now_of(request)):
+    if not found.open(now_of(request)):
         raise Refusal("exception: it has ended", code="exception_ended", status=409)
     return found
 

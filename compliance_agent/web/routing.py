@@ -47,7 +47,11 @@ _REFUSED = {
     "not_allowed": ("Not for your role", "Your role may not do this. An owner can give you another one."),
     "exception_stands": (
         "One stands already",
-        "An exception about this check stands. Withdraw it first, or let it end.",
+        "An exception about this check stands, or waits for a second person. Withdraw it first, or let it end.",
+    ),
+    "same_person": (
+        "Another person is needed",
+        "You recorded it. Somebody else who may approve has to say yes as well.",
     ),
     "no_baseline": (
         "Not for this host yet",

@@ -37,7 +37,7 @@ def data(tmp_path: Path) -> tuple[Path, str]:
 
     async def fill() -> str:
         async with serving(directory, clock=Hands(datetime.now(UTC))) as server:
-            for name, role in (("jo", "operator"), ("vi", "viewer")):
+            for name, role in (("jo", "operator"), ("kim", "owner"), ("vi", "viewer")):
                 await server.services.users.add(name, "correct horse battery", role=role)
             host = await server.enrolled()
             await server.deliver(host, host.next(result="fail", reason="daemon_down"))
@@ -85,3 +85,21 @@ def test_what_is_refused(data: tuple[Path, str]) -> None:
     ):
         assert isinstance(exception(directory, *words).exception, error), words
     assert said(directory, "list") == []
+
+
+def test_a_clinic_that_asks_for_two_people(data: tuple[Path, str]) -> None:
+    directory, key_id = data
+    assert "one person" in exception(directory, "rule", "--site", "clinic-1").stdout
+    assert isinstance(
+        exception(directory, "rule", "--site", "clinic-1", "--people", "2", "--by", "jo").exception, Refusal
+    )
+    shown = json.loads(
+        exception(directory, "rule", "--site", "clinic-1", "--people", "2", "--by", "kim", "--json").stdout
+    )
+    assert (problems(shown), shown["people"]) == ([], 2)
+    [made] = said(directory, "grant", "--host", key_id[:12], *WORDS, "--by", "jo")
+    assert (made["state"], len(said(directory, "list", "--standing"))) == ("waiting", 1)
+    assert isinstance(exception(directory, "approve", made["exception_id"], "--by", "jo").exception, Refusal)
+    assert said(directory, "approve", made["exception_id"], "--by", "kim")[0]["state"] == "stands"
+    assert "jo and kim" in exception(directory, "list").stdout
+    assert isinstance(exception(directory, "rule", "--site", "clinic-9").exception, NoInput)

@@ -26,6 +26,8 @@ DECISIONS: dict[str, list[str] | None] = {
     "alerts test": [],
     "backup": ["--out", "TMP/copy"],
     "enrol-token": ["--site", "clinic-1"],
+    "exception approve": ["0" * 32, "--by", "j.doe"],
+    "exception rule": ["--site", "clinic-1"],
     "exception end": ["0" * 32, "--by", "j.doe"],
     "exception grant": ["--host", "0" * 12, "--check", "time_sync", "--reason", "device_limit", "--measure", "watched",
                         "--reference", "RA-1", "--days", "7", "--by", "j.doe"],

@@ -492,6 +492,7 @@ CASES: Mapping[str, Case] = {
     "GET /api/v1/exceptions": listed("?host={key_id}", "?site={site_id}"),
     "POST /api/v1/exceptions": _record_exception,
     "GET /api/v1/exceptions/{exception_id}": hidden(),
+    "POST /api/v1/exceptions/{exception_id}/approve": acted(),
     "POST /api/v1/exceptions/{exception_id}/end": acted(),
     "POST /api/v1/baselines": _baseline,
     "GET /api/v1/baselines/{sha256}": hidden(),

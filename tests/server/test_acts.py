@@ -26,6 +26,8 @@ LATER = {
     "order_withdrawn",
     "exception_recorded",
     "exception_withdrawn",
+    "exception_approved",
+    "exception_rule",
     "rule_promoted",
     "rule_demoted",
     "model_answered",

@@ -138,3 +138,74 @@ async def test_both_ends_are_acts_in_the_log_of_that_site_alone(server: Server) 
     ]
     assert mine == [(f"exception_{word}", user.person_id, digest(made)) for word in ("recorded", "withdrawn")]
     assert not [item for item in found["clinic-2"] if item["act"].startswith("exc")]
+
+
+async def two_people(server: Server) -> tuple[FakeHost, User, User]:
+    """A site whose exceptions need two, and two who may."""
+    host, one, other = await failing(server), await operator(server), await operator(server, "owner")
+    reader = await server.services.users.reader(other)
+    await server.services.exceptions().set_people(other, reader, host.site_id, 2)
+    return host, one, other
+
+
+async def second(server: Server, user: User) -> Any:
+    return await server.services.exceptions().approve(user, await server.services.users.reader(user), ID)
+
+
+async def test_where_two_are_needed_one_covers_nothing(server: Server) -> None:
+    """It waits, and the check fails everywhere, until another person approves it; who recorded it is not another one."""
+    host, one, other = await two_people(server)
+    made = await record(server, one, wanted(host))
+    assert (made.state(server.clock()), (await shown(server, host))[0]) == ("waiting", "fail")
+    assert await refused(second(server, one)) == "same_person"
+    assert await refused(record(server, other, wanted(host), "1" * 32)) == "exception_stands"
+    assert (await shown(server, host))[0] == "fail"
+    server.clock.move(60)
+    approved = await second(server, other)
+    assert (await shown(server, host))[0] == "exception"
+    assert (approved.expires_at, approved.seconded_by) == (made.expires_at, other.name), (
+        "it ends when it would have ended"
+    )
+    assert not approved.stands(made.created_at), "it did not stand before"
+    assert await refused(second(server, other)) == "exception_not_waiting"
+    found = [(act["act"], act["actor"], act["subject"]) for act in (await acts(server))[host.site_id]]
+    assert [act for act in found if act[2] == digest(made)] == [
+        ("exception_recorded", one.person_id, digest(made)),
+        ("exception_approved", other.person_id, digest(approved)),
+    ]
+
+
+async def test_a_rule_that_is_made_less_lets_nothing_through_that_waits(server: Server) -> None:
+    host, one, other = await two_people(server)
+    await record(server, one, wanted(host))
+    desk, reader = server.services.exceptions(), await server.services.users.reader(other)
+    await desk.set_people(other, reader, host.site_id, 1)
+    assert (await shown(server, host))[0] == "fail"
+    ended = await desk.withdraw(other, reader, ID)
+    assert (
+        ended.state(server.clock()) == "withdrawn" and await refused(second(server, other)) == "exception_not_waiting"
+    )
+    await record(server, one, wanted(host), "2" * 32)
+    assert (await shown(server, host))[0] == "exception"
+    rules = [act["actor"] for act in (await acts(server))[host.site_id] if act["act"] == "exception_rule"]
+    assert rules == [other.person_id] * 2, "each change is in the log"
+
+
+@on_sqlite
+async def test_the_rule_is_an_owners_and_of_one_site(server: Server) -> None:
+    host, one, other = await two_people(server)
+    elsewhere = await failing(server, "ws-02", "clinic-2")
+    desk, reader = server.services.exceptions(), await server.services.users.reader(one)
+    assert await refused(desk.set_people(one, reader, host.site_id, 1)) == "not_allowed"
+    assert await refused(desk.set_people(other, reader, "clinic-9", 1)) == "no_such_site"
+    assert await refused(desk.set_people(other, reader, host.site_id, 0)) == "bad_exception"
+    await record(server, one, wanted(elsewhere))
+    assert (await shown(server, elsewhere))[0] == "exception", "the other site asks for one person"
+
+
+async def test_what_waits_too_long_is_over(server: Server) -> None:
+    host, one, other = await two_people(server)
+    await record(server, one, wanted(host))
+    server.clock.move(7 * 86_400)
+    await server.deliver(host, host.next(result="fail", reason="daemon_down"))
+    assert await refused(second(server, other)) == "exception_not_waiting" and (await shown(server, host))[0] == "fail"

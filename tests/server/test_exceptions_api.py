@@ -108,3 +108,22 @@ async def test_an_auditor_sees_what_stood_on_the_own_days_as_it_stood_then(serve
     assert [one.withdrawn_by for one in await seen(5, 20)] == [user.name]
     assert await seen(21, 29) == [], "it was over"
     assert await seen(-9, -1) == [], "it was not yet"
+
+
+@on_sqlite
+async def test_where_two_are_needed_another_token_approves(server: Server) -> None:
+    host, jo, ann = (
+        await failing(server),
+        await bearer(server, "jo", role="operator"),
+        await bearer(server, "ann", role="owner"),
+    )
+    owner = await operator(server, "owner")
+    await server.services.exceptions().set_people(owner, await server.services.users.reader(owner), "clinic-1", 2)
+    made = (await server.client.post(BASE, headers=jo, json={**ASKED, "host": host.key_id})).json()
+    assert (made["state"], made["people"]) == ("waiting", 2)
+    approve = f"{BASE}/{made['exception_id']}/approve"
+    assert (await server.client.post(approve, headers=jo)).json()["code"] == "same_person"
+    looker = await bearer(server, "vi", role="viewer")
+    assert [(await server.client.post(approve, headers=headers)).status_code for headers in (looker, {})] == [403, 401]
+    said = (await server.client.post(approve, headers=ann)).json()
+    assert (said["state"], said["seconded_by"], said["sha256"]) == ("stands", "ann", made["sha256"])

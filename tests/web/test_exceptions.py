@@ -27,16 +27,15 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 @pytest.fixture
 async def client(served: Served) -> AsyncIterator[httpx.AsyncClient]:
     async with visiting(served) as visitor:
-        page = await visitor.get("/login")
-        form = {
-            "form_token": token_of(page),
-            "name": "ada",
-            "password": PASSWORD,
-            "code": code_of(served, "ada"),
-            "next": "/",
-        }
-        assert (await visitor.post("/login", data=form)).status_code == 303
+        await sign_in_with_code(visitor, served, "ada")
         yield visitor
+
+
+async def sign_in_with_code(visitor: httpx.AsyncClient, served: Served, name: str) -> None:
+    page = await visitor.get("/login")
+    code = code_of(served, name)
+    form = {"form_token": token_of(page), "name": name, "password": PASSWORD, "code": code, "next": "/"}
+    assert (await visitor.post("/login", data=form)).status_code == 303
 
 
 def place_of(served: Served) -> str:
@@ -71,6 +70,30 @@ async def test_recorded_it_is_shown_on_its_own_on_every_page_and_withdrawn(
     page = (await client.get(place)).text
     assert "Withdrawn" in page and "by ada" in page and "said last" not in page
     assert (await client.get(link)).status_code == 409
+
+
+async def test_where_two_are_needed_the_other_one_approves(client: httpx.AsyncClient, served: Served) -> None:
+    """Until then it says that it waits, and what fails stays failing; who asked for it has no way to approve it."""
+    place, users, desk = place_of(served), served.services.users, served.services.exceptions()
+    owner = await users.add("own", PASSWORD, role="owner")
+    await desk.set_people(owner, await users.reader(owner), served.hosts["ehr-db-02"].site_id, 2)
+    assert "wants a second person" in (await client.get(f"{place}/exception", params=ASKED)).text
+    await recorded(client, place)
+    page = (await client.get(place)).text
+    assert "Waits" in page and "Refuse it" in page and "Approve it<" not in page and "said last" not in page
+    [link] = re.findall(r'href="([^"]+)withdraw=[0-9a-f]{32}"', page)
+    [named] = re.findall(r"withdraw=([0-9a-f]{32})", page)
+    form = {"form_token": token_of(await client.get("/account")), "approve": named}
+    assert (await client.post(f"{place}/exception", data=form)).status_code == 409
+    async with visiting(served) as other:
+        await sign_in_with_code(other, served, "ben")
+        assert "Approve it<" in (await other.get(place)).text
+        sure = await other.get(f"{link}approve={named}")
+        assert sure.status_code == 200 and "ada asks for it" in sure.text
+        answer = await other.post(f"{place}/exception", data={"form_token": token_of(sure), "approve": named})
+        assert answer.status_code == 303
+        page = (await other.get(place)).text
+    assert "said last: fail" in page and "and ben" in page and "Waits" not in page
 
 
 async def test_it_needs_the_second_factor_shown_lately(client: httpx.AsyncClient, served: Served) -> None:

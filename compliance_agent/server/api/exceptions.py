@@ -1,4 +1,4 @@
-"""Exceptions for people and their scripts: list, record, end. A host's verdict stays what it is (services/exceptions.py).
+"""Exceptions for people and their scripts: list, record, approve, end. A host's verdict stays what it is (services/exceptions.py).
 
 What changes something wants an operator token of somebody who may approve orders.
 """
@@ -46,11 +46,22 @@ async def exception(request: Request, user: Looker, exception_id: str) -> Except
 
 @router.post("", status_code=201, openapi_extra=body_of(ExceptionSent), summary="Record an exception")
 async def record(request: Request, user: Approver) -> ExceptionOut:
-    """From now on. One about the same stands already: 409 `exception_stands`, so that asking twice makes one."""
+    """From now on, or once a second person approved it.
+
+    One about the same stands or waits already: 409 `exception_stands`, so that asking twice makes one.
+    """
     services, body = services_of(request), await strict_body(request, ExceptionSent)
     reader = await services.users.reader(user)
     wanted = Wanted(body.host, body.check, body.reason, body.measure, body.reference, body.days, body.whole_site)
     return _out(request, await services.exceptions().record(user, reader, wanted, secrets.token_hex(16)))
+
+
+@router.post("/{exception_id}/approve", summary="Approve what waits for a second person")
+async def approve(request: Request, user: Approver, exception_id: str) -> ExceptionOut:
+    """Where its site asks for two people: by another person than who recorded it. It counts from now on."""
+    services = services_of(request)
+    reader = await services.users.reader(user)
+    return _out(request, await services.exceptions().approve(user, reader, exception_id))
 
 
 @router.post("/{exception_id}/end", summary="End an exception now")

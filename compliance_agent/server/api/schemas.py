@@ -454,6 +454,9 @@ class ExceptionOut(BaseModel):
     expires_at: datetime
     withdrawn_at: datetime | None
     withdrawn_by: str | None
+    people: int
+    seconded_at: datetime | None
+    seconded_by: str | None
     state: str
     sha256: str
 

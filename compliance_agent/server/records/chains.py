@@ -22,11 +22,12 @@ class Head:
 
 @dataclass(frozen=True)
 class Site:
-    """A clinic, and the client of the provider that it belongs to."""
+    """A clinic, and the client of the provider that it belongs to; `exception_people` have to approve an exception there."""
 
     site_id: str
     client_id: str
     created_at: datetime
+    exception_people: int = 1
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ class PacketJob:
         code: why it failed.
         here: the replica whose data directory has the files; None where every replica finds them in the database.
         records, problems: in the packet, and what its own verifier names.
+        sample: of one that is a sample, the canonical JSON of how it is drawn (`packet.sampling.Drawing`).
         size, sha256, report_size, report_sha256: of the two files; no report where its size is 0.
     """
 
@@ -52,6 +53,7 @@ class PacketJob:
     sha256: str = ""
     report_size: int = 0
     report_sha256: str = ""
+    sample: str | None = None
 
     @property
     def open(self) -> bool:

@@ -367,6 +367,18 @@ class Transaction(Keeping, Protocol):
         """A new one."""
         ...
 
+    async def second_exception(self, site_id: str, exception_id: str, by: str, by_id: str, now: datetime) -> bool:
+        """A second person approves one now; False when it does not wait for one, or not for this one."""
+        ...
+
+    async def exception_people(self, site_id: str) -> int:
+        """How many people have to approve an exception at a site."""
+        ...
+
+    async def set_exception_people(self, site_id: str, people: int) -> None:
+        """Have so many people approve exceptions from now on."""
+        ...
+
     async def withdraw_exception(self, site_id: str, exception_id: str, by: str, now: datetime) -> bool:
         """End one now; False when it was withdrawn before."""
         ...

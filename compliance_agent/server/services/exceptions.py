@@ -75,29 +75,72 @@ class Exceptions:
             same = next((one for one in held if one.exception_id == exception_id), None)
             if same is not None:
                 return same
-            standing = [one for one in held if one.stands(now)]
-            if any(one.check == made.check and one.key_id == made.key_id for one in standing):
-                raise Refusal("exception: one about it stands already", code="exception_stands", status=409)
-            if len(standing) >= MOST:
-                raise Refusal(f"exception: {MOST} stand at this site", code="too_many_exceptions", status=409)
-            await tx.add_exception(made)
-            await _note(tx, now, acts.Act.EXCEPTION_RECORDED, user, made)
-            return made
+            there = [one for one in held if one.open(now)]
+            if any(one.check == made.check and one.key_id == made.key_id for one in there):
+                raise Refusal("exception: one about it stands or waits already", code="exception_stands", status=409)
+            if len(there) >= MOST:
+                raise Refusal(f"exception: {MOST} stand or wait at this site", code="too_many_exceptions", status=409)
+            asked = replace(made, people=await tx.exception_people(made.site_id))
+            await tx.add_exception(asked)
+            await _note(tx, now, acts.Act.EXCEPTION_RECORDED, user, asked)
+            return asked
 
         return await self._store.write(work)
 
-    async def withdraw(self, user: User, reader: SiteReader, exception_id: str) -> RecordedException:
-        """End it now.
+    async def approve(self, user: User, reader: SiteReader, exception_id: str) -> RecordedException:
+        """Another person approves what waits for one; it counts from now on.
 
         Raises:
-            Refusal: not allowed, or none like it stands within these sites.
+            Refusal: not allowed, none like it, it waits for nobody, or this is the person who recorded it.
+        """
+        roles.check(user, roles.Act.APPROVE_ORDER)
+        now = self._clock()
+        found = await self.find(reader, exception_id)
+        if found.approver_id == user.person_id:
+            raise Refusal("exception: it needs another person than who recorded it", code="same_person", status=409)
+
+        async def work(tx: Transaction) -> RecordedException:
+            waits = found.state(now) == "waiting"
+            if not waits or not await tx.second_exception(found.site_id, exception_id, user.name, user.person_id, now):
+                raise Refusal("exception: it waits for nobody", code="exception_not_waiting", status=409)
+            await _note(tx, now, acts.Act.EXCEPTION_APPROVED, user, found)
+            return replace(found, seconded_at=now, seconded_by=user.name, seconded_by_id=user.person_id)
+
+        return await self._store.write(work)
+
+    async def set_people(self, user: User, reader: SiteReader, site_id: str, people: int) -> None:
+        """Say how many people have to approve an exception of a site, from now on. What waits goes on waiting.
+
+        Raises:
+            Refusal: not allowed, no such site, or neither one nor two.
+        """
+        roles.check(user, roles.Act.PEOPLE)
+        if site_id not in reader.sites:
+            raise Refusal("site: no such site", code="no_such_site", status=404)
+        if people not in {1, 2}:
+            raise Refusal("people: expected 1 or 2", code="bad_exception", status=422)
+        now = self._clock()
+
+        async def work(tx: Transaction) -> None:
+            await tx.set_exception_people(site_id, people)
+            rule = digest_of({"site_id": site_id, "people": people})
+            said = f"{site_id} {people}"
+            await acts.note(tx, now, acts.Act.EXCEPTION_RULE, by=user, sites={site_id}, subject=rule, said=said)
+
+        await self._store.write(work)
+
+    async def withdraw(self, user: User, reader: SiteReader, exception_id: str) -> RecordedException:
+        """End it now; one that waits for a second person is refused by this.
+
+        Raises:
+            Refusal: not allowed, or none like it stands or waits within these sites.
         """
         roles.check(user, roles.Act.APPROVE_ORDER)
         now = self._clock()
         found = await self.find(reader, exception_id)
 
         async def work(tx: Transaction) -> RecordedException:
-            if not found.stands(now) or not await tx.withdraw_exception(found.site_id, exception_id, user.name, now):
+            if not found.open(now) or not await tx.withdraw_exception(found.site_id, exception_id, user.name, now):
                 raise Refusal("exception: it has ended", code="exception_ended", status=409)
             await _note(tx, now, acts.Act.EXCEPTION_WITHDRAWN, user, found)
             return replace(found, withdrawn_at=now, withdrawn_by=user.name)

@@ -147,9 +147,13 @@ class BoundReader(KeepingRows):
 
     def _ended(self, made: RecordedException) -> RecordedException:
         """One as far as the dates go: what was done about it afterwards is no part of them."""
-        if self._dates is None or made.withdrawn_at is None or made.withdrawn_at < self._dates.stop:
+        if self._dates is None:
             return made
-        return replace(made, withdrawn_at=None, withdrawn_by=None)
+        if made.withdrawn_at is not None and made.withdrawn_at >= self._dates.stop:
+            made = replace(made, withdrawn_at=None, withdrawn_by=None)
+        if made.seconded_at is not None and made.seconded_at >= self._dates.stop:
+            made = replace(made, seconded_at=None, seconded_by=None, seconded_by_id=None)
+        return made
 
     async def sites_and_exceptions(self) -> tuple[list[Site], list[RecordedException]]:
         s, x = tables.sites, tables.exceptions.c

@@ -61,7 +61,7 @@ def when_or_none(value: str | None) -> datetime | None:
 
 def site(row: RowMapping) -> Site:
     """A site."""
-    return Site(row["site_id"], row["client_id"], when(row["created_at"]))
+    return Site(row["site_id"], row["client_id"], when(row["created_at"]), row["exception_people"] or 1)
 
 
 def host(row: Mapping[str, Any] | RowMapping) -> Host:

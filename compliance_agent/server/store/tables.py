@@ -41,6 +41,7 @@ sites = Table(
     Column("site_id", String, primary_key=True),
     Column("client_id", String, nullable=False),
     Column("created_at", String, nullable=False),
+    Column("exception_people", Integer),  # how many have to approve an exception; NULL is one
 )
 
 
@@ -364,6 +365,10 @@ exceptions = Table(
     Column("expires_at", String, nullable=False),
     Column("withdrawn_at", String),
     Column("withdrawn_by", String),
+    Column("people", Integer),  # how many had to approve it; NULL is one
+    Column("seconded_at", String),
+    Column("seconded_by", String),
+    Column("seconded_by_id", String),
 )
 
 # Packets that people asked for (services.packets); what came of them is kept for a while, here where there may be other replicas.
@@ -394,6 +399,7 @@ packet_jobs = Table(
     Column("sha256", String, nullable=False),
     Column("report_size", BigInteger, nullable=False),
     Column("report_sha256", String, nullable=False),
+    Column("sample", String),  # of a packet that is a sample: JSON of how it is drawn
 )
 packet_parts = Table(
     "packet_parts",
