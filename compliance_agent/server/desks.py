@@ -141,7 +141,9 @@ class Services:
 
     def prover(self, reader: SiteReader) -> Prover:
         """Proofs of the records that `reader` sees."""
-        return Prover(reader, self.log_files, self.log_keys, self.policy)
+        stamps = self.cosigning.stamps if self.cosigning is not None else None
+        stamped = stamps.said if stamps is not None else None
+        return Prover(reader, self.log_files, self.log_keys, self.policy, stamped)
 
     def sampling(self, reader: SiteReader) -> Sampling:
         """Samples of the sites that `reader` sees."""

@@ -226,6 +226,7 @@ class BundlePage:
     Attributes:
         digest: SHA-256 of the stored bytes, computed now.
         prev: the digest it says stands before it.
+        previous_why, next_why: why a neighbour is not to be had, where it is not.
         two_looks: it holds a look after the cure too.
         after: the verdict of that look.
         states: a heartbeat's verdict of every check.
@@ -245,6 +246,8 @@ class BundlePage:
     pem_name: str
     previous_id: str | None = None
     next_id: str | None = None
+    previous_why: str = ""
+    next_why: str = ""
     facts: tuple[FactRow, ...] = ()
     two_looks: bool = False
     after: str | None = None

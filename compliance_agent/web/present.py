@@ -151,6 +151,10 @@ def bundle_row(bundle: Bundle) -> BundleRow:
     )
 
 
+NOT_BEFORE = "The record before it is not here."
+NOT_AFTER = "No record after it is here: it may be the newest of this host."
+
+
 def bundle_page(standing: BundleStanding, host: HostRow, took_ms: int) -> BundlePage:
     """One bundle, whole, with its verification. Nothing in it is trusted to have its proper shape: the bytes may be damaged."""
     document, bundle = standing.document, standing.bundle
@@ -169,6 +173,8 @@ def bundle_page(standing: BundleStanding, host: HostRow, took_ms: int) -> Bundle
         pem_name=pem_name(host.host_id),
         previous_id=standing.previous.bundle_id if standing.previous else None,
         next_id=standing.following.bundle_id if standing.following else None,
+        previous_why="The record before it is outside the dates that you may see." if standing.previous else NOT_BEFORE,
+        next_why="The record after it is outside the dates that you may see." if standing.following else NOT_AFTER,
         facts=fact_rows(before, after, {name: words.fact_doc(bundle.check or "", name) for name in {*before, *after}}),
         two_looks=bool(after),
         after=str(document["post_result"]) if document.get("post_result") else None,

@@ -11,9 +11,10 @@ from compliance_agent.errors import BadEvidence
 from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.fields import from_base64
 from compliance_agent.log.note import Note
+from compliance_agent.server.services.checkpoints import Line, State, Witness
 from compliance_agent.server.services.logbook import Entry, SiteLog
-from compliance_agent.server.services.moments import Interval
-from compliance_agent.server.services.proving import Line, Proven, State, Witness
+from compliance_agent.server.services.moments import Bound, Interval
+from compliance_agent.server.services.proving import Proven
 from compliance_agent.web import words
 
 # Name of a line, and what is compared with what.
@@ -174,34 +175,75 @@ class EntryRow:
 
 def panel(proven: Proven) -> ProofPanel:
     """The proof of one record."""
-    tone, icon = STATES[proven.state]
+    span = when(proven.interval) if proven.interval is not None else None
+    states = {proven.state, State(span.state) if span is not None else proven.state}
+    worst = next((one for one in (State.WRONG, State.UNTOLD) if one in states), State.VERIFIED)
+    tone, icon = STATES[worst]
     lines = tuple(line(item) for item in proven.lines)
-    return ProofPanel(
-        str(proven.state),
-        tone,
-        icon,
-        SUMMARIES[proven.state],
-        lines,
-        tuple(map(witness, proven.witnesses)),
-        when(proven.interval) if proven.interval is not None else None,
-    )
+    return ProofPanel(str(worst), tone, icon, SUMMARIES[worst], lines, tuple(map(witness, proven.witnesses)), span)
+
+
+NO_BEGINNING: Mapping[str, str] = {
+    "no_head": "The record names no earlier head of the log, so nothing shows by when it cannot have been there yet.",
+    "other_head": "The head that the record names is not one of this site's logs.",
+    "no_time": "Before the head that it names, the log holds no time that somebody outside has signed.",
+    "stopped": "The search back from the head that it names stopped after {near} entries, and the log goes on.",
+    "pruned": "The entries before the head that it names were destroyed when their time was over.",
+    "unreadable": "The log's files before the head that it names cannot be read at the moment.",
+}
+NO_END: Mapping[str, str] = {
+    "no_time": "Nobody outside has signed a tree with it yet.",
+    "stopped": "The search on from it stopped after {near} entries, and the log goes on.",
+    "pruned": "Entries after it were destroyed when their time was over.",
+    "unreadable": "The log's files after it cannot be read at the moment.",
+}
+WIDER = "What shows the end may not be the earliest there is."
 
 
 def when(interval: Interval) -> When:
-    """The moments, and what they say of the time that the record names."""
+    """The moments, and what they say of the time that the record names. An end that is not there is said, with why."""
     before, after, width = interval.not_before, interval.not_after, interval.width
+    said = [_missing(interval.before, NO_BEGINNING)] if before is None else []
+    said += [_missing(interval.after, NO_END)] if interval.after.why else []
+    said += [WIDER] if interval.after.why and after is not None else []
     if interval.outside:
-        state, sentence = State.WRONG, "The time that the record names is outside: it was dated wrongly."
-    elif before is None and after is None:
-        state, sentence = State.UNTOLD, "Nobody outside has signed a time. There is the host's word, and this server's."
-    elif before is None:
-        state, sentence = State.UNTOLD, "The record names no earlier head of the log that a witness had signed."
-    elif width is None:
-        state, sentence = State.UNTOLD, "No witness has signed a tree with it yet."
+        state, said = State.WRONG, ["The time that the record names is outside: it was dated wrongly.", *said]
+    elif width is not None and width < timedelta(0):
+        state, said = State.WRONG, ["The two ends contradict each other.", *said]
+    elif width is None or interval.claimed is None:
+        state = State.UNTOLD
+        said += ["The record names no readable time."] if interval.claimed is None else []
     else:
-        state, sentence = State.VERIFIED, f"A stretch of {_width(width)}, by witnesses of the log."
+        state, said = State.VERIFIED, [f"A stretch of {_width(width)}, by {_by_whom(interval)}.", *said]
+    if interval.refused:
+        state = State.UNTOLD if state is State.VERIFIED else state
+        said.append(
+            f"{_many(interval.refused, 'time entry', 'time entries')} near it did not hold, and counted for nothing."
+        )
+    unchecked = interval.before.unchecked + interval.after.unchecked
+    if unchecked:
+        said.append(
+            f"{_many(unchecked, 'time stamp', 'time stamps')} (RFC 3161) verified under no configured authority."
+        )
     tone, icon = STATES[state]
-    return When(tone, icon, str(state), sentence, before, after)
+    return When(tone, icon, str(state), " ".join(said), before, after)
+
+
+def _missing(bound: Bound, table: Mapping[str, str]) -> str:
+    return (table.get(bound.why) or words.humanise(bound.why)).format(near=f"{bound.looked:,}")
+
+
+def _by_whom(interval: Interval) -> str:
+    stamps = interval.before.stamps + interval.after.stamps
+    return (
+        f"third parties, {_many(stamps, 'time stamp', 'time stamps')} (RFC 3161) among them"
+        if stamps
+        else "witnesses of the log"
+    )
+
+
+def _many(count: int, one: str, more: str) -> str:
+    return f"{count} {one if count == 1 else more}"
 
 
 def _width(width: timedelta) -> str:

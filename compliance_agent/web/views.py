@@ -219,12 +219,15 @@ async def bundle(request: Request, bundle_id: str) -> Response:
 
 @router.get("/bundles/{bundle_id}/{name}")
 async def bundle_file(request: Request, bundle_id: str, name: str) -> Response:
-    """The record's bytes, or its signature, exactly as received; its entry and receipt; key and policy of its log."""
+    """The record's bytes, or its signature, exactly as received; its entry, receipt and times; key and policy of its log."""
     caller = await caller_of(request)
     found = await caller.fleet.bundle(bundle_id, request.query_params.get("key"))
     content = {"bundle.json": found.body, "bundle.sig": found.sig}.get(name)
     if name in RECEIPT_FILES:
         content = await _of_receipt(services_of(request), found.host, bundle_id, name)
+    if name == "times.json":
+        prover = services_of(request).prover(caller.reader)
+        content = await prover.times(found.host, found.bundle, found.body)
     if content is None:
         raise HTTPException(404)
     return _download(content, name)

@@ -61,7 +61,7 @@ async def test_a_record_of_another_day_is_what_an_unknown_id_is(
 ) -> None:
     host, records = chain
     headers = await auditor(server)
-    pages = ("", "?proof=1", "/bundle.json", "/bundle.sig", "/leaf.json", "/bundle.tlog-proof")
+    pages = ("", "?proof=1", "/bundle.json", "/bundle.sig", "/leaf.json", "/bundle.tlog-proof", "/times.json")
     api = ("/api/v1/bundles/{}", f"/api/v1/bundles/{{}}?host={host.key_id}")
     for path in (*api, *(f"/bundles/{{}}{page}" for page in pages)):
         missing = await server.client.get(path.format("0" * 36), headers=headers)

@@ -21,8 +21,9 @@ from compliance_agent.log.note import KeyType, Note, VerifierKey
 from compliance_agent.log.policy import Policy
 from compliance_agent.log.tiles import FULL, decode_entries, encode_entries
 from compliance_agent.server.opening import opened
+from compliance_agent.server.services.checkpoints import State, Witness, witnessed
 from compliance_agent.server.services.logbook import NEWEST, Logbook
-from compliance_agent.server.services.proving import Proven, Prover, State, Witness, witnessed
+from compliance_agent.server.services.proving import Proven, Prover
 from compliance_agent.server.settings import ServerSettings
 from compliance_agent.server.store.packing import packed, unpacked
 from tests.server.builder import Server, serving, unwalled

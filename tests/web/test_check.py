@@ -33,7 +33,7 @@ from tests.web.serving import Served
 pytestmark = MARKS
 
 
-NAMES = ("signature", "entry", "inclusion", "checkpoint", "witnesses")
+NAMES = ("signature", "before", "after", "entry", "inclusion", "checkpoint", "witnesses", "time")
 SIZES = (1, 2, 3, 255, 256, 257, 1000)
 ORIGIN = "log.example/clinic/2026"
 UNTOLD = "could not tell"  # as there is no policy on the page for files before one is given
@@ -54,9 +54,15 @@ def pressed(page: Page) -> dict[str, str]:
     return {str(line.get_attribute("data-line")): line.locator("strong").inner_text().split(": ")[1] for line in lines}
 
 
-def wrong(*names: str, witnesses: str = "unwitnessed") -> dict[str, str]:
-    """These are wrong and the others verified; this server has no witnesses (tests/web/test_check_witnesses.py has some)."""
-    return {name: "wrong" if name in names else witnesses if name == "witnesses" else "verified" for name in NAMES}
+def wrong(*names: str, **others: str) -> dict[str, str]:
+    """These are wrong, and the others verified; but this server has no witnesses (tests/web/test_check_witnesses.py has some)."""
+    stand = {**dict.fromkeys(NAMES, "verified"), "witnesses": "unwitnessed", "time": UNTOLD, **others}
+    return stand | dict.fromkeys(names, "wrong")
+
+
+def alone(*names: str, witnesses: str = UNTOLD) -> dict[str, str]:
+    """The same of a record that is given without its neighbours: the first of its host."""
+    return wrong(*names, after=UNTOLD, witnesses=witnesses)
 
 
 # Trees
@@ -143,6 +149,11 @@ def in_checkpoint(change: Callable[[Checkpoint], Checkpoint]) -> Callable[[bytes
     return in_proof(act)
 
 
+def relabelled(raw: bytes) -> bytes:
+    """Another version of the agent, in as many bytes."""
+    return raw.replace(b'"version":"', b'"version":"9', 1)
+
+
 def resigned(proof: Proof) -> Proof:
     """The same checkpoint, with another signature under the log's name and key id."""
     note = Note.parse(proof.checkpoint)
@@ -151,7 +162,7 @@ def resigned(proof: Proof) -> Proof:
 
 
 LIES: dict[str, tuple[str, Callable[[bytes], bytes], tuple[str, ...]]] = {
-    "a byte of the record": ("bundle.json", flipped(20), ("signature", "entry")),
+    "a byte of the record": ("bundle.json", relabelled, ("signature", "after", "entry")),
     "its signature": ("bundle.sig", flipped(3), ("signature", "entry")),
     "the entry": ("leaf.json", lambda raw: raw.replace(b'"seq":', b'"seq":1'), ("entry", "inclusion")),
     "a node of the path": (
@@ -184,12 +195,12 @@ LIES: dict[str, tuple[str, Callable[[bytes], bytes], tuple[str, ...]]] = {
     "the host's key": (
         "public-key",
         lambda raw: crypto.public_pem(Ed25519PrivateKey.generate().public_key().public_bytes_raw()).encode(),
-        ("signature", "entry"),
+        ("signature", "after", "entry"),
     ),
     "a weak host key": (
         "public-key",
         lambda raw: crypto.public_pem(bytes([1] + 31 * [0])).encode(),
-        ("signature", "entry"),
+        ("signature", "after", "entry"),
     ),
     "the log's key": (
         "log.vkey",
@@ -217,7 +228,8 @@ def test_each_lie_of_the_server_is_named(visit: Visit, running: tuple[str, Serve
         route.fulfill(response=genuine, body=changed)
 
     page.goto(visit.address + path_of(running[1]))
-    page.route(re.compile(rf"/{re.escape(name)}(\?|$)"), answer)
+    own = path_of(running[1]).split("?")[0].split("/")[-1]  # and not its neighbours' files
+    page.route(re.compile(rf"({own}|hosts/\w+)/{re.escape(name)}(\?|$)"), answer)
     assert pressed(page) == wrong(*named)
     expect(page.locator("[data-verdict]")).to_contain_text("Something is wrong")
 
@@ -229,10 +241,14 @@ def test_a_consistent_forgery_falls_with_the_keys_from_elsewhere(visit: Visit, r
     files = {**forged.files, "policy": b"log " + forged.files["log.vkey"] + b"quorum none\n"}
     for name, content in files.items():
         page.route(re.compile(rf"/{re.escape(name)}(\?|$)"), answering(content))
-    assert pressed(page) == wrong()
+    page.evaluate("""() => {
+        const form = document.querySelector("form[data-check]").dataset;
+        for (const name of ["previous", "following", "followingSig"]) delete form[name];
+    }""")  # and names no neighbours, which would have to be made up as well
+    assert pressed(page) == wrong(after=UNTOLD)
     expect(page.locator("[data-verdict]")).to_contain_text("agrees with itself, not whose keys they are")
     give_keys(page, running[1])
-    assert pressed(page) == wrong("signature", "entry", "checkpoint")
+    assert pressed(page) == wrong("signature", "entry", "checkpoint", after=UNTOLD)
 
 
 def test_what_the_browser_lacks_is_said(browser: Browser, running: tuple[str, Served]) -> None:
@@ -328,10 +344,10 @@ def test_files_are_checked_without_asking_anybody(visit: Visit, tmp_path: Path, 
     page.on("request", lambda request: asked.append(request.url))
     record = Record.made(size, size // 2)
     record.chosen(page, tmp_path)
-    assert pressed(page) == wrong(witnesses=UNTOLD)
+    assert pressed(page) == alone()
     expect(page.locator("[data-verdict]")).to_contain_text("no server was trusted")
     Record(record.files | {"bundle.json": flipped(9)(record.files["bundle.json"])}).chosen(page, tmp_path)
-    assert pressed(page) == wrong("signature", "entry", witnesses=UNTOLD)
+    assert pressed(page) == alone("signature", "entry")
     assert asked == []
 
 
@@ -340,7 +356,7 @@ def test_a_checkpoint_of_another_log_is_wrong_though_the_key_signed_it(visit: Vi
     page = visit.page
     page.goto(f"{visit.address}/verify")
     Record.made(5, 2, origin="log.example/other/2026").chosen(page, tmp_path)
-    assert pressed(page) == wrong("checkpoint", witnesses=UNTOLD)
+    assert pressed(page) == alone("checkpoint")
     expect(page.locator("[data-lines]")).to_contain_text("The checkpoint is of log.example/other/2026")
 
 
@@ -349,7 +365,7 @@ def test_pem_serves_as_the_logs_key_too(visit: Visit, tmp_path: Path) -> None:
     page.goto(f"{visit.address}/verify")
     material = base64.b64decode(record.files["log.vkey"].decode().strip().split("+", 2)[2])
     Record(record.files | {"log.vkey": crypto.public_pem(material[1:]).encode()}).chosen(page, tmp_path)
-    assert pressed(page) == wrong(witnesses=UNTOLD)
+    assert pressed(page) == alone()
 
 
 def test_all_files_at_once_are_told_apart_by_name(visit: Visit, tmp_path: Path) -> None:
@@ -359,7 +375,7 @@ def test_all_files_at_once_are_told_apart_by_name(visit: Visit, tmp_path: Path) 
     for name, content in record.files.items():
         (tmp_path / names.get(name, name)).write_bytes(content)
     page.get_by_label("All its files at once").set_input_files(sorted(tmp_path.iterdir()))
-    assert pressed(page) == wrong(witnesses=UNTOLD)
+    assert pressed(page) == alone()
 
 
 @pytest.mark.parametrize(
@@ -379,7 +395,7 @@ def test_a_key_that_is_none_is_no_verdict_on_the_record(visit: Visit, tmp_path: 
     given = key + material if key.endswith("+") else key
     Record(record.files | {"log.vkey": given.encode(), "public-key": b"nonsense"}).chosen(page, tmp_path)
     untold = dict.fromkeys(("signature", "entry", "checkpoint", "witnesses"), UNTOLD)
-    assert pressed(page) == {**untold, "inclusion": "verified"}
+    assert pressed(page) == {**untold, "inclusion": "verified", "before": "verified", "after": UNTOLD, "time": UNTOLD}
     expect(page.locator("[data-verdict]")).to_have_text("Not everything could be told.")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -15,9 +16,11 @@ from compliance_agent.log.fields import to_base64
 from compliance_agent.log.merkle import RootHash
 from compliance_agent.log.note import Note, Signature
 from compliance_agent.server import following, log_reading, sequencer
-from compliance_agent.server.services import logbook, proving
+from compliance_agent.server.services import checkpoints, logbook, proving, served_logs
+from compliance_agent.server.services.checkpoints import Line, State, Witness
 from compliance_agent.server.services.logbook import Entry
-from compliance_agent.server.services.proving import Line, Proven, State, Witness
+from compliance_agent.server.services.moments import Bound, Interval
+from compliance_agent.server.services.proving import Proven
 from compliance_agent.web import proofs
 
 
@@ -27,7 +30,7 @@ def test_every_state_has_its_look() -> None:
 
 def test_every_code_has_its_sentence() -> None:
     """The codes as they stand in the services' source: a new one without words is found here."""
-    source = inspect.getsource(proving) + inspect.getsource(logbook)
+    source = "".join(map(inspect.getsource, (proving, checkpoints, served_logs, logbook)))
     codes = set(re.findall(r'State\.[A-Z]+, "([a-z_]+)"', source)) | set(re.findall(r'code="([a-z_]+)"', source))
     codes |= set(re.findall(r'_line\("[a-z]+", [^,]+(?:==[^,]+)?, "([a-z_]+)", "[a-z_]+"', source))
     assert {"host_signed", "other_entry", "no_policy", "linked"} <= codes
@@ -56,6 +59,14 @@ def test_the_worst_line_leads() -> None:
         "fail",
         "has not cosigned this checkpoint",
     )
+
+
+def test_a_wrong_date_leads_too() -> None:
+    """Every line verified, and the record dated wrongly: that is not `everything holds`."""
+    noon = datetime(2026, 11, 22, 12, tzinfo=UTC)
+    dated = Interval(Bound(noon), Bound(noon), noon - timedelta(hours=1))
+    panel = proofs.panel(Proven((Line("entry", State.VERIFIED, "x"),), (), dated))
+    assert (panel.state, panel.sentence) == ("wrong", "Something is wrong.")
 
 
 TIME = Note(Checkpoint("o", 41, RootHash(bytes(32))).text, (Signature("o", b"1234", bytes(64)),)).encode()

@@ -18,7 +18,7 @@ from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.log_keys import LogKeys
 from compliance_agent.server.records import Backlog, Shard, SiteReader
 from compliance_agent.server.services.board import Board
-from compliance_agent.server.services.proving import Line, State, Witness, signed_checkpoint, witnessed
+from compliance_agent.server.services.checkpoints import Line, State, Witness, signed_checkpoint, witnessed
 
 NEWEST = 12
 

@@ -17,9 +17,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from enum import StrEnum
+from dataclasses import dataclass
 from typing import Any
 
 from compliance_agent.crypto import key_id, verify
@@ -27,41 +25,15 @@ from compliance_agent.entries.leaf import bundle_leaf
 from compliance_agent.errors import AgentError, BadEvidence, NoInput, Refusal
 from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.merkle import hash_leaf, verify_inclusion
-from compliance_agent.log.note import Note, VerifierKey
 from compliance_agent.log.policy import Policy
-from compliance_agent.log.tiles import ENTRIES, FULL, Tile, decode_entries
+from compliance_agent.log.tiles import FULL, Tile
 from compliance_agent.log.tree import TileTree
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.log_keys import LogKeys
 from compliance_agent.server.records import NO_DIGEST, Bundle, Host, Leaf, Shard, SiteReader
-from compliance_agent.server.services.moments import Interval, Moments
-
-
-class State(StrEnum):
-    """How one comparison ended."""
-
-    VERIFIED = "verified"
-    WRONG = "wrong"
-    UNTOLD = "could not tell"
-
-
-@dataclass(frozen=True)
-class Line:
-    """One comparison. `figures` are what was found, for people: a digest, an index, a tree size."""
-
-    name: str
-    state: State
-    code: str
-    figures: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Witness:
-    """One witness of the policy: `cosigned` with the time it says, `absent`, or `wrong` when its line does not verify."""
-
-    name: str
-    code: str
-    at: datetime | None = None
+from compliance_agent.server.services.checkpoints import Line, State, Witness, signed_checkpoint, witnessed
+from compliance_agent.server.services.moments import Interval, Stamped
+from compliance_agent.server.services.served_logs import ServedLogs
 
 
 @dataclass(frozen=True)
@@ -82,62 +54,22 @@ class Proven:
 Logged = tuple[list[Line], tuple[Witness, ...], Interval | None]
 
 
-def witnessed(note: bytes, policy: Policy | None) -> tuple[Line, tuple[Witness, ...]]:
-    """Who of the policy cosigned a checkpoint. Nobody, too few and no policy are all said."""
-    if policy is None:
-        return Line("witnesses", State.UNTOLD, "no_policy"), ()
-    try:
-        parsed = Note.parse(note)
-    except BadEvidence:
-        return Line("witnesses", State.WRONG, "bad_checkpoint"), ()
-    found = tuple(_witness(name, key, parsed) for name, key in policy.witnesses.items())
-    seen = {one.name for one in found if one.code == "cosigned"}
-    figures = {"cosigned": f"{len(seen)} of {len(found)}"}
-    if any(one.code == "wrong" for one in found):
-        return Line("witnesses", State.WRONG, "bad_cosignature", figures), found
-    if policy.quorum == "none":
-        return Line("witnesses", State.UNTOLD, "no_quorum_asked", figures), found
-    if not policy.is_met_by(seen):
-        return Line("witnesses", State.UNTOLD, "unwitnessed", figures), found
-    return Line("witnesses", State.VERIFIED, "quorum_met", figures), found
-
-
-def _witness(name: str, key: VerifierKey, note: Note) -> Witness:
-    lines = [line for line in note.signatures if (line.name, line.key_id) == (key.name, key.id)]
-    if not lines:
-        return Witness(name, "absent")
-    try:
-        times = [key.verify(note.text, line.signature) for line in lines]
-        return Witness(name, "cosigned", datetime.fromtimestamp(max(at or 0 for at in times), UTC))
-    except (BadEvidence, ValueError, OverflowError, OSError):
-        return Witness(name, "wrong")
-
-
-def signed_checkpoint(note: bytes, key: VerifierKey) -> tuple[Line, Checkpoint | None]:
-    """A served checkpoint under its log's key; None when it cannot even be read."""
-    try:
-        parsed = Note.parse(note)
-        checkpoint = Checkpoint.parse(parsed.text)
-    except BadEvidence:
-        return Line("checkpoint", State.WRONG, "bad_checkpoint"), None
-    figures = {"origin": checkpoint.origin, "key": str(key)}
-    if checkpoint.origin != key.name:
-        return Line("checkpoint", State.WRONG, "other_log", figures), checkpoint
-    try:
-        parsed.verify([key])
-    except BadEvidence as error:
-        return Line("checkpoint", State.WRONG, error.code, figures), checkpoint
-    return Line("checkpoint", State.VERIFIED, "log_signed", figures), checkpoint
-
-
 class Prover:
     """Proves records of the sites that its reader sees; raises Refusal 404 for all others."""
 
-    def __init__(self, reader: SiteReader, files: LogFiles, keys: LogKeys, policy: Policy | None = None) -> None:
+    def __init__(
+        self,
+        reader: SiteReader,
+        files: LogFiles,
+        keys: LogKeys,
+        policy: Policy | None = None,
+        stamped: Stamped | None = None,
+    ) -> None:
         self._reader = reader
         self._files = files
         self._keys = keys
         self._policy = policy
+        self._served = ServedLogs(files, keys, policy, stamped)
 
     async def prove(self, bundle_id: str, key: str | None = None) -> Proven:
         """Compute every line for one record, now."""
@@ -207,14 +139,34 @@ class Prover:
             rows = await self._reader.signed_places(bundle.site_id, bundle.number - 1, 1)
             held = next((row[2] for row in rows if row[0] == bundle.number), None)
             return (_none(State.WRONG, "no_entry") if held is None else _none(State.UNTOLD, "pending")), (), None
-        shards = [
-            item for item in await self._reader.shards() if (item.site_id, item.year) == (host.site_id, place.year)
-        ]
-        if not shards:
+        found = await self._shards(host.site_id, place.year, document)
+        if found is None:
             return _none(State.WRONG, "no_log"), (), None
-        return await asyncio.to_thread(self._from_files, shards[0], place, leaf, document)
+        return await asyncio.to_thread(self._from_files, *found, place, leaf, document)
 
-    def _from_files(self, shard: Shard, place: Leaf, leaf: bytes | None, document: Mapping[str, Any]) -> Logged:
+    async def _shards(self, site_id: str, year: int, document: Mapping[str, Any]) -> tuple[Shard, Shard] | None:
+        """The log of a record's entry, and the one whose head it names: of the year before, perhaps."""
+        ours = [item for item in await self._reader.shards() if item.site_id == site_id]
+        head = document.get("log_head")
+        named = head.get("origin") if isinstance(head, dict) else None
+        log = next((item for item in ours if item.year == year), None)
+        return (log, next((item for item in ours if item.origin == named), log)) if log is not None else None
+
+    async def times(self, host: Host, bundle: Bundle, body: bytes) -> bytes | None:
+        """What a browser checks the interval with (docs/protocol.md, `times.json`); None where no log can be read."""
+        place = next(iter(await self._reader.leaves_of(bundle.key_id, {bundle.bundle_id})), None)
+        document = _document(body)
+        found = await self._shards(host.site_id, place.year, document) if place is not None else None
+        if place is None or found is None:
+            return None
+        try:
+            return await asyncio.to_thread(self._served.proof, *found, place.index, document)
+        except AgentError:
+            return None
+
+    def _from_files(
+        self, shard: Shard, named: Shard, place: Leaf, leaf: bytes | None, document: Mapping[str, Any]
+    ) -> Logged:
         """The three comparisons with the log, and the witnesses, from its files as they are served."""
         try:
             note = self._files.published(shard.site_id, shard.year)
@@ -237,39 +189,18 @@ class Prover:
         where = {"index": figures["index"]}
         entry = self._compared("entry", where, lambda: self._entry(shard, place, leaf, checkpoint.size))
         inclusion = self._compared("inclusion", figures, lambda: self._included(shard, place, leaf, checkpoint))
-        interval = None
+        when = None
         if inclusion.state is signed.state is State.VERIFIED:  # else nothing follows from this log
             times = [one.at for one in witnesses if one.at is not None]
-            interval = self._moments(shard, checkpoint).interval(place.index, document, times)
-        return [entry, inclusion, signed, line], witnesses, interval
-
-    def _moments(self, shard: Shard, checkpoint: Checkpoint) -> Moments:
-        """What the served files of a log show of time."""
-        key = self._keys.verifier(shard.origin)
-
-        def seen(note: bytes) -> tuple[Checkpoint, list[datetime]]:
-            signed, found = signed_checkpoint(note, key)
-            if found is None or signed.state is not State.VERIFIED:
-                raise BadEvidence("a checkpoint of another log", code=signed.code)
-            return found, [one.at for one in witnessed(note, self._policy)[1] if one.at is not None]
-
-        tree = TileTree(checkpoint.size, lambda *tile: self._files.read(shard.site_id, shard.year, Tile(*tile)))
-        return Moments(tree, checkpoint.root, lambda number: self._entries(shard, number, checkpoint.size), seen)
-
-    def _entries(self, shard: Shard, number: int, size: int) -> list[bytes]:
-        """A tile of entries as it is served."""
-        tile = Tile(ENTRIES, number, min(FULL, size - number * FULL))
-        try:
-            return decode_entries(self._files.exactly(shard.site_id, shard.year, tile), tile.width)
-        except NoInput:  # the full bundle has replaced the partial one
-            return decode_entries(self._files.exactly(shard.site_id, shard.year, Tile(ENTRIES, number)), FULL)
+            when = self._served.interval(shard, named, checkpoint, place.index, document, times)
+        return [entry, inclusion, signed, line], witnesses, when
 
     @staticmethod
     def _compared(name: str, figures: Mapping[str, str], compare: Any) -> Line:
         try:
             code: str = compare()
-        except NoInput:
-            return Line(name, State.UNTOLD, "file_missing", figures)
+        except NoInput as error:
+            return Line(name, State.UNTOLD, "pruned" if error.code == "pruned" else "file_missing", figures)
         except BadEvidence as error:
             return Line(name, State.WRONG, error.code, figures)
         except AgentError:
@@ -281,7 +212,7 @@ class Prover:
         if leaf is None:
             raise BadEvidence("the bytes are no record", code="not_a_record")
         index, at = divmod(place.index, FULL)
-        if self._entries(shard, index, size)[at] != leaf:
+        if self._served.entries(shard, index, size)[at] != leaf:
             raise BadEvidence("the served entry is of other bytes", code="other_entry")
         if place.leaf != leaf:
             raise BadEvidence("the row's entry is of other bytes", code="other_row")

@@ -37,7 +37,7 @@ from compliance_agent.packet.sample import (
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.log_keys import LogKeys
 from compliance_agent.server.records import Dates, Host, Kept, SiteReader
-from compliance_agent.server.services.proving import State, signed_checkpoint
+from compliance_agent.server.services.checkpoints import State, signed_checkpoint
 
 Keys = Mapping[str, list[Host]]  # of each label
 

@@ -3,7 +3,16 @@
 (() => {
   "use strict";
 
-  const TITLES = { signature: "Signature", entry: "Log entry", inclusion: "Inclusion", checkpoint: "Log signature", witnesses: "Witnesses" };
+  const TITLES = {
+    signature: "Signature",
+    before: "Chain, backwards",
+    after: "Chain, forwards",
+    entry: "Log entry",
+    inclusion: "Inclusion",
+    checkpoint: "Log signature",
+    witnesses: "Witnesses",
+    time: "Time",
+  };
   const NAMES = {
     bundle: "bundle.json",
     sig: "bundle.sig",
@@ -12,12 +21,18 @@
     hostKey: "The host's key",
     logKey: "The log's key",
     policy: "The policy",
+    previous: "The record before it",
+    following: "The record after it",
+    followingSig: "The signature of the record after it",
+    times: "times.json",
   };
+  const FILES = { previous: "previous.json", following: "following.json", followingSig: "following.sig" };
+  const BESIDE = ["before", "after", "time"]; // what may be untold of a sound record
   const KEYS = ["hostKey", "logKey"];
   const TEXTS = [...KEYS, "policy"];
 
   const isOf = (what, name) =>
-    ({ hostKey: /\.pem$/, logKey: /\.vkey$/, policy: /^policy$|\.policy$/ })[what]?.test(name) ?? name === NAMES[what];
+    ({ hostKey: /\.pem$/, logKey: /\.vkey$/, policy: /^policy$|\.policy$/ })[what]?.test(name) ?? name === (FILES[what] ?? NAMES[what]);
 
   const own = async (form, what) => {
     const text = form.querySelector(`textarea[name="${what}"]`)?.value.trim();
@@ -47,7 +62,7 @@
         bytes = await fetched(url, missing, what);
         if (TEXTS.includes(what)) ours.push(what);
       }
-      missing[what] ??= `${NAMES[what]} is not given.`;
+      missing[what] ??= form.dataset[`${what}Why`] ?? `${NAMES[what]} is not given.`;
       given[what] = bytes && TEXTS.includes(what) ? new TextDecoder().decode(bytes) : bytes;
     }));
     return { ...given, missing, ours };
@@ -70,23 +85,26 @@
   // How it ended, and in words. Nothing is called verified that nobody outside vouches for.
   const conclusion = (lines, given) => {
     const states = Object.fromEntries(lines.map((line) => [line.name, line.state]));
-    const others = Object.entries(states).filter(([name]) => name !== "witnesses").map(([, state]) => state);
+    const untold = lines.filter(({ state }) => state === "could not tell").map(({ name }) => name);
+    const beside = untold.filter((name) => BESIDE.includes(name)).map((name) => TITLES[name].toLowerCase());
+    const rest = beside.length ? ` Not told: ${beside.join("; ")}.` : "";
     const [keys, asked] = [WHOSE[given.ours.filter((what) => KEYS.includes(what)).length], given.ours.includes("policy")];
     if (Object.values(states).includes("wrong")) {
       return ["not verified", "Something is wrong with this record, its receipt, or the keys."];
     }
-    if (others.includes("could not tell")) return ["not verified", "Not everything could be told."];
+    if (untold.some((name) => name !== "witnesses" && !BESIDE.includes(name))) return ["not verified", "Not everything could be told."];
     if (states.witnesses === "verified") {
+      const [done, what] = rest ? ["partly", "Record, log and witnesses"] : ["verified", "All of it"];
       const whom = "Whom to ask for as a witness came from this server: give a policy that you got elsewhere.";
-      if (asked) return ["verified", `All of it verified by this browser. ${keys.replace(": no server was trusted", "")} ${whom}`];
-      return ["verified", `All of it verified by this browser. ${keys}`];
+      if (asked) return [done, `${what} verified by this browser.${rest} ${keys.replace(": no server was trusted", "")} ${whom}`];
+      return [done, `${what} verified by this browser.${rest} ${keys}`];
     }
     const asks = given.policy && !/^[ \t]*quorum[ \t]+none\b/m.test(given.policy);
     if (states.witnesses === "unwitnessed" && asks && !asked) {
       return ["not verified", "Refused: the log signed it, and fewer witnesses saw it than the policy that you gave asks for."];
     }
     const why = states.witnesses === "unwitnessed" ? "Unwitnessed" : "Its witnesses could not be told";
-    return ["unwitnessed", `Record and log verified by this browser. ${why}: nobody outside vouches that everybody is shown this same log. ${keys}`];
+    return ["unwitnessed", `Record and log verified by this browser. ${why}: nobody outside vouches that everybody is shown this same log.${rest} ${keys}`];
   };
 
   for (const form of document.querySelectorAll("form[data-check]")) {

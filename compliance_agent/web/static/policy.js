@@ -129,15 +129,21 @@
     throw unchecked ? new Untold("This browser cannot check the log's ML-DSA-44 signature.") : new Wrong("No log of the policy signed the checkpoint.");
   };
 
+  // Name and time of each witness whose cosignature verifies; Wrong where one does not.
+  const seenBy = async (policy, checkpoint) => {
+    const seen = new Map();
+    for (const [name, key] of policy.witnesses) {
+      const lines = key.kind === COSIGNED ? linesOf(key, checkpoint) : [];
+      for (const line of lines) seen.set(name, await cosignedAt(key, line, checkpoint.text));
+    }
+    return seen;
+  };
+
   const judged = async (text, checkpoint) => {
     const policy = await read(text);
     await signedByItsLog(policy, checkpoint);
-    const [seen, unchecked] = [new Map(), []];
-    for (const [name, key] of policy.witnesses) {
-      const lines = linesOf(key, checkpoint);
-      if (lines.length && key.kind === MLDSA44) unchecked.push(name);
-      for (const line of key.kind === COSIGNED ? lines : []) seen.set(name, await cosignedAt(key, line, checkpoint.text));
-    }
+    const seen = await seenBy(policy, checkpoint);
+    const unchecked = [...policy.witnesses].filter(([, key]) => key.kind === MLDSA44 && linesOf(key, checkpoint).length).map(([name]) => name);
     const said = [...seen].map(([name, at]) => `${name} at ${spoken(at)}`).join(", ") || "nobody";
     const aside = unchecked.length ? ` Not checked, as this browser has no ML-DSA-44: ${unchecked.join(", ")}.` : "";
     const found = `Cosigned by ${said}; ${seen.size} of ${policy.witnesses.size} witnesses.${aside}`;
@@ -147,5 +153,5 @@
     throw new Unwitnessed(`The quorum ${policy.quorum} of the policy is not met. ${found}`);
   };
 
-  globalThis.witnessPolicy = { Unwitnessed, read, met, judged };
+  globalThis.witnessPolicy = { Unwitnessed, read, met, judged, seen: seenBy };
 })();

@@ -1,13 +1,16 @@
 // One record's proof, computed here: WebCrypto for SHA-256 and Ed25519, and nothing taken from a server but bytes to be checked.
 //
-//   const lines = await recordProof.check({ bundle, sig, leaf, proof, hostKey, logKey, policy });   // bytes; keys and policy as text
+//   const lines = await recordProof.check({ bundle, sig, leaf, proof, hostKey, logKey, policy,
+//     previous, following, followingSig, times });   // bytes; keys and policy as text
 //   lines[0]   // { name: "signature", state: "verified" | "wrong" | "could not tell" | "unwitnessed", sentence: "..." }
 //
+// before      the record before it, and after: the record after it (moments.js)
 // signature   bundle.sig over the exact bytes of bundle.json, under the host's key
 // entry       the log entry rebuilt from bundle.json, bundle.sig and the host's key, against leaf.json
 // inclusion   leaf.json and the audit path of bundle.tlog-proof, against the root in its checkpoint (RFC 9162, 2.1.3.2)
 // checkpoint  that checkpoint under the log's key (C2SP signed-note and tlog-checkpoint)
 // witnesses   the cosignatures under it, against a policy of log keys, witnesses and their quorum (policy.js)
+// time        between which two moments it came to be, by those witnesses (moments.js)
 //
 // The formats: docs/protocol.md, read by formats.js.
 (() => {
@@ -16,7 +19,7 @@
   const { Wrong, Untold, hex, utf8, same, textOf, toBase64, sha256, hashLeaf, rootOf } = globalThis.proofFormats;
   const { signed, lacking, readPem, noteKeyId, readLogKey, readProof, readCheckpoint } = globalThis.proofFormats;
 
-  // --- the five comparisons --------------------------------------------------------------------
+  // --- the comparisons --------------------------------------------------------------------
 
   const signature = async ({ bundle, sig, hostKey }) => {
     if (!(await signed(readPem(hostKey, "The host's key"), sig, bundle))) {
@@ -66,13 +69,27 @@
 
   const witnesses = ({ proof, policy }) => globalThis.witnessPolicy.judged(policy, readCheckpoint(readProof(proof).note));
 
-  const COMPARISONS = { signature, entry, inclusion, checkpoint, witnesses };
+  // Nothing follows of time from a log that does not hold the record.
+  const time = async (given) => {
+    try {
+      for (const due of [signature, entry, inclusion, checkpoint]) await due(given);
+    } catch {
+      throw new Untold("Nothing can be told of it until signature, entry, inclusion and the log's signature hold.");
+    }
+    return globalThis.recordPlace.time(given);
+  };
+
+  const { before, after } = globalThis.recordPlace;
+  const COMPARISONS = { signature, before, after, entry, inclusion, checkpoint, witnesses, time };
   const NEEDED = {
     signature: ["bundle", "sig", "hostKey"],
+    before: ["bundle"],
+    after: ["bundle", "following", "followingSig", "hostKey"],
     entry: ["bundle", "sig", "leaf", "hostKey"],
     inclusion: ["leaf", "proof"],
     checkpoint: ["proof", "logKey"],
     witnesses: ["proof", "policy"],
+    time: ["bundle", "sig", "leaf", "proof", "hostKey", "logKey", "policy"],
   };
 
   // Every comparison on its own, so that a reader sees all that is wrong. `given.missing` says why something is not here.
@@ -82,7 +99,7 @@
       const absent = NEEDED[name].filter((what) => !given[what]?.length);
       try {
         if (lack) throw new Untold(lack);
-        if (absent.length) throw new Untold(absent.map((what) => given.missing?.[what] ?? `${what} is not given.`).join(" "));
+        if (absent.length) throw new Untold(absent.map((what) => given.missing?.[what] ?? `${what} is not given.`).filter(Boolean).join(" "));
         return { name, state: "verified", sentence: await COMPARISONS[name](given) };
       } catch (error) {
         if (error instanceof globalThis.witnessPolicy.Unwitnessed) return { name, state: "unwitnessed", sentence: error.message };
