@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 import structlog
+from argon2 import PasswordHasher
 
 ROOT = Path(__file__).resolve().parent.parent
 PARSING = {"test_codes.py", "test_docs.py", "test_golden.py", "test_layers.py", "test_logs.py"}
+ADVISED: tuple[Any, ...] = PasswordHasher.__init__.__defaults__ or ()  # what a server hashes passwords with
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +42,16 @@ def logs_as_before() -> Iterator[None]:
     before = structlog.get_config()
     yield
     structlog.configure(**before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def passwords_are_hashed_in_no_time() -> Iterator[None]:
+    """A password costs a quarter of a second of a core, on purpose, and thousands are hashed here. What it costs in earnest is a
+    test's of its own, tests/server/test_users.py."""
+    least = (1, 8, 1)  # rounds, KiB, lanes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PasswordHasher.__init__, "__defaults__", (*least, *ADVISED[len(least) :]))
+        yield
 
 
 @functools.cache

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import time
 
 import pytest
+from argon2 import PasswordHasher, extract_parameters
+from argon2.profiles import RFC_9106_LOW_MEMORY
 
 from compliance_agent.errors import Refusal
 from compliance_agent.server.services.users import ATTEMPTS, Users
@@ -14,6 +18,11 @@ from tests.server.builder import Server
 
 pytestmark = pytest.mark.anyio
 PASSWORD = "correct horse battery"
+HASHED = f"""
+import asyncio
+from compliance_agent.server.services.users import Users
+print(asyncio.run(Users(None, None, None)._digest("{PASSWORD}")))
+"""
 
 
 @pytest.fixture
@@ -39,6 +48,12 @@ async def test_a_session_has_its_own_secret_and_can_be_ended(users: Users) -> No
     assert await users.of_session(other) is None
     assert await users.of_session(secret) is not None
     assert await users.of_session(None) is None
+
+
+def test_a_password_is_hashed_as_rfc_9106_advises() -> None:
+    """In a process of its own: in this one a hash costs nothing (tests/conftest.py)."""
+    done = subprocess.run([sys.executable, "-c", HASHED], check=True, capture_output=True, text=True)
+    assert extract_parameters(done.stdout.strip()) == RFC_9106_LOW_MEMORY
 
 
 async def test_parallel_guesses_share_one_limit(users: Users) -> None:
@@ -69,6 +84,8 @@ async def test_the_limit_ends_and_a_login_resets_it(server: Server, users: Users
 
 async def test_nobody_learns_who_exists(users: Users) -> None:
     """Same answers, same limit, and the same work, for a name that does not exist."""
+    users._hasher = PasswordHasher.from_parameters(RFC_9106_LOW_MEMORY)  # work that can be measured
+    await users.set_password("j.doe", PASSWORD)
     await code_of(users, "nobody", "warm up")
     took = {}
     for name in ("j.doe", "nobody.else"):
