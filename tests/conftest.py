@@ -1,13 +1,15 @@
 """For the whole suite: tests that share something costly stay on one worker, and sources are parsed undisturbed.
 
 pytest-xdist 3.8 does not see its own `xdist_group` mark under pytest 9.2 (its issue 1386) and spreads such tests, so that every
-worker starts the server and the browser again. Until that is mended, a file that uses the mark stays together here.
+worker starts the server and the browser again. Until that is mended, a file that uses the mark stays together here, and with the
+files of the same group.
 """
 
 from __future__ import annotations
 
 import functools
 import gc
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from argon2 import PasswordHasher
 ROOT = Path(__file__).resolve().parent.parent
 PARSING = {"test_codes.py", "test_docs.py", "test_golden.py", "test_layers.py", "test_logs.py"}
 ADVISED: tuple[Any, ...] = PasswordHasher.__init__.__defaults__ or ()  # what a server hashes passwords with
+GROUP = re.compile(r"xdist_group\(\"([\w-]+)\"\)")
+BROWSES = "pytestmark = MARKS"  # tests/web/browsing.py: a server and a browser for each such file
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +32,6 @@ def parses_undisturbed(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.path.name not in PARSING:
         yield
         return
-    gc.collect()
     gc.disable()
     try:
         yield
@@ -55,8 +58,14 @@ def passwords_are_hashed_in_no_time() -> Iterator[None]:
 
 
 @functools.cache
-def has_groups(file: str) -> bool:
-    return "xdist_group(" in (ROOT / file).read_text("utf-8")
+def kept_together(file: str) -> str:
+    """What a file's tests are kept together by: the group it names; nothing where it names none.
+
+    All that need a browser would be too long for one worker, so each file of them is a group.
+    """
+    text = (ROOT / file).read_text("utf-8")
+    groups = set(GROUP.findall(text))
+    return file if BROWSES in text or "browser" in groups else next(iter(groups), "")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -70,7 +79,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     def split(nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return file if has_groups(file) else str(usual(nodeid))
+        return kept_together(file) or str(usual(nodeid))
 
     scheduler._split_scope = split
     return scheduler
