@@ -143,7 +143,8 @@ class Host(Protocol):
     ) -> Ran:
         """Run a program that only looks. Raises `tool_missing`, `timed_out`, `output_too_large`, `not_permitted`.
 
-        `limit_bytes` is for standard output and standard error together. `env` adds variables of ENVIRONMENT only.
+        `limit_bytes` is for standard output and standard error together. `env` adds variables of ENVIRONMENT only. The answer of at
+        most 15 minutes before may be given again where nothing has touched anything that the program reads since.
         """
         ...
 

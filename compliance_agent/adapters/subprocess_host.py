@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from compliance_agent.adapters import durable
 from compliance_agent.adapters.clock import read_clock_state
-from compliance_agent.adapters.execute import DIRECTORIES, Programs
+from compliance_agent.adapters.execute import DIRECTORIES, Programs, find_program
 from compliance_agent.adapters.file_digests import BATCH_S, KINDS, Batch, FileDigests
+from compliance_agent.adapters.kept_answers import KeptAnswers, Print
 from compliance_agent.adapters.offload import Offload
+from compliance_agent.adapters.program_reads import may_be_kept
 from compliance_agent.adapters.ruleset import KeptRuleset
 from compliance_agent.adapters.systemd import BOOTED, Systemd
 from compliance_agent.core.nftables import LIST
@@ -58,7 +60,8 @@ class RealHost:
         directories: where programs are looked up, first match wins.
         file_timeout_s: deadline of one look at, or change of, a file.
         booted: the directory whose presence says that systemd is the init.
-        digests, ruleset: take and keep digests of files and the firewall's rules; its own when not given.
+        digests, ruleset, answers: take and keep digests of files, the firewall's rules and programs' answers; its own when not
+            given.
     """
 
     def __init__(
@@ -69,12 +72,15 @@ class RealHost:
         booted: Path = BOOTED,
         digests: FileDigests | None = None,
         ruleset: KeptRuleset | None = None,
+        answers: KeptAnswers | None = None,
     ) -> None:
+        self._directories = tuple(directories)
         self._offload = Offload()
         self._programs = Programs(self._offload, directories)
         self._systemd = Systemd(self._programs, booted, self._offload)
         self._digests = digests if digests is not None else FileDigests()
         self._ruleset = ruleset if ruleset is not None else KeptRuleset()
+        self._answers = answers if answers is not None else KeptAnswers()
         self._file_timeout_s = file_timeout_s
 
     @property
@@ -128,9 +134,10 @@ class RealHost:
         return {path: found[path] for path in paths}
 
     def read_anew(self) -> None:
-        """Keep no digest and no listing: the next look reads every byte and every rule."""
+        """Keep no digest, no listing and no answer: the next look reads every byte and every rule, and runs every program."""
         self._digests.forget()
         self._ruleset.forget()
+        self._answers.forget()
 
     async def ruleset(self) -> Ran:
         generation = self._ruleset.generation()
@@ -151,7 +158,29 @@ class RealHost:
         limit_bytes: int = 4_194_304,
         env: Mapping[str, str] | None = None,
     ) -> Ran:
-        return await self._programs.run(argv, timeout_s=timeout_s, stdin=stdin, limit_bytes=limit_bytes, env=env)
+        if stdin or env or not may_be_kept(argv):
+            return await self._programs.run(argv, timeout_s=timeout_s, stdin=stdin, limit_bytes=limit_bytes, env=env)
+        print_ = await self._printed(argv, timeout_s)
+        kept = self._answers.same(argv, print_)
+        if kept is not None and len(kept.out) + len(kept.err) <= limit_bytes:
+            return kept
+        began_s = self._answers.now_s()
+        ran = await self._programs.run(argv, timeout_s=timeout_s, limit_bytes=limit_bytes)
+        if print_ is not None:
+            after = await self._printed(argv, timeout_s, again=True)
+            self._answers.keep(argv, print_, after, began_s, ran)
+        return ran
+
+    async def _printed(self, argv: Sequence[str], timeout_s: float, *, again: bool = False) -> Print | None:
+        """The print of what this program reads; None where its answer cannot be kept, or the files do not answer in time."""
+
+        def work() -> Print | None:
+            return self._answers.print(argv, find_program(argv[0], self._directories), again=again)
+
+        try:
+            return await self._offload.call(f"read by:{argv[0]}", min(timeout_s, self._file_timeout_s), work)
+        except CannotTell:  # whatever it is, the program itself says it
+            return None
 
     async def units(self, names: Sequence[str]) -> Mapping[str, UnitState]:
         return await self._systemd.units(names)
