@@ -6,7 +6,11 @@ A real agent runs at its shipped settings but for cooldown, budget and flap limi
 The clock starts just before the drift is made by a call of the kernel, and stops when another connection to the agent's database
 sees the record of the cure: with WAL and `synchronous=FULL` that is after the commit was synced. Each round has an agent started
 anew, so that every drift is the first of its check: where drifts follow soon on each other, the rest between two wakes of a check
-grows, by design. A cure that did not come counts as WITHIN_S. The seconds of each cure go to FILE as one JSON object.
+grows, by design. A cure that did not come counts as WITHIN_S. The seconds of each cure go to FILE as one JSON object, which is
+written anew after each round.
+
+Two services are killed, each in rounds of its own: one that says when it is ready (`Type=notify`), and one that says nothing, of
+which a cure is believed a second after its start (`remedies/staying_up.py`).
 """
 
 from __future__ import annotations
@@ -29,12 +33,14 @@ import yaml
 from compliance_agent.core import nftables
 
 SHELL_FILE = Path("/etc/profile.d/00-compliance-tmout.sh")
-UNIT = "p7.service"
+UNIT, SILENT = "p7.service", "p7-silent.service"
+READY = "/bin/sh -c 'systemd-notify --ready; exec sleep infinity'"
 SETTLE_S, APART_S, WITHIN_S, LOOK_S = 4.0, 0.5, 30.0, 0.0003
+SILENT_ROUNDS = 5
 CHECKS: dict[str, dict[str, Any]] = {
     "auto_logoff": {"parameters": {"logind": False, "screen_lock": False}},
     "firewall": {"parameters": {"allow_tcp": ["22", "443"], "allow_udp": ["546"]}},
-    "services": {"parameters": {"active": [UNIT]}},
+    "services": {"parameters": {"active": [UNIT, SILENT]}},
 }
 SETTINGS = {
     "CLIENT_ID": "bench", "SITE_ID": "bench", "HOST_ID": "bench", "HEALING_COOLDOWN_SEC": "0",
@@ -79,9 +85,9 @@ def write_other() -> None:
     SHELL_FILE.write_bytes(b"# nothing\n")
 
 
-def kill_service() -> Callable[[], None]:
+def kill_service(unit: str) -> Callable[[], None]:
     """Kill the service's program when called, which is found beforehand."""
-    shown = subprocess.run(("systemctl", "show", "-P", "MainPID", UNIT), check=True, capture_output=True, text=True)
+    shown = subprocess.run(("systemctl", "show", "-P", "MainPID", unit), check=True, capture_output=True, text=True)
     return lambda: os.kill(int(shown.stdout), signal.SIGKILL)
 
 
@@ -120,10 +126,14 @@ class Records:
 
 def furnish(place: Path) -> dict[str, str]:
     """Everything as the baseline asks, and the environment of the agent that keeps it so."""
-    unit = "[Service]\nExecStart=/bin/sleep infinity\n[Install]\nWantedBy=multi-user.target\n"
-    Path("/etc/systemd/system", UNIT).write_text(unit, "ascii")
+    for name, how in (
+        (UNIT, f"Type=notify\nNotifyAccess=all\nExecStart={READY}"),
+        (SILENT, "ExecStart=/bin/sleep infinity"),
+    ):
+        unit = f"[Service]\n{how}\n[Install]\nWantedBy=multi-user.target\n"
+        Path("/etc/systemd/system", name).write_text(unit, "ascii")
     subprocess.run(("systemctl", "daemon-reload"), check=True)
-    subprocess.run(("systemctl", "enable", "--now", UNIT), check=True, capture_output=True)
+    subprocess.run(("systemctl", "enable", "--now", UNIT, SILENT), check=True, capture_output=True)
     subprocess.run(("nft", "-f", "-"), input=nftables.generate(("22", "443"), ("546",)).encode(), check=True)
     baseline = place / "baseline.yaml"
     checks = {name: {"mode": "enforce", "interval_s": 60, **entry} for name, entry in CHECKS.items()}
@@ -132,30 +142,37 @@ def furnish(place: Path) -> dict[str, str]:
     return {**os.environ, **{f"MSP_{name}": value for name, value in own.items()}}
 
 
-def measured(place: Path, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each cure, by kind of drift."""
+def put(file: Path, figures: dict[str, Any]) -> None:
+    """Replace the file as a whole, for whoever reads it meanwhile."""
+    beside = file.with_suffix(".new")
+    beside.write_text(json.dumps(figures), "ascii")
+    beside.rename(file)
+
+
+def measured(place: Path, rounds: int, found: dict[str, list[float]]) -> Iterator[None]:
+    """Adds the seconds of each cure to `found`, by kind of drift; gives way after each round."""
     environment = furnish(place)
     words = (sys.executable, "-I", "-m", "compliance_agent", "run")
-    found: dict[str, list[float]] = {"file": [], "ruleset": [], "service": []}
-    for _ in range(rounds):
-        agent = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        try:
-            time.sleep(SETTLE_S)  # its first look at everything
-            for kind, seconds in _round(Records(place / "state" / "agent.db")):
-                found[kind].append(seconds)
-        finally:
-            agent.terminate()
-            agent.wait(30)
-    return found
+    for number in range(rounds):
+        for silent in (False, True) if number < SILENT_ROUNDS else (False,):
+            agent = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            try:
+                time.sleep(SETTLE_S)  # its first look at everything
+                for kind, seconds in _round(Records(place / "state" / "agent.db"), silent=silent):
+                    found.setdefault(kind, []).append(seconds)
+            finally:
+                agent.terminate()
+                agent.wait(30)
+        yield
 
 
-def _round(records: Records) -> Iterator[tuple[str, float]]:
-    drifts = (
+def _round(records: Records, *, silent: bool) -> Iterator[tuple[str, float]]:
+    drifts: tuple[tuple[str, str, Callable[[], None]], ...] = (
         ("file", "auto_logoff", write_other),
         ("ruleset", "firewall", lambda: delete_table(*nftables.TABLE)),
-        ("service", "services", kill_service()),
+        ("service", "services", kill_service(UNIT)),
     )
-    for kind, check, drift in drifts:
+    for kind, check, drift in (("silent service", "services", kill_service(SILENT)),) if silent else drifts:
         started = time.perf_counter()
         drift()
         ended = records.until_cured(check)
@@ -164,4 +181,6 @@ def _round(records: Records) -> Iterator[tuple[str, float]]:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(json.dumps(measured(Path(sys.argv[2]), int(sys.argv[3]))), "ascii")
+    figures: dict[str, list[float]] = {}
+    for _ in measured(Path(sys.argv[2]), int(sys.argv[3]), figures):
+        put(Path(sys.argv[1]), figures)

@@ -10,7 +10,9 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,12 +71,39 @@ def _inside(scratch: Path, found: Path, idle_s: float) -> int:
     subprocess.run(("mount", "--bind", str(durable), str(machine.root / DURABLE)), check=True, timeout=20)
     machine.boot()
     place = f"/root/{found.name}"
-    machine.must(f"{PYTHON} -I -m compliance_agent.lab.bench_heal {place} /{DURABLE} {CURES}", timeout_s=100.0 * CURES)
-    healed = json.loads((machine.root / place[1:]).read_text("ascii"))
-    machine.must(f"{PYTHON} -I -m compliance_agent.lab.bench_probe {place} {idle_s:g}", timeout_s=800 + 3 * idle_s)
-    figures = json.loads((machine.root / place[1:]).read_text("ascii"))
+    healed = _watched(machine, place, f"bench_heal {place} /{DURABLE} {rounds()}", 60.0 + 200.0 * rounds())
+    figures = _watched(machine, place, f"bench_probe {place} {idle_s:g}", 800 + 3 * idle_s)
     found.write_text(json.dumps({**figures, "healed_s": healed}), "ascii")
     return 0
+
+
+def _watched(machine: Machine, place: str, module: str, within_s: float) -> dict[str, Any]:
+    """What a module of the lab left in the file `place` in the host; each figure goes to standard error as it comes."""
+    file = machine.root / place[1:]
+    file.write_text("{}", "ascii")
+    ended, said, failed = threading.Event(), dict[str, Any](), list[Exception]()
+
+    def run() -> None:
+        try:
+            machine.must(f"{PYTHON} -I -m compliance_agent.lab.{module}", timeout_s=within_s)
+        except Exception as error:
+            failed.append(error)
+        ended.set()
+
+    threading.Thread(target=run, daemon=True).start()
+    while True:
+        over = ended.wait(1.0)
+        figures: dict[str, Any] = json.loads(file.read_text("ascii"))
+        for name, value in figures.items():
+            if said.get(name) != value:
+                newest = value[-1] if isinstance(value, list) else value
+                sys.stderr.write(f"{name}: {json.dumps(newest)}\n")
+        said = figures
+        if over:
+            break
+    if failed:
+        raise failed[0]
+    return figures
 
 
 def _peers(base: Path, scratch: Path) -> Path:
@@ -135,9 +164,10 @@ def _healed(healed: Mapping[str, Sequence[float]]) -> list[Row]:
     for kind, seconds in healed.items():
         spent = sorted(seconds)
         middle, most = spent[(len(spent) - 1) // 2], spent[-(-95 * len(spent) // 100) - 1]
-        goal_s = HEALED_WITHIN_S[kind]
+        goal_s = HEALED_WITHIN_S.get(kind)
         made.append((f"P7: drift to cure, durable, {kind}, p50 of {len(spent)}", middle * 1e3, "ms", "", None))
-        made.append((f"P7: the same, {kind}, p95", most * 1e3, "ms", f"{goal_s * 1e3:g} ms", most <= goal_s))
+        goal, holds = ("", None) if goal_s is None else (f"{goal_s * 1e3:g} ms", most <= goal_s)
+        made.append((f"P7: the same, {kind}, p95", most * 1e3, "ms", goal, holds))
     return made
 
 
@@ -161,6 +191,11 @@ def _idle(idle: Mapping[str, Any]) -> list[Row]:
 
 def _most(name: str, ratio: float, goal: float) -> Row:
     return (name, ratio, "x", f"{goal:.3g} x", ratio <= goal)
+
+
+def rounds() -> int:
+    """How many drifts of each kind are cured; BENCH_ROUNDS says otherwise."""
+    return int(os.environ.get("BENCH_ROUNDS") or CURES)
 
 
 def idle_s() -> float:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import os
 import resource
 import statistics
@@ -29,6 +28,7 @@ from compliance_agent.agent import ComplianceAgent
 from compliance_agent.config import AgentConfig
 from compliance_agent.core import nftables
 from compliance_agent.core.nftables import LIST
+from compliance_agent.lab.bench_heal import put
 from compliance_agent.logs import configure
 from compliance_agent.transport.http import HttpTransport
 
@@ -271,11 +271,24 @@ def idle(seconds: float, files: Sequence[Path]) -> dict[str, Any]:
             child.wait(30)
 
 
-async def measured(idle_s: float) -> dict[str, Any]:
-    """Everything, in turn."""
+class Kept(dict[str, Any]):
+    """Figures that are in a file as soon as they are there."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self._file = file
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, value)
+        put(self._file, self)
+
+
+async def measured(idle_s: float, file: Path) -> None:
+    """Everything, in turn; what there is so far is in the file."""
     files = furnish()
     settled = time.monotonic() + SETTLED_S
-    figures: dict[str, Any] = {"monit_w1_s": monit_cycle_s(files), "cf_agent_w1_s": cf_agent_s()}
+    figures = Kept(file)
+    figures["monit_w1_s"], figures["cf_agent_w1_s"] = monit_cycle_s(files), cf_agent_s()
     figures["cycle_s"], figures["cycle_wall_s"], figures["verdicts"] = await ours_cycle(files, anew=True)
     host, units = RealHost(), [f"w2-{number:02}.service" for number in range(UNITS)]
     figures["units_s"] = await cpu_here(lambda: host.units(units))
@@ -293,7 +306,6 @@ async def measured(idle_s: float) -> dict[str, Any]:
     await asyncio.sleep(max(0.0, settled - time.monotonic()))  # what was touched just now is read at every look
     figures["unchanged_s"], figures["unchanged_wall_s"], _ = await ours_cycle(files, anew=False)
     figures["idle"] = await asyncio.to_thread(idle, idle_s, files) if idle_s else {}
-    return figures
 
 
 def _children_s() -> float:
@@ -305,4 +317,4 @@ if __name__ == "__main__":
     configure("CRITICAL")
     for peer in ("monit", "cfengine3", "puppet"):  # none of them beside what is measured
         subprocess.run(("systemctl", "stop", peer), check=False, capture_output=True)
-    Path(sys.argv[1]).write_text(json.dumps(asyncio.run(measured(float(sys.argv[2])))), "ascii")
+    asyncio.run(measured(float(sys.argv[2]), Path(sys.argv[1])))

@@ -59,7 +59,7 @@ class Unit:
     """One systemd unit. `can_start` is asked on start and restart, for a daemon whose configuration may be bad;
     `started` runs when it comes up, and a False from it is a failure; `reloaded` when it reads its files again. A `oneshot`
     unit is inactive again when its work is done. What it is `triggered_by` comes up with it. `changed_at` is when its state last
-    changed, None for at boot.
+    changed, None for at boot. `type` is systemd's; `restarts` how often it has come up again by itself.
     """
 
     active: bool = True
@@ -72,6 +72,8 @@ class Unit:
     reloaded: Callable[[], object] = lambda: None
     triggered_by: tuple[str, ...] = ()
     changed_at: datetime | None = None
+    type: str = "simple"
+    restarts: int = 0
 
     def state(self, name: str) -> UnitState:
         """The unit in the manager's words."""

@@ -1,7 +1,7 @@
 """Put the baseline's firewall table in place, as one transaction; other programs' tables stay as they are.
 
-The text is made here from the ports, so no rules travel in a plan. It is checked whole (`nft -c`) before it is loaded, and
-the kernel takes it whole or not at all. Connections that stand are not cut.
+The text is made here from the ports, so no rules travel in a plan. nft reads it whole before it sends anything, and the kernel
+takes it whole or not at all; only where that failed is it checked (`nft -c`) what was refused. Connections that stand are not cut.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ LIST = ("nft", "-s", "list", "table", *nftables.TABLE)
 
 
 async def capture(host: ChangingHost, args: Args) -> Any:
-    """Our table as text, None when it is not there."""
-    ruleset = nftables.read(answered(await host.run(("nft", "-s", "-j", "list", "ruleset")), "nft").out)
+    """Our table as text, None when it is not there. Most often the look that found the drift has just listed the rules."""
+    ruleset = nftables.read(answered(await host.ruleset(), "nft").out)
     if nftables.TABLE not in ruleset.tables:
         return {"table": None}
     return {"table": answered(await host.run(LIST), "nft").text}
 
 
 async def apply(host: ChangingHost, args: Args) -> None:
-    """Check, then load.
+    """Load it.
 
     Raises:
         StepFailed: `bad_arguments`, `ruleset_refused` or `load_failed`.
@@ -48,13 +48,19 @@ def _ports(text: str | int | bool) -> tuple[str, ...]:
 
 
 async def _load(host: ChangingHost, text: str) -> None:
-    for argv, code in ((("nft", "-c", "-f", "-"), "ruleset_refused"), (("nft", "-f", "-"), "load_failed")):
-        try:
-            ran = await host.change(argv, timeout_s=20.0, stdin=text.encode())
-        except CannotTell as error:
-            raise StepFailed(f"nft: {error.reason}", code=error.reason) from error
-        if ran.exit_status != 0:
-            raise StepFailed(f"nft: exit status {ran.exit_status}", code=code, exit_status_of_step=ran.exit_status)
+    status = await _nft(host, text)
+    if status != 0:
+        refused = await _nft(host, text, "-c") != 0
+        code = "ruleset_refused" if refused else "load_failed"
+        raise StepFailed(f"nft: exit status {status}", code=code, exit_status_of_step=status)
+
+
+async def _nft(host: ChangingHost, text: str, *more: str) -> int:
+    try:
+        ran = await host.change(("nft", *more, "-f", "-"), timeout_s=20.0, stdin=text.encode())
+    except CannotTell as error:
+        raise StepFailed(f"nft: {error.reason}", code=error.reason) from error
+    return ran.exit_status
 
 
 ACTION = Action(
@@ -66,7 +72,7 @@ ACTION = Action(
     undo=undo,
     codes={
         "bad_arguments": "The action was given arguments that it cannot use.",
-        "ruleset_refused": "nft refused the ruleset when it was checked; nothing was loaded.",
-        "load_failed": "nft reported failure when the ruleset was loaded.",
+        "ruleset_refused": "nft refused the ruleset; nothing was loaded.",
+        "load_failed": "nft reported failure when the ruleset was loaded, and found nothing wrong with it when asked.",
     },
 )

@@ -73,6 +73,7 @@ def test_cures_are_held_to_the_time_that_19_of_20_take() -> None:
     assert verdicts(seen(healed_s={"file": [*slow, 30.0, 30.0]}))["P7"] is False
     assert verdicts(seen(healed_s={"service": [0.1]}))["P7"] is True
     assert verdicts(seen(healed_s={"ruleset": [0.1]}))["P7"] is False
+    assert verdicts(seen(healed_s={"silent service": [1.1]}))["P7"] is None
     assert [
         value for name, value, *_ in bench_peers.rows(seen(healed_s={"file": [0.001, 0.002, 0.003]})) if "p50" in name
     ] == [2.0]

@@ -81,12 +81,27 @@ async def test_other_tables_are_not_touched() -> None:
 async def test_a_ruleset_that_is_refused_changes_nothing() -> None:
     host = simulated(BEFORE["our table, with a hole"])
     before, real = digest(await listing(host)), host.installed["nft"]
-    host.installed["nft"] = lambda call: Ran(1, b"", b"Error: syntax error") if "-c" in call.argv else real(call)
+    host.installed["nft"] = lambda call: Ran(1, b"", b"Error: syntax error") if "-f" in call.argv else real(call)
     with pytest.raises(StepFailed) as caught:
         await LOAD.apply(host, ARGS)
     assert (caught.value.code, caught.value.exit_status_of_step) == ("ruleset_refused", 1)
     assert digest(await listing(host)) == before
-    assert host.changed == ["program:nft"]
+    assert set(host.changed) <= {"program:nft"}
+
+
+async def test_a_ruleset_that_the_kernel_did_not_take_is_told_from_one_that_is_wrong() -> None:
+    host = simulated(BEFORE["our table, with a hole"])
+    before, real, asked = digest(await listing(host)), host.installed["nft"], list[tuple[str, ...]]()
+
+    def no_room(call: Call) -> Ran:
+        asked.append(call.argv)
+        return Ran(1, b"", b"Error: Could not process rule") if call.argv == ("nft", "-f", "-") else real(call)
+
+    host.installed["nft"] = no_room
+    with pytest.raises(StepFailed) as caught:
+        await LOAD.apply(host, ARGS)
+    assert (caught.value.code, asked) == ("load_failed", [("nft", "-f", "-"), ("nft", "-c", "-f", "-")])
+    assert digest(await listing(host)) == before
 
 
 @pytest.mark.parametrize("ports", ["22; drop", "0", "ssh", "22,,23", "1-99999"])

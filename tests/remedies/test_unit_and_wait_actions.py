@@ -13,7 +13,8 @@ from compliance_agent.errors import CannotTell, StepFailed
 from compliance_agent.lab.clinic import healthy_host
 from compliance_agent.lab.clock import FakeClock
 from compliance_agent.lab.host import FakeHost, Unit
-from compliance_agent.lab.programs import chrony, clamav
+from compliance_agent.lab.programs import chrony, clamav, systemctl
+from compliance_agent.ports import Ran
 from compliance_agent.remedies import actions
 from compliance_agent.remedies.spec import Args
 
@@ -25,6 +26,7 @@ SCANNER: Args = {"unit": clamav.UNIT, "socket": clamav.SOCKET, "max_age_h": 48}
 
 def toy_host(**state: Any) -> FakeHost:
     host = FakeHost(FakeClock())
+    host.installed.update(systemctl.PROGRAMS)
     host.units_table[TOY] = Unit(**state)
     return host
 
@@ -120,6 +122,35 @@ async def test_a_unit_whose_program_ends_at_once_did_not_come_up(action: Any) ->
     """Right after the start it is active; a cure that believed this look was called one (seen on a booted host)."""
     host = ShortLived(FakeClock())
     host.units_table[TOY] = Unit(active=False)
+    with pytest.raises(StepFailed) as caught:
+        await action.apply(host, {"unit": TOY})
+    assert caught.value.code == "unit_not_active"
+
+
+@pytest.mark.parametrize("action", [ENSURE, RESTART])
+@pytest.mark.parametrize(
+    ("state", "waits"), [({"type": "notify"}, 0.0), ({"type": "dbus"}, 0.0), ({}, 1.0), ({"type": "forking"}, 1.0)]
+)
+async def test_a_unit_that_says_when_it_is_ready_is_believed_at_once(
+    action: Any, state: dict[str, Any], waits: float
+) -> None:
+    host = toy_host(active=False, **state)
+    began = host.clock.monotonic()
+    await action.apply(host, {"unit": TOY})
+    assert host.clock.monotonic() - began == waits
+
+
+@pytest.mark.parametrize("action", [ENSURE, RESTART])
+@pytest.mark.parametrize("told", ["one in a loop", "refused", "nothing"])
+async def test_a_loop_of_crashes_is_not_believed_for_its_ready_word(action: Any, told: str) -> None:
+    """Each round of the loop says that it is ready, then ends; nor is a unit believed of which the manager says nothing."""
+    host = ShortLived(FakeClock())
+    host.installed.update(systemctl.PROGRAMS)
+    host.units_table[TOY] = Unit(active=False, type="notify", restarts=1 if told == "one in a loop" else 0)
+    if told == "refused":
+        host.faults.blind("program:systemctl", "timed_out")
+    if told == "nothing":
+        host.installed["systemctl"] = lambda _: Ran(0, b"", b"")
     with pytest.raises(StepFailed) as caught:
         await action.apply(host, {"unit": TOY})
     assert caught.value.code == "unit_not_active"

@@ -10,7 +10,7 @@ from compliance_agent.ports import Ran
 
 def systemctl(call: Call) -> Ran:
     """`systemctl daemon-reload | is-system-running | reboot | show --property=StateChangeTimestamp -- UNIT |
-    kill --kill-whom=main --signal=HUP -- UNIT`.
+    show --property=Type,NRestarts -- UNIT | kill --kill-whom=main --signal=HUP -- UNIT`.
     """
     if not call.host.has_service_manager:
         return said("", 1, err="System has not been booted with systemd as init system (PID 1). Can't operate.\n")
@@ -30,6 +30,9 @@ def systemctl(call: Call) -> Ran:
         return said("")
     if command == "show" and "--property=StateChangeTimestamp" in call.flags:
         return said(f"StateChangeTimestamp={_stamp(call.host, call.words[-1])}\n")
+    if command == "show" and "--property=Type,NRestarts" in call.flags:
+        unit = call.host.units_table.get(call.host.aliases.get(call.words[-1], call.words[-1]))
+        return said(f"Type={unit.type}\nNRestarts={unit.restarts}\n" if unit else "\n")
     return said("", 1, err=f"Unknown command verb {command}.\n")
 
 
