@@ -561,6 +561,8 @@ class ComplianceAgent(Life):
         if remediation.post_result is not None and drift.check in self._latest:
             verdict = Verdict(Result(remediation.post_result), remediation.post_reason or "as_expected")
             self._latest[drift.check] = replace(drift, drifted=verdict.result is Result.FAIL, verdict=verdict)
+        if self.waking is not None:
+            self.waking.cured(drift.check)
         if (detector := self._detector()) is not None:
             detector.host_changed()
 

@@ -117,6 +117,10 @@ class Waking:
             "uncounted": self.uncounted,
         }
 
+    def cured(self, check: str) -> None:
+        """A cure of this check has ended."""
+        self._wakes.cured(check, self._clock.monotonic())
+
     async def close(self) -> None:
         """Give back what watching holds."""
         await self._events.close()

@@ -6,7 +6,8 @@
 
 A check is looked at a moment after its first event, and what comes meanwhile is part of the same burst. Then it rests: for the gap,
 which doubles with each wake that follows soon on another, and for nine times as long as its last look took, so that events take no
-more than a tenth of the time. What comes in a rest waits for its end and is not lost. All checks together have a number of looks
+more than a tenth of the time. What comes in a rest waits for its end and is not lost. A cure changes what its check reads, and is
+told of as well: the one look that this is worth is made, and lengthens no rest. All checks together have a number of looks
 for any hour; once it is spent, events count for nothing until half of them are an hour old, and the poll does the work alone.
 """
 
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from compliance_agent.ports import EVENT_KINDS, Source
 
 SETTLE_S = 0.002  # a file is rarely written with one call
+ECHO_S = 1.0  # the change that a cure makes is told until so long after its end
 CALM = 8  # rests without a wake, after which the gap is the shortest again
 MOST_GAP_S = 300.0
 SHARE = 10.0  # a look that took a second is not woken again within ten
@@ -59,6 +61,8 @@ class _Standing:
     woken: float = -MOST_GAP_S * CALM
     gap: float = 0.0
     rest: float = 0.0  # asked for by how long the last look took
+    cured: float = float("-inf")  # when a cure of it ended; until ECHO_S later what is told may be that cure
+    echo: bool = False  # what it is due for may be that
 
 
 class Wakes:
@@ -87,8 +91,14 @@ class Wakes:
         standing = self._checks.setdefault(check, _Standing())
         standing.rest = SHARE * look_s
         if standing.due is None:
+            standing.echo = now <= standing.cured + ECHO_S
             standing.due = max(now + SETTLE_S, standing.woken + max(standing.gap, standing.rest))
         return True
+
+    def cured(self, check: str, now: float) -> None:
+        """A cure of it has ended just now."""
+        standing = self._checks.setdefault(check, _Standing())
+        standing.cured, standing.echo = now, standing.due is not None
 
     def due(self, now: float) -> list[str]:
         """The checks to look at now, each of which rests from now on."""
@@ -127,10 +137,13 @@ class Wakes:
             one.due = None
 
     def _woken(self, one: _Standing, now: float) -> None:
+        self._times.append(now)
+        if one.echo:
+            one.echo, one.cured, one.woken, one.due = False, float("-inf"), now, None  # once for each cure
+            return
         calm = now - one.woken >= CALM * max(one.gap, self._gap_s)
         one.gap = self._gap_s if calm else min(MOST_GAP_S, max(2 * one.gap, self._gap_s))
         one.woken, one.due = now, None
-        self._times.append(now)
 
     def _recent(self, now: float) -> deque[float]:
         while self._times and self._times[0] <= now - HOUR_S:

@@ -256,7 +256,7 @@ def idle(seconds: float, files: Sequence[Path]) -> dict[str, Any]:
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     running = {name: subprocess.Popen(words, **quiet) for name, words in commands.items()}
     try:
-        time.sleep(min(60.0, seconds))  # what they do at their start is not idle
+        time.sleep(min(130.0, seconds))  # what they do at their start is not idle, nor is ours at its second look
         before = {name: cpu_of_pid(child.pid) for name, child in running.items() if child.poll() is None}
         time.sleep(seconds)  # real time is what is measured
         lived = {name: running[name].pid for name in before if running[name].poll() is None}

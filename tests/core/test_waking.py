@@ -98,6 +98,45 @@ def test_rare_changes_are_each_looked_at_at_once() -> None:
     assert run(moments) == [pytest.approx(moment + SETTLE_S) for moment in moments]
 
 
+def cures(every_s: float, count: int) -> tuple[list[float], list[float]]:
+    """A drift now and then, cured at once: when the check was looked at for a drift, and for the cure's own change."""
+    wakes, for_drifts, for_cures = Wakes(GAP_S, BUDGET), list[float](), list[float]()
+    for number in range(count):
+        now = number * every_s
+        wakes.told("one", now)
+        due = wakes.next_at()
+        assert due is not None and wakes.due(due) == ["one"]
+        for_drifts.append(due - now)
+        wakes.told("one", due + 0.01)  # the cure writes, ends, and is told of once more
+        wakes.cured("one", due + 0.02)
+        wakes.told("one", due + 0.03)
+        echo = wakes.next_at()
+        assert echo is not None and echo <= due + GAP_S + 0.04 and wakes.due(echo) == ["one"]
+        assert wakes.next_at() is None
+        for_cures.append(echo)
+    return for_drifts, for_cures
+
+
+def test_the_change_that_a_cure_makes_is_looked_at_and_lengthens_no_rest() -> None:
+    """Without, the rest of a check whose drifts are cured every few seconds grew until a drift waited for the round."""
+    for_drifts, for_cures = cures(20 * GAP_S, 20)
+    assert max(for_drifts) == pytest.approx(SETTLE_S) and len(for_cures) == 20
+
+
+def test_a_cure_excuses_one_look_and_no_more() -> None:
+    """What an opponent does in the shadow of a cure is unrest like any other from its second look on."""
+    wakes, woken, now = Wakes(GAP_S, BUDGET), list[float](), 0.0
+    wakes.told("one", now)
+    for _ in range(6):
+        now = wakes.next_at() or 0.0
+        woken += [now for _ in wakes.due(now)]
+        if len(woken) == 1:
+            wakes.cured("one", now)
+        wakes.told("one", now + 0.01)
+    rests = [after - before for before, after in pairwise(woken)]
+    assert rests == pytest.approx([GAP_S, GAP_S, 2 * GAP_S, 4 * GAP_S, 8 * GAP_S], rel=0.02)
+
+
 def test_a_spent_budget_counts_nothing_and_comes_back_by_itself() -> None:
     wakes = Wakes(GAP_S, 4)
     for number in range(4):
