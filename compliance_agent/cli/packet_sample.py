@@ -17,8 +17,9 @@ from compliance_agent.errors import BadEvidence
 from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.note import Note
 from compliance_agent.packet import sample as sampling
-from compliance_agent.packet.content import Scope, moment, section
+from compliance_agent.packet.content import Scope, section
 from compliance_agent.packet.report import Report
+from compliance_agent.packet.sampled import lives
 
 _PATH = click.Path(path_type=Path)
 _DAY = click.DateTime(formats=["%Y-%m-%d"])
@@ -113,13 +114,8 @@ def _pulled(file: Path, scope: Scope, asked: sampling.Asked, size: int | None) -
     found = (
         sampling.item_of(record.document, record.digest, record.index, asked.control) for record in records_of(files)
     )
-    among = sampling.population(map(_life, scope.hosts), asked)
+    among = sampling.population(lives(scope), asked)
     return sampling.pull(asked, log, among, (item for item in found if item is not None))
-
-
-def _life(host: Any) -> sampling.Life:
-    ended = moment(host.revoked_at).date() if host.revoked_at else None
-    return sampling.Life(host.host_id, moment(host.enrolled_at).date(), ended)
 
 
 def _show(pulled: sampling.Sample, document: dict[str, Any], report: Report) -> None:

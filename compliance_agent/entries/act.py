@@ -45,6 +45,7 @@ class Act(StrEnum):
     HOLD_ADDED = "hold_added"
     HOLD_RELEASED = "hold_released"
     PRUNED = "pruned"
+    SAMPLE_DRAWN = "sample_drawn"
     PACKET_ASKED = "packet_asked"
     PACKET_BUILT = "packet_built"
     PACKET_TAKEN = "packet_taken"

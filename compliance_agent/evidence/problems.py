@@ -42,6 +42,7 @@ CODES = {
     "bad_container": "not a zip file as a packet is written",
     "bad_manifest": "not a manifest of every file",
     "bad_scope": "packet.json is not the scope of this packet",
+    "wrong_sample": "drawn again, a packet that is a sample holds other host-days or records",
     "bad_key": "a key file does not hold the key it should",
     "weak_key": "a key of small order, which signs every message",
     "bad_policy": "not a policy",

@@ -31,6 +31,8 @@ from compliance_agent.core.retention import SiteRules
 from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.entries.minimum import NAME
 from compliance_agent.errors import ConfigError, NoInput
+from compliance_agent.evidence.canonical import canonical
+from compliance_agent.log.note import VerifierKey
 from compliance_agent.log.proof import Proof
 from compliance_agent.log.tiles import Tile
 from compliance_agent.log.tree import TileTree
@@ -41,10 +43,13 @@ from compliance_agent.packet.opening import Log, Sleep, open_log
 from compliance_agent.packet.outside import outside
 from compliance_agent.packet.readme import NOT_PROVEN, Shown, readme
 from compliance_agent.packet.report import Report
+from compliance_agent.packet.sample import Sample
+from compliance_agent.packet.sampled import FILE
 from compliance_agent.packet.verify import Spread, verify_file
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.records import Host, Kept, SiteReader
 from compliance_agent.server.services.retention import rules_of
+from compliance_agent.server.services.sampling import Sampling
 from compliance_agent.server.store import SqlStore
 
 PAGE = 500  # bundles that are read together; two such pages are in memory at once
@@ -158,10 +163,16 @@ async def write(
     if not await reader.site_rows():
         raise NoInput(f"site {wanted.site_id}: not known to this server")
     log = await open_log(reader, places.files, places.keys, wanted, sleep)
+    drawn: bytes | None = None
+    if wanted.drawing is not None:
+        sample = await _drawn(reader, places, wanted, log)
+        drawn = canonical(sample.as_document())
+        shown = (one.shown for one in sample.pulled if one.shown is not None)
+        wanted = replace(wanted, only=frozenset((one.key_id, one.bundle_id) for one in shown))
     keys = {item.key_id: item for item in await reader.hosts(wanted.site_id) if wanted.host in {None, item.host_id}}
     if not keys:
         raise NoInput(f"site {wanted.site_id}: no host {wanted.host or ''}".rstrip())
-    of = {key for key, host in keys.items() if _is_of(host, wanted)}
+    of = {key for key, host in keys.items() if drawn is not None or _is_of(host, wanted)}
     rows = _rows(reader, wanted.site_id, lambda at: told("reading", min(at, log.size), log.size))
     choice = await choose(rows, wanted, range(log.minimum, log.size), keys, of)
     hosts = [_host(item) for item in keys.values() if item.key_id in choice.keys]
@@ -181,12 +192,35 @@ async def write(
         destroyed=choice.destroyed,
         baselines=tuple(_uses(rules, labels)),
         held=tuple(sorted(label for label in labels if rules.keep(label, None, wanted.until).holds)),
+        sample=hashlib.sha256(drawn).hexdigest() if drawn is not None else None,
         limits=Limits(reader.dates.first.isoformat(), reader.dates.last.isoformat()) if reader.dates else None,
     )
     source = _Source(reader, wanted.site_id, log, choice, asyncio.get_running_loop(), told)
     public = {f"keys/{host.key_id}.pem": crypto.public_pem(keys[host.key_id].public_key).encode() for host in hosts}
+    if drawn is not None:
+        public[FILE] = drawn
     signer = Ed25519Signer(places.keys / "packet.pem")
     return scope, await asyncio.to_thread(_put, source, scope, public, signer, out)
+
+
+@dataclass(frozen=True)
+class _OneKey:
+    """The key of the log that the packet is about."""
+
+    key: VerifierKey
+
+    def verifier(self, _origin: str) -> VerifierKey:
+        """That one; another log's checkpoint does not verify under it."""
+        return self.key
+
+
+async def _drawn(reader: SiteReader, places: Places, wanted: Wanted, log: Log) -> Sample:
+    """The sample that was asked for, from what the log held then; from what the packet's log holds, where nobody said when."""
+    if wanted.drawing is None:
+        raise RuntimeError("not a sample")
+    asked = wanted.drawing.asked(wanted.site_id, wanted.control, wanted.since, wanted.until)
+    sampling = Sampling(reader, places.files, _OneKey(log.key))
+    return await sampling.sample(asked, wanted.drawing.size or log.size)
 
 
 def _put(source: _Source, scope: Scope, keys: Mapping[str, bytes], signer: Ed25519Signer, out: Path) -> int:

@@ -12,18 +12,19 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
 from compliance_agent.errors import BadEvidence, NoInput
 from compliance_agent.packet.content import concerns, day_of, moment
+from compliance_agent.packet.sampled import Drawing
 from compliance_agent.server.records import Host, Kept
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What was asked for."""
+    """What was asked for; `drawing` where it is a sample, and `only` the records of that, each by key id and bundle id."""
 
     site_id: str
     since: date
@@ -31,11 +32,19 @@ class Wanted:
     control: str | None = None
     host: str | None = None
     log_year: int | None = None
+    drawing: Drawing | None = None
+    only: frozenset[tuple[str, str]] | None = None
 
     @property
     def year(self) -> int:
         """Of the log: a packet has one."""
         return self.log_year or self.until.year
+
+    def takes(self, key_id: str, document: Mapping[str, Any], day: date) -> bool:
+        """Whether a record is what was asked for."""
+        if not (self.since <= day <= self.until and concerns(document, self.control)):
+            return False
+        return self.only is None or (key_id, document["bundle_id"]) in self.only
 
 
 class Chosen(NamedTuple):
@@ -175,7 +184,7 @@ async def choose(
             continue
         document = orjson.loads(kept.body)
         day = date.fromisoformat(day_of(document))
-        matches = wanted.since <= day <= wanted.until and concerns(document, wanted.control)
+        matches = wanted.takes(kept.key_id, document, day)
         if kept.year == wanted.year and kept.index is not None and kept.index in there:
             bundle = uuid.UUID(document["bundle_id"]).bytes
             chains[kept.key_id].add(kept, document["host"]["id"], day, bundle, matches)
@@ -185,12 +194,13 @@ async def choose(
             choice.pending += matches
     if not any(any(chain.wanted) for chain in chains.values()):
         raise _nothing(choice, [day for chain in chains.values() for day in (min(chain.days), max(chain.days))])
+    alone = wanted.control is not None or wanted.only is not None
     for key, chain in chains.items():
         order = chain.order()
         inside = [at for at in order if chain.wanted[at]]
         choice.keys |= {key} if inside else set()
-        if key in choice.keys:
-            choice.chains[key] = chain, array("q", inside if wanted.control else _stretch(chain, order, wanted))
+        if key in choice.keys and (inside or wanted.only is None):
+            choice.chains[key] = chain, array("q", inside if alone else _stretch(chain, order, wanted))
     return choice
 
 

@@ -78,6 +78,7 @@ class Scope:
         destroyed: such records of the period, by when they were made, of whatever log.
         baselines: of these hosts, by label and version; with them follows how long each record is kept.
         held: labels of the hosts whose records are under a hold.
+        sample: SHA-256 of `sample.json`, where the packet is a sample; None, and no word in `packet.json`, where it is not.
         limits: of whoever it was built for; None, and no word in `packet.json`, where there are none.
     """
 
@@ -97,6 +98,7 @@ class Scope:
     baselines: tuple[BaselineUse, ...] = ()
     held: tuple[str, ...] = ()
     limits: Limits | None = None
+    sample: str | None = None
 
     @property
     def start(self) -> datetime:
@@ -116,7 +118,8 @@ class Scope:
         """`packet.json`."""
         lists = {name: [asdict(item) for item in getattr(self, name)] for name in ("hosts", "baselines")}
         said = {"schema": SCHEMA, **asdict(self), **lists, "held": list(self.held)}
-        return canonical(said if self.limits is not None else {name: said[name] for name in said if name != "limits"})
+        unsaid = {name for name in ("limits", "sample") if said[name] is None}
+        return canonical({name: said[name] for name in said if name not in unsaid})
 
     @classmethod
     def parse(cls, raw: bytes) -> Scope:
@@ -272,7 +275,9 @@ def _check(scope: Scope) -> None:
     labels = [*labels, scope.host] if scope.host is not None else labels
     if not all(_LABEL.fullmatch(label) for label in labels) or scope.start >= scope.end:
         raise ValueError
-    if not all(_DIGEST.fullmatch(host.key_id) for host in scope.hosts):
+    if not all(
+        _DIGEST.fullmatch(digest) for digest in (*(host.key_id for host in scope.hosts), scope.sample or "0" * 64)
+    ):
         raise ValueError
     if scope.control is not None and section(scope.control) != scope.control:
         raise ValueError

@@ -205,7 +205,7 @@ def chain_problems(scope: Scope, log: Logbook) -> Iterator[Problem]:
 def completeness(
     scope: Scope, log: Logbook, here: Collection[int], start_of: Callable[[int], str], ends: list[OpenEnd]
 ) -> Iterator[Problem]:
-    """A packet that was not asked for one control holds, of each host, a stretch of its chain around the whole period.
+    """A packet that is no sample, and not of one control, holds of each host a stretch of its chain around the whole period.
 
     One that was built for an account with dates cannot: the record before the first and the one after the last are of days that the
     account may not see. Such an end is noted. What is missing between two records is missing there too.
@@ -217,7 +217,7 @@ def completeness(
         start_of: `timestamp_start` of the record with this index.
         ends: takes the ends that the packet leaves open because of its limits.
     """
-    if scope.control is not None:
+    if scope.control is not None or scope.sample is not None:
         return
     for host in scope.hosts:
         every = log.book.keys[host.key_id].indexes if host.key_id in log.book.keys else []

@@ -250,6 +250,7 @@ def _counted(lines: Sequence[Cosigned]) -> str:
 
 def _filters(scope: Scope) -> str:
     control = f", for {scope.control} alone" if scope.control else ""
+    control += ", a sample of it (sample.json says how it was drawn)" if scope.sample else ""
     return control + (f", of host {scope.host} alone" if scope.host else "")
 
 

@@ -71,6 +71,7 @@ class Report:
             "tokens_unchecked": self.said.tokens_unchecked,
             "times": self.times.as_document(),
             "limits": asdict(self.scope.limits) if self.scope and self.scope.limits else None,
+            "sample": self.scope.sample if self.scope else None,
             "open_ends": [{"where": item.host_id, "detail": item.detail} for item in self.open_ends],
             "problems": [{"code": item.code, "where": item.where, "detail": item.detail} for item in self.problems],
         }

@@ -28,7 +28,7 @@ from compliance_agent.evidence.problems import Problem
 from compliance_agent.evidence.stamped import Stamps, stamps_under
 from compliance_agent.evidence.times import Times
 from compliance_agent.log.proof import Proof
-from compliance_agent.packet import archive, dsse, oscal
+from compliance_agent.packet import archive, dsse, oscal, sampled
 from compliance_agent.packet.archive import Container, Entry, InOrder
 from compliance_agent.packet.content import Record, Scope
 from compliance_agent.packet.kept import Rows
@@ -48,6 +48,7 @@ from compliance_agent.packet.reading import Held, Part, Reader, lines_again, rea
 from compliance_agent.packet.readme import NOT_PROVEN, Shown, readme
 from compliance_agent.packet.report import Quorum, Report
 from compliance_agent.packet.retold import Retold
+from compliance_agent.packet.sample import MOST
 from compliance_agent.packet.stretches import AFTER, Batch, add, batches, beside
 
 TIME_CA = "time/ca.pem"  # where the server asks a time-stamping authority
@@ -189,6 +190,7 @@ class _Verification:
         if log is not None:
             if scope is not None:
                 self._held_to(scope, log)
+                self._sample(scope, log)
             self._times(log)
         if scope is not None and self._retold is not None:
             self._exports(scope, self._retold, seen)
@@ -325,7 +327,12 @@ class _Verification:
         keys = {f"keys/{host.key_id}.pem" for host in scope.hosts} if scope else set()
         for path in sorted(keys - self.files.keys()):
             self._wrong("missing_file", path)
-        expected = TOP | {TIME_CA} | keys | (log.paths if log else set()) | (seen.files.keys() if seen else set())
+        sample = {sampled.FILE} if scope is not None and scope.sample is not None else set[str]()
+        for path in sorted(sample - self.files.keys()):
+            self._wrong("missing_file", path)
+        expected = (
+            TOP | {TIME_CA} | sample | keys | (log.paths if log else set()) | (seen.files.keys() if seen else set())
+        )
         unread = () if seen else ("log/", TIME, WITNESS)  # named already is why nobody can tell what belongs there
         named = {item.where for item in self.report.problems}
         for path in sorted(self.files.keys() - expected - named):
@@ -341,6 +348,24 @@ class _Verification:
         if log.book.whole:
             self.report.problems += chain_problems(scope, log)
             self.report.problems += completeness(scope, log, self._seen.here, self._start_of, self.report.open_ends)
+
+    def _sample(self, scope: Scope, log: Logbook) -> None:
+        """Where it says that it is a sample: drawn again, it is this one, and it has the records of this one alone."""
+        if scope.sample is None or not log.book.whole:
+            return
+        if self.report.found > MOST:
+            self._wrong("wrong_sample", sampled.FILE, f"the packet has more than {MOST} records")
+            return
+        lines = (entry for entry in self._container.entries() if entry.name.endswith("/bundle.json"))
+        records = []
+        for entry in lines:
+            with contextlib.suppress(
+                BadEvidence, DocumentError, KeyError, ValueError
+            ):  # which is named where it was read
+                records.append(read_record(self._container, entry.line))
+        self.report.problems += sampled.problems(
+            scope, self.files.get(sampled.FILE, b""), records, log.book.forest.root
+        )
 
     def _start_of(self, index: int) -> str:
         record = read_record(self._container, self._seen.ends[index])

@@ -31,6 +31,7 @@ from compliance_agent.packet.build import Places, checked, write
 from compliance_agent.packet.choosing import Wanted
 from compliance_agent.packet.content import Scope, moment
 from compliance_agent.packet.report import Report
+from compliance_agent.packet.sampled import Drawing
 from compliance_agent.packet.verify import records_of
 from compliance_agent.server.log_places import log_places
 from compliance_agent.server.opening import database
@@ -61,7 +62,8 @@ class Work:
         said = json.loads(raw)
         since, until = map(date.fromisoformat, said["days"])
         dates = Dates(*map(date.fromisoformat, said["dates"])) if said["dates"] else None
-        wanted = Wanted(said["site"], since, until, said["control"], said["host"])
+        drawing = Drawing.parse(said["sample"]) if said.get("sample") else None
+        wanted = Wanted(said["site"], since, until, said["control"], said["host"], drawing=drawing)
         return cls(said["settings"], wanted, dates, Path(said["directory"]))
 
 

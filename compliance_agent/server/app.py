@@ -22,7 +22,7 @@ from compliance_agent import __version__
 from compliance_agent.adapters.durable import make_directory
 from compliance_agent.errors import AgentError, ConfigError
 from compliance_agent.server import openapi
-from compliance_agent.server.api import agent, evidence, operations, orders, problems, read
+from compliance_agent.server.api import agent, evidence, operations, orders, problems, read, samples
 from compliance_agent.server.api import exceptions as exceptions_api
 from compliance_agent.server.api import log as log_api
 from compliance_agent.server.api.beside import App
@@ -99,7 +99,7 @@ def create_app(
     app.state.metrics = metrics
     app.add_middleware(Edge, observe=metrics.observe)
     problems.install(app)
-    people = (read.router, orders.router, orders.baselines, exceptions_api.router)
+    people = (read.router, orders.router, orders.baselines, exceptions_api.router, samples.router, samples.packets)
     for router in (agent.router, log_api.router, *people, operations.router):
         app.include_router(router)
     app.router.routes.append(evidence.ROUTE)

@@ -223,6 +223,7 @@ class PacketRunner:
                 "dates": dates,
                 "control": job.control,
                 "host": job.host,
+                "sample": job.sample,
                 "directory": str(directory),
             }
         ).encode()

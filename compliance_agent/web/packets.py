@@ -9,23 +9,22 @@ GET  /packets/{job_id}/{name}       packet.zip or report.pdf
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from urllib.parse import quote
 
 from fastapi import APIRouter
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.responses import RedirectResponse, Response
 
 from compliance_agent.core.citations import SECTIONS, Reach
 from compliance_agent.errors import Refusal
+from compliance_agent.packet.sampled import Drawing
 from compliance_agent.server.api.deps import services_of
-from compliance_agent.server.packet_runner import PIECE, file_of
-from compliance_agent.server.records import Dates, SiteReader
+from compliance_agent.server.api.samples import file_response
+from compliance_agent.server.records import Dates
 from compliance_agent.server.records.packets import PacketJob
 from compliance_agent.server.services.packets import FILES, KEPT, MOST_DAYS, day_or
 from compliance_agent.web.caller import caller_of, now_of
@@ -33,7 +32,6 @@ from compliance_agent.web.forms import form_of
 from compliance_agent.web.routing import PageRoute, page
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
-TYPES = {"packet.zip": "application/zip", "report.pdf": "application/pdf"}
 # What is done at a stage, and from which to which part of the whole it leads; about, as it was seen with 75,000 records.
 STAGES: Mapping[str, tuple[str, int, int]] = {
     "waiting": ("Waits for its turn", 0, 0),
@@ -57,6 +55,7 @@ REFUSED: Mapping[str, str] = {
     "unknown_control": "There is no such section of the rule here.",
     "too_many_packets": "There are as many as there may be at a time. Wait for one, or remove one that you have.",
     "not_found": "There is no such host at this site.",
+    "bad_sample": "It does not say how the sample is drawn; draw it again first.",
 }
 STATES: Mapping[str, tuple[str, str, str]] = {  # tone, icon, word
     "waiting": ("none", "none", "Waits"),
@@ -132,7 +131,10 @@ async def ask(request: Request, site_id: str) -> Response:
     try:
         days = Dates(day_or(form.get("from", ""), month.first), day_or(form.get("to", ""), month.last))
         control, host = form.get("control") or None, form.get("host") or None
-        job = await services_of(request).packets.ask(caller.user, caller.reader, site_id, days, control, host)
+        drawing = _drawing(form, host) if form.get("seed") else None
+        if drawing is not None:
+            host = None  # it is drawn from that host, and the packet names every host of the site
+        job = await services_of(request).packets.ask(caller.user, caller.reader, site_id, days, control, host, drawing)
     except Refusal as refusal:
         if site_id not in caller.reader.sites or refusal.code not in REFUSED:
             raise
@@ -141,13 +143,22 @@ async def ask(request: Request, site_id: str) -> Response:
     return RedirectResponse(f"/packets/{job.job_id}", status_code=303)
 
 
+def _drawing(form: Mapping[str, str], host: str | None) -> Drawing:
+    """How a sample is drawn, as the page of the sample says it."""
+    numbers = [form.get(name, "") for name in ("number", "size")]
+    if not all(re.fullmatch(r"[0-9]{1,15}", text, re.ASCII) for text in numbers):
+        raise Refusal("sample: expected its number and the size of the log", code="bad_sample", status=422)
+    return Drawing((host,) if host else (), int(numbers[0]), form["seed"], int(numbers[1]))
+
+
 @router.get("/packets/{job_id}")
 async def packet(request: Request, job_id: str) -> Response:
     """How far it is, and what came of it."""
     caller = await caller_of(request)
     job = await services_of(request).packets.job(caller.user, caller.reader, job_id)
     kept_until = job.ended_at + KEPT if job.state == "done" and job.ended_at else None
-    return page(request, "packet.html", user=caller.user.name, row=row_of(job), job=job, kept_until=kept_until)
+    return page(request, "packet.html", user=caller.user.name, row=row_of(job), job=job, kept_until=kept_until,
+                drawing=Drawing.parse(job.sample) if job.sample else None)  # fmt: skip
 
 
 @router.post("/packets/{job_id}/remove")
@@ -162,32 +173,5 @@ async def remove(request: Request, job_id: str) -> Response:
 @router.get("/packets/{job_id}/{name}")
 async def file(request: Request, job_id: str, name: str) -> Response:
     """One of its files; that it was taken is noted first."""
-    caller, services = await caller_of(request), services_of(request)
-    job = await services.packets.job(caller.user, caller.reader, job_id)
-    size = {FILES[0]: job.size, FILES[1]: job.report_size}.get(name, 0)
-    if job.state != "done" or not size:
-        raise HTTPException(404)
-    here = file_of(services.settings, job, name)
-    if here is None and await caller.reader.packet_part(job_id, name, 0) is None:
-        raise HTTPException(404)
-    await services.packets.taken(caller.user, job, name)
-    pieces = _from_file(here) if here is not None else _from_rows(caller.reader, job_id, name)
-    days = f"{job.days.first}-{job.days.last}"
-    headers = {
-        "Content-Disposition": f'attachment; filename="{job.site_id}-{days}-{name}"',
-        "Content-Length": str(size),
-    }
-    return StreamingResponse(pieces, media_type=TYPES[name], headers=headers)
-
-
-async def _from_file(path: Path) -> AsyncIterator[bytes]:
-    with path.open("rb") as opened:
-        while piece := await asyncio.to_thread(opened.read, PIECE):
-            yield piece
-
-
-async def _from_rows(reader: SiteReader, job_id: str, name: str) -> AsyncIterator[bytes]:
-    number = 0
-    while (piece := await reader.packet_part(job_id, name, number)) is not None:
-        yield piece
-        number += 1
+    caller = await caller_of(request)
+    return await file_response(request, caller.user, caller.reader, job_id, name)

@@ -396,6 +396,10 @@ async def _baseline(crawl: Crawl, method: str, path: str) -> None:
     await crawl.posted(path, lambda one: {"site": one.ids["site_id"], **body})
 
 
+def _sample() -> dict[str, Any]:
+    return {"first": "2026-11-01", "last": "2026-11-22", "seed": "s"}
+
+
 def _signature() -> dict[str, str]:
     return {"public_key": b64(bytes(SigningKey.generate().verify_key)), "sig": b64(bytes(64))}
 
@@ -489,6 +493,12 @@ CASES: Mapping[str, Case] = {
     "POST /api/v1/orders/{order_id}/prepare": acted(lambda: {"signers": ["0" * 64]}),
     "POST /api/v1/orders/{order_id}/signatures": acted(_signature),
     "POST /api/v1/orders/{order_id}/cancel": acted(),
+    "GET /api/v1/sites/{site_id}/sample": asked("?first=2026-11-01&last=2026-11-22&seed=s"),
+    "POST /api/v1/sites/{site_id}/samples": acted(_sample),
+    "POST /api/v1/sites/{site_id}/samples/packet": acted(_sample),
+    "GET /api/v1/packets/{job_id}": hidden(),
+    "POST /api/v1/packets/{job_id}/remove": acted(),
+    "GET /api/v1/packets/{job_id}/{name}": _packet_file,
     "GET /api/v1/exceptions": listed("?host={key_id}", "?site={site_id}"),
     "POST /api/v1/exceptions": _record_exception,
     "GET /api/v1/exceptions/{exception_id}": hidden(),

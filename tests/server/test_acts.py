@@ -39,6 +39,7 @@ LATER = {
     "pruned",
     "tool_called",
     "tool_proposed",
+    "sample_drawn",
     "packet_asked",
     "packet_built",
     "packet_removed",

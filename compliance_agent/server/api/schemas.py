@@ -196,6 +196,25 @@ class ExceptionSent(Sent):
     whole_site: bool = False
 
 
+Day = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$", min_length=10, max_length=10)]
+Seed = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", min_length=1, max_length=64)]
+
+
+class SampleSent(Sent):
+    """What a sample is drawn from: a section of the rule (null is all), hosts by label (none are all), days in UTC, both included.
+
+    Without a seed one is made, and said in the answer. `size` is of the log as it was then; null is as it is now.
+    """
+
+    control: Annotated[str, Field(max_length=40)] | None = None
+    hosts: list[Label] = Field(default=[], max_length=100)
+    first: Day
+    last: Day
+    number: int = Field(default=25, ge=1, le=100)
+    seed: Seed | None = None
+    size: Annotated[int, Field(ge=1, le=LARGEST_INT)] | None = None
+
+
 class BaselineSent(Sent):
     """A baseline's exact bytes and its signature, in base64, for the hosts of a site."""
 
@@ -459,6 +478,38 @@ class ExceptionOut(BaseModel):
     seconded_by: str | None
     state: str
     sha256: str
+
+
+class PacketFile(BaseModel):
+    """A file of a packet that is done."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+class PacketOut(BaseModel):
+    """A packet that the caller asked for: how far it is (`at` of `total` of its stage), and what came of it.
+
+    `sample` says how it is drawn, where it is one.
+    """
+
+    job_id: str
+    site_id: str
+    first: date
+    last: date
+    control: str | None
+    host: str | None
+    sample: dict[str, Any] | None
+    asked_at: datetime
+    state: Literal["waiting", "running", "done", "failed", "cancelled", "gone"]
+    stage: str
+    at: int
+    total: int
+    code: str
+    records: int
+    problems: int
+    files: list[PacketFile]
 
 
 class OrderMarkOut(BaseModel):

@@ -7,6 +7,7 @@ there may be is bounded, by site and by person. Who asked, that one was built, a
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,8 @@ from datetime import date, timedelta
 
 from compliance_agent.core.citations import SECTIONS
 from compliance_agent.entries.act import digest_of
-from compliance_agent.errors import Refusal
+from compliance_agent.errors import ConfigError, Refusal
+from compliance_agent.packet.sampled import Drawing
 from compliance_agent.server.records import Clock, Dates, SiteReader, Store, Transaction, User
 from compliance_agent.server.records.packets import PacketJob
 from compliance_agent.server.services.acts import Act, note
@@ -29,7 +31,8 @@ FILES = ("packet.zip", "report.pdf")
 def subject_of(job: PacketJob) -> str:
     """What names a packet in a log: who holds what was asked for can show that it was this."""
     scope = {"site": job.site_id, "from": job.days.first.isoformat(), "to": job.days.last.isoformat()}
-    return digest_of({**scope, "control": job.control, "host": job.host})
+    drawn = {"sample": json.loads(job.sample)} if job.sample is not None else {}
+    return digest_of({**scope, "control": job.control, "host": job.host, **drawn})
 
 
 class Packets:
@@ -42,9 +45,16 @@ class Packets:
         self.asked = asyncio.Event()
 
     async def ask(
-        self, user: User, reader: SiteReader, site_id: str, days: Dates, control: str | None, host: str | None
+        self,
+        user: User,
+        reader: SiteReader,
+        site_id: str,
+        days: Dates,
+        control: str | None,
+        host: str | None,
+        drawing: Drawing | None = None,
     ) -> PacketJob:
-        """Ask for a packet; the one that this person asked for already, where it is still being built.
+        """Ask for a packet, with a drawing for one of that sample; the one that was asked for already, where it is still built.
 
         Raises:
             Refusal: 404 no such site or host; 422 a period that is none, is too long, or is not the person's, or no such section;
@@ -60,10 +70,15 @@ class Packets:
             raise Refusal("control: no section of the rule that is known here", code="unknown_control", status=422)
         if host is not None and host not in {one.host_id for one in await reader.hosts(site_id)}:
             raise Refusal("no such host", code="not_found", status=404)
-        now = self.clock()
+        if drawing is not None:
+            try:
+                drawing.asked(site_id, control, days.first, days.last)
+            except ConfigError as error:
+                raise Refusal(str(error), code=error.code, status=422) from error
         wanted = PacketJob(
-            self._rng(16).hex(), site_id, user.person_id, days, now, reader.dates, control, host, stage="waiting"
-        )
+            self._rng(16).hex(), site_id, user.person_id, days, self.clock(), reader.dates, control, host, stage="waiting",
+            sample=drawing.encode() if drawing is not None else None,
+        )  # fmt: skip
         job = await self._store.write(lambda tx: self._asked(tx, user, wanted, reader.sites))
         self.asked.set()
         return job

@@ -12,10 +12,12 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import date, timedelta
-from typing import Any
+from typing import Any, Protocol
 
+from compliance_agent.entries.act import Act, digest_of
 from compliance_agent.errors import AgentError, ConfigError, Refusal
 from compliance_agent.log.checkpoint import Checkpoint
+from compliance_agent.log.note import VerifierKey
 from compliance_agent.log.tiles import Tile
 from compliance_agent.packet.content import concerns, day_of
 from compliance_agent.packet.sample import (
@@ -35,17 +37,25 @@ from compliance_agent.packet.sample import (
     pull,
 )
 from compliance_agent.server.log_files import LogFiles
-from compliance_agent.server.log_keys import LogKeys
-from compliance_agent.server.records import Dates, Host, Kept, SiteReader
+from compliance_agent.server.records import Clock, Dates, Host, Kept, SiteReader, Store, User
+from compliance_agent.server.services.acts import note
 from compliance_agent.server.services.checkpoints import State, signed_checkpoint
 
 Keys = Mapping[str, list[Host]]  # of each label
 
 
+class Verifiers(Protocol):
+    """Knows the key of a log."""
+
+    def verifier(self, origin: str, /) -> VerifierKey:
+        """That its checkpoints verify under."""
+        ...
+
+
 class Sampling:
     """Draws from the sites that its reader sees; raises Refusal 404 for all others."""
 
-    def __init__(self, reader: SiteReader, files: LogFiles, keys: LogKeys) -> None:
+    def __init__(self, reader: SiteReader, files: LogFiles, keys: Verifiers) -> None:
         self._reader = reader
         self._files = files
         self._keys = keys
@@ -148,6 +158,32 @@ def _read(
 def _life(host: Host) -> Life:
     ended = host.revoked_at.date() if host.revoked_at is not None else None
     return Life(host.host_id, host.enrolled_at.date(), ended)
+
+
+async def drawn(
+    store: Store, clock: Clock, user: User, sampling: Sampling, asked: Asked, size: int | None = None
+) -> Sample:
+    """A sample, and the act of drawing it in the site's log: what was asked for, the seed, and what came of it, by their digest.
+
+    Raises:
+        Refusal: as `Sampling.sample`.
+    """
+    found = await sampling.sample(asked, size)
+    now, subject = clock(), subject_of(found)
+    await store.write(
+        lambda tx: note(tx, now, Act.SAMPLE_DRAWN, by=user, sites={asked.site_id}, subject=subject, said=subject)
+    )
+    return found
+
+
+def subject_of(found: Sample) -> str:
+    """What names a sample in a log: who holds what was asked for can show that it was this, and that this came of it."""
+    said = found.as_document()
+    names = ("site_id", "control", "hosts", "number", "seed")
+    days = {"from": said["days"][0], "to": said["days"][-1]}
+    return digest_of(
+        {**{name: said[name] for name in names}, **days, "size": found.log.size, "sample": said["sample"]["sha256"]}
+    )
 
 
 def month_before(last: date, dates: Dates | None) -> Dates:
