@@ -29,7 +29,7 @@ from compliance_agent.web.table_files import csv_file
 router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
 HEAD = (
     "site", "rule", "section", "title", "force", "evidence_of_hosts", "checks", "from", "to", "host", "passing", "judged",
-    "pass", "fail", "unknown", "no_record", "not_looked_at", "exception", "not_applicable",
+    "pass", "fail", "unknown", "no_record", "not_looked_at", "exception", "not_applicable", "fail_under_exception",
 )  # fmt: skip
 COUNTED = ("pass", "fail", "unknown", "none", "unlooked", "exception", "not_applicable")
 
@@ -201,7 +201,20 @@ async def exported(request: Request, site_id: str) -> Response:
             host = column.label if asked.by == "host" else asked.host
             counts = (cell.counts.get(word, 0) for word in COUNTED)
             rule = "in force" if asked.rule == "force" else "proposed"
-            rows.append((site_id, rule, *said, column.first, column.last, host, cell.passed, cell.judged, *counts))
+            rows.append(
+                (
+                    site_id,
+                    rule,
+                    *said,
+                    column.first,
+                    column.last,
+                    host,
+                    cell.passed,
+                    cell.judged,
+                    *counts,
+                    cell.excepted,
+                )
+            )
     return csv_file(f"controls-{site_id}-{asked.span.first}-{asked.span.last}.csv", HEAD, rows)
 
 

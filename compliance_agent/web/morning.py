@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from compliance_agent.server.records import Bundle, Event, Host
+from compliance_agent.server.records.exceptions import RecordedException
 from compliance_agent.server.records.orders import OrderRow
 from compliance_agent.server.services.cures import Cures
 from compliance_agent.server.services.fleet import UNMET, SiteStanding
 from compliance_agent.web import words
 from compliance_agent.web.present import instant, made_at, order_line
 
+SOON, GONE = timedelta(days=14), timedelta(days=7)  # how long before its end, and after it, an exception is listed
 NEEDS = {"draft": "Approval of the order", "approved": "Signatures, made where the signers' keys are"}
 
 
@@ -141,3 +143,61 @@ def waiting_lines(cures: Cures, orders: Iterable[OrderRow], now: datetime) -> li
             needs, at = NEEDS[row.state], row.drafted_at
             lines.append(WaitingLine(row.key_id, host.host_id, host.site_id, what, needs, at, order_id=row.order_id))
     return sorted(lines, key=lambda line: (line.at, line.key_id, line.what))
+
+
+@dataclass(frozen=True)
+class ExceptionLine:
+    """An exception that somebody has to see to: it waits for a second person, ends soon, or ended and what it covered fails.
+
+    Attributes:
+        key_id, host_id: of its host; None where it is about every host of the site.
+        state: `waiting`, `ends` or `ended`.
+        at: since when it waits, or when it ends or ended.
+        failing: hosts of which the check fails now, under it or not.
+    """
+
+    site_id: str
+    key_id: str | None
+    host_id: str | None
+    check: str
+    title: str
+    state: str
+    at: datetime
+    failing: int
+
+
+def exception_lines(sites: Iterable[SiteStanding], now: datetime) -> list[ExceptionLine]:
+    """What ran out in the last week and is not met still, what waits for a second person, and what runs out in two weeks.
+
+    What ended and was made anew, or is met now, needs nobody. The one that ended longest ago, or ends first, comes first.
+    """
+    found = []
+    for site in sites:
+        labels = {item.host.key_id: item.host.host_id for item in site.live}
+        for one in site.recorded:
+            if one.key_id is not None and one.key_id not in labels:
+                continue  # its host is revoked
+            line = _exception_line(site, one, labels, now)
+            found += [line] if line is not None else []
+    order = {"ended": 0, "waiting": 1, "ends": 2}
+    return sorted(found, key=lambda line: (order[line.state], line.at, line.site_id, line.check))
+
+
+def _exception_line(
+    site: SiteStanding, one: RecordedException, labels: Mapping[str, str], now: datetime
+) -> ExceptionLine | None:
+    unmet = [check.result for item in site.live for check in item.checks if one.about(item.host.key_id, check.check)]
+    state, at = one.state(now), one.expires_at
+    if state == "waiting":
+        what, at = "waiting", one.created_at
+    elif state == "stands" and at <= now + SOON:
+        what = "ends"
+    elif state == "expired" and one.since is not None and at > now - GONE and "fail" in unmet:
+        what = "ended"
+    else:
+        return None
+    failing = sum(result in {"fail", "exception"} for result in unmet)
+    label = None if one.key_id is None else labels[one.key_id]
+    return ExceptionLine(
+        site.site.site_id, one.key_id, label, one.check, words.check_title(one.check), what, at, failing
+    )

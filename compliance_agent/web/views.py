@@ -78,6 +78,7 @@ async def fleet(request: Request) -> Response:
         sites=sites,
         waiting=morning.waiting_lines(held, orders, now),
         more_wait=held.more or len(orders) == MOST_WAITING,
+        exceptions=morning.exception_lines(found, now),
         healed=morning.cure_lines(held.hosts, held.healed[:RECENT]),
         turns=morning.turn_lines(held.hosts, turns, await caller.fleet.named(turns), now - LATELY),
         more_turns=more_turns,

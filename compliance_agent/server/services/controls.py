@@ -10,12 +10,13 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import date, timedelta
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 from compliance_agent.errors import Refusal
 from compliance_agent.server.records import Clock, Dates, Host, Said, Site, SiteReader
+from compliance_agent.server.records.exceptions import RecordedException
 from compliance_agent.server.services.fleet import document_of
 
 NONE = "none"  # the host said nothing on that day
@@ -43,9 +44,13 @@ class Machine:
 
 @dataclass(frozen=True)
 class Cell:
-    """Several verdicts counted. `parts` has those that are there, the worst first."""
+    """Several verdicts counted. `parts` has those that are there, the worst first.
+
+    `excepted` are of those that fail: what fails was under an exception that people recorded, at some time of the day. They fail.
+    """
 
     counts: Mapping[str, int]
+    excepted: int = 0
 
     @functools.cached_property
     def parts(self) -> tuple[tuple[str, int], ...]:
@@ -78,6 +83,7 @@ class Cube:
     machines: tuple[Machine, ...]
     days: tuple[date, ...]
     shown: Mapping[tuple[str, date], Verdicts | None] = field(default_factory=dict)
+    recorded: tuple[RecordedException, ...] = ()
 
     def one(self, machine: Machine, day: date, checks: Collection[str]) -> str:
         """What a machine showed on a day of these checks together."""
@@ -93,11 +99,32 @@ class Cube:
 
     def by_day(self, checks: Collection[str], machines: Sequence[Machine]) -> list[Cell]:
         """A cell for each day, of the machines that were enrolled on it."""
-        return [cell(self.one(machine, day, checks) for machine in machines if machine.lived(day)) for day in self.days]
+        return [self._cell([(one, day) for one in machines if one.lived(day)], checks) for day in self.days]
 
     def by_host(self, checks: Collection[str], machines: Sequence[Machine]) -> list[Cell]:
         """A cell for each machine, of the days on which it was enrolled."""
-        return [cell(self.one(machine, day, checks) for day in self.days if machine.lived(day)) for machine in machines]
+        return [self._cell([(machine, day) for day in self.days if machine.lived(day)], checks) for machine in machines]
+
+    def _cell(self, places: Sequence[tuple[Machine, date]], checks: Collection[str]) -> Cell:
+        found = cell(self.one(machine, day, checks) for machine, day in places)
+        if not self.recorded or not found.counts.get("fail"):
+            return found
+        return replace(found, excepted=sum(self.excepted(machine, day, checks) for machine, day in places))
+
+    def excepted(self, machine: Machine, day: date, checks: Collection[str]) -> bool:
+        """Whether something of these checks fails there, and all that does was under an exception at some time of the day."""
+        verdicts = self.shown.get((machine.host.key_id, day)) or {}
+        failing = [check for check in checks if verdicts.get(check) == "fail"]
+        return bool(failing) and all(
+            any(self._covers(one, machine, day, check) for one in self.recorded) for check in failing
+        )
+
+    @staticmethod
+    def _covers(one: RecordedException, machine: Machine, day: date, check: str) -> bool:
+        if one.check != check or not (one.key_id is None or one.key_id in machine.keys) or one.since is None:
+            return False
+        ended = min(one.expires_at, one.withdrawn_at or one.expires_at)
+        return one.since < ended and one.since.date() <= day and ended > datetime.combine(day, time(), UTC)
 
 
 def worst(words: Iterable[str]) -> str:
@@ -131,7 +158,8 @@ class Controls:
     async def cube(self, site_id: str, span: Dates) -> Cube:
         """What its hosts showed on these days."""
         reader = self._reader.only(site_id)
-        site = next(iter(await reader.site_rows()), None)
+        places, recorded = await reader.sites_and_exceptions()
+        site = next(iter(places), None)
         if site is None:
             raise Refusal("no such site", code="not_found", status=404)
         days = tuple(span.first + at * _DAY for at in range((span.last - span.first).days + 1))
@@ -150,7 +178,7 @@ class Controls:
             for machine in machines
             for day, verdicts in _shown(days, [one for key in machine.keys for one in by_key[key]], states)
         }
-        return Cube(site, tuple(machines), days, shown)
+        return Cube(site, tuple(machines), days, shown, tuple(recorded))
 
 
 def machines_of(hosts: Iterable[Host]) -> list[Machine]:

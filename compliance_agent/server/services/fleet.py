@@ -156,10 +156,11 @@ class HostStanding:
 
 @dataclass(frozen=True)
 class SiteStanding:
-    """One clinic; revoked hosts do not count."""
+    """One clinic; revoked hosts do not count. `recorded` are its exceptions, ended ones included."""
 
     site: Site
     hosts: tuple[HostStanding, ...]
+    recorded: tuple[RecordedException, ...] = ()
 
     @property
     def live(self) -> tuple[HostStanding, ...]:
@@ -262,7 +263,14 @@ class Fleet:
                 standing = self._counted(host, tallies.get(host.key_id, ()), now, gapped=host.key_id in gapped)
                 standing = _excepted(standing, accepted)
                 hosts.setdefault(host.site_id, []).append(replace(standing, unlogged=unlogged.get(host.key_id, 0)))
-        found = [SiteStanding(site, tuple(hosts.get(site.site_id, ()))) for site in places]
+        found = [
+            SiteStanding(
+                site,
+                tuple(hosts.get(site.site_id, ())),
+                tuple(one for one in recorded if one.site_id == site.site_id),
+            )
+            for site in places
+        ]
         return sorted(found, key=lambda item: (item.oldest_unmet_at or now, item.site.site_id))
 
     async def site(self, site_id: str) -> SiteStanding:
