@@ -68,6 +68,9 @@ class Act(StrEnum):
     TOOL_PROPOSED = "tool_proposed"  # the same, and something was drafted
 
 
+ABOUT_EXCEPTIONS = frozenset({Act.EXCEPTION_RECORDED, Act.EXCEPTION_APPROVED, Act.EXCEPTION_WITHDRAWN})
+
+
 def act_leaf(act: Act, actor: str, subject: str | None, at: str) -> bytes:
     """The entry of an act; `at` is the server's time, a claim like every time in a log."""
     leaf = entry(KIND, act=str(act), actor=actor, subject=subject, at=at)

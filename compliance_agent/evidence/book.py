@@ -165,6 +165,7 @@ class Book:
         first: the first entry that was read; those before it were destroyed, and their hashes alone are known.
         previous: the last checkpoint of the year before as the first entry binds it (base64), None when there is none.
         times: (index, entry) of each entry of kind `time`.
+        acts: of each act about an exception.
         problems: what is wrong with files and entries; what is wrong with one key is with the key.
     """
 
@@ -175,6 +176,7 @@ class Book:
     keys: dict[str, KeyLine] = field(default_factory=dict)
     previous: str | None = None
     times: list[tuple[int, Mapping[str, Any]]] = field(default_factory=list)
+    acts: list[tuple[int, Mapping[str, Any]]] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
     @classmethod
@@ -281,6 +283,8 @@ class Book:
                 self._line(leaf["key"]).problems.append(("fork", text))
             case "time":
                 self.times.append((index, leaf))
+            case "act" if leaf["act"] in act.ABOUT_EXCEPTIONS:
+                self.acts.append((index, leaf))
 
     def _rotation(self, index: int, leaf: Mapping[str, Any]) -> None:
         try:

@@ -43,6 +43,7 @@ CODES = {
     "bad_manifest": "not a manifest of every file",
     "bad_scope": "packet.json is not the scope of this packet",
     "wrong_sample": "drawn again, a packet that is a sample holds other host-days or records",
+    "wrong_exception": "an exception is not as the acts in the log have it",
     "bad_key": "a key file does not hold the key it should",
     "weak_key": "a key of small order, which signs every message",
     "bad_policy": "not a policy",

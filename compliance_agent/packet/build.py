@@ -16,12 +16,12 @@ import hashlib
 import itertools
 import mmap
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import orjson
 
@@ -29,6 +29,7 @@ from compliance_agent import crypto
 from compliance_agent.adapters.durable import put_at, replaced_handle
 from compliance_agent.core.retention import SiteRules
 from compliance_agent.crypto import Ed25519Signer
+from compliance_agent.entries.act import Act
 from compliance_agent.entries.minimum import NAME
 from compliance_agent.errors import ConfigError, NoInput
 from compliance_agent.evidence.canonical import canonical
@@ -38,16 +39,28 @@ from compliance_agent.log.tiles import Tile
 from compliance_agent.log.tree import TileTree
 from compliance_agent.packet import oscal, packing
 from compliance_agent.packet.choosing import Choice, Chosen, Wanted, choose, going
-from compliance_agent.packet.content import BaselineUse, Limits, PacketHost, Record, Scope, first_moment, section, stamp
+from compliance_agent.packet.content import (
+    BaselineUse,
+    Limits,
+    PacketHost,
+    Record,
+    Scope,
+    checks_of,
+    first_moment,
+    section,
+    stamp,
+)
 from compliance_agent.packet.opening import Log, Sleep, open_log
 from compliance_agent.packet.outside import outside
 from compliance_agent.packet.readme import NOT_PROVEN, Shown, readme
+from compliance_agent.packet.register import Accepted
 from compliance_agent.packet.report import Report
 from compliance_agent.packet.sample import Sample
 from compliance_agent.packet.sampled import FILE
 from compliance_agent.packet.verify import Spread, verify_file
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.records import Host, Kept, SiteReader
+from compliance_agent.server.records.exceptions import RecordedException
 from compliance_agent.server.services.retention import rules_of
 from compliance_agent.server.services.sampling import Sampling
 from compliance_agent.server.store import SqlStore
@@ -192,6 +205,7 @@ async def write(
         destroyed=choice.destroyed,
         baselines=tuple(_uses(rules, labels)),
         held=tuple(sorted(label for label in labels if rules.keep(label, None, wanted.until).holds)),
+        exceptions=tuple(_accepted(await reader.exceptions(), wanted, log, {host.key_id for host in hosts})),
         sample=hashlib.sha256(drawn).hexdigest() if drawn is not None else None,
         limits=Limits(reader.dates.first.isoformat(), reader.dates.last.isoformat()) if reader.dates else None,
     )
@@ -201,6 +215,44 @@ async def write(
         public[FILE] = drawn
     signer = Ed25519Signer(places.keys / "packet.pem")
     return scope, await asyncio.to_thread(_put, source, scope, public, signer, out)
+
+
+def _accepted(
+    recorded: Iterable[RecordedException], wanted: Wanted, log: Log, keys: Collection[str]
+) -> Iterator[Accepted]:
+    """What people accepted, as far as the log tells of it at its checkpoint; of a host or section, what is about that alone."""
+    noted = {(leaf["subject"], leaf["act"], leaf["at"]) for leaf in log.acts}
+    checks = set(checks_of(wanted.control)) if wanted.control else None
+
+    def is_noted(one: Accepted, act: Act, at: str) -> bool:
+        """Or of a year before, whose log is not here."""
+        return int(at[:4]) < wanted.year or (one.digest(wanted.site_id), act, at) in noted
+
+    for made in recorded:
+        about_it = made.key_id is None or wanted.host is None or made.key_id in keys
+        one = _exception(made)
+        if not about_it or (checks is not None and made.check not in checks):
+            continue
+        if not is_noted(one, Act.EXCEPTION_RECORDED, one.created):
+            continue
+        if one.seconded and not is_noted(one, Act.EXCEPTION_APPROVED, one.seconded):
+            one = replace(one, seconded=None, seconded_by=None, seconded_by_id=None)
+        if one.withdrawn and not is_noted(one, Act.EXCEPTION_WITHDRAWN, one.withdrawn):
+            one = replace(one, withdrawn=None)
+        yield one
+
+
+def _exception(made: RecordedException) -> Accepted:
+    same = ("exception_id", "key_id", "check", "reason", "measure", "reference", "approver", "approver_id", "people")
+    values: dict[str, Any] = {name: getattr(made, name) for name in (*same, "seconded_by", "seconded_by_id")}
+    times = {
+        "created": made.created_at,
+        "expires": made.expires_at,
+        "seconded": made.seconded_at,
+        "withdrawn": made.withdrawn_at,
+    }
+    values |= {name: stamp(at) if at is not None else None for name, at in times.items()}
+    return Accepted(**values)
 
 
 @dataclass(frozen=True)

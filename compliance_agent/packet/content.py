@@ -17,6 +17,7 @@ from compliance_agent.documents import read_json
 from compliance_agent.errors import BadEvidence, ConfigError, DocumentError
 from compliance_agent.evidence.allowlist import registry
 from compliance_agent.evidence.canonical import canonical
+from compliance_agent.packet.register import Accepted
 
 SCHEMA = "compliance-agent/packet/v1"
 RESULTS = ("pass", "fail", "unknown", "not_applicable", "exception")
@@ -79,6 +80,7 @@ class Scope:
         baselines: of these hosts, by label and version; with them follows how long each record is kept.
         held: labels of the hosts whose records are under a hold.
         sample: SHA-256 of `sample.json`, where the packet is a sample; None, and no word in `packet.json`, where it is not.
+        exceptions: that people recorded at the server, in the order in which they did; None of a packet that was built before.
         limits: of whoever it was built for; None, and no word in `packet.json`, where there are none.
     """
 
@@ -99,6 +101,12 @@ class Scope:
     held: tuple[str, ...] = ()
     limits: Limits | None = None
     sample: str | None = None
+    exceptions: tuple[Accepted, ...] | None = None
+
+    @property
+    def filtered(self) -> bool:
+        """Whether it was asked for less than all of the site on these days, or is for an account that may not see all."""
+        return any(one is not None for one in (self.control, self.host, self.sample, self.limits))
 
     @property
     def start(self) -> datetime:
@@ -116,9 +124,10 @@ class Scope:
 
     def encode(self) -> bytes:
         """`packet.json`."""
-        lists = {name: [asdict(item) for item in getattr(self, name)] for name in ("hosts", "baselines")}
+        named = [name for name in ("hosts", "baselines", "exceptions") if getattr(self, name) is not None]
+        lists = {name: [asdict(item) for item in getattr(self, name)] for name in named}
         said = {"schema": SCHEMA, **asdict(self), **lists, "held": list(self.held)}
-        unsaid = {name for name in ("limits", "sample") if said[name] is None}
+        unsaid = {name for name in ("limits", "sample", "exceptions") if said[name] is None}
         return canonical({name: said[name] for name in said if name not in unsaid})
 
     @classmethod
@@ -131,7 +140,9 @@ class Scope:
             hosts = tuple(PacketHost(**host) for host in found.pop("hosts"))
             baselines = tuple(BaselineUse(**use) for use in found.pop("baselines"))
             limits = Limits(**found.pop("limits")) if "limits" in found else None
-            scope = cls(hosts=hosts, baselines=baselines, held=tuple(found.pop("held")), limits=limits, **found)
+            accepted = tuple(Accepted(**one) for one in found.pop("exceptions")) if "exceptions" in found else None
+            held = tuple(found.pop("held"))
+            scope = cls(hosts=hosts, baselines=baselines, held=held, limits=limits, exceptions=accepted, **found)
             _check(scope)
             if scope.encode() != raw:
                 raise ValueError

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from compliance_agent.adapters.durable import read_file
+from compliance_agent.entries.act import ABOUT_EXCEPTIONS
 from compliance_agent.entries.minimum import Pruned
 from compliance_agent.errors import BadEvidence, NoInput
 from compliance_agent.log.checkpoint import Checkpoint
@@ -45,6 +46,7 @@ class Log:
         hashes: every hash tile.
         first: its first entry; b"" where that is served no more.
         times: (index, entry) of each entry of kind `time`.
+        acts: of each act about an exception.
         read: gives a file of entries.
         gone: what it says of entries that were destroyed, None while all are there.
         policy: its key, and the witnesses that the server asks about it.
@@ -60,6 +62,7 @@ class Log:
     times: list[tuple[int, Mapping[str, Any]]]
     read: Callable[[Tile], bytes]
     gone: Pruned | None = None
+    acts: list[Mapping[str, Any]] = field(default_factory=list)
     policy: bytes = b""
     authority: bytes = b""
     _entries: Callable[[Tile], list[bytes]] = field(init=False)
@@ -153,6 +156,8 @@ def _opened(shard: Shard, served: LogFiles, note: bytes, key: VerifierKey) -> Lo
         entries = decode_entries(read(tile), tile.width)
         edge = _grown(log, edge, whole, list(map(hash_leaf, entries)))
         first = entries[0] if tile.index == 0 else first
+        said = (json.loads(entry) for entry in entries if b'"act":"exception_' in entry)
+        log.acts.extend(leaf for leaf in said if leaf["act"] in ABOUT_EXCEPTIONS)
         here = enumerate(entries, tile.index * FULL)
         log.times.extend((at, json.loads(entry)) for at, entry in here if b'"kind":"time"' in entry)
     if checkpoint.origin != shard.origin or edge.root() != checkpoint.root:

@@ -19,7 +19,6 @@ from typing import Any
 from compliance_agent.documents import read_json
 from compliance_agent.errors import AgentError, BadEvidence, ConfigError
 from compliance_agent.evidence.canonical import canonical
-from compliance_agent.evidence.problems import Problem
 from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.merkle import RootHash
 from compliance_agent.packet.content import Record, Scope, moment
@@ -73,8 +72,10 @@ def items(records: Iterable[Record], control: str | None) -> Iterator[Item]:
             yield item
 
 
-def problems(scope: Scope, raw: bytes, records: Sequence[Record], root_at: Callable[[int], bytes]) -> Iterator[Problem]:
-    """What is wrong with a packet that says it is a sample.
+def problems(
+    scope: Scope, raw: bytes, records: Sequence[Record], root_at: Callable[[int], bytes]
+) -> Iterator[tuple[str, str]]:
+    """What is wrong with a packet that says it is a sample: where, and what.
 
     Args:
         scope: of the packet.
@@ -110,7 +111,7 @@ def _read(raw: bytes, scope: Scope) -> tuple[Mapping[str, Any], Asked, Checkpoin
     return said, asked, log
 
 
-def _differences(said: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[Problem]:
+def _differences(said: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Drawn again, it is the same."""
     if {name: said[name] for name in said if name != "instances"} != {
         name: again[name] for name in again if name != "instances"
@@ -123,15 +124,15 @@ def _differences(said: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[
     for one, here in zip(said["instances"], again["instances"], strict=True):
         if one["record"] != here["record"]:
             what = "has no record here" if here["record"] is None else "has another record here than it names"
-            yield Problem("wrong_sample", f"{one['host']} {one['day']}", what)
+            yield (f"{one['host']} {one['day']}", what)
 
 
-def _too_many(again: Sample, records: Sequence[Record]) -> Iterator[Problem]:
+def _too_many(again: Sample, records: Sequence[Record]) -> Iterator[tuple[str, str]]:
     shown = {one.shown.directory for one in again.pulled if one.shown is not None}
     for record in records:
         if record.directory not in shown:
-            yield Problem("wrong_sample", record.directory, "is no record of the sample")
+            yield (record.directory, "is no record of the sample")
 
 
-def _wrong(detail: str) -> Problem:
-    return Problem("wrong_sample", FILE, detail)
+def _wrong(detail: str) -> tuple[str, str]:
+    return FILE, detail

@@ -28,7 +28,7 @@ from compliance_agent.evidence.problems import Problem
 from compliance_agent.evidence.stamped import Stamps, stamps_under
 from compliance_agent.evidence.times import Times
 from compliance_agent.log.proof import Proof
-from compliance_agent.packet import archive, dsse, oscal, sampled
+from compliance_agent.packet import archive, dsse, oscal, register, sampled
 from compliance_agent.packet.archive import Container, Entry, InOrder
 from compliance_agent.packet.content import Record, Scope
 from compliance_agent.packet.kept import Rows
@@ -191,6 +191,10 @@ class _Verification:
             if scope is not None:
                 self._held_to(scope, log)
                 self._sample(scope, log)
+                if log.book.whole:
+                    year = log.origin.rpartition("/")[2]
+                    for where, detail in register.problems(scope, log.book.acts, year):
+                        self._wrong("wrong_exception", where, detail)
             self._times(log)
         if scope is not None and self._retold is not None:
             self._exports(scope, self._retold, seen)
@@ -363,9 +367,9 @@ class _Verification:
                 BadEvidence, DocumentError, KeyError, ValueError
             ):  # which is named where it was read
                 records.append(read_record(self._container, entry.line))
-        self.report.problems += sampled.problems(
-            scope, self.files.get(sampled.FILE, b""), records, log.book.forest.root
-        )
+        raw = self.files.get(sampled.FILE, b"")
+        for where, detail in sampled.problems(scope, raw, records, log.book.forest.root):
+            self._wrong("wrong_sample", where, detail)
 
     def _start_of(self, index: int) -> str:
         record = read_record(self._container, self._seen.ends[index])

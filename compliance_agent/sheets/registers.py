@@ -6,7 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from compliance_agent.packet.content import Record, statements
+from compliance_agent.core.accepted import MEASURES, REASONS
+from compliance_agent.packet.content import Record, Scope, stamp, statements
+from compliance_agent.packet.register import Accepted
 from compliance_agent.sheets.sheet import Row, Sheet, Table, alone, at, count, heads, host, results
 
 _WATCHED = ("logging", "auditd", "ssh_access", "accounts")  # what a review of activity starts from
@@ -44,8 +46,8 @@ def changes(records: Sequence[Record]) -> Sheet:
     )
 
 
-def exceptions(records: Sequence[Record]) -> Sheet:
-    """What was accepted as it is."""
+def exceptions(scope: Scope, records: Sequence[Record]) -> Sheet:
+    """What was accepted as it is: by a signed baseline, and by people at the server."""
     found: dict[tuple[str, str, str, str], list[Record]] = defaultdict(list)
     for record in records:
         for check, result, _ in statements(record.document):
@@ -59,16 +61,59 @@ def exceptions(records: Sequence[Record]) -> Sheet:
         "Exceptions",
         (
             "An exception's reason, equivalent measure, approver and end stand in the baseline of that version; records carry its "
-            "id and the baseline's SHA-256. For an addressable specification, 164.306(d)(3) asks for this documentation.",
+            "id and the baseline's SHA-256. For an addressable specification, 164.306(d)(3) asks for this documentation. What "
+            "people recorded at the server changed no record: hosts signed fail, and are counted so. The log has an act of each, "
+            "which the packet's verifier finds by its digest; of what was recorded in another year, that year's log has it.",
         ),
         (
+            _recorded(scope, records),
             Table(
-                "The register",
+                "Of baselines",
                 ("Host", "Check", "Exception", "Baseline", "First", "Last", "Records"),
                 rows,
                 "No exception in the period.",
             ),
         ),
+    )
+
+
+def _recorded(scope: Scope, records: Sequence[Record]) -> Table:
+    """What stood at some time of the period, or waited then, with the failing records under it."""
+    labels = {one.key_id: one.host_id for one in scope.hosts}
+    start, end = stamp(scope.start), stamp(scope.end)
+    rows: list[Row] = []
+    for one in scope.exceptions or ():
+        if one.created >= end or one.until <= start:
+            continue
+        under = [record for record in records if _fails_under(one, record)]
+        who = one.approver + (f" and {one.seconded_by}" if one.seconded_by else "")
+        ended = f"{one.withdrawn[:10]}, withdrawn" if one.withdrawn else one.expires[:10]
+        rows.append(
+            (
+                "every host" if one.key_id is None else labels.get(one.key_id, one.key_id[:16]),
+                one.check,
+                REASONS[one.reason],
+                MEASURES[one.measure],
+                one.reference,
+                who if one.since is not None else f"{who}; a second person has not approved it",
+                one.created[:10],
+                ended,
+                count(under, "fail"),
+            )
+        )
+    columns = ("Host", "Check", "Reason", "Instead", "Documented in", "Approved by", "From", "Until", "Fails under it")
+    empty = "No exception in the period."
+    if scope.exceptions is None:
+        empty = "Not said: the packet was built by a version that did not say it."
+    return Table("Recorded by people", columns, tuple(rows), empty)
+
+
+def _fails_under(one: Accepted, record: Record) -> bool:
+    said = record.document
+    about_it = one.key_id is None or one.key_id == said["host"]["key_id"]
+    at_time = one.since is not None and one.since <= said["created_at"] < one.until
+    return (
+        about_it and at_time and any(check == one.check and result == "fail" for check, result, _ in statements(said))
     )
 
 

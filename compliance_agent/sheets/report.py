@@ -58,7 +58,7 @@ def sheets_of(scope: Scope, records: Sequence[Record], found: Report) -> list[Sh
         period.period(scope, records),
         period.sample(scope, records),
         registers.changes(records),
-        registers.exceptions(records),
+        registers.exceptions(scope, records),
         registers.review(records),
         registers.backups(records),
         standing.hosts(scope, records),

@@ -145,7 +145,7 @@ async def test_the_page_of_a_sample_has_its_packet_built(server: Server) -> None
     job = await server.services.packets.job(user, reader, path.rpartition("/")[2])
     said = Drawing.parse(job.sample or "")
     assert (said.seed, said.number, said.size, said.hosts, job.host) == ("x-1", 25, int(fields["size"]), (), None)
-    assert "A sample: 25 host-days" in (await server.client.get(path)).text
+    assert "A sample: at most 25 host-days" in (await server.client.get(path)).text
     token = form_token((await server.client.get("/sites/clinic-1/packets")).text)
     wrong = await server.client.post(
         "/sites/clinic-1/packets", content=f"form_token={token}&seed=x-1&number=25&size=", headers=FORM
