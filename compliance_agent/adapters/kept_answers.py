@@ -142,29 +142,33 @@ class _Ink:
         for path in reads.present:
             self._present(path)
         if reads.listed is not None:
-            for path in _listed(reads.listed, reads.alone):
-                self._one(path)
+            directories = set[bytes]()  # nearly every list names the same ones
+            for each in _listed(reads.listed, reads.alone):
+                if each not in directories and self._one(each):
+                    directories.add(each)
 
     def _whole(self, path: str) -> None:
         self._add(os.lstat(path))
         info = Path(path).stat()
         self._add(info)
         if stat.S_ISDIR(info.st_mode):
-            for entry in sorted(Path(path).iterdir()):
-                self.digest.update(os.fsencode(entry.name) + b"\0")
-                self._one(str(entry))
+            for name in _names(path):
+                self.digest.update(os.fsencode(name) + b"\0")
+                self._one(f"{path}/{name}")
 
-    def _one(self, path: str) -> None:
-        """A file, or where a link leads; of a directory what it is and whose, not what is in it."""
+    def _one(self, path: str | bytes) -> bool:
+        """A file, or where a link leads; of a directory what it is and whose, not what is in it. Whether it is a directory."""
         try:
             info = os.lstat(path)
             if stat.S_ISLNK(info.st_mode):
                 self._add(info)
-                info = Path(path).stat()
+                info = os.stat(path)  # noqa: PTH116  a thousand of them, and a Path costs more than the call
         except (FileNotFoundError, NotADirectoryError):
             self.digest.update(b"-")
-            return
-        self._add(info) if stat.S_ISREG(info.st_mode) else self._kind(info)
+            return False
+        regular = stat.S_ISREG(info.st_mode)
+        (self._add if regular else self._kind)(info)
+        return not regular
 
     def _present(self, path: str) -> None:
         try:
@@ -176,16 +180,20 @@ class _Ink:
         self.digest.update(_pack(info.st_mode, info.st_uid, info.st_gid, 0, 0, 0, 0, 0))
 
     def _add(self, info: os.stat_result) -> None:
-        changed_ns, device = info.st_ctime_ns, info.st_dev
-        whose = (info.st_mode, info.st_uid, info.st_gid)
-        self.digest.update(_pack(device, info.st_ino, info.st_size, info.st_mtime_ns, changed_ns, *whose))
+        mode, inode, device, _, uid, gid, size = info[:7]
+        changed_ns = info.st_ctime_ns
+        self.digest.update(_pack(device, inode, size, info.st_mtime_ns, changed_ns, mode, uid, gid))
         if changed_ns > self._settled_ns or device not in self._devices:
             self.keepable = False
 
 
-def _listed(directory: str, alone: str | None) -> Iterator[str]:
+def _listed(directory: str, alone: str | None) -> Iterator[bytes]:
     """The paths in these lists."""
-    for file in (*sorted(Path(directory).glob("*.list")), *((Path(alone),) if alone else ())):
-        for line in file.read_text("utf-8", "surrogateescape").split("\n"):
-            if line.startswith("/"):
-                yield line
+    lists = [f"{directory}/{name}" for name in _names(directory) if name.endswith(".list")]
+    for file in (*lists, *((alone,) if alone else ())):
+        yield from (line for line in Path(file).read_bytes().split(b"\n") if line[:1] == b"/")
+
+
+def _names(directory: str) -> list[str]:
+    with os.scandir(directory) as entries:
+        return sorted(entry.name for entry in entries)

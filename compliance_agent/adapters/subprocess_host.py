@@ -158,6 +158,10 @@ class RealHost:
         limit_bytes: int = 4_194_304,
         env: Mapping[str, str] | None = None,
     ) -> Ran:
+        if not stdin and not env and argv and argv[0] in {"busctl", "systemctl"}:
+            printed = await self._systemd.printed(argv, timeout_s)
+            if printed is not None:
+                return printed
         if stdin or env or not may_be_kept(argv):
             return await self._programs.run(argv, timeout_s=timeout_s, stdin=stdin, limit_bytes=limit_bytes, env=env)
         print_ = await self._printed(argv, timeout_s)

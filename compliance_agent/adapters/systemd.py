@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from compliance_agent.adapters.execute import Programs
 from compliance_agent.adapters.offload import Offload
-from compliance_agent.adapters.unit_bus import UnitBus
+from compliance_agent.adapters.unit_bus import UnitBus, unit_place
 from compliance_agent.errors import CannotTell, StepFailed
-from compliance_agent.ports import UNIT_VERBS, UnitState
+from compliance_agent.ports import UNIT_VERBS, Ran, UnitState
 
 BOOTED = Path("/run/systemd/system")  # sd_booted(3): there exactly when systemd is the init
 UNIT_NAME = re.compile(
@@ -27,6 +28,7 @@ class Systemd:
         self._booted = booted
         self._offload = offload if offload is not None else Offload()
         self._bus = UnitBus(booted.parent.parent)
+        self._messages = UnitBus(booted.parent.parent, direct=False)
 
     async def units(self, names: Sequence[str], *, timeout_s: float = 10.0) -> dict[str, UnitState]:
         """States of all these units.
@@ -61,6 +63,29 @@ class Systemd:
         except (OSError, EOFError, ValueError):
             return None
 
+    async def printed(self, argv: Sequence[str], timeout_s: float) -> Ran | None:
+        """What `busctl` or `systemctl` would print of a property that is a number, asked over the bus. None for other questions,
+        and where it could not be asked: then the program says why.
+
+        Raises:
+            CannotTell: `timed_out`.
+        """
+        form: Callable[[int], str]
+        match list(argv):
+            case ["busctl", "--no-pager", "get-property", str(service), str(path), str(interface), str(name)]:
+                bus, place, form = self._messages, (service, path, interface, name), _of_busctl
+            case ["systemctl", "show", "--property=StateChangeTimestamp", "--", str(unit)] if UNIT_NAME.fullmatch(unit):
+                bus, place, form = self._bus, (*unit_place(unit), "StateChangeTimestamp"), _of_systemctl
+            case _:
+                return None
+        try:
+            number = await self._offload.call("bus:", timeout_s, lambda: bus.number(*place, timeout_s))
+        except TimeoutError as error:
+            raise CannotTell("timed_out", f"{argv[0]}: no answer within {timeout_s} s") from error
+        except (OSError, EOFError, ValueError):
+            return None
+        return Ran(0, form(number).encode("ascii"), b"")
+
     async def act(self, verb: str, name: str, *, timeout_s: float = 90.0) -> None:
         """One action on one unit, until the manager is done with it.
 
@@ -84,6 +109,16 @@ class Systemd:
         if not self._booted.is_dir():
             return CannotTell("tool_missing", "this host was not booted with systemd")
         return CannotTell("tool_failed", message)
+
+
+def _of_busctl(number: int) -> str:
+    return f"t {number}\n"
+
+
+def _of_systemctl(micros: int) -> str:
+    """As systemctl prints a moment where the zone is UTC; none for 0."""
+    moment = time.strftime("%a %Y-%m-%d %H:%M:%S UTC", time.gmtime(micros // 1_000_000)) if micros else ""
+    return f"StateChangeTimestamp={moment}\n"
 
 
 def check_unit_name(name: str) -> None:

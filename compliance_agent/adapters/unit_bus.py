@@ -7,16 +7,17 @@ error: the caller then asks by `systemctl`, unless there was a manager that only
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from compliance_agent.adapters.events import dbus_wire
-from compliance_agent.adapters.events.dbus_wire import object_path, property_of, unit_rows
+from compliance_agent.adapters.events.dbus_wire import number_of, object_path, property_of, unit_rows
 from compliance_agent.ports import UnitState
 
 ANSWER_S = 10.0
@@ -26,6 +27,7 @@ MOST_REMEMBERED = 4096
 _BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
 _NAME = "org.freedesktop.systemd1"
 _MANAGER = (_NAME, "/org/freedesktop/systemd1", f"{_NAME}.Manager")
+Value = TypeVar("Value")
 _PROPERTIES, _UNIT = "org.freedesktop.DBus.Properties", f"{_NAME}.Unit"
 
 
@@ -34,10 +36,11 @@ class UnitBus:
 
     Args:
         run: the directory that has `systemd/private` and `dbus/system_bus_socket`.
+        direct: root asks the manager on its own socket, where only the manager itself answers.
     """
 
-    def __init__(self, run: Path = Path("/run")) -> None:
-        self._run = run
+    def __init__(self, run: Path = Path("/run"), *, direct: bool = True) -> None:
+        self._run, self._direct = run, direct
         self._socket: socket.socket | None = None
         self._one = threading.Lock()  # question at a time
         self._requests: dict[tuple[str, ...], bytes] = {}
@@ -56,13 +59,33 @@ class UnitBus:
             ValueError: not the answer that was asked for.
         """
         until = time.monotonic() + within_s
+        with self._turn(within_s):
+            found: list[UnitState] = []
+            for at in range(0, len(names), MOST_AT_ONCE):
+                part = tuple(names[at : at + MOST_AT_ONCE])
+                found += self._kept_or_new(lambda part=part: self._states(part, until))  # type: ignore[misc]
+            return found
+
+    def number(self, destination: str, path: str, interface: str, name: str, within_s: float = ANSWER_S) -> int:
+        """A property that is a number, of an object on the bus.
+
+        Raises:
+            TimeoutError, OSError, EOFError, ValueError: as of `states`.
+        """
+        until = time.monotonic() + within_s
+        request = dbus_wire.call(1, destination, path, _PROPERTIES, "Get", interface, name)
+        with self._turn(within_s):
+            return self._kept_or_new(lambda: int(self._answers(self._asked(request, until), 1, until, number_of)[1]))
+
+    @contextlib.contextmanager
+    def _turn(self, within_s: float) -> Iterator[None]:
         if not self._one.acquire(timeout=within_s):
             raise TimeoutError("another question to the service manager has not been answered yet")
         try:
-            found: list[UnitState] = []
-            for at in range(0, len(names), MOST_AT_ONCE):
-                found += self._kept_or_new(tuple(names[at : at + MOST_AT_ONCE]), until)
-            return found
+            yield
+        except BaseException:
+            self.close()
+            raise
         finally:
             self._one.release()
 
@@ -75,32 +98,30 @@ class UnitBus:
             self._socket.close()
             self._socket = None
 
-    def _kept_or_new(self, names: tuple[str, ...], until: float) -> list[UnitState]:
+    def _kept_or_new(self, ask: Callable[[], Value]) -> Value:
         kept = self._socket is not None
         try:
-            return self._asked(names, until)
+            return ask()
         except (ConnectionError, EOFError):
+            self.close()
             if not kept:
                 raise
-        return self._asked(names, until)  # the manager ends connections when it is started anew
+        return ask()  # the manager ends connections when it is started anew
 
-    def _asked(self, names: tuple[str, ...], until: float) -> list[UnitState]:
-        try:
-            if self._socket is None:
-                self._socket = self._connected(until)
-            request = self._requests.get(names)
-            if request is None:
-                self._requests = {names: _request(names)} if len(self._requests) > 16 else self._requests
-                request = self._requests[names] = _request(names)
-            self._socket.settimeout(_left(until))
-            self._socket.sendall(request)
-            return self._read(self._socket, names, until)
-        except BaseException:
-            self.close()
-            raise
+    def _asked(self, request: bytes, until: float) -> socket.socket:
+        """The connection, over which this was asked."""
+        if self._socket is None:
+            self._socket = self._connected(until)
+        self._socket.settimeout(_left(until))
+        self._socket.sendall(request)
+        return self._socket
 
-    def _read(self, connection: socket.socket, names: tuple[str, ...], until: float) -> list[UnitState]:
-        answers = self._answers(connection, 1 + 2 * len(names), until)
+    def _states(self, names: tuple[str, ...], until: float) -> list[UnitState]:
+        request = self._requests.get(names)
+        if request is None:
+            self._requests = {names: _request(names)} if len(self._requests) > 16 else self._requests
+            request = self._requests[names] = _request(names)
+        answers = self._answers(self._asked(request, until), 1 + 2 * len(names), until)
         rows = answers[1]
         if len(rows) != len(names):
             raise ValueError("another number of units than was asked for")
@@ -112,8 +133,14 @@ class UnitBus:
             states.append(UnitState(load, active, sub, enabled, tuple(sorted(triggers))))
         return states
 
-    def _answers(self, connection: socket.socket, count: int, until: float) -> dict[int, Any]:
-        """What each of the questions 1 to `count` was answered."""
+    def _answers(
+        self,
+        connection: socket.socket,
+        count: int,
+        until: float,
+        read: Callable[[dbus_wire.Message], Any] | None = None,
+    ) -> dict[int, Any]:
+        """What each of the questions 1 to `count` was answered; `read` where it is nothing of units."""
         found: dict[int, Any] = {}
         raw = bytearray()
         while len(found) < count:
@@ -129,7 +156,7 @@ class UnitBus:
                 whole = dbus_wire.length(bytes(raw[at : at + 16]))
                 if len(raw) - at < whole:
                     break
-                serial, value = self._meant(bytes(raw[at : at + whole]))
+                serial, value = self._meant(bytes(raw[at : at + whole]), read)
                 at += whole
                 if serial in found or serial > count:
                     raise ValueError("an answer to no question")
@@ -138,18 +165,20 @@ class UnitBus:
             del raw[:at]
         return found
 
-    def _meant(self, message: bytes) -> tuple[int, Any]:
+    def _meant(self, message: bytes, read_as: Callable[[dbus_wire.Message], Any] | None) -> tuple[int, Any]:
         """Which question a message answers, 0 for none, and what it says. The same bytes say the same; only the sender's
         own number (bytes 8 to 11) is another each time.
         """
         key = message[:8] + message[12:]
-        known = self._parsed.get(key)
+        known = self._parsed.get(key) if read_as is None else None
         if known is None:
             read = dbus_wire.read(message)
             if read.type == dbus_wire.ERROR:
                 raise ValueError(f"the service manager refused: {read.error}")
             if read.type != dbus_wire.REPLY:
                 return 0, None
+            if read_as is not None:
+                return read.answers, read_as(read)
             value = unit_rows(read) if read.answers == 1 else property_of(read)
             if len(self._parsed) >= MOST_REMEMBERED:
                 self._parsed = {}
@@ -159,7 +188,7 @@ class UnitBus:
     def _connected(self, until: float) -> socket.socket:
         """A connection past its authentication."""
         private = self._run / "systemd" / "private"
-        direct = os.geteuid() == 0 and private.exists()
+        direct = self._direct and os.geteuid() == 0 and private.exists()
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             made.settimeout(_left(until))
@@ -188,6 +217,11 @@ class UnitBus:
         read = dbus_wire.read(head + _exactly(connection, dbus_wire.length(head) - 16))
         if read.type != dbus_wire.REPLY or read.answers != 1:
             raise ValueError("the message bus did not greet")
+
+
+def unit_place(unit: str) -> tuple[str, str, str]:
+    """Where the manager has a unit: who to ask, the object and the interface."""
+    return _NAME, object_path(unit), _UNIT
 
 
 def _left(until: float) -> float:

@@ -24,7 +24,8 @@ from compliance_agent.adapters.offload import Offload
 from compliance_agent.adapters.subprocess_host import RealHost
 from compliance_agent.adapters.systemd import Systemd
 from compliance_agent.adapters.unit_bus import UnitBus
-from compliance_agent.ports import UnitState
+from compliance_agent.core import idle
+from compliance_agent.ports import Ran, UnitState
 from tests.contract.expect import reason_of
 
 CHRONY = UnitState("loaded", "active", "running", "enabled", ("a.timer", "b.socket"))
@@ -72,10 +73,11 @@ def answer(to: int, signature: str, body: bytes, *, kind: int = dbus_wire.REPLY,
 class Manager:
     """What it knows of units, and how it answers; `spoil` may change an answer."""
 
-    def __init__(self, run: Path) -> None:
-        self.path = run / ("systemd/private" if os.geteuid() == 0 else "dbus/system_bus_socket")
+    def __init__(self, run: Path, *, direct: bool = True) -> None:
+        self.path = run / ("systemd/private" if direct and os.geteuid() == 0 else "dbus/system_bus_socket")
         self.path.parent.mkdir(parents=True)
         self.units = {"chrony.service": CHRONY}
+        self.numbers: dict[tuple[str, str], int] = {}
         self.connections = self.answered = self.serial = 0
         self.spoil: Callable[[int, bytes], bytes] = lambda _serial, raw: raw
         self._listening = socket.socket(socket.AF_UNIX)
@@ -134,8 +136,11 @@ class Manager:
             known = rows(*((name, self.units.get(name, ABSENT)) for name in _Body(call).texts()))
             return answer(serial, "a(ssssssouso)", known, serial=self.serial)
         body = _Body(call)
-        assert body.text() == "org.freedesktop.systemd1.Unit"
-        wanted = body.text()
+        interface, wanted = body.text(), body.text()
+        if (interface, wanted) in self.numbers:
+            number = struct.pack("<Q", self.numbers[interface, wanted])
+            return answer(serial, "v", b"\x01t\0" + bytes(5) + number, serial=self.serial)
+        assert interface == "org.freedesktop.systemd1.Unit"
         state = next((one for name, one in self.units.items() if object_path(name) == call.path), ABSENT)
         if wanted == "UnitFileState":
             return answer(serial, "v", b"\x01s\0" + text(state.enabled, at=3), serial=self.serial)
@@ -280,4 +285,49 @@ async def test_no_program_is_started_where_the_bus_answers(tmp_path: Path) -> No
     manager = Manager(run)
     host = RealHost(directories=(str(tmp_path),), booted=run / "systemd/system")
     assert await host.units(["chrony.service"]) == {"chrony.service": CHRONY}
+    manager.close()
+
+
+STAMP = ("systemctl", "show", "--property=StateChangeTimestamp", "--", "chrony.service")
+
+
+@pytest.mark.parametrize(("micros", "moment"), [(1_764_412_500_999_999, "Sat 2025-11-29 10:35:00 UTC"), (0, "")])
+async def test_a_moment_is_printed_as_systemctl_would(tmp_path: Path, micros: int, moment: str) -> None:
+    manager = Manager(tmp_path / "run")
+    manager.numbers["org.freedesktop.systemd1.Unit", "StateChangeTimestamp"] = micros
+    host = RealHost(directories=(str(tmp_path),), booted=tmp_path / "run/systemd/system")
+    assert (await host.run(STAMP)).text == f"StateChangeTimestamp={moment}\n"
+    manager.close()
+
+
+@pytest.mark.parametrize("number", [900_000_000, 2**64 - 1])
+async def test_a_span_of_logind_is_printed_as_busctl_would(tmp_path: Path, number: int) -> None:
+    manager = Manager(tmp_path / "run", direct=False)
+    manager.numbers["org.freedesktop.login1.Manager", "StopIdleSessionUSec"] = number
+    host = RealHost(directories=(str(tmp_path),), booted=tmp_path / "run/systemd/system")
+    assert (await host.run(idle.LOGIND)).text == f"t {number}\n"
+    manager.close()
+
+
+@pytest.mark.parametrize("name", ["nonsense", "other types", "an error", "nobody"])
+async def test_where_a_property_is_not_told_the_program_says_why(tmp_path: Path, name: str) -> None:
+    """An old logind, a bus that is gone, a property of another type: what `busctl` says of it counts."""
+    manager = Manager(tmp_path / "run", direct=False)
+    spoils: dict[str, Callable[[int, bytes], bytes]] = {
+        "nonsense": SPOILS["nonsense"],
+        "other types": lambda _serial, _raw: answer(1, "v", b"\x01s\0" + text("900", at=3)),
+        "an error": lambda _serial, _raw: answer(1, "", b"", kind=dbus_wire.ERROR),
+    }
+    manager.numbers["org.freedesktop.login1.Manager", "StopIdleSessionUSec"] = 1
+    # `Hello` and the question have the same number; the first answer of a connection greets.
+    manager.spoil = lambda serial, raw: raw if manager.answered % 2 == 0 else spoils[name](serial, raw)
+    if name == "nobody":
+        manager.close()
+        manager.path.unlink()
+    (tmp_path / "bin").mkdir(mode=0o755)
+    program = tmp_path / "bin/busctl"
+    program.write_text("#!/bin/sh\necho 'Unknown property' >&2\nexit 1\n", "ascii")
+    program.chmod(0o755)
+    host = RealHost(directories=(str(program.parent),), booted=tmp_path / "run/systemd/system")
+    assert await host.run(idle.LOGIND) == Ran(1, b"", b"Unknown property\n")
     manager.close()

@@ -1,7 +1,8 @@
 """The little of the D-Bus protocol that listening to the service manager and asking it takes (pure).
 
-Of a signal only the head is read: its path and member say which unit has changed. Of answers two forms are read: a property, and
-the rows of ListUnitsByNames. Whatever breaks the form is `ValueError`, and the connection is given up.
+Of a signal only the head is read: its path and member say which unit has changed. Of answers three forms are read: a property of
+texts, one that is a number, and the rows of ListUnitsByNames. Whatever breaks the form is `ValueError`, and the connection is given
+up.
 """
 
 from __future__ import annotations
@@ -136,6 +137,17 @@ def property_of(answer: Message) -> str | tuple[str, ...]:
     if answer.signature != "v" or kind not in {b"s", b"as"}:
         raise ValueError("not a property of texts")
     return body.text() if kind == b"s" else body.texts()
+
+
+def number_of(answer: Message) -> int:
+    """The value of a property that is a number without a sign of 64 bits, from the answer to `Properties.Get`.
+
+    Raises:
+        ValueError: it is another.
+    """
+    if answer.signature != "v" or answer.body[:3] != b"\x01t\0" or len(answer.body) != 16:
+        raise ValueError("not a property that is a number")
+    return int(struct.unpack_from(f"{answer.order}Q", answer.body, 8)[0])
 
 
 def unit_rows(answer: Message) -> list[tuple[str, str, str, str]]:
