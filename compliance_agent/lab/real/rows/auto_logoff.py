@@ -5,6 +5,7 @@ from compliance_agent.lab.real.row import Of, Row, Scripts, Table, at_once, hang
 _OF = Of("auto_logoff")
 _SHELL, _LOGIND = "/etc/profile.d/00-compliance-tmout.sh", "/etc/systemd/logind.conf.d/50-compliance.conf"
 _READ = "systemctl kill --kill-whom=main -s HUP systemd-logind"
+_NO_LOGIND = ("systemctl mask --now systemd-logind", "systemctl unmask systemd-logind; systemctl start systemd-logind")
 _ENDS = "[ \"$(bash -lc 'echo $TMOUT; TMOUT=0' 2>/dev/null)\" = 900 ] && ! bash -lc 'TMOUT=0 && true' 2>/dev/null"
 _LAST = "systemd-analyze cat-config systemd/logind.conf | grep '^StopIdleSessionSec' | tail -1"
 _SESSIONS = f'[ "$({_LAST})" = StopIdleSessionSec=900 ]'
@@ -29,12 +30,12 @@ _ROWS: tuple[Row, ...] = (
     _OF.blind("no_bash", "tool_missing", hidden("/usr/bin/bash")),
     _OF.blind("profile_hangs", "timed_out", made("/etc/profile.d/z.sh", "sleep 60\\n")),
     _OF.blind("profile_ends_the_shell", "unparsable", kept("/etc/profile", "echo 'exit 0' >/etc/profile")),
-    _OF.blind("bus_not_asked", "tool_missing", hidden("/usr/bin/busctl")),
-    _OF.blind("bus_hangs", "timed_out", hanging("/usr/bin/busctl")),
     _OF.blind(
-        "no_logind", "tool_failed",
-        ("systemctl mask --now systemd-logind", "systemctl unmask systemd-logind; systemctl start systemd-logind"),
+        "logind_hangs", "timed_out", ("systemctl kill -s STOP systemd-logind", "systemctl kill -s CONT systemd-logind")
     ),
+    _OF.blind("no_logind", "tool_failed", _NO_LOGIND),
+    _OF.blind("nor_by_busctl", "tool_missing", then(_NO_LOGIND, hidden("/usr/bin/busctl"))),
+    _OF.blind("busctl_hangs", "timed_out", then(_NO_LOGIND, hanging("/usr/bin/busctl"))),
     _OF.blind(
         "desktop_not_asked", "tool_missing",
         ("mkdir -p /usr/share/xsessions; touch /usr/share/xsessions/lab.desktop", "rm -r /usr/share/xsessions"),
