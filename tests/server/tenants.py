@@ -498,7 +498,7 @@ CASES: Mapping[str, Case] = {
     "POST /api/v1/sites/{site_id}/samples/packet": acted(_sample),
     "GET /api/v1/packets/{job_id}": hidden(),
     "POST /api/v1/packets/{job_id}/remove": acted(),
-    "GET /api/v1/packets/{job_id}/{name}": _packet_file,
+    "GET /api/v1/packets/{job_id}/files/{name}": _packet_file,
     "GET /api/v1/exceptions": listed("?host={key_id}", "?site={site_id}"),
     "POST /api/v1/exceptions": _record_exception,
     "GET /api/v1/exceptions/{exception_id}": hidden(),

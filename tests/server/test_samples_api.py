@@ -60,17 +60,17 @@ async def test_its_packet_has_its_records_alone_and_verifies(server: Server) -> 
         await asyncio.sleep(0.1)
         job = (await server.client.get(place, headers=jo)).json()
     assert (job["state"], job["problems"]) == ("done", 0), job
-    raw = (await server.client.get(f"{place}/packet.zip", headers=jo)).content
+    raw = (await server.client.get(f"{place}/files/packet.zip", headers=jo)).content
     [listed] = [one for one in job["files"] if one["name"] == "packet.zip"]
     report = verify_bytes(raw)
     assert report.ok and len(raw) == listed["size"] and report.scope is not None and report.scope.sample is not None
     said = await drawn(server, jo, size=job["sample"]["size"])
     assert report.found == sum(one["record"] is not None for one in said["instances"]) > 0
-    for path in (place, f"{place}/packet.zip"):
+    for path in (place, f"{place}/files/packet.zip"):
         assert (await server.client.get(path, headers=other)).status_code == 404, "it is for who asked for it"
     assert (await server.client.post(f"{place}/remove", headers=other)).status_code == 404
     assert (await server.client.post(f"{place}/remove", headers=jo)).json()["state"] == "gone"
-    assert (await server.client.get(f"{place}/packet.zip", headers=jo)).status_code == 404
+    assert (await server.client.get(f"{place}/files/packet.zip", headers=jo)).status_code == 404
     mine = [act["act"] for act in (await acts(server))["clinic-1"] if act["act"].startswith(("sample", "packet"))]
     assert mine == ["sample_drawn", "packet_asked", "packet_built", "packet_taken", "sample_drawn", "packet_removed"]
 

@@ -100,7 +100,7 @@ async def remove(request: Request, user: Asker, job_id: str) -> PacketOut:
 
 
 @packets.get(
-    "/{job_id}/{name}",
+    "/{job_id}/files/{name}",
     summary="A file of a packet that is done",
     response_class=Response,
     responses={200: {"content": {kind: {} for kind in TYPES.values()}, "description": "The bytes"}},
