@@ -59,6 +59,7 @@ async def check(request: Request, key_id: str, check: str) -> Response:
         ],
         reasons=REASONS,
         measures=MEASURES,
+        waits=any(one.state(now) == "waiting" for one in accepted),
         person_id=caller.user.person_id,
         may_except=roles.may(caller.user, roles.Act.APPROVE_ORDER),
         plan=plans.plan_page(proposal_of(standing, item, now)),

@@ -81,6 +81,7 @@ async def test_where_two_are_needed_the_other_one_approves(client: httpx.AsyncCl
     await recorded(client, place)
     page = (await client.get(place)).text
     assert "Waits" in page and "Refuse it" in page and "Approve it<" not in page and "said last" not in page
+    assert "Record an exception" not in page, "one about it waits"
     [link] = re.findall(r'href="([^"]+)withdraw=[0-9a-f]{32}"', page)
     [named] = re.findall(r"withdraw=([0-9a-f]{32})", page)
     form = {"form_token": token_of(await client.get("/account")), "approve": named}
