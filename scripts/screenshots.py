@@ -19,9 +19,10 @@ from playwright.sync_api import Page, sync_playwright
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from compliance_agent.server.services.exceptions import Wanted as Accepted  # noqa: E402
 from compliance_agent.server.services.orders import Wanted  # noqa: E402
 from tests.web.browsing import CHROMIUM, FLAGS, Visit  # noqa: E402
-from tests.web.serving import NAME, Served, on_loopback  # noqa: E402
+from tests.web.serving import NAME, PASSWORD, Served, on_loopback  # noqa: E402
 
 MOST_PX = 2_000
 ORDER = "5" * 32
@@ -71,6 +72,8 @@ def pictures(served: Served) -> dict[str, str]:
         "silent": f"/hosts/{served.hosts['imaging-01'].key_id}",
         "check": f"/hosts/{healed.key_id}/checks/firewall",
         "plan": f"/hosts/{healed.key_id}/checks/patching",
+        "exception": f"/hosts/{healed.key_id}/checks/patching/exception",
+        "exception-waits": f"/hosts/{served.hosts['frontdesk-01'].key_id}/checks/backup",
         "records": f"/hosts/{healed.key_id}/evidence?kind=remediation",
         "evidence": "/evidence?kind=remediation",
         "controls": f"{site}/controls",
@@ -90,13 +93,22 @@ def pictures(served: Served) -> dict[str, str]:
 
 
 async def prepare(served: Served) -> None:
-    """Who looks may ask for orders too, and one waits to be signed."""
+    """Who looks may ask for orders too, and one waits to be signed; an exception stands, and one waits for a second person."""
     users, orders = served.services.users, served.services.orders
     user = await users.set_role(NAME, "operator")
     reader = await users.reader(user)
     wanted = Wanted(served.hosts["ehr-db-02"].key_id, "pause", {})
     await orders.draft(user, reader, wanted, order_id=ORDER)
     await orders.approve(user, reader, ORDER)
+    desk, owner = served.services.exceptions(), await users.add("j.doe", PASSWORD, role="owner")
+    every, site = await users.reader(owner), "clinic-elm-street"
+    stands = Accepted(served.hosts["ehr-db-02"].key_id, "patching", "vendor_requires", "segregated", "RA-2026-14", 7)
+    await desk.record(owner, every, stands, "1" * 32)
+    await desk.set_people(owner, every, site, 2)
+    waits = Accepted(
+        served.hosts["frontdesk-01"].key_id, "backup", "replacement_planned", "other_product", "RA-2026-16", 30
+    )
+    await desk.record(owner, every, waits, "2" * 32)
 
 
 def take(page: Page, path: Path, smaller: Page) -> None:
