@@ -12,7 +12,7 @@ import pytest
 
 from compliance_agent.packet import register
 from compliance_agent.packet.build import build
-from compliance_agent.packet.content import Scope, in_order
+from compliance_agent.packet.content import Limits, Scope, in_order
 from compliance_agent.packet.register import Accepted
 from compliance_agent.packet.verify import records_of, verify_files
 from compliance_agent.sheets import registers
@@ -133,6 +133,15 @@ def test_each_change_is_named_though_all_is_signed_again(accepted: Made, what: s
     scope = replace(Scope.parse(files["packet.json"]), exceptions=tuple(held))
     files["packet.json"] = scope.encode()
     assert "wrong_exception" in codes(verify_files(accepted.signed_again(files)))
+
+
+def test_what_was_done_after_the_days_of_an_account_is_no_part_of_its_packet(accepted: Made) -> None:
+    """The log is whole all the same, and tells that it was ended."""
+    files: Files = dict(accepted.files)
+    held = tuple(replace(one, withdrawn=None) for one in of(files))
+    for limits, found in ((Limits(DAY.isoformat(), DAY.isoformat()), False), (None, True)):
+        files["packet.json"] = replace(Scope.parse(files["packet.json"]), exceptions=held, limits=limits).encode()
+        assert ("wrong_exception" in codes(verify_files(accepted.signed_again(files)))) is found
 
 
 def test_without_the_check_it_would_go_unnamed(accepted: Made, monkeypatch: pytest.MonkeyPatch) -> None:
