@@ -23,6 +23,7 @@ PARSING = {"test_codes.py", "test_docs.py", "test_golden.py", "test_layers.py", 
 ADVISED: tuple[Any, ...] = PasswordHasher.__init__.__defaults__ or ()  # what a server hashes passwords with
 GROUP = re.compile(r"xdist_group\(\"([\w-]+)\"\)")
 BROWSES = "pytestmark = MARKS"  # tests/web/browsing.py: a server and a browser for each such file
+SHARED = 'scope="module"'
 
 
 @pytest.fixture(autouse=True)
@@ -59,13 +60,13 @@ def passwords_are_hashed_in_no_time() -> Iterator[None]:
 
 @functools.cache
 def kept_together(file: str) -> str:
-    """What a file's tests are kept together by: the group it names; nothing where it names none.
+    """What a file's tests are kept together by: the group it names, or the file where they share a fixture; else nothing.
 
     All that need a browser would be too long for one worker, so each file of them is a group.
     """
     text = (ROOT / file).read_text("utf-8")
-    groups = set(GROUP.findall(text))
-    return file if BROWSES in text or "browser" in groups else next(iter(groups), "")
+    groups = set(GROUP.findall(text)) - {"browser"}
+    return next(iter(groups), file if BROWSES in text or SHARED in text else "")
 
 
 @pytest.hookimpl(optionalhook=True)
