@@ -216,6 +216,15 @@ class ComplianceAgent(Life):
             await self._database.call(lambda: self._state.adopt_baseline(version, sha256, taken.at))
         self._use_baseline(baseline)
 
+    async def approve_by_root(self, order: bytes, documents: tuple[Sequence[bytes], bytes | None]) -> None:
+        """Have root note what this order approves, where it is root who acts and waits for that.
+
+        Raises:
+            ConfigError: root did not.
+        """
+        if self.adopt_root is not None and not await self.adopt_root.approve(order, documents):
+            log.info("approve.not_asked")
+
     async def follow_baseline(self, version: str, sha256: str) -> bool:
         """Go on with a baseline that was ordered, if it is what root's files hold by now; whether it is.
 

@@ -216,7 +216,10 @@ class AgentConfig:
         "Cures of one check within flap_window_sec after which it is left alone.", 5, low=1, high=100
     )
     flap_window_sec: int = setting("Seconds over which flap_limit counts.", 86_400, low=60, high=604_800)
-    approval_for_disruptive: bool = setting("Disruptive cures also wait for a person's approval.", False)
+    approval_for_disruptive: bool = setting(
+        "Disruptive cures also wait for a person's approval; with `split`, root's side too, after `baseline permit`.",
+        False,
+    )
 
     upload_batch_size: int = setting("Bundles in one request.", 100, low=1, high=100)
     upload_timeout_sec: int = setting("Seconds after which one request is given up.", 20, low=1, high=300)

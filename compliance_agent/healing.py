@@ -30,6 +30,7 @@ from compliance_agent.remedies.spec import Action
 from compliance_agent.remedies.transaction import (
     ENDINGS,
     LEAVE_ENDED,
+    NOT_APPROVED,
     Observe,
     Transaction,
     Trouble,
@@ -56,6 +57,7 @@ CODES = {
     LEAVE_ENDED: "the leave of the site to disturb users ran out in the middle of the cure, which was stopped and undone",
     "not_restored": "the undo reported success, and the former state is not back",
     "heal_refused": "the root side has no leave for it: neither towards the permitted baseline nor back to what it found",
+    NOT_APPROVED: "root waits for people's approval of what users notice, and has none for this that is good and unused",
     "heal_unreachable": "the root side could not be asked, or did not answer",
     "not_verified": "a program reported success, and the root side found the host other than it should be",
     "recovery_pending": "a cure that was cut off has to be ended first",

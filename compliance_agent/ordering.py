@@ -96,6 +96,10 @@ class Parts(Protocol):
         """Fetch a signed baseline and take it in place of the present one, whole or not at all; root may want to see the order."""
         ...
 
+    async def approve_by_root(self, order: bytes, documents: tuple[Sequence[bytes], bytes | None]) -> None:
+        """Have root note what this order approves, where root acts for this agent and waits for that."""
+        ...
+
     async def follow_baseline(self, version: str, sha256: str) -> bool:
         """Go on with this one if it is what root's files hold now; whether it is."""
         ...
@@ -368,6 +372,7 @@ class Orders:
 
     async def _approve(self, order: Order) -> Ended:
         check, target = order.parameters["check"], order.parameters["target"]
+        await self._parts.approve_by_root(self._doing, self.trust.documents())
         await self._call(lambda: self._parts.healing_engine.approve(check, target))
         again = getattr(self._parts.drift_detector, "due_again", None)
         if callable(again):

@@ -18,6 +18,8 @@ from compliance_agent.models import KeyId, Mode
 
 SCHEMA = "compliance-agent/permits/v1"
 TRUST_SCHEMA = "compliance-agent/adopt/v1"
+# Where it stands, root waits for people's approval of what users would notice; nothing is approved yet (heal/approvals.py).
+APPROVALS = b'{"schema": "compliance-agent/approvals/v1", "given": []}\n'
 
 
 def permits_of(baseline: Baseline) -> dict[str, Any]:
@@ -44,9 +46,11 @@ def written(baseline: Baseline) -> bytes:
 
 
 def trust(
-    config: AgentConfig, host: KeyId, order_root: str | None, baseline_key: bytes, *, order_keys: Path | None
+    config: AgentConfig, host: KeyId, order_root: str | None, baseline_key: bytes | None, *, order_keys: Path | None
 ) -> bytes:
-    """Root's word for `adopt`: who this host is, whose orders and whose baselines it takes, and where its baseline stands."""
+    """Root's word for `adopt`: who this host is, whose orders and whose baselines (None: nobody's) it takes, and where its
+    baseline stands.
+    """
     says = {
         "schema": TRUST_SCHEMA,
         "tenant": config.client_id,
@@ -54,7 +58,7 @@ def trust(
         "host": host,
         "order_root": order_root,
         "order_keys": None if order_keys is None else str(order_keys.absolute()),
-        "baseline_key": to_base64(baseline_key),
+        "baseline_key": None if baseline_key is None else to_base64(baseline_key),
         "baseline": str(config.baseline_path.absolute()),
     }
     return json.dumps(says, indent=1, sort_keys=True).encode("ascii") + b"\n"

@@ -1,4 +1,6 @@
-"""The root side of orders (`adopt/`), as the agent asks it: for a nonce, and to take a baseline. It believes nothing said here."""
+"""The root side of orders (`adopt/`), as the agent asks it: for a nonce, to take a baseline, to note an approval. It
+believes nothing said here.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ import base64
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -18,7 +21,12 @@ from compliance_agent.frames import Asking, Message
 
 log = structlog.get_logger()
 SLOWEST_S = ANSWER_S + 5.0
-TRIES = {"nonce": 1, "take": 2}  # an answer that was lost is asked for again; what was taken is not taken twice
+NOT_ASKED = "no_approvals"  # there is no file for them (heal/approvals.py)
+TRIES = {
+    "nonce": 1,
+    "take": 2,
+    "approve": 2,
+}  # an answer that was lost is asked for again; what was taken is not taken twice
 
 
 class AdoptRoot:
@@ -44,16 +52,28 @@ class AdoptRoot:
         Raises:
             ConfigError: it did not; `code` is a key of core.orders.REASONS.
         """
-        roots, keys = documents
-        brought = {
-            "order": _text(order), "roots": [_text(raw) for raw in roots], "keys": None if keys is None else _text(keys),
-            "baseline": _text(body), "signature": _text(sig),
-        }  # fmt: skip
+        brought = {**_brought(order, documents), "baseline": _text(body), "signature": _text(sig)}
         await asyncio.to_thread(self._ask, "take", json.dumps(brought).encode("ascii"))
 
+    async def approve(self, order: bytes, documents: tuple[Sequence[bytes], bytes | None]) -> bool:
+        """Have it note what this order approves; False where root waits for no approval on this host.
+
+        Raises:
+            ConfigError: it did not; `code` is a key of core.orders.REASONS.
+        """
+        raw = json.dumps(_brought(order, documents)).encode("ascii")
+        answer = await asyncio.to_thread(self._exchanged, "approve", raw, TRIES["approve"])
+        if (answer.kind, answer.fields.get("code")) == ("refused", NOT_ASKED):
+            return False
+        self._good(answer)
+        return True
+
     def _ask(self, kind: str, blob: bytes) -> Message:
-        answer = self._exchanged(kind, blob, TRIES[kind])
-        if answer.kind in {"given", "taken"}:
+        return self._good(self._exchanged(kind, blob, TRIES[kind]))
+
+    @staticmethod
+    def _good(answer: Message) -> Message:
+        if answer.kind in {"given", "taken", "noted"}:
             return answer
         if answer.kind == "refused":
             log.error("adopt.refused", code=answer.fields["code"])
@@ -70,6 +90,12 @@ class AdoptRoot:
             if tries > 1:
                 return self._exchanged(kind, blob, tries - 1)
             raise ConfigError(f"{error}", code="adopt_unreachable") from error
+
+
+def _brought(order: bytes, documents: tuple[Sequence[bytes], bytes | None]) -> dict[str, Any]:
+    roots, keys = documents
+    listed = None if keys is None else _text(keys)
+    return {"order": _text(order), "roots": [_text(raw) for raw in roots], "keys": listed}
 
 
 def _text(raw: bytes) -> str:

@@ -175,7 +175,8 @@ class HealHost:
         said = answer.fields
         if answer.kind == "refused":
             log.error("heal.refused", row=kind, code=said["code"])
-            raise StepFailed(f"heal: {kind}: refused ({said['code']})", code="heal_refused")
+            code = "not_approved" if said["code"].startswith("approval_") else "heal_refused"
+            raise StepFailed(f"heal: {kind}: refused ({said['code']})", code=code)
         if answer.kind == "failed":
             raise StepFailed(f"heal: {kind}: {said['code']}", code=said["code"], exit_status_of_step=said["exit"])
         if answer.kind == "unclear":

@@ -1,7 +1,8 @@
-"""The root side of an order for a baseline: what root takes, it has verified itself.
+"""The root side of orders for a baseline, and of approvals: what root takes, it has verified itself.
 
     nonce (root's own) -> order, signed by people, for this host, once -> baseline, signed, the one that the order names
         -> permissions, made of these bytes behind walls -> state, durable -> signature, baseline, permissions
+                                                                       -> or: state, durable -> one approval more for `heal`
 
 `run` brings bytes, and nothing that it says is believed. Whose orders count here, and whose baselines, stands in a file of root's
 (trust.py); nonces, numbers and versions are kept in another (state.py). The rules, and the names of the refusals, are those of the

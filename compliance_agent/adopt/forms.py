@@ -8,10 +8,11 @@ from typing import Any
 
 from compliance_agent.errors import BadFrame
 from compliance_agent.frames import Fields, Form, Maybe, Named, Several, Text, Whole, Word, strict_object
+from compliance_agent.heal.approvals import TARGET
 from compliance_agent.heal.protocol import PATH, SHA256
 from compliance_agent.heal.trouble import Refused
 
-KIND = "adopt_baseline"
+KINDS = {"take": "adopt_baseline", "approve": "approve"}  # question -> kind of the order that is brought
 MOST_ROOTS = 32  # from the pin to the present one
 COUNT, NONCE, LABEL = Whole(1, 2**53 - 1), Text(32, r"[0-9a-f]{32}"), Text(63, r"[A-Za-z0-9][A-Za-z0-9._-]*")
 BASE64, KEY = Text(1_500_000, r"[A-Za-z0-9+/]*={0,2}"), Text(44, r"[A-Za-z0-9+/]{43}=")
@@ -29,19 +30,22 @@ KEYS = Fields({
     "signers": Several(Fields({"name": LABEL, "key": KEY, "kinds": Maybe(Several(Text(40), 16))}), 64),
     "thresholds": Named(Text(40), Whole(1, 4), 16),
 })  # fmt: skip
-ORDER = Fields({
+PARAMETERS = {
+    "adopt_baseline": Fields({"version": Text(40), "sha256": SHA256}),
+    "approve": Fields({"check": Text(40, r"[a-z][a-z0-9_]*"), "target": TARGET}),
+}
+ORDERS = {kind: Fields({
     "schema": Word(("compliance-agent/order/v1",)), "order_id": NONCE, "tenant": LABEL, "site": LABEL, "host": SHA256,
-    "kind": Word((KIND,)), "parameters": Fields({"version": Text(40), "sha256": SHA256}), "baseline_sha256": SHA256,
+    "kind": Word((kind,)), "parameters": parameters, "baseline_sha256": SHA256,
     "counter": COUNT, "nonce": NONCE, "not_before": TIME, "expires": TIME, "signers": Several(SHA256, 4),
-})  # fmt: skip
-# What `run` brings: the order, what leads from the pinned root to the keys that sign orders, the baseline and its signature.
-BROUGHT = Fields({
-    "order": BASE64, "roots": Several(BASE64, MOST_ROOTS), "keys": Maybe(BASE64), "baseline": BASE64, "signature": BASE64,
-})  # fmt: skip
-# Root's word: who this host is, whose orders and whose baselines it takes, and where its baseline stands.
+}) for kind, parameters in PARAMETERS.items()}  # fmt: skip
+# What `run` brings: the order, what leads from the pinned root to the keys that sign orders; with a baseline, it and its signature.
+_ORDER: dict[str, Form] = {"order": BASE64, "roots": Several(BASE64, MOST_ROOTS), "keys": Maybe(BASE64)}
+BROUGHT = {"approve": Fields(_ORDER), "take": Fields({**_ORDER, "baseline": BASE64, "signature": BASE64})}
+# Root's word: who this host is, whose orders and whose baselines (nobody's: null), and where its baseline stands.
 TRUST = Fields({
     "schema": Word(("compliance-agent/adopt/v1",)), "tenant": LABEL, "site": LABEL, "host": SHA256,
-    "order_root": Maybe(SHA256), "order_keys": Maybe(PATH), "baseline_key": KEY, "baseline": PATH,
+    "order_root": Maybe(SHA256), "order_keys": Maybe(PATH), "baseline_key": Maybe(KEY), "baseline": PATH,
 })  # fmt: skip
 
 

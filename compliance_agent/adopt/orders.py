@@ -1,4 +1,4 @@
-"""An order for a baseline, judged as root: the first reason why not, or what it changes. Uses up nothing.
+"""An order for root, judged as root: the first reason why not, or what it says. Uses up nothing.
 
 The gates are those of `core/orders.py`, in its order and under its names; here they stand on what root knows: its file, the nonces
 that it gave, and the highest number that it took.
@@ -13,9 +13,8 @@ from hashlib import sha256
 from typing import Any
 
 from compliance_agent.adopt.ed25519 import verify
-from compliance_agent.adopt.forms import KIND, ORDER, raw_of, time_of, unless
+from compliance_agent.adopt.forms import ORDERS, raw_of, time_of, unless
 from compliance_agent.adopt.trust import Keys, Signed
-from compliance_agent.heal.trouble import Refused
 
 LEAST_SIGNERS = 2
 LONGEST_LIFE = timedelta(hours=24)
@@ -42,13 +41,13 @@ class Standing:
     baseline: str
 
 
-def judge(raw: bytes, baseline: bytes, signature: bytes, standing: Standing) -> dict[str, Any]:
-    """What the order says, if its baseline is to be taken now.
+def judge(raw: bytes, kind: str, standing: Standing) -> dict[str, Any]:
+    """What the order says, if it is one of this kind and to be followed now.
 
     Raises:
         Refused: the first reason why not.
     """
-    order = Signed(raw, "order", ORDER, "order_unreadable")
+    order = Signed(raw, "order", ORDERS[kind], "order_unreadable")
     says = order.says
     unless(0 < len(set(says["signers"])) == len(says["signers"]), "order_unreadable")
     begins, ends = time_of(says["not_before"]), time_of(says["expires"])
@@ -62,22 +61,23 @@ def judge(raw: bytes, baseline: bytes, signature: bytes, standing: Standing) -> 
     unless(says["nonce"] in standing.nonces, "wrong_nonce")
     unless(says["counter"] > standing.counter, "replayed")
     unless(says["baseline_sha256"] == standing.baseline, "other_baseline")
-    unless(sha256(baseline).hexdigest() == says["parameters"]["sha256"], "other_baseline")
-    unless(verify(raw_of(trust["baseline_key"]), signature, baseline), "baseline_signature")
     return says
 
 
-def _may_sign(kinds: list[str] | None) -> bool:
-    return kinds is None or KIND in kinds
+def hold(baseline: bytes, signature: bytes, says: Mapping[str, Any], trust: Mapping[str, Any]) -> None:
+    """Raises `Refused` unless this is the baseline that an order names, signed by the key that root's file names."""
+    unless(sha256(baseline).hexdigest() == says["parameters"]["sha256"], "other_baseline")
+    unless(trust["baseline_key"] is not None, "no_baseline_key")
+    unless(verify(raw_of(trust["baseline_key"]), signature, baseline), "baseline_signature")
 
 
 def _signed(order: Signed, standing: Standing) -> None:
-    keys, named = standing.keys, order.says["signers"]
+    keys, named, kind = standing.keys, order.says["signers"], order.says["kind"]
     unless(standing.now < keys.expires, "order_keys_expired")
     for name in named:
-        if name not in keys.signers or not _may_sign(keys.signers[name]["kinds"]):
-            raise Refused("unknown_signer")
+        may = keys.signers.get(name, {"kinds": []})["kinds"]
+        unless(may is None or kind in may, "unknown_signer")
     good = order.by(keys.signers)
     unless(good.keys() == order.signatures.keys() == set(named), "order_signature")
     people = {item["name"] for item in good.values()}
-    unless(len(people) >= max(LEAST_SIGNERS, keys.thresholds.get(KIND, 0)), "too_few_signers")
+    unless(len(people) >= max(LEAST_SIGNERS, keys.thresholds.get(kind, 0)), "too_few_signers")

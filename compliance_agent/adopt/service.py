@@ -1,21 +1,22 @@
-"""The socket of the root side of orders: a nonce, or a baseline that an order names; refused, or taken as a whole."""
+"""The socket of the root side of orders: a nonce, a baseline that an order names, or an approval; refused, or taken as a whole."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any
 
-from compliance_agent.adopt.forms import BROUGHT, TRUST, raw_of, spelt, strict, time_of, unless
-from compliance_agent.adopt.orders import Standing, judge
+from compliance_agent.adopt.forms import BROUGHT, KINDS, TRUST, raw_of, spelt, strict, time_of, unless
+from compliance_agent.adopt.orders import Standing, hold, judge
 from compliance_agent.adopt.protocol import ANSWER_S, TABLE
 from compliance_agent.adopt.state import State
 from compliance_agent.adopt.trust import Keys, by_file, by_root
 from compliance_agent.frames import Message
-from compliance_agent.heal import permits
+from compliance_agent.heal import approvals, permits
 from compliance_agent.heal.machine import Machine
 from compliance_agent.heal.service import Answer, Desk, deadline, say
 from compliance_agent.heal.trouble import Failed, Refused, Unclear
@@ -28,6 +29,8 @@ PERMIT_WALLS = (
     *("DynamicUser=yes", "PrivateNetwork=yes", "PrivateDevices=yes", "CapabilityBoundingSet=", "MemoryMax=256M"),
     *("ProtectHome=yes", "InaccessiblePaths=-/etc/msp -/var/lib/compliance-agent", "MemoryDenyWriteExecute=yes"),
 )
+# An hour more than the agent's own seven days, which begin a little later: it is the agent that says that they are over.
+APPROVAL_LASTS = timedelta(days=7, hours=1)
 _PART = re.compile(r"[0-9]+|[A-Za-z]+")
 
 
@@ -44,6 +47,7 @@ class Adopting(Desk):
         trust_path: root's word (forms.TRUST).
         permits_path: what heal may do (heal/permits.py).
         state_path: what is remembered (state.py).
+        approvals_path: what people approved (heal/approvals.py).
         now: the clock.
     """
 
@@ -51,18 +55,19 @@ class Adopting(Desk):
     trust_path: str
     permits_path: str
     state_path: str
+    approvals_path: str
     now: Callable[[], datetime] = _now
     table = TABLE
 
     def answer(self, question: Message) -> Answer:
-        """Give a nonce, or take a baseline, or say why not."""
+        """Give a nonce, or take what an order brings, or say why not."""
         try:
             with deadline(ANSWER_S):
                 state = State(self.machine, self.state_path)
                 state.settle()
                 if question.kind == "nonce":
                     return "given", {"nonce": state.give_nonce()}, b""
-                taken = self._take(state, question.blob)
+                taken = self._take(state, question)
         except Refused as error:
             say("adopt.refused", code=error.code)
             return "refused", {"code": error.code}, b""
@@ -72,13 +77,17 @@ class Adopting(Desk):
         except Unclear as error:
             say("adopt.unclear", reason=error.reason)
             return "unclear", {"reason": error.reason}, b""
+        if question.kind == "approve":
+            say("adopt.noted", baseline=taken)
+            return "noted", {}, b""
         say("adopt.taken", baseline=taken)
         return "taken", {"baseline": taken}, b""
 
-    def _take(self, state: State, blob: bytes) -> str:
-        """Take the baseline of an order; its digest. What was taken before is said again."""
-        brought = strict(blob, BROUGHT, "order_unreadable")
-        order, baseline, signature = (raw_of(brought[name]) for name in ("order", "baseline", "signature"))
+    def _take(self, state: State, question: Message) -> str:
+        """Take what an order brings; the digest of the baseline in force then. What was taken before is said again."""
+        given = approvals.given(self.machine, self.approvals_path) if question.kind == "approve" else []
+        brought = strict(question.blob, BROUGHT[question.kind], "order_unreadable")
+        order = raw_of(brought["order"])
         digest = sha256(order).hexdigest()
         if state.says["taken"] == digest:
             return str(state.says["baseline"])
@@ -88,20 +97,21 @@ class Adopting(Desk):
         now = now if since is None else max(now, time_of(since))
         present = permits.load(self.machine, self.permits_path)
         standing = Standing(trust, keys, now, state.nonces(), state.says["counter"], present.baseline)
-        says = judge(order, baseline, signature, standing)
-        made = self._permitted(baseline)
-        wanted = says["parameters"]
-        after = permits.parse(made)
-        unless((after.version, after.baseline) == (wanted["version"], wanted["sha256"]), "other_baseline")
-        unless(not _older(after.version, present.version), "baseline_older")
-        versions = {"pin": trust["order_root"] or "", "root": keys.root, "keys": keys.version}
-        contents = {f"{trust['baseline']}.sig": signature, trust["baseline"]: baseline, self.permits_path: made}
+        says = judge(order, KINDS[question.kind], standing)
+        if question.kind == "take":
+            signature, baseline = raw_of(brought["signature"]), raw_of(brought["baseline"])
+            hold(baseline, signature, says, trust)
+            made, after = self._permitted(baseline, says["parameters"], present)
+            contents = {f"{trust['baseline']}.sig": signature, trust["baseline"]: baseline, self.permits_path: made}
+        else:
+            after, contents = present.baseline, {self.approvals_path: _with(given, says, now)}
         state.keep(
-            **versions, counter=says["counter"], since=says["not_before"], taken=digest, baseline=after.baseline,
+            pin=trust["order_root"] or "", root=keys.root, keys=keys.version,
+            counter=says["counter"], since=says["not_before"], taken=digest, baseline=after,
             placing=[{"path": path, "content": spelt(content)} for path, content in contents.items()],
         )  # fmt: skip
         state.settle()
-        return after.baseline
+        return after
 
     def _keys(self, state: State, trust: dict[str, Any], brought: dict[str, Any]) -> Keys:
         """Whose orders count, by documents that are not older than those of an order that was taken."""
@@ -114,11 +124,27 @@ class Adopting(Desk):
             unless(found.root >= state.says["root"] and found.version >= state.says["keys"], "trust_version")
         return found
 
-    def _permitted(self, baseline: bytes) -> bytes:
-        """What the baseline permits heal to do."""
+    def _permitted(self, baseline: bytes, named: dict[str, Any], present: permits.Permits) -> tuple[bytes, str]:
+        """What the baseline permits heal to do, and its digest; it must be the one that is named, and not an older one."""
         ran = self.machine.run_apart(PERMIT, timeout_s=PERMIT_S, stdin=baseline, walls=PERMIT_WALLS)
         unless(ran.exit == 0, "baseline_unusable")
-        return ran.out
+        after = permits.parse(ran.out)
+        unless((after.version, after.baseline) == (named["version"], named["sha256"]), "other_baseline")
+        unless(not _older(after.version, present.version), "baseline_older")
+        return ran.out, after.baseline
+
+
+def _with(given: list[approvals.Approval], says: dict[str, Any], now: datetime) -> bytes:
+    """Root's file with one approval more; it takes the place of one of the same plan, and what is over is left out."""
+    since, until = approvals.text(now), approvals.text(now + APPROVAL_LASTS)
+    plan = {**says["parameters"], "baseline": says["baseline_sha256"]}
+    others = [
+        one
+        for one in given
+        if one["until"] > since and one["baseline"] == plan["baseline"] and not one.items() >= plan.items()
+    ]
+    after = [*others[1 - approvals.MOST_GIVEN :], {**plan, "number": says["counter"], "since": since, "until": until}]
+    return json.dumps({"schema": approvals.SCHEMA, "given": after}, indent=1, sort_keys=True).encode("ascii") + b"\n"
 
 
 def _older(version: str, than: str) -> bool:

@@ -39,7 +39,10 @@ from compliance_agent.cli.common import (
 from compliance_agent.config import AgentConfig
 from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.documents import MAX_BYTES
-from compliance_agent.errors import NoInput
+from compliance_agent.errors import AgentError, NoInput
+from compliance_agent.heal import approvals
+from compliance_agent.heal.permits import MOST_PERMITS_BYTES
+from compliance_agent.heal.trouble import Refused
 from compliance_agent.logs import configure
 from compliance_agent.models import Mode, Result
 from compliance_agent.proposal import propose, text_of
@@ -253,7 +256,8 @@ def permit(out: Path, made_of: BinaryIO | None, config_path: Path | None) -> Non
     """Write what the root side may do under the host's baseline to OUT, or to /etc/msp/permits.json.
 
     Run it as root, after each change of the baseline, of the key that signs it, and of whose orders count: it also writes
-    adopt.json beside OUT, which says whose orders for a baseline root takes.
+    adopt.json beside OUT, which says whose orders root takes. Where the configuration says approval_for_disruptive it makes
+    approvals.json there, and from then on the root side waits for people's approval of what users would notice.
 
     Only what the baseline enforces is permitted. The root side takes the files only when they are root's, in directories of root's.
     With --made-of nothing but the permissions is written, and OUT may be - for standard output.
@@ -272,7 +276,9 @@ def permit(out: Path, made_of: BinaryIO | None, config_path: Path | None) -> Non
         f"permitted under baseline {baseline.version} ({baseline.sha256[:16]}): {len(found['units'])} units, "
         f"{len(found['files'])} files, {len(found['modes'])} modes, {', '.join(found['may']) or 'nothing else'}"
     )
-    click.echo(_write_trust(load_config(config_path), out.with_name(root_trust.FILE_NAME)))
+    config = load_config(config_path)
+    click.echo(_write_trust(config, out.with_name(root_trust.FILE_NAME)))
+    click.echo(_write_approvals(config, out.with_name(root_trust.APPROVALS_NAME)))
 
 
 def _write_trust(config: AgentConfig | None, path: Path) -> str:
@@ -283,7 +289,22 @@ def _write_trust(config: AgentConfig | None, path: Path) -> str:
         remove_file(path)
         return f"root takes no baseline by order: {error}"
     write_file(path, content, 0o644)
-    return f"root takes a baseline by order under {by}"
+    what = (
+        "a baseline" if config is not None and config.baseline_key_file is not None else "approvals, and no baseline,"
+    )
+    return f"root takes {what} by order under {by}"
+
+
+def _write_approvals(config: AgentConfig | None, path: Path) -> str:
+    """Have root wait for approvals, or no longer; what was done, in a sentence. What was approved stays."""
+    if config is None or not config.approval_for_disruptive:
+        remove_file(path)
+        return "root waits for no approval of what users would notice: approval_for_disruptive is not set"
+    try:
+        approvals.read(read_file(path, limit_bytes=MOST_PERMITS_BYTES))
+    except (AgentError, Refused):
+        write_file(path, permits.APPROVALS, 0o644)
+    return "root waits for people's approval of what users would notice"
 
 
 def _baseline(path: Path | None, config_path: Path | None) -> Baseline:

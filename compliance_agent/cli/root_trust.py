@@ -15,7 +15,7 @@ from compliance_agent.errors import NoInput
 from compliance_agent.facts import SHA256
 from compliance_agent.heal.trouble import Refused
 
-FILE_NAME = "adopt.json"  # beside the permissions
+FILE_NAME, APPROVALS_NAME = "adopt.json", "approvals.json"  # beside the permissions
 # What a field of root's file is about, for a person.
 FIELDS = {
     "tenant": "client_id",
@@ -32,13 +32,14 @@ def made(config: AgentConfig | None) -> tuple[bytes, str]:
     """Root's word, and under whom. A pin may stand where the agent's user could change it, so it is said again in root's file.
 
     Raises:
-        NoInput: no baseline is taken by order on this host; the sentence says why.
+        NoInput: root takes no order on this host; the sentence says why.
     """
-    if config is None or config.baseline_key_file is None:
+    if config is None or (config.baseline_key_file is None and not config.approval_for_disruptive):
         raise NoInput("baseline_key_file is not set")
     if config.order_root_file is None and config.order_keys_file is None:
         raise NoInput("neither order_root_file nor order_keys_file is set")
-    key = read_public_pem(read_file(config.baseline_key_file, limit_bytes=MAX_KEY_BYTES, trusted=True))
+    path = config.baseline_key_file
+    key = None if path is None else read_public_pem(read_file(path, limit_bytes=MAX_KEY_BYTES, trusted=True))
     host = key_id(public_of(config.signing_key_file))
     if config.order_root_file is None:
         return permits.trust(config, host, None, key, order_keys=config.order_keys_file), f"{config.order_keys_file}"
@@ -49,8 +50,9 @@ def made(config: AgentConfig | None) -> tuple[bytes, str]:
 
 
 def asked_for(config: AgentConfig) -> bool:
-    """Whether this configuration takes a baseline by order."""
-    return config.baseline_key_file is not None and (config.order_root_file or config.order_keys_file) is not None
+    """Whether root is to take orders under this configuration: for a baseline, or approvals."""
+    takes = config.baseline_key_file is not None or config.approval_for_disruptive
+    return takes and (config.order_root_file or config.order_keys_file) is not None
 
 
 def differing(standing: bytes, wanted: bytes) -> Iterator[str]:
@@ -63,4 +65,4 @@ def differing(standing: bytes, wanted: bytes) -> Iterator[str]:
     return (said for name, said in FIELDS.items() if says[name] != should[name])
 
 
-__all__ = ["FILE_NAME", "Refused", "asked_for", "differing", "made"]
+__all__ = ["APPROVALS_NAME", "FILE_NAME", "Refused", "asked_for", "differing", "made"]

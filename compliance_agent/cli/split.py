@@ -80,6 +80,7 @@ def findings(config: AgentConfig, baseline: str, here: Here) -> list[str]:
         _owners(config, users, here),
         _permits(baseline, here),
         _trust(config, here),
+        _approvals(config, here),
     )
     return [text for part in (*parts, _adopt_state(here), _sockets(config, users, here)) for text in part]
 
@@ -155,14 +156,29 @@ def _trust(config: AgentConfig, here: Here) -> Iterator[str]:
     found = here.found(path)
     if not root_trust.asked_for(config):
         if found is not None:
-            yield f"{path}: root takes a baseline by order, and this configuration names no signer of one; {PERMIT} removes it"
+            yield f"{path}: root takes orders, and this configuration names no signer of one; {PERMIT} removes it"
         return
     if found is None:
-        yield f"{path}: not there, so root's side refuses every order for a baseline; {PERMIT}"
+        yield f"{path}: not there, so root's side refuses every order; {PERMIT}"
     elif not stat.S_ISREG(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o022:
         yield f"{path}: not root's file, which only root may write, so it counts for nothing; {PERMIT}"
     else:
         yield from _trust_says(config, path)
+
+
+def _approvals(config: AgentConfig, here: Here) -> Iterator[str]:
+    """Whether root waits for approvals, which has to be what the configuration says."""
+    path = here.permits.with_name(root_trust.APPROVALS_NAME)
+    found = here.found(path)
+    if not config.approval_for_disruptive:
+        if found is not None:
+            yield f"{path}: root waits for approvals, and approval_for_disruptive is not set; {PERMIT} removes it"
+    elif found is None:
+        yield f"{path}: not there, so the root side takes the agent's word that people approved; {PERMIT}"
+    elif not stat.S_ISREG(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o022:
+        yield f"{path}: not root's file, which only root may write, so nothing that users notice is done; {PERMIT}"
+    elif not root_trust.asked_for(config):
+        yield f"{path}: root waits for approvals, and neither order_root_file nor order_keys_file says whose count"
 
 
 def _trust_says(config: AgentConfig, path: Path) -> Iterator[str]:

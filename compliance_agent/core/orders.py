@@ -57,7 +57,7 @@ REASONS = {
     "no_baseline_key": "this host takes no baseline from elsewhere (baseline_key_file)",
     "baseline_signature": "the baseline is not what the holder of the host's baseline key has signed",
     "baseline_unusable": "the baseline cannot be used by this version",
-    "adopt_refused": "root does not take this baseline: its journal has the code (compliance-agent-adopt)",
+    "adopt_refused": "root does not take what the order brings: its journal has the code (compliance-agent-adopt)",
     "adopt_failed": "root took the order and could not write its files; it goes on with that when it is asked next",
     "adopt_unreachable": "root's side of orders could not be asked, or did not answer",
     "baseline_older": "this host is held to a newer baseline, and what was fixed since stays fixed",

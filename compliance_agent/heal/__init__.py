@@ -8,5 +8,6 @@ word: content must be of the permitted form, or the very bytes that were found. 
 its business; they are `run`'s.
 
 Standard library alone, synchronous, one question at a time, under 1,000 lines: it is meant to be read in one sitting.
-protocol.py (what may be said), permits.py, found.py, machine.py (files and programs), rows.py (the table), service.py (the socket).
+protocol.py (what may be said), permits.py, approvals.py, found.py, machine.py (files and programs), rows.py (the table), service.py
+(the socket).
 """

@@ -9,13 +9,16 @@ import pwd
 import resource
 import socket
 import sys
+from datetime import UTC, datetime
 
+from compliance_agent.heal.approvals import Approvals
 from compliance_agent.heal.machine import Machine
 from compliance_agent.heal.service import Service
 
 FIRST_FD = 3  # sd_listen_fds(3)
 PR_SET_DUMPABLE = 4
-PERMITS, FOUND = "/etc/msp/permits.json", "/var/lib/compliance-agent-heal/found.json"
+PERMITS, APPROVALS = "/etc/msp/permits.json", "/etc/msp/approvals.json"
+FOUND, BOUND = "/var/lib/compliance-agent-heal/found.json", "/var/lib/compliance-agent-heal/bound.json"
 
 
 def main(argv: list[str]) -> int:
@@ -23,6 +26,8 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="compliance-agent-heal", description="The root side of compliance-agent.")
     parser.add_argument("--user", required=True, help="the agent's user; nobody else but root may ask")
     parser.add_argument("--permits", default=PERMITS, help="what root permits (default: %(default)s)")
+    parser.add_argument("--approvals", default=APPROVALS, help="what people approved (default: %(default)s)")
+    parser.add_argument("--bound", default=BOUND, help="which cure used which approval (default: %(default)s)")
     parser.add_argument("--found", default=FOUND, help="what stood before a cure (default: %(default)s)")
     parser.add_argument("--idle", type=float, default=10.0, help="seconds without a question until it ends")
     given = parser.parse_args(argv)
@@ -34,7 +39,9 @@ def main(argv: list[str]) -> int:
         return 78
     harden()
     with listener:
-        Service(Machine(), given.permits, given.found).serve(listener, users, given.idle)
+        machine = Machine()
+        approvals = Approvals(machine, given.approvals, given.bound, lambda: datetime.now(UTC))
+        Service(machine, given.permits, given.found, approvals).serve(listener, users, given.idle)
     return 0
 
 

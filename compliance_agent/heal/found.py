@@ -19,6 +19,22 @@ MOST_FOUND_BYTES = 8_388_608
 KINDS = ("accounts", "audit", "files", "made", "modes", "ruleset", "system", "units")
 
 
+def private(machine: Machine, path: str) -> dict[str, Any] | None:
+    """The object in a file that is root's alone; None where there is no file.
+
+    Raises:
+        Refused: `state_damaged`: it is there and is not what this wrote; a person has to look at it.
+    """
+    try:
+        kept = machine.read(path, MOST_FOUND_BYTES)
+        document = strict_object(kept[0]) if kept is not None else None
+    except (BadFrame, Failed) as error:
+        raise Refused("state_damaged") from error
+    if kept is not None and (not machine.owns(kept[1]) or kept[1].st_mode & 0o077 or not document):
+        raise Refused("state_damaged")
+    return document
+
+
 class Found:
     """What was found, in one file that is root's alone.
 
@@ -34,13 +50,8 @@ class Found:
     def __init__(self, machine: Machine, path: str, cure: str) -> None:
         self._machine, self._path = machine, path
         self._state: dict[str, Any] = {"cure": cure, **{kind: {} for kind in KINDS}}
-        try:
-            kept = machine.read(path, MOST_FOUND_BYTES)
-            document = strict_object(kept[0]) if kept is not None else self._state
-        except (BadFrame, Failed) as error:
-            raise Refused("state_damaged") from error
-        private = kept is None or (machine.owns(kept[1]) and not kept[1].st_mode & 0o077)
-        if not private or document.keys() != self._state.keys():
+        document = private(machine, path) or self._state
+        if document.keys() != self._state.keys():
             raise Refused("state_damaged")
         if document["cure"] == cure:
             self._state = document

@@ -35,12 +35,8 @@ APART = "compliance-agent-act"
 WALLS = (
     *("NoNewPrivileges=yes", "LockPersonality=yes", "ProtectHome=read-only", "ProtectKernelModules=yes"),
     *("ProtectControlGroups=yes", "RestrictRealtime=yes", "RestrictNamespaces=yes", "SystemCallArchitectures=native"),
-    *(
-        "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
-        "LimitCORE=0",
-        "TasksMax=256",
-        "TimeoutStopSec=10",
-    ),
+    *("RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK", "LimitCORE=0"),
+    *("TasksMax=256", "TimeoutStopSec=10"),
 )
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -232,16 +228,9 @@ class Machine:
             given.seek(0)
             try:
                 popen = subprocess.Popen(
-                    list(argv),
-                    executable=path,
-                    env={"PATH": ":".join(self._directories), **ENVIRONMENT},
-                    cwd="/",
-                    stdin=given,
-                    stdout=out,
-                    stderr=err,
-                    start_new_session=True,
-                    umask=0o022,
-                )
+                    list(argv), executable=path, env={"PATH": ":".join(self._directories), **ENVIRONMENT}, cwd="/",
+                    stdin=given, stdout=out, stderr=err, start_new_session=True, umask=0o022,
+                )  # fmt: skip
             except OSError as error:
                 raise Unclear("tool_missing" if isinstance(error, FileNotFoundError) else "io_error") from error
             reason = _wait(popen, (out, err), time.monotonic() + timeout_s)

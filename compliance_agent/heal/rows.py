@@ -2,7 +2,8 @@
 
 Every row has a check (is there leave: towards the baseline by `permits`, or back to what this cure `found`), what it keeps before
 it changes anything, what it does, what it looks at afterwards, and how it is taken back. A row that only takes back has no leave of
-its own: without something that was found, it is refused.
+its own: without something that was found, it is refused. For what users would notice (`DISTURBS`) an approval is used first, where
+root waits for people (`approvals`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from compliance_agent.heal import permits as form
+from compliance_agent.heal.approvals import Approvals
 from compliance_agent.heal.found import Found
 from compliance_agent.heal.machine import Machine, Ran
 from compliance_agent.heal.permits import Permits
@@ -56,6 +58,7 @@ def masked(state: Mapping[str, Any]) -> bool:
     return "masked" in (state["load"], state["enabled"])
 
 
+Noticed = tuple[str, dict[str, str], bool]
 UP = ("active", "reloading", "refreshing", "activating")
 TOWARDS = {"needed": ("unmask", "enable", "start", "restart", "reload"), "forbidden": ("stop", "mask")}
 BACK: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
@@ -82,6 +85,8 @@ class Work:
     machine: Machine
     permits: Permits
     found: Found
+    approvals: Approvals
+    kind: str
     args: Mapping[str, Any]
     blob: bytes
 
@@ -113,13 +118,16 @@ class Row:
 
 
 def act(row: Row, work: Work) -> Ran:
-    """Keep, check, do, verify. It looks first, so that to leave things as they are counts as a way back.
+    """Keep, check, use an approval, do, verify. It looks first, so that to leave things as they are counts as a way back.
 
     Raises:
         Refused, Failed, Unclear: and then nothing, or not all, was changed.
     """
     row.keep(work)
     row.check(work)
+    if noticed := work.kind in DISTURBS and DISTURBS[work.kind](work):
+        wanted = {"check": noticed[0], "baseline": work.permits.baseline, **noticed[1]}
+        work.approvals.use(wanted, work.args["cure"], ends=noticed[2])
     ran = row.do(work, row.deadline_s) or Ran(0, b"", b"")
     if ran.exit == 0 and not row.verify(work):
         raise Failed("not_verified")
@@ -398,6 +406,34 @@ def _may_activate(work: Work) -> None:
     work.refuse_unless("nix" in work.permits.may and allowed)
 
 
+# What users would notice: whose cure it is, what else the approval must say, and whether it ends or takes back what a cure began
+
+
+def _stops_what_is_up(work: Work) -> Noticed | None:
+    away = (
+        work.args["verb"] == "stop" and work.permits.units.get(work.args["unit"]) == "forbidden"
+    )  # so it is no way back
+    return ("services", {}, False) if away and unit_state(work, work.args["unit"])["active"] in UP else None
+
+
+def _moves(work: Work) -> Noticed | None:
+    """To another generation, or to have the selected one run."""
+    to = work.args["generation"] if work.kind == "system" else _generation(work)
+    back = to == work.found.get("system", "generation") or work.args.get("how") == "test"
+    return "patching", {"target": f"generation_{to}"}, back
+
+
+DISTURBS: Mapping[str, Callable[[Work], Noticed | None]] = {
+    "upgrade": lambda work: ("patching", {}, False),
+    "finish": lambda work: ("patching", {}, True),
+    "clock": lambda work: ("time_sync", {}, False),
+    "account": lambda work: ("accounts", {}, False) if work.args["verb"] == "lock" else None,
+    "unit": _stops_what_is_up,
+    "system": _moves,
+    "activate": _moves,
+}
+
+
 # How rows are written down
 
 
@@ -433,63 +469,44 @@ ROWS: Mapping[str, Row] = {
     "write": Row(_may_write, _write, "write the bytes that were found, or remove", _keep_file, _is_written),
     "remove": Row(_may_remove, _calls("remove"), "it takes back a write; write again", verify=_gone),
     "chmod": Row(
-        _may_chmod,
-        lambda work, _deadline_s: work.machine.chmod(work.args["path"], work.args["mode"]),
-        "chmod to the mode that was found",
-        _keep_mode,
-        lambda work: _mode(work) == work.args["mode"],
+        _may_chmod, lambda work, _deadline_s: work.machine.chmod(work.args["path"], work.args["mode"]),
+        "chmod to the mode that was found", _keep_mode, lambda work: _mode(work) == work.args["mode"],
     ),
     "mkdir": Row(_may_make, _calls("make_directory"), "rmdir", _keep_made, lambda work: not _gone(work)),
     "rmdir": Row(
-        lambda work: work.refuse_unless(work.found.get("made", work.args["path"])),
-        _calls("remove_directory"),
-        "it takes back a mkdir; mkdir again",
-        verify=_gone,
+        lambda work: work.refuse_unless(work.found.get("made", work.args["path"])), _calls("remove_directory"),
+        "it takes back a mkdir; mkdir again", verify=_gone,
     ),
     "unit": Row(_may_act, _act, "the opposite verb, if the unit was found so", _keep_unit, _has_acted, 90.0),
     "ruleset": Row(_may_load, _load, "load the table that was found", _keep_rules, _is_loaded),
     "logind": Row(_may("logind"), _runs(lambda args: LOGIND), "the same again, after its file was put back"),
     "refresh": Row(
-        _may_use_manager,
-        _runs_apart(lambda args: REFRESH[args["manager"]]),
-        "newer knowledge of what exists changes nothing that is installed",
-        deadline_s=280.0,
+        _may_use_manager, _runs_apart(lambda args: REFRESH[args["manager"]]),
+        "newer knowledge of what exists changes nothing that is installed", deadline_s=280.0,
     ),
-    "finish": Row(
-        _may("apt"), _runs_apart(lambda args: FINISH), "a package is not left half installed", deadline_s=600.0
-    ),
+    "finish": Row(_may("apt"), _runs_apart(lambda args: FINISH), "a package is not left half installed", deadline_s=600.0),
     "upgrade": Row(_may_use_manager, _upgrade, "a host never goes back to known holes", deadline_s=1_770.0),
-    "audit": Row(
-        _may_audit, _runs(lambda args: AUDIT[args["verb"]]), "off; clear and audit_rule", _keep_audit, _is_audited
-    ),
+    "audit": Row(_may_audit, _runs(lambda args: AUDIT[args["verb"]]), "off; clear and audit_rule", _keep_audit, _is_audited),
     "audit_rule": Row(
         lambda work: work.refuse_unless(work.args["rule"] in (work.found.get("audit", "rules") or ())),
-        _runs(lambda args: ("auditctl", *args["rule"].split(" "))),
-        "it takes back a load",
+        _runs(lambda args: ("auditctl", *args["rule"].split(" "))), "it takes back a load",
     ),
     "account": Row(_may_account, _account, "unlock, and account_day", _keep_account),
     "account_day": Row(
-        _may_account,
-        _runs(lambda args: ("chage", "-d", str(args["day"]), "--", args["name"])),
-        "it takes back a lock",
+        _may_account, _runs(lambda args: ("chage", "-d", str(args["day"]), "--", args["name"])), "it takes back a lock",
     ),
     "clock": Row(
-        _may("clock"),
-        _runs_apart(lambda args: ("chronyc", "-n", "makestep")),
+        _may("clock"), _runs_apart(lambda args: ("chronyc", "-n", "makestep")),
         "a clock that was put right is not made wrong again",
     ),
     "system": Row(
         _may_select,
         _runs_apart(lambda args: ("nix-env", "-p", PROFILE, "--switch-generation", str(args["generation"]))),
-        "select the generation that was found",
-        _keep_system,
-        lambda work: _generation(work) == work.args["generation"],
-        280.0,
+        "select the generation that was found", _keep_system,
+        lambda work: _generation(work) == work.args["generation"], 280.0,
     ),
     "activate": Row(
-        _may_activate,
-        _runs(lambda args: (*TRANSIENT, f"{args['system']}/bin/switch-to-configuration", args["how"])),
-        "activate the system that was found running",
-        deadline_s=280.0,
+        _may_activate, _runs(lambda args: (*TRANSIENT, f"{args['system']}/bin/switch-to-configuration", args["how"])),
+        "activate the system that was found running", deadline_s=280.0,
     ),
-}
+}  # fmt: skip

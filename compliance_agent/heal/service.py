@@ -20,6 +20,7 @@ from typing import Any
 from compliance_agent.errors import BadFrame
 from compliance_agent.frames import Answering, Message, Reader, Side, Table
 from compliance_agent.heal import permits
+from compliance_agent.heal.approvals import Approvals
 from compliance_agent.heal.found import Found
 from compliance_agent.heal.machine import Machine
 from compliance_agent.heal.protocol import MOST_SAID, TABLE
@@ -85,11 +86,13 @@ class Service(Desk):
         machine: this machine.
         permits_path: root's file (permits.py).
         found_path: where what was found is kept (found.py).
+        approvals: what people approved, where root waits for that.
     """
 
     machine: Machine
     permits_path: str
     found_path: str
+    approvals: Approvals
 
     table = TABLE
 
@@ -102,7 +105,7 @@ class Service(Desk):
                 if args["baseline"] != allowed.baseline:
                     raise Refused("other_baseline")
                 found = Found(self.machine, self.found_path, args["cure"])
-                ran = act(row, Work(self.machine, allowed, found, args, question.blob))
+                ran = act(row, Work(self.machine, allowed, found, self.approvals, question.kind, args, question.blob))
         except Refused as error:
             say("heal.refused", row=question.kind, code=error.code)
             return "refused", {"code": error.code}, b""

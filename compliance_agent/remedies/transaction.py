@@ -34,7 +34,7 @@ ENDINGS = {
     "capture_failed": "the former state could not be read, so nothing was changed",
     "storage_failed": "the rollback point could not be kept, so nothing more was changed",
 }
-LEAVE_ENDED = "lease_ended"
+LEAVE_ENDED, NOT_APPROVED = "lease_ended", "not_approved"
 Observe = Callable[[str], Awaitable[DriftResult]]
 
 log = structlog.get_logger()
@@ -95,7 +95,7 @@ class Transaction:
             if self._did_its_part(seen):
                 return await self._keep(seen)
             trouble = Trouble("check_not_passed", f"check_{seen.result.value}")
-        blameless = trouble.reason == "storage_failed" or trouble.code == LEAVE_ENDED
+        blameless = trouble.reason == "storage_failed" or trouble.code in {LEAVE_ENDED, NOT_APPROVED}
         return await self._undo_all(trouble, reject=not blameless)
 
     async def resume(self) -> RemediationResult:

@@ -122,6 +122,7 @@ GATES: Mapping[str, str] = {
     "capture_failed": "The former state could not be kept, so nothing was changed.",
     "step_failed": "A step of the cure failed, so what had been done was undone.",
     "heal_refused": "The root side has no leave for this change, so what had been done was undone.",
+    "not_approved": "The root side had no unused approval of people for this change, so what had been done was undone.",
     "heal_unreachable": "The root side could not be asked, or did not answer, so what had been done was undone.",
     "not_verified": "A program reported success and the host was not as it should be, so what had been done was undone.",
     "storage_failed": "The rollback point could not be kept safe, so nothing may be changed.",

@@ -21,6 +21,7 @@ from compliance_agent.adopt.service import PERMIT, Adopting
 from compliance_agent.baseline import parse
 from compliance_agent.core.orders import Order
 from compliance_agent.frames import Message
+from compliance_agent.heal import approvals
 from compliance_agent.heal.machine import Machine, Ran
 from compliance_agent.heal.service import Answer
 from compliance_agent.heal.trouble import Failed
@@ -34,8 +35,10 @@ TRUST, PERMITS, STATE, FILE = (
     "/var/lib/adopt/state.json",
     "/etc/msp/baseline.yaml",
 )
+APPROVALS = "/etc/msp/approvals.json"
 KEY = SigningKey(b"b" * 32)
 NEWER = BASELINE.replace(b'version: "1"', b'version: "2"')
+BROUGHT = ("order", "roots", "keys")
 NEWEST = BASELINE.replace(b'version: "1"', b'version: "3"')
 
 
@@ -110,7 +113,7 @@ class Scene:
 
     @property
     def service(self) -> Adopting:
-        return Adopting(self.machine, TRUST, PERMITS, STATE)
+        return Adopting(self.machine, TRUST, PERMITS, STATE, APPROVALS)
 
     def path(self, path: str) -> Path:
         return self.root / path.lstrip("/")
@@ -162,6 +165,22 @@ class Scene:
         """`taken`, or why not."""
         kind, fields, _ = self.ask("take", self.brought(order, content, signature, **changes))
         return kind if kind == "taken" else str(fields.get("code") or fields.get("reason"))
+
+    def approval(self, check: str = "patching", target: str = "updates_0f_1", **changes: Any) -> bytes:
+        """A signed order that approves this plan."""
+        by = changes.pop("by", (ANNA, BEN))
+        order = self.order(by=by, **{"parameters": {"check": check, "target": target}, **changes})
+        return signed(dataclasses.replace(order, kind="approve"), by)
+
+    def note(self, order: bytes, **changes: Any) -> str:
+        """`noted`, or why not."""
+        brought = {name: value for name, value in json.loads(self.brought(order)).items() if name in BROUGHT}
+        kind, fields, _ = self.ask("approve", json.dumps({**brought, **changes}).encode())
+        return kind if kind == "noted" else str(fields.get("code") or fields.get("reason"))
+
+    def given(self) -> list[dict[str, Any]]:
+        """What root's file says that people approved."""
+        return approvals.read(self.path(APPROVALS).read_bytes())
 
     def stands(self) -> tuple[str, bool, str]:
         """Version of the file, whether its signature is right, and version of what heal may do."""

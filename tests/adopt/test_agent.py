@@ -20,7 +20,8 @@ from compliance_agent import permits
 from compliance_agent.adopt.service import Adopting
 from compliance_agent.agent import ComplianceAgent
 from compliance_agent.baseline import parse
-from tests.adopt.scene import FILE, KEY, NEWER, PERMITS, STATE, TRUST, Here
+from compliance_agent.heal import approvals
+from tests.adopt.scene import APPROVALS, FILE, KEY, NEWER, PERMITS, STATE, TRUST, Here
 from tests.agent_scene import BASELINE
 from tests.order_keys import ANNA, BEN, keys_file
 from tests.test_adopting import Adopting as AdoptingHost
@@ -73,7 +74,7 @@ def served(scene: Split) -> Iterator[None]:
     with closing(socket.socket(socket.AF_UNIX)) as listener:
         listener.bind(str(path))
         listener.listen()
-        service = Adopting(scene.machine, TRUST, PERMITS, STATE, scene.clock.now)
+        service = Adopting(scene.machine, TRUST, PERMITS, STATE, APPROVALS, scene.clock.now)
         done = threading.Event()
 
         def serve() -> None:
@@ -172,6 +173,53 @@ async def test_a_nonce_of_the_agents_own_is_nothing_to_root(tmp_path: Path) -> N
     with served(scene):
         assert await scene.adopt(live(scene), scene.hold(NEWER)) == ("failed", "wrong_nonce")
     assert scene.stands() == ("1", "1")
+    await scene.close()
+
+
+APPROVED = {"check": "time_sync", "target": "steps-1"}
+
+
+async def approved(scene: Split) -> tuple[str | None, str | None]:
+    """Outcome and error of an order that approves a plan."""
+    await scene.give(live(scene), scene.signed("approve", by=(ANNA, BEN), parameters=APPROVED))
+    return scene.ended()[-1][1:]
+
+
+async def test_what_people_approve_root_notes_and_then_the_agent(tmp_path: Path) -> None:
+    scene = Split(tmp_path)
+    (tmp_path / APPROVALS[1:]).write_bytes(permits.APPROVALS)
+    with served(scene):
+        await scene.cycle(scene.agent())
+        assert await approved(scene) == ("success", None)
+    given = approvals.read((tmp_path / APPROVALS[1:]).read_bytes())
+    assert [(item["check"], item["target"]) for item in given] == [("time_sync", "steps-1")]
+    assert scene.healer.approved == [("time_sync", "steps-1")]
+    await scene.close()
+
+
+async def test_where_root_waits_for_nobody_the_agent_has_its_own_gate(tmp_path: Path) -> None:
+    scene = Split(tmp_path)
+    with served(scene):
+        await scene.cycle(scene.agent())
+        (tmp_path / TRUST[1:]).unlink()
+        assert await approved(scene) == ("success", None)
+    assert scene.healer.approved == [("time_sync", "steps-1")]
+    assert not (tmp_path / APPROVALS[1:]).exists()
+    await scene.close()
+
+
+async def test_what_root_does_not_note_the_agent_does_not_either(tmp_path: Path) -> None:
+    """Root's list is of another client; then root is not there at all."""
+    scene = Split(tmp_path)
+    (tmp_path / APPROVALS[1:]).write_bytes(permits.APPROVALS)
+    (tmp_path / "etc/msp/order-keys.json").write_bytes(keys_file(tenant="msp-9"))
+    with served(scene):
+        await scene.cycle(scene.agent())
+        assert await approved(scene) == ("failed", "other_host")
+        (tmp_path / APPROVALS[1:]).chmod(0o666)
+        assert await approved(scene) == ("failed", "adopt_refused")
+    assert await approved(scene) == ("failed", "adopt_unreachable")
+    assert scene.healer.approved == []
     await scene.close()
 
 

@@ -29,10 +29,15 @@ TRUST: dict[str, Any] = {
 }  # fmt: skip
 
 
-def by_root(raw: bytes, now: datetime, counter: int) -> str:
+APPROVAL = order("approve")
+
+
+def by_root(raw: bytes, now: datetime, counter: int, kind: str = "adopt_baseline") -> str:
     keys = trust.by_file(keys_file())
     try:
-        root.judge(raw, NEWER, SIGNATURE, root.Standing(TRUST, keys, now, frozenset({NONCE}), counter, BASELINE))
+        says = root.judge(raw, kind, root.Standing(TRUST, keys, now, frozenset({NONCE}), counter, BASELINE))
+        if kind == "adopt_baseline":
+            root.hold(NEWER, SIGNATURE, says, TRUST)
     except trouble.Refused as error:
         return error.code
     return ""
@@ -44,6 +49,7 @@ def by_agent(raw: bytes, now: datetime, counter: int) -> str:
 
 
 VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "parameters": st.sampled_from([{"check": "time_sync", "target": "x" * length} for length in (0, 96, 97)]),
     "schema": st.sampled_from(["compliance-agent/order/v1", "compliance-agent/order/v2"]),
     "order_id": st.sampled_from(["0" * 32, "0" * 31, "A" * 32, 1]),
     "tenant": st.sampled_from(["msp-1", "msp-2", "", "-x", "m" * 63, "m" * 64, None]),
@@ -66,15 +72,16 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     minutes=st.sampled_from([-1, 0, 1, 14, 15, 10_000]),
     counter=st.sampled_from([0, 1]),
     by=st.sampled_from([(ANNA, BEN), (ANNA,), (ANNA, MALLORY), (ANNA, BEN, MALLORY)]),
+    good=st.sampled_from([GOOD, APPROVAL]),
 )
 def test_what_root_takes_the_agent_takes(
-    changes: dict[str, int], data: st.DataObject, minutes: int, counter: int, by: tuple[Any, ...]
+    changes: dict[str, int], data: st.DataObject, minutes: int, counter: int, by: tuple[Any, ...], good: agent.Order
 ) -> None:
-    document = json.loads(agent.payload(GOOD))
+    document = json.loads(agent.payload(good))
     document |= {name: data.draw(VALUES[name]) for name in changes}
     raw = signed(json.dumps(document).encode(), by)
     now = NOW + timedelta(minutes=minutes)
-    said = by_root(raw, now, counter), by_agent(raw, now, counter)
+    said = by_root(raw, now, counter, good.kind), by_agent(raw, now, counter)
     assert said[0] == said[1] or "" not in said, said
 
 
@@ -88,6 +95,7 @@ def test_one_flipped_bit_is_refused_by_both(bit: int) -> None:
 
 def test_the_good_one_is_taken_by_both() -> None:
     assert (by_root(signed(GOOD), NOW, 0), by_agent(signed(GOOD), NOW, 0)) == ("", "")
+    assert (by_root(signed(APPROVAL), NOW, 0, "approve"), by_agent(signed(APPROVAL), NOW, 0)) == ("", "")
 
 
 CHAINS: dict[str, list[bytes]] = {

@@ -14,6 +14,7 @@ from compliance_agent.baseline import load, parse
 from compliance_agent.checks import registry
 from compliance_agent.cli.baseline import REMARKS, differences, remarks_on
 from compliance_agent.cli.common import shipped_baseline
+from compliance_agent.heal import approvals
 from tests.cli.command import WHOLE_HOST_S, configured, run
 
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
@@ -181,3 +182,35 @@ def test_what_root_permits_is_written_for_the_host_baseline(tmp_path: Path) -> N
     assert done.status == 0, done.err
     assert json.loads(out.read_text())["baseline"][:16] in done.out
     assert out.stat().st_mode & 0o777 == 0o644
+
+
+def test_root_waits_for_approvals_where_the_configuration_says_so(tmp_path: Path) -> None:
+    """Made empty, kept with what is in it, made anew where it is of no use, and gone with the setting."""
+    config, out, path = configured(tmp_path), tmp_path / "permits.json", tmp_path / "approvals.json"
+
+    def permit() -> str:
+        done = run("baseline", "permit", str(out), "--config", str(config))
+        assert done.status == 0, done.err
+        return done.out
+
+    assert "waits for no approval" in permit() and not path.exists()
+    plain = config.read_text()
+    config.write_text(plain + "approval_for_disruptive: true\n")
+    assert "waits for people's approval" in permit()
+    assert approvals.read(path.read_bytes()) == []
+    given = {
+        "check": "patching",
+        "target": "x",
+        "number": 1,
+        "since": "2026-11-29T12:00:00Z",
+        "until": "2026-12-06T12:00:00Z",
+    }
+    path.write_text(json.dumps({"schema": approvals.SCHEMA, "given": [{**given, "baseline": "ab" * 32}]}))
+    permit()
+    assert [item["number"] for item in approvals.read(path.read_bytes())] == [1]
+    path.write_text("{}")
+    permit()
+    assert approvals.read(path.read_bytes()) == []
+    config.write_text(plain)
+    permit()
+    assert not path.exists()

@@ -175,6 +175,41 @@ def test_one_that_takes_a_baseline_by_order_has_nothing_to_say(tmp_path: Path) -
     assert Ordered(tmp_path).found() == []
 
 
+class Waiting(Ordered):
+    """One whose root waits for approvals."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        super().__init__(tmp_path)
+        self.set(approval_for_disruptive=True)
+        self.approvals = tmp_path / root_trust.APPROVALS_NAME
+        self.entries[self.approvals] = entry(stat.S_IFREG | 0o644)
+
+
+def _nobody(machine: Waiting) -> None:
+    machine.set(order_keys_file=None)
+    machine.entries.pop(machine.trust)
+
+
+APPROVALS: dict[str, tuple[Callable[[Waiting], object], tuple[str, ...]]] = {
+    "not there": (lambda m: m.entries.pop(m.approvals), ("agent's word", "baseline permit")),
+    "that all may write": (
+        lambda m: m.entries.update({m.approvals: entry(stat.S_IFREG | 0o666)}), ("not root's file", "baseline permit"),
+    ),
+    "that nobody asks for": (lambda m: m.set(approval_for_disruptive=False), ("not set", "baseline permit removes it")),
+    "of nobody": (_nobody, ("order_root_file", "whose count")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", APPROVALS)
+def test_whether_root_waits_for_approvals_is_held_against_the_configuration(tmp_path: Path, name: str) -> None:
+    machine = Waiting(tmp_path)
+    assert machine.found() == []
+    happen, said = APPROVALS[name]
+    happen(machine)
+    (line,) = machine.found()
+    assert line.startswith(f"{machine.approvals}: ") and all(word in line for word in said), line
+
+
 @pytest.mark.parametrize("name", TRUSTS)
 def test_what_root_says_of_orders_is_held_against_the_configuration(tmp_path: Path, name: str) -> None:
     machine = Ordered(tmp_path)

@@ -9,13 +9,15 @@ from typing import Any, TypeVar
 
 from compliance_agent.errors import CannotTell, StepFailed
 from compliance_agent.frames import Asking, Message, Reader, Side
+from compliance_agent.heal.approvals import Approvals
 from compliance_agent.heal.machine import Machine, Ran
 from compliance_agent.heal.protocol import MOST_BYTES, TABLE
 from compliance_agent.heal.service import Service
 from compliance_agent.heal.trouble import Failed, Unclear
 from compliance_agent.lab.host import FakeHost
-from tests.heal.scene import FOUND, PERMITS
+from tests.heal.scene import APPROVALS, BOUND, FOUND, NOW, PERMITS
 
+OWN = (PERMITS, FOUND, APPROVALS, BOUND)
 Value = TypeVar("Value")
 
 
@@ -32,7 +34,7 @@ class FakeMachine(Machine):
         return self.host.has_service_manager
 
     def read(self, path: str, limit: int = MOST_BYTES) -> tuple[bytes, os.stat_result] | None:
-        if path in (PERMITS, FOUND):
+        if path in OWN:
             return (self.own[path][0], _stat(self.own[path][1])) if path in self.own else None
         node = self.host.files.get(path)
         if node is None:
@@ -46,7 +48,7 @@ class FakeMachine(Machine):
         return None if node is None else _stat(node.mode, node.uid, node.gid)
 
     def write(self, path: str, content: bytes, mode: int, owner: tuple[int, int] | None = None) -> None:
-        if path == FOUND:
+        if path in OWN:
             self.own[path] = (content, mode)
             return
         at_once(self.host.write(path, content, mode=mode))
@@ -101,6 +103,11 @@ def at_once(work: Coroutine[Any, Any, Value]) -> Value:
     except CannotTell as error:
         raise Unclear(error.reason) from error
     raise AssertionError("the fake host waited for something")
+
+
+def service_on(machine: Machine) -> Service:
+    """The root side on this machine."""
+    return Service(machine, PERMITS, FOUND, Approvals(machine, APPROVALS, BOUND, lambda: NOW))
 
 
 def asks(service: Service) -> Callable[[str, Mapping[str, Any], bytes], Coroutine[Any, Any, Message]]:

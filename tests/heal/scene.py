@@ -7,10 +7,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from compliance_agent.frames import Message
+from compliance_agent.heal import approvals
+from compliance_agent.heal.approvals import Approvals
 from compliance_agent.heal.machine import Machine
 from compliance_agent.heal.permits import SCHEMA
 from compliance_agent.heal.service import Answer, Service
@@ -18,6 +21,8 @@ from compliance_agent.heal.service import Answer, Service
 BASELINE = hashlib.sha256(b"baseline").hexdigest()
 CURE = "0f6fd5f6-5d1c-4e0f-8a41-2f1e9d6b0c11"
 PERMITS, FOUND = "/etc/msp/permits.json", "/var/lib/heal/found.json"
+APPROVALS, BOUND = "/etc/msp/approvals.json", "/var/lib/heal/bound.json"
+NOW = datetime(2026, 11, 29, 12, 0, tzinfo=UTC)
 APART = "systemd-run|--collect|--wait|--pipe|"
 CONF, KEY = "/etc/app/app.conf", "/etc/app/app.key"
 RULESET = "add table inet compliance\ndelete table inet compliance\ntable inet compliance {\n\tchain input {\n\t}\n}\n"
@@ -96,7 +101,9 @@ class Scene:
         self.root = root
         for name in ("bin", "etc/app", "etc/msp", "etc/audit", "var/lib/heal", "units", "booted"):
             (root / name).mkdir(parents=True, mode=0o755)
-        self.service = Service(Rooted(root), PERMITS, FOUND)
+        self.now = NOW
+        machine = Rooted(root)
+        self.service = Service(machine, PERMITS, FOUND, Approvals(machine, APPROVALS, BOUND, lambda: self.now))
         self.permits: dict[str, Any] = {
             "schema": SCHEMA,
             "baseline": BASELINE,
@@ -126,6 +133,17 @@ class Scene:
         """Have root's file say this."""
         self.permits |= changes
         self.put(PERMITS, json.dumps(self.permits).encode())
+
+    def approve(self, *changes: dict[str, Any]) -> None:
+        """Have root's file of approvals say this: the first has the number 1."""
+        given = [
+            {
+                "check": "patching", "target": "updates_0f_1", "number": number, "since": approvals.text(NOW),
+                "until": approvals.text(NOW + timedelta(days=7)), "baseline": BASELINE, **one,
+            }
+            for number, one in enumerate(changes, start=1)
+        ]  # fmt: skip
+        self.put(APPROVALS, json.dumps({"schema": approvals.SCHEMA, "given": given}).encode())
 
     def path(self, path: str) -> Path:
         return self.root / path.lstrip("/")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,15 +14,16 @@ from compliance_agent.baseline import Baseline, Entry, load, names_of
 from compliance_agent.checks import registry
 from compliance_agent.cli.common import shipped_baseline
 from compliance_agent.errors import StepFailed
+from compliance_agent.heal import approvals
 from compliance_agent.heal.permits import parse
-from compliance_agent.heal.service import Service
 from compliance_agent.lab.host import FakeHost
 from compliance_agent.models import Mode
 from compliance_agent.remedies import actions
+from compliance_agent.remedies.plan import target_of
 from tests.checks import contract
 from tests.checks.drifts import DRIFTS, Drift
-from tests.heal.clinic import FakeMachine, asks
-from tests.heal.scene import BASELINE, CURE, FOUND, PERMITS
+from tests.heal.clinic import FakeMachine, asks, service_on
+from tests.heal.scene import APPROVALS, BASELINE, BOUND, CURE, NOW
 
 
 def baseline_of(check_id: str, mode: Mode = Mode.ENFORCE, **changes: Any) -> Baseline:
@@ -42,8 +45,43 @@ async def test_a_cure_and_its_undo_go_through_the_root_side(drift: Drift) -> Non
     host = drift.host()
     drift.happen(host)
     machine = FakeMachine(host, permits.written(baseline_of(drift.check, **drift.parameters)))
-    hands = HealHost(host, asks(Service(machine, PERMITS, FOUND)), CURE, BASELINE)
+    hands = HealHost(host, asks(service_on(machine)), CURE, BASELINE)
     await contract.heals(registry()[drift.check], host, drift.reason, actions(), drift.parameters, hands)
+
+
+NOTHING_NEW = {"package lists five days old", "package lists expired"}  # then nothing is installed
+
+
+@pytest.mark.parametrize("drift", DRIFTS, ids=lambda drift: drift.name.replace(" ", "-"))
+async def test_what_users_notice_is_what_root_waits_for(drift: Drift) -> None:
+    """A plan that says it disturbs is refused where nobody approved, and goes with an approval of its check and target; another
+    one waits for nobody.
+    """
+    check, host = registry()[drift.check], drift.host()
+    drift.happen(host)
+    plan = (await contract.seen_by(check, host, **drift.parameters)).plan
+    assert plan is not None
+    noticed = plan.disruptive and drift.name not in NOTHING_NEW
+    for given in ([], [_approval(drift.check, target_of(plan))]):
+        host = drift.host()
+        drift.happen(host)
+        machine = FakeMachine(host, permits.written(baseline_of(drift.check, **drift.parameters)))
+        machine.own[APPROVALS] = (json.dumps({"schema": approvals.SCHEMA, "given": given}).encode(), 0o644)
+        hands = HealHost(host, asks(service_on(machine)), CURE, BASELINE)
+        if noticed and not given:
+            with pytest.raises(StepFailed) as caught:
+                await contract.heals(check, host, drift.reason, actions(), drift.parameters, hands)
+            assert caught.value.code == "not_approved"
+        else:
+            await contract.heals(check, host, drift.reason, actions(), drift.parameters, hands)
+        assert (BOUND in machine.own) == (noticed and bool(given))
+
+
+def _approval(check: str, target: str) -> dict[str, Any]:
+    until = approvals.text(NOW + timedelta(hours=1))
+    return {
+        "check": check, "target": target, "number": 7, "since": approvals.text(NOW), "until": until, "baseline": BASELINE,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -54,7 +92,7 @@ async def test_a_check_that_is_only_looked_at_permits_nothing(drift: Drift) -> N
     host = drift.host()
     drift.happen(host)
     machine = FakeMachine(host, permits.written(baseline_of(drift.check, Mode.AUDIT, **drift.parameters)))
-    hands = HealHost(host, asks(Service(machine, PERMITS, FOUND)), CURE, BASELINE)
+    hands = HealHost(host, asks(service_on(machine)), CURE, BASELINE)
     before = lasting(host)
     with pytest.raises((StepFailed, AssertionError)) as caught:
         await contract.heals(registry()[drift.check], host, drift.reason, actions(), drift.parameters, hands)

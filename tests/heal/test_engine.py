@@ -18,10 +18,9 @@ from compliance_agent import healing
 from compliance_agent.adapters.heal_host import HealHost, Root
 from compliance_agent.errors import StepFailed
 from compliance_agent.heal import permits
-from compliance_agent.heal.service import Service
 from compliance_agent.ports import ChangingHost
-from tests.heal.clinic import FakeMachine, asks
-from tests.heal.scene import FOUND, PERMITS
+from tests.heal.clinic import FakeMachine, asks, service_on
+from tests.heal.scene import PERMITS
 from tests.healing_bench import STEPS, Bench, Crash, fingerprint, holds, is_healed
 
 ON = [{"line": "on"}]
@@ -48,7 +47,7 @@ class Split:
     def __init__(self, directory: Path) -> None:
         self.bench = Bench(directory)
         self.machine = FakeMachine(self.bench.host, json.dumps(PERMITTED).encode())
-        self.service = Service(self.machine, PERMITS, FOUND)
+        self.service = service_on(self.machine)
         self.restart()
 
     def hands(self, host: ChangingHost, cure: str, baseline: str) -> ChangingHost:

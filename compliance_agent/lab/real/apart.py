@@ -19,7 +19,7 @@ from compliance_agent.lab.real.host import Host
 from compliance_agent.lab.real.install import SETTINGS, prepare
 from compliance_agent.lab.real.machine import Machine
 from compliance_agent.lab.real.network import SERVER, SITE, Network
-from compliance_agent.lab.real.ordered import ordered
+from compliance_agent.lab.real.ordered import approved, ordered
 from compliance_agent.lab.real.report import Progress
 from compliance_agent.lab.real.row import Table
 from compliance_agent.lab.real.shell import until
@@ -105,6 +105,7 @@ def steps() -> tuple[tuple[str, Callable[[Host], bool]], ...]:
         ("uplink_killed", _comes_back),
         ("upgrade_leaves_no_old_code", _upgraded),
         ("root_takes_a_baseline_that_people_ordered", _ordered),
+        ("root_side_waits_for_what_people_approved", _approved),
         ("root_side_is_gone_when_idle", _gone),
     )
 
@@ -267,6 +268,10 @@ def _upgraded(host: Host) -> bool:
 def _ordered(host: Host) -> bool:
     """And the agent goes on with it, cures included."""
     return ordered(host, AS_RUN) and _looks(host) and _cured(host)
+
+
+def _approved(host: Host) -> bool:
+    return approved(host, AS_RUN, lambda cure: _ask(host, "finish", cure=cure)) and _cured(host)
 
 
 def _gone(host: Host) -> bool:

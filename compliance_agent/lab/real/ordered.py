@@ -1,10 +1,11 @@
-"""A baseline by order on a host in three processes: nobody but root may write it, and root takes only what people have signed."""
+"""Orders on a host in three processes, as root takes them: a baseline, which nobody but root may write; and approvals."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shlex
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,7 +22,7 @@ from compliance_agent.log.fields import to_base64
 ETC = "etc/msp"
 PEOPLE = ("anna", "ben")
 SETTINGS = "baseline_key_file: /etc/msp/baseline.pub.pem\norder_keys_file: /etc/msp/order-keys.json\n"
-# What the agent does, as its user: a nonce; or an order, brought with its baseline. Says how it was answered.
+# What the agent does, as its user: a nonce; or an order, an approval alone, and others with a baseline. Says how it was answered.
 ASK = """
 import asyncio, base64, json, pathlib, sys
 from compliance_agent.adapters.adopt_root import AdoptRoot
@@ -30,10 +31,13 @@ root = AdoptRoot(pathlib.Path("/run/compliance-agent/adopt.sock"))
 if len(sys.argv) == 1:
     print(root.nonce())
 else:
-    order, body, sig = map(base64.b64decode, json.loads(pathlib.Path(sys.argv[1]).read_text()))
+    order, *with_it = map(base64.b64decode, json.loads(pathlib.Path(sys.argv[1]).read_text()))
     try:
-        asyncio.run(root.take(order, ((), None), body, sig))
-        print("taken")
+        if with_it:
+            asyncio.run(root.take(order, ((), None), *with_it))
+            print("taken")
+        else:
+            print("noted" if asyncio.run(root.approve(order, ((), None))) else "not_asked")
     except ConfigError as error:
         print(error.code)
 """
@@ -43,7 +47,7 @@ Signers = dict[str, Ed25519Signer]
 def ordered(host: Host, as_run: str) -> bool:
     """Refused: signed by one, other bytes, a second time. Taken: the file, its signature and what heal may do, together."""
     etc, machine = host.machine.root / ETC, host.machine
-    keys = {name: Ed25519Signer(machine.directory / "order-keys" / f"{name}.pem") for name in (*PEOPLE, "baseline")}
+    keys = _keys(host)
     present = (etc / "baseline.yaml").read_bytes()
     document = yaml.safe_load(present)
     document["version"] = f"{document['version']}.1"
@@ -87,22 +91,72 @@ def _trust(host: Host, keys: Signers, present: bytes) -> None:
     host.machine.must("systemctl restart compliance-agent-run", timeout_s=120)
 
 
+def approved(host: Host, as_run: str, heal: Callable[[str], str]) -> bool:
+    """Root waits for people from here on: the agent's word is refused, as is one signature; with two it is for one cure, also after
+    the root side was killed. Then it waits for nobody again.
+
+    Args:
+        host: it takes orders by now (`ordered`).
+        as_run: how a command is run as the agent's user.
+        heal: asks the root side, in this cure, for something that users would notice; how it was answered.
+    """
+    keys, machine = _keys(host), host.machine
+    agent = host.machine.root / ETC / "agent.yaml"
+    before = agent.read_text("utf-8")
+    agent.write_text(f"{before}approval_for_disruptive: true\n", "utf-8")
+    machine.must("compliance-agent baseline permit")
+    nonce = _ask(host, as_run)
+    plan = {"check": "patching", "target": "half_installed_1"}
+
+    def approve(number: int, by: tuple[str, ...] = PEOPLE, **changes: Any) -> str:
+        envelope = _signed(host, keys, by, kind="approve", counter=number, nonce=nonce, parameters=plan, **changes)
+        return _ask(host, as_run, json.dumps([to_base64(envelope)]).encode())
+
+    said = [
+        heal("lab-a"),
+        approve(11, ("anna",)),
+        approve(12, host="0" * 64),
+        heal("lab-a"),
+        approve(13),
+        heal("lab-a"),
+    ]
+    machine.must("systemctl kill --signal=KILL compliance-agent-heal")
+    said += [heal("lab-b"), heal("lab-a"), approve(13)]
+    agent.write_text(before, "utf-8")
+    machine.must("compliance-agent baseline permit")
+    said += [heal("lab-b")]
+    missing, used = "refused approval_missing", "refused approval_used"
+    return said == [
+        missing, "too_few_signers", "other_host", missing, "noted", "done 0", used, "done 0", "replayed", "done 0",
+    ]  # fmt: skip
+
+
+def _keys(host: Host) -> Signers:
+    directory = host.machine.directory / "order-keys"
+    return {name: Ed25519Signer(directory / f"{name}.pem") for name in (*PEOPLE, "baseline")}
+
+
 def _brought(
     host: Host, keys: Signers, nonce: str, number: int, named: bytes, body: bytes, by: tuple[str, ...]
 ) -> bytes:
     """An order for `named`, signed by these, with a baseline."""
-    etc, now = host.machine.root / ETC, datetime.now(UTC).replace(microsecond=0)
-    order = Order(
-        order_id=f"{number:032x}", tenant="lab", site=SITE, kind="adopt_baseline", counter=number, nonce=nonce,
-        host=json.loads((etc / "adopt.json").read_text("utf-8"))["host"],
-        parameters={"version": yaml.safe_load(named)["version"], "sha256": hashlib.sha256(named).hexdigest()},
-        baseline_sha256=json.loads((etc / "permits.json").read_text("utf-8"))["baseline"],
-        not_before=now, expires=now + timedelta(minutes=15), signers=tuple(keys[name].key_id for name in by),
-    )  # fmt: skip
-    payload = orders.payload(order)
-    message = crypto.pae(orders.TYPE, payload)
-    envelope = orders.envelope(payload, {keys[name].key_id: keys[name].sign(message) for name in by})
+    wanted = {"version": yaml.safe_load(named)["version"], "sha256": hashlib.sha256(named).hexdigest()}
+    envelope = _signed(host, keys, by, kind="adopt_baseline", counter=number, nonce=nonce, parameters=wanted)
     return json.dumps([to_base64(raw) for raw in (envelope, body, keys["baseline"].sign(body))]).encode()
+
+
+def _signed(on: Host, keys: Signers, by: tuple[str, ...], **fields: Any) -> bytes:
+    """An order to this host under its baseline, signed by these."""
+    etc, now = on.machine.root / ETC, datetime.now(UTC).replace(microsecond=0)
+    usual: dict[str, Any] = {
+        "order_id": f"{fields['counter']:032x}", "tenant": "lab", "site": SITE,
+        "host": json.loads((etc / "adopt.json").read_text("utf-8"))["host"],
+        "baseline_sha256": json.loads((etc / "permits.json").read_text("utf-8"))["baseline"],
+        "not_before": now, "expires": now + timedelta(minutes=15), "signers": tuple(keys[name].key_id for name in by),
+    }  # fmt: skip
+    payload = orders.payload(Order(**(usual | fields)))
+    message = crypto.pae(orders.TYPE, payload)
+    return orders.envelope(payload, {keys[name].key_id: keys[name].sign(message) for name in by})
 
 
 def _ask(host: Host, as_run: str, brought: bytes = b"") -> str:
