@@ -205,14 +205,15 @@ def test_what_a_killed_run_left_is_removed_and_what_a_live_one_uses_is_not(tmp_p
 
 
 def test_progress_is_plain_lines_without_a_terminal() -> None:
-    out = io.StringIO()
-    progress = Progress(2, out)
+    out, times = io.StringIO(), iter((100.0, 130.0, 142.0, 160.0))
+    progress = Progress(2, out, lambda: next(times))
     progress.begin("clinic-01", ROW.name)
     progress.end("clinic-01", judge(ROW, seen(bundle())))
     progress.end("clinic-02", judge(UNDONE, seen()))
     first, second = out.getvalue().splitlines()
-    assert first == "lab: 1/2 clinic-01 firewall:flushed: fail no_firewall -> success; detected 1.5 s; healed 2.0 s"
-    assert second.endswith("DIFFERS: expected fail no_firewall reverted load_failed, found nothing")
+    row = "firewall:flushed: fail no_firewall -> success"
+    assert first == f"lab: 1/2 clinic-01 {row}; detected 1.5 s; healed 2.0 s; took 12 s; at 42 s"
+    assert second.endswith("; at 60 s; DIFFERS: expected fail no_firewall reverted load_failed, found nothing")
 
 
 def test_progress_on_a_terminal_says_what_is_under_way() -> None:

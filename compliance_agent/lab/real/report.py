@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 import click
@@ -20,9 +21,12 @@ _CLEAR = "\r\x1b[2K"
 class Progress:
     """One line for each row that ended; on a terminal also a last line that says what is under way."""
 
-    def __init__(self, total: int, out: TextIO = sys.stderr) -> None:
+    def __init__(self, total: int, out: TextIO = sys.stderr, now_s: Callable[[], float] = time.monotonic) -> None:
         self._total = total
         self._out = out
+        self._now_s = now_s
+        self._start_s = now_s()
+        self._begun_s: dict[str, float] = {}
         self._live = out.isatty()
         self._done = 0
         self._now: dict[str, str] = {}
@@ -37,6 +41,7 @@ class Progress:
         """This host is at it now."""
         with self._lock:
             self._now[host] = what
+            self._begun_s[host] = self._now_s()
             self._last_line()
 
     def end(self, host: str, line: Judged) -> None:
@@ -49,6 +54,12 @@ class Progress:
         with self._lock:
             self._done += 1
             self._now.pop(host, None)
+            ended_s = self._now_s()
+            begun_s = self._begun_s.pop(host, None)
+            times += [] if begun_s is None else [f"took {ended_s - begun_s:.0f} s"]
+            times.append(
+                f"at {ended_s - self._start_s:.0f} s"
+            )  # of the run: which host is the last to end, and with what
             said = "; ".join(
                 (f"{line.verdict} -> {line.cure or '-'}", *times, *(f"DIFFERS: {text}" for text in line.differences))
             )
