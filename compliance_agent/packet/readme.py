@@ -144,7 +144,8 @@ With our own program, which also rebuilds the whole tree, holds every chain to i
 compliance-agent packet verify PACKET.zip, and compliance-agent packet show PACKET.zip for the counts.
 
 WHAT IS WHERE
-packet.json   what was asked for, and which hosts it concerns
+packet.json   what was asked for, which hosts it concerns, and the exceptions that people recorded
+sample.json   where the packet is a sample: how it was drawn, and which records it has
 policy        whom to trust for the log (C2SP tlog-policy); compare its key with one you were given by another way
 keys/         public keys: <key id>.pem of each host, log.pem, packet.pem, witness-<name>.pem of each Ed25519 witness in policy
 evidence/     <host>/YYYY/MM/DD/<id>/ with bundle.json, bundle.sig, leaf.json and bundle.tlog-proof (C2SP tlog-proof)
@@ -152,7 +153,7 @@ log/          the whole log of the year (C2SP tlog-tiles), of this site alone: c
 log/older/    the checkpoint of the year before, where there is one, as the first entry binds it; <size>, each that was time-stamped
 time/         <size>.tsr, each time stamp in the log; ca.pem, certificates of their authority, where the server asks one
 export/       assessment-results.json (OSCAL {oscal}), its signed envelope, ocsf.jsonl (OCSF 2003 and 7001), evidence.csv
-A packet that was not asked for one control has, for each host, its chain without a hole, and where there is one the record
+A packet that is no sample, and not of one control, has, for each host, its chain without a hole, and where there is one the record
 before the period and the one after it, so that both ends can be seen. Exports count the records of the period alone.
 """
 
@@ -186,6 +187,8 @@ WHAT THIS PACKET DOES NOT PROVE
    Where it says that records were destroyed, that their time was over is the server's word, and their hosts may not be named.
 9. The exports. They are a convenience, made from the records and signed by the server that made them. The records are the evidence.
    Until when a record is kept (`retain_until`) depends on records that need not be here, and on holds: the server's word.
+10. Of a sample: that a host-day without a record here had none, or how many one had beside the record that is shown. Of an
+   exception: that its reason holds, or that what is done instead was done.
 """
 
 
