@@ -16,7 +16,7 @@ from compliance_agent.cli.packet_sample import command as sample_command
 from compliance_agent.cli.verify import spread
 from compliance_agent.errors import BadEvidence
 from compliance_agent.packet.report import Report
-from compliance_agent.packet.verify import records_of, verify_file
+from compliance_agent.packet.verify import records_of_file, verify_file
 
 QUORUM = {
     "met": "the quorum of the policy cosigned the checkpoint",
@@ -168,13 +168,13 @@ def show(ctx: click.Context, file: Path, as_json: bool) -> None:
 
     It is verified first; one that does not verify is counted all the same, named, and ends in exit status 65.
     """
-    from compliance_agent.packet import archive, grid
+    from compliance_agent.packet import grid
 
     report = verify_file(file, spread=spread, now=datetime.now(UTC))
     if report.scope is None:
         _name(report)
         raise BadEvidence(f"{file}: cannot be read as a packet", code="bad_scope")
-    records = records_of(archive.unpack(read_file(file, limit_bytes=2**31)))
+    records = records_of_file(file)
     document = grid.as_document(report.scope, records)
     document |= {"schema": "compliance-agent/packet-show/v1", "verified": report.ok}
     document["problems"] = report.as_document()["problems"]
@@ -224,7 +224,6 @@ def report(ctx: click.Context, file: Path, out: Path, policy: Path | None, tsa_c
     """
     from compliance_agent import __version__
     from compliance_agent.adapters.durable import write_file
-    from compliance_agent.packet import archive
     from compliance_agent.packet.content import moment
     from compliance_agent.sheets.printing import printed
     from compliance_agent.sheets.report import report_of
@@ -234,7 +233,7 @@ def report(ctx: click.Context, file: Path, out: Path, policy: Path | None, tsa_c
     if found.scope is None:
         _name(found)
         raise BadEvidence(f"{file}: cannot be read as a packet", code="bad_scope")
-    records = records_of(archive.unpack(read_file(file, limit_bytes=2**31)))
+    records = records_of_file(file)
     made_at = int(moment(found.scope.signed_at).timestamp())
     ready = report_of(found.scope, records, found, sha256=_digest(file), version=__version__, made_at=made_at)
     pdf = printed(ready)

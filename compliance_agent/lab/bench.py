@@ -325,6 +325,7 @@ def bench_packet() -> list[Figure]:
     size = bench_site.MONTH
     place = Path(os.environ["BENCH_DIR"]) if "BENCH_DIR" in os.environ else viewer_seed.kept(size)
     ran, out = bench_site.built(place)
+    paper, printed = bench_site.reported(out)
     records, seconds = json.loads(ran.said)["records"], ran.seconds
     return [
         Figure(f"{records:,} records, built and verified", seconds, "s", "30 s", seconds < bench_site.MOST_S),
@@ -333,6 +334,9 @@ def bench_packet() -> list[Figure]:
         Figure("RSS of all processes, the most", ran.peak_rss_bytes / 1e6, "MB", "", None),
         Figure("PSS of all processes, the most", ran.peak_pss_bytes / 1e6, "MB", "", None),
         Figure("packet", out.stat().st_size / 1e6, "MB", "", None),
+        Figure("its report on paper, verified and printed", paper.seconds, "s", "", None),
+        Figure("  RSS of all processes, the most", paper.peak_rss_bytes / 1e6, "MB", "", None),
+        Figure("  report", printed.stat().st_size / 1e6, "MB", "", None),
     ]
 
 

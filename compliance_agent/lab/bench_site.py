@@ -17,6 +17,19 @@ MONTH = Size(sites=1, hosts=100, bundles=75_000, cycle=125)
 MOST_S = 30.0
 
 
+def reported(packet: Path) -> tuple[Ran, Path]:
+    """The report of it on paper, by `packet report`, which verifies it first.
+
+    Raises:
+        Unavailable: the command did not end as it should.
+    """
+    out = packet.with_suffix(".pdf")
+    ran = run("packet", "report", str(packet), "--out", str(out), "--json")
+    if ran.status:
+        raise Unavailable(f"bench: packet report ends in {ran.status}: {ran.said[-500:]}")
+    return ran, out
+
+
 def built(directory: Path, size: Size = MONTH) -> tuple[Ran, Path]:
     """The packet of the whole site, by `packet build`, which verifies it; the records are kept for the next run.
 

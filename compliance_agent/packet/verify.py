@@ -32,6 +32,7 @@ from compliance_agent.packet import archive, dsse, oscal, register, sampled
 from compliance_agent.packet.archive import Container, Entry, InOrder
 from compliance_agent.packet.content import Record, Scope
 from compliance_agent.packet.kept import Rows
+from compliance_agent.packet.listing import records_in
 from compliance_agent.packet.logbook import (
     CHECKPOINT,
     Head,
@@ -115,6 +116,12 @@ def records_of(files: Mapping[str, bytes]) -> list[Record]:
                 parts = (files[path], files[f"{base}bundle.sig"], files[f"{base}leaf.json"])
                 found.append(Record(document, *parts, index))
     return found
+
+
+def records_of_file(path: Path) -> list[Record]:
+    """The records of a packet, as `listing.records_in` gives them; NoInput when it is not there, BadEvidence when it is none."""
+    with opened_file(path) as (read, size):
+        return list(records_in(Container(read, size)))
 
 
 class Files(Mapping[str, bytes]):

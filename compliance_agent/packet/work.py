@@ -26,13 +26,12 @@ from compliance_agent.adapters.durable import write_file
 from compliance_agent.adapters.workers import cores, in_order
 from compliance_agent.errors import AgentError
 from compliance_agent.logs import configure
-from compliance_agent.packet import archive
 from compliance_agent.packet.build import Places, checked, write
 from compliance_agent.packet.choosing import Wanted
 from compliance_agent.packet.content import Scope, moment
 from compliance_agent.packet.report import Report
 from compliance_agent.packet.sampled import Drawing
-from compliance_agent.packet.verify import records_of
+from compliance_agent.packet.verify import records_of_file
 from compliance_agent.server.log_places import log_places
 from compliance_agent.server.opening import database
 from compliance_agent.server.records import Dates
@@ -42,7 +41,7 @@ from compliance_agent.server.store import SqlStore
 T = TypeVar("T")
 R = TypeVar("R")
 PACKET, REPORT = "packet.zip", "report.pdf"
-MOST_PRINTED = 5_000  # records of a report that is printed for somebody who waits: beyond, `compliance-agent packet report` does it
+MOST_PRINTED = 100_000  # records of a report that is printed for somebody who waits, in about 1 GB: beyond, `packet report` does it
 SAY_S = 0.5
 NICE = 10  # requests come first
 
@@ -111,7 +110,7 @@ def _printed(work: Work, scope: Scope, found: Report, sha256: str) -> dict[str, 
     from compliance_agent.sheets.printing import printed
     from compliance_agent.sheets.report import report_of
 
-    records = records_of(archive.unpack((work.directory / PACKET).read_bytes()))
+    records = records_of_file(work.directory / PACKET)
     made_at = int(moment(scope.signed_at).timestamp())
     ready = report_of(scope, records, found, sha256=sha256, version=__version__, made_at=made_at)
     write_file(work.directory / REPORT, printed(ready), 0o600)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 
 from compliance_agent.core.citations import SECTIONS, Reach
-from compliance_agent.packet.content import Record, Scope, checks_of, day_of, statements
-from compliance_agent.sheets.sheet import LETTERS, Bar, Number, Row, Sheet, Table, count, heads, host, results, stated
+from compliance_agent.packet.content import Record, Scope, checks_of, day_of
+from compliance_agent.sheets.sheet import LETTERS, Bar, Number, Row, Said, Sheet, Table, by_host, count, heads
 
 _KEY = "F fail, U unknown, E exception, N not applicable, P pass"
 _MONTH = 31  # days side by side
+MAPPED = 20  # hosts that have a map each; of more nobody turns the pages, and days.csv has it all
 REACH = {
     Reach.DIRECT: "a host's state is evidence",
     Reach.PARTIAL: "in part; a person's record is needed as well",
@@ -21,9 +22,9 @@ REACH = {
 
 def period(scope: Scope, records: Sequence[Record]) -> Sheet:
     """Every verdict of the period."""
-    said = {check for record in records for check, _, _ in statements(record.document)}
-    cited = [section for section in SECTIONS if said.intersection(checks_of(section))]
-    counted = {section: results(records, set(checks_of(section)).__contains__) for section in cited}
+    said, hosts = Said(records), by_host(records)
+    cited = [section for section in SECTIONS if set(said.checks).intersection(checks_of(section))]
+    counted = {section: said.results(*checks_of(section)) for section in cited}
     sections = tuple(
         (
             section,
@@ -42,8 +43,8 @@ def period(scope: Scope, records: Sequence[Record]) -> Sheet:
         ),
         (
             Table("By section of 45 CFR 164 Subpart C", ("Section", "Title", "Force", "Evidence", *heads()), sections),
-            Table("By host and check", ("Host", "Check", *heads()), tuple(_by_check(records))),
-            *_maps(scope, records),
+            Table("By host and check", ("Host", "Check", *heads()), tuple(_by_check(hosts))),
+            *_maps(scope, hosts),
         ),
         tuple(Bar(section, counted[section]) for section in cited),
     )
@@ -84,41 +85,46 @@ def sample(scope: Scope, records: Sequence[Record]) -> Sheet:
     )
 
 
-def _by_check(records: Sequence[Record]) -> list[Row]:
-    rows: list[Row] = []
-    for label, own in _by_host(records).items():
-        for check in sorted({check for record in own for check, _, _ in statements(record.document)}):
-            rows.append((label, check, *results(own, check.__eq__)))
-    return rows
+def _by_check(hosts: Mapping[str, Said]) -> list[Row]:
+    return [(label, check, *own.results(check)) for label, own in hosts.items() for check in own.checks]
 
 
-def _maps(scope: Scope, records: Sequence[Record]) -> list[Table]:
-    """A map of checks and days for each host and month: the worst result of the day, and how often it was stated."""
+def _maps(scope: Scope, hosts: Mapping[str, Said]) -> list[Table]:
+    """A map of checks and days for each host and month; of many hosts one for all, host by host."""
     first, last = date.fromisoformat(scope.since), date.fromisoformat(scope.until)
     days = [(first + timedelta(days=n)).isoformat() for n in range((last - first).days + 1)]
     pages = [days[n : n + _MONTH] for n in range(0, len(days), _MONTH)]
-    maps = []
-    for label, own in _by_host(records).items():
-        by_day: dict[str, list[Record]] = defaultdict(list)
-        for record in own:
-            by_day[day_of(record.document)].append(record)
-        checks = sorted({check for record in own for check, _, _ in statements(record.document)})
-        for page in pages:
-            rows = tuple((check, *(_worst(by_day[day], check) for day in page)) for check in checks)
-            title = f"{label}, {page[0]} to {page[-1]}: the worst of each day ({_KEY})"
-            maps.append(Table(title, ("", *(day[8:] for day in page)), rows, dense=True))
-    return maps
+    by_day = {label: _by_day(own) for label, own in hosts.items()}
+    if len(hosts) > MAPPED:
+        lines = [(label, by_day[label], own.checks) for label, own in hosts.items()]
+        return [_map("Every host and all its checks", lines, page) for page in pages]
+    return [
+        _map(label, [(check, by_day[label], [check]) for check in own.checks], page)
+        for label, own in hosts.items()
+        for page in pages
+    ]
 
 
-def _worst(records: Sequence[Record], check: str) -> str | Number:
+def _map(title: str, lines: Sequence[tuple[str, Mapping[str, Said], Sequence[str]]], page: Sequence[str]) -> Table:
+    """The worst result of each day, and how often it was stated."""
+    rows = tuple((name, *(_worst(days.get(day), checks) for day in page)) for name, days, checks in lines)
+    return Table(
+        f"{title}, {page[0]} to {page[-1]}: the worst of each day ({_KEY})",
+        ("", *(day[8:] for day in page)),
+        rows,
+        dense=True,
+    )
+
+
+def _by_day(own: Said) -> dict[str, Said]:
+    found: dict[str, list[Record]] = defaultdict(list)
+    for record in own.records:
+        found[day_of(record.document)].append(record)
+    return {day: Said(held) for day, held in found.items()}
+
+
+def _worst(said: Said | None, checks: Sequence[str]) -> str | Number:
     for result, letter in LETTERS.items():
-        if (found := stated(records, result, check.__eq__)).records:
+        if said is not None and (found := said.number(result, *checks)).records:
             return Number(f"{letter}{found.text}", found.records, result)
     return ""
-
-
-def _by_host(records: Sequence[Record]) -> dict[str, list[Record]]:
-    found: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        found[host(record)].append(record)
-    return dict(sorted(found.items()))

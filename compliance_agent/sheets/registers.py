@@ -9,7 +9,7 @@ from typing import Any
 from compliance_agent.core.accepted import MEASURES, REASONS
 from compliance_agent.packet.content import Record, Scope, stamp, statements
 from compliance_agent.packet.register import Accepted
-from compliance_agent.sheets.sheet import Row, Sheet, Table, alone, at, count, heads, host, results
+from compliance_agent.sheets.sheet import Row, Sheet, Table, alone, at, by_host, count, heads, host
 
 _WATCHED = ("logging", "auditd", "ssh_access", "accounts")  # what a review of activity starts from
 
@@ -119,13 +119,10 @@ def _fails_under(one: Accepted, record: Record) -> bool:
 
 def review(records: Sequence[Record]) -> Sheet:
     """For the person who reviews, 164.308(a)(1)(ii)(D)."""
-    watched = [
-        check
-        for check in _WATCHED
-        if any(check == said for record in records for said, _, _ in statements(record.document))
-    ]
+    hosts = by_host(records)
+    watched = [check for check in _WATCHED if any(check in own.checks for own in hosts.values())]
     rows: tuple[Row, ...] = tuple(
-        (label, check, *results(own, check.__eq__)) for label, own in _by_host(records) for check in watched
+        (label, check, *own.results(check)) for label, own in hosts.items() for check in watched
     )
     return Sheet(
         "Review of information system activity",
@@ -145,11 +142,7 @@ def backups(records: Sequence[Record]) -> Sheet:
     """Backups and restores that were tried, 164.308(a)(7)(ii)(A) and (D)."""
     own = [record for record in records if record.document["check"] == "backup"]
     drills = [record for record in records if record.document["kind"] == "drill"]
-    rows: tuple[Row, ...] = tuple(
-        (label, *results(mine, "backup".__eq__))
-        for label, mine in _by_host(records)
-        if any("backup" in _checks(single) for single in mine)
-    )
+    rows = _verdicts(records, "backup")
     log = tuple(
         (
             at(single),
@@ -164,12 +157,12 @@ def backups(records: Sequence[Record]) -> Sheet:
     last = tuple(
         (
             label,
-            at(mine[-1]),
-            _last(mine[-1]),
-            _facts(mine[-1], ""),
-            alone(mine[-1], _last(mine[-1])),
+            at(mine.records[-1]),
+            _last(mine.records[-1]),
+            _facts(mine.records[-1], ""),
+            alone(mine.records[-1], _last(mine.records[-1])),
         )
-        for label, mine in _by_host(own)
+        for label, mine in by_host(own).items()
     )
     return Sheet(
         "Backups and restore drills",
@@ -202,18 +195,14 @@ def updates(records: Sequence[Record]) -> Sheet:
     last = tuple(
         (
             label,
-            at(mine[-1]),
-            _last(mine[-1]),
-            _facts(mine[-1], ""),
-            alone(mine[-1], _last(mine[-1])),
+            at(mine.records[-1]),
+            _last(mine.records[-1]),
+            _facts(mine.records[-1], ""),
+            alone(mine.records[-1], _last(mine.records[-1])),
         )
-        for label, mine in _by_host(own)
+        for label, mine in by_host(own).items()
     )
-    rows: tuple[Row, ...] = tuple(
-        (label, *results(mine, "patching".__eq__))
-        for label, mine in _by_host(records)
-        if any("patching" in _checks(single) for single in mine)
-    )
+    rows = _verdicts(records, "patching")
     return Sheet(
         "Updates",
         (
@@ -270,12 +259,6 @@ def _by(records: Iterable[Record], field: str) -> list[Row]:
     return [(word, count(held)) for word, held in sorted(found.items())]
 
 
-def _by_host(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:
-    found: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        found[host(record)].append(record)
-    return sorted(found.items())
-
-
-def _checks(record: Record) -> set[str]:
-    return {check for check, _, _ in statements(record.document)}
+def _verdicts(records: Iterable[Record], check: str) -> tuple[Row, ...]:
+    """Of each host that states one of this check."""
+    return tuple((label, *own.results(check)) for label, own in by_host(records).items() if check in own.checks)

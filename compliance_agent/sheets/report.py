@@ -9,15 +9,16 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compliance_agent.packet.content import RESULTS, Record, Scope, in_order
+from compliance_agent.packet.content import RESULTS, Record, Scope, day_of, in_order
 from compliance_agent.packet.report import Report
 from compliance_agent.packet.table import cell
 from compliance_agent.sheets import period, registers, standing
-from compliance_agent.sheets.sheet import WORDS, Cell, Number, Sheet, Table, host
+from compliance_agent.sheets.sheet import WORDS, Cell, Number, Said, Sheet, Table, host
 
 LISTED = 5_000  # records that are listed on paper; the attached tables have all of them
 RECORDS = (
@@ -34,7 +35,7 @@ RECORDS = (
     "log_index",
 )
 NUMBERS = ("number", "sheet", "said", "records")
-Place = tuple[str, int, int]
+DAYS = ("host", "check", "day", "result", "times", "records")
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def report_of(
         made_at: when the checkpoint was signed, seconds since 1970.
     """
     held = in_order(records, scope)
-    places = {record.place: number for number, record in enumerate(held, 1)}
+    places = {id(record): number for number, record in enumerate(held, 1)}
     numbers: list[tuple[Number, int]] = []
     sheets = []
     for index, sheet in enumerate(sheets_of(scope, held, found), 1):
@@ -99,7 +100,7 @@ def report_of(
             }
         )
     counted = [
-        (f"n{at}", sheet, number.text, _ranges(sorted(places[one.place] for one in number.records)))
+        (f"n{at}", sheet, number.text, _ranges(sorted(places[id(one)] for one in number.records)))
         for at, (number, sheet) in enumerate(numbers, 1)
     ]
     listed = [_listed(number, record) for number, record in enumerate(held, 1)]
@@ -123,7 +124,11 @@ def report_of(
         "numbers": [[number, str(sheet), said, records] for number, sheet, said, records in counted] if short else [],
         "records": [_on_paper(line) for line in listed] if short else [],
     }
-    attached = {"records.csv": _csv(RECORDS, listed), "numbers.csv": _csv(NUMBERS, counted)}
+    attached = {
+        "records.csv": _csv(RECORDS, listed),
+        "numbers.csv": _csv(NUMBERS, counted),
+        "days.csv": _csv(DAYS, _daily(held, places)),
+    }
     return Printable(document, attached, made_at)
 
 
@@ -138,7 +143,7 @@ def _table(table: Table, take: Callable[[Cell], dict[str, str]]) -> dict[str, An
 
 
 def _taker(
-    sheet: int, numbers: list[tuple[Number, int]], places: Mapping[Place, int]
+    sheet: int, numbers: list[tuple[Number, int]], places: Mapping[int, int]
 ) -> Callable[[Cell], dict[str, str]]:
     """What turns the cells of a sheet into those of the template; a number that counts nothing leads nowhere."""
 
@@ -148,12 +153,26 @@ def _taker(
         if not found.records:
             return {"text": found.text, "to": "", "tone": ""}
         if not found.text:
-            name = f"R{places[found.records[0].place]}"
+            name = f"R{places[id(found.records[0])]}"
             return {"text": name, "to": name, "tone": found.tone}
         numbers.append((found, sheet))
         return {"text": found.text, "to": f"n{len(numbers)}", "tone": found.tone}
 
     return take
+
+
+def _daily(records: Sequence[Record], places: Mapping[int, int]) -> Iterator[list[Any]]:
+    """Each host, check and day, with how often each result was stated and by which records."""
+    found: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        found[host(record), day_of(record.document)].append(record)
+    for (label, day), held in sorted(found.items()):
+        said = Said(held)
+        for check in said.checks:
+            for result in RESULTS:
+                number = said.number(result, check)
+                if number.records:
+                    yield [label, check, day, result, number.text, _ranges([places[id(one)] for one in number.records])]
 
 
 def _on_paper(line: Sequence[Any]) -> list[str]:

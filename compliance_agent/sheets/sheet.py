@@ -5,7 +5,8 @@ A number is never said without the records that it was counted from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from compliance_agent.packet.content import RESULTS, Record, statements
@@ -89,15 +90,43 @@ def alone(record: Record, tone: str = "") -> Number:
     return Number("", (record,), tone)
 
 
-def stated(records: Sequence[Record], result: str, of: Callable[[str], bool]) -> Number:
-    """How often these records state a result of the checks that `of` takes."""
-    holding = [(record, times) for record in records if (times := _times(record, result, of))]
-    return Number(str(sum(times for _, times in holding)), tuple(record for record, _ in holding), result)
+class Said:
+    """What records state, read once and counted as often as somebody asks.
+
+    Attributes:
+        records: in their order.
+    """
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        self.records = tuple(records)
+        self._found: dict[
+            str, dict[str, list[int]]
+        ] = {}  # check, result -> places of the records, as often as they state it
+        for place, record in enumerate(self.records):
+            for check, result, _ in statements(record.document):
+                self._found.setdefault(check, {}).setdefault(result, []).append(place)
+
+    @property
+    def checks(self) -> list[str]:
+        """That something is stated of, in order."""
+        return sorted(self._found)
+
+    def number(self, result: str, *checks: str) -> Number:
+        """How often the records state a result of these checks together."""
+        places = [place for check in set(checks) for place in self._found.get(check, {}).get(result, ())]
+        return Number(str(len(places)), tuple(self.records[place] for place in sorted(set(places))), result)
+
+    def results(self, *checks: str) -> tuple[Number, ...]:
+        """One number for each result, `unknown` too."""
+        return tuple(self.number(result, *checks) for result in RESULTS)
 
 
-def results(records: Sequence[Record], of: Callable[[str], bool]) -> tuple[Number, ...]:
-    """One number for each result, `unknown` too."""
-    return tuple(stated(records, result, of) for result in RESULTS)
+def by_host(records: Iterable[Record]) -> dict[str, Said]:
+    """What each host states, by its label, in order."""
+    found: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        found[host(record)].append(record)
+    return {label: Said(own) for label, own in sorted(found.items())}
 
 
 def heads() -> tuple[str, ...]:
@@ -115,7 +144,3 @@ def host(record: Record) -> str:
     """Its host's label."""
     label: str = record.document["host"]["id"]
     return label
-
-
-def _times(record: Record, result: str, of: Callable[[str], bool]) -> int:
-    return sum(found == result and of(check) for check, found, _ in statements(record.document))

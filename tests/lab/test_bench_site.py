@@ -23,6 +23,7 @@ def test_a_packet_is_built_and_measured(tmp_path: Path, monkeypatch: pytest.Monk
     figures = {one["name"]: one for one in json.loads(ran.output)["packet"]}
     assert figures["120 records, built and verified"]["holds"] is True
     assert figures["packet"]["value"] > 0.1
+    assert figures["  report"]["value"] > 0.01
 
 
 def test_a_build_that_names_something_is_no_figure(tmp_path: Path) -> None:

@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
-from compliance_agent.errors import NoInput
+from compliance_agent.errors import BadEvidence, NoInput
 from compliance_agent.evidence.problems import Problem
+from compliance_agent.packet import grid
 from compliance_agent.packet.content import Record, Scope, statements
 from compliance_agent.packet.report import Report
-from compliance_agent.packet.verify import records_of, verify_files
+from compliance_agent.packet.verify import records_of, records_of_file, verify_files
+from compliance_agent.sheets import period
 from compliance_agent.sheets import report as report_module
 from compliance_agent.sheets.printing import printed
 from compliance_agent.sheets.report import Printable, report_of
@@ -149,6 +151,69 @@ def test_counts_by_host_and_check_are_those_of_an_own_count(made: Made, report: 
     assert {
         (row[0], row[1]): list(map(int, row[2:])) for row in table(report.document, 1, "By host and check")
     } == counted
+
+
+def test_the_table_of_days_is_that_of_an_own_count(made: Made, report: Printable) -> None:
+    listed = rows(report.attached["records.csv"])
+    counted: dict[tuple[str, ...], list[str]] = {}
+    for line in listed:
+        said = json.loads(made.files[f"{line['directory']}/bundle.json"])
+        for check, result, _ in statements(said):
+            counted.setdefault((said["host"]["id"], check, said["timestamp_start"][:10], result), []).append(
+                line["record"]
+            )
+    days = {
+        (line["host"], line["check"], line["day"], line["result"]): line for line in rows(report.attached["days.csv"])
+    }
+    assert {place: int(line["times"]) for place, line in days.items()} == {
+        place: len(names) for place, names in counted.items()
+    }
+    assert {place: set(spread(line["records"])) for place, line in days.items()} == {
+        place: set(names) for place, names in counted.items()
+    }
+
+
+def test_many_hosts_share_one_map_of_their_worst_days(
+    scope: Scope, records: list[Record], found: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def maps() -> list[dict[str, Any]]:
+        return [one for one in ready(scope, records, found).document["sheets"][0]["tables"] if one["dense"]]
+
+    each = maps()
+    assert [one["title"].partition(",")[0] for one in each] == ["ws-01", "ws-02"]
+    monkeypatch.setattr(period, "MAPPED", 1)
+    (shared,) = maps()
+    assert [row[0]["text"] for row in shared["rows"]] == ["ws-01", "ws-02"]
+    day = shared["columns"].index("22")
+    for row, own in zip(shared["rows"], each, strict=True):
+        column = own["columns"].index("22")
+        said = [line[column]["text"] for line in own["rows"]]
+        worst = next(letter for letter in "FUENP" if any(text.startswith(letter) for text in said))
+        assert row[day]["text"] == worst + str(sum(int(text[1:]) for text in said if text.startswith(worst)))
+
+
+def test_a_packet_read_where_it_stands_says_what_all_of_it_in_memory_says(
+    made: Made, scope: Scope, records: list[Record], report: Printable, tmp_path: Path, found: Report
+) -> None:
+    packet = tmp_path / "packet.zip"
+    packet.write_bytes(made.raw)
+    read = records_of_file(packet)
+    again = ready(scope, read, found)
+    assert (again.document, again.attached) == (report.document, report.attached)
+    assert grid.as_document(scope, read) == grid.as_document(scope, records)
+    assert not any(record.body or record.signature or record.leaf for record in read)
+    said = [record.document["states"] for record in read if record.document["states"]]
+    assert len(said) > len({id(states) for states in said}), "what is equal is kept once"
+
+
+def test_a_record_that_cannot_be_read_is_left_out_and_what_is_no_packet_refused(made: Made, tmp_path: Path) -> None:
+    packet = tmp_path / "packet.zip"
+    at = made.raw.index(b'"reason":"offset_too_large"')
+    packet.write_bytes(made.raw[:at] + b"'" + made.raw[at + 1 :])
+    assert len(records_of_file(packet)) == len(records_of(made.files)) - 1
+    packet.write_bytes(made.raw[:-1])
+    with pytest.raises(BadEvidence, match="zip"):
+        records_of_file(packet)
 
 
 def test_everything_that_leads_somewhere_arrives(report: Printable) -> None:
