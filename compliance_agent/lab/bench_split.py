@@ -3,8 +3,8 @@
     python -m compliance_agent.lab.bench_split SECONDS
 
 All checks of the shipped baseline every 60 s, in audit mode; delivery to the lab's server through `uplink`. One JSON object: of
-each unit the process (0: none runs), its share of memory and its processor time a minute over SECONDS, after a minute that is not
-counted; `same` says that it was one process all the time.
+each unit the process (0: none runs), its share of memory and its processor time a minute over SECONDS, after two minutes that are
+not counted; `same` says that it was one process all the time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from compliance_agent.lab.real.machine import Machine
 from compliance_agent.lab.real.network import Network
 
 UNITS = (*(f"compliance-agent-{part}" for part in ("run", "uplink", "heal", "adopt")),)
-SETTLE_S = 60.0
+SETTLE_S = 130.0
 ASK = """
 import json, subprocess, sys
 from compliance_agent.lab.bench_probe import cpu_of_pid, pss_of
