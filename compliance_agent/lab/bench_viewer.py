@@ -48,7 +48,7 @@ PAGES: Mapping[str, Sequence[str]] = {
     "/hosts/{key_id}/checks/{check}": ("",),
     "/hosts/{key_id}/checks/{check}/exception": ("", "?reason=device_limit&measure=watched&reference=a&days=7"),
     "/bundles/{bundle_id}": ("?key={key_id}", "?key={key_id}&proof=1"),
-    "/sites/{site_id}/log": ("",),
+    "/sites/{site_id}/log": ("", "?before=200"),
     "/sites/{site_id}/controls": ("", "?by=host", "?host={key_id}", "?rule=proposed&from=2026-10-29&to=2026-11-28"),
     "/sites/{site_id}/controls.csv": ("",),
     "/evidence": (

@@ -29,6 +29,7 @@ from compliance_agent.server.services.ingest import Ingest
 from compliance_agent.server.services.leases import Leases
 from compliance_agent.server.services.limits import Quotas
 from compliance_agent.server.services.logbook import Logbook
+from compliance_agent.server.services.moments import Stamped
 from compliance_agent.server.services.oidc import Oidc
 from compliance_agent.server.services.order_trust import OrderTrustDesk
 from compliance_agent.server.services.orders import OrderDesk
@@ -141,9 +142,13 @@ class Services:
 
     def prover(self, reader: SiteReader) -> Prover:
         """Proofs of the records that `reader` sees."""
+        return Prover(reader, self.log_files, self.log_keys, self.policy, self.stamped)
+
+    @property
+    def stamped(self) -> Stamped | None:
+        """What verifies time stamps, where an authority is configured."""
         stamps = self.cosigning.stamps if self.cosigning is not None else None
-        stamped = stamps.said if stamps is not None else None
-        return Prover(reader, self.log_files, self.log_keys, self.policy, stamped)
+        return stamps.said if stamps is not None else None
 
     def sampling(self, reader: SiteReader) -> Sampling:
         """Samples of the sites that `reader` sees."""
@@ -155,4 +160,4 @@ class Services:
 
     def logbook(self, reader: SiteReader) -> Logbook:
         """The logs of the sites that `reader` sees."""
-        return Logbook(reader, self.log_files, self.log_keys, self.board, self.policy)
+        return Logbook(reader, self.log_files, self.log_keys, self.board, self.policy, self.stamped)

@@ -14,11 +14,13 @@ from compliance_agent.log.note import Note
 from compliance_agent.server.services.checkpoints import Line, State, Witness
 from compliance_agent.server.services.logbook import Entry, SiteLog
 from compliance_agent.server.services.moments import Bound, Interval
+from compliance_agent.server.services.older_heads import OlderHead
 from compliance_agent.server.services.proving import Proven
 from compliance_agent.web import words
 
 # Name of a line, and what is compared with what.
 LINES: Mapping[str, tuple[str, str]] = {
+    "older": ("Older checkpoint", "An earlier checkpoint, held against the tree as it is served."),
     "signature": ("Signature", "The record's exact bytes, held against the host's enrolled key."),
     "before": ("Chain, backwards", "The digest it names, held against the bytes of the record before it."),
     "after": ("Chain, forwards", "The digest that the record after it names, held against these bytes."),
@@ -65,6 +67,14 @@ CODES: Mapping[str, str] = {
     "unwitnessed": "Unwitnessed: fewer witnesses than the policy asks for have cosigned this checkpoint.",
     "bad_cosignature": "A line under a witness's name does not verify under its key.",
     "quorum_met": "The quorum is met.",
+    "continued": "The newest checkpoint goes on from it.",
+    "forked": "The newest checkpoint does not go on from it: the log has two histories.",
+}
+
+OLDER_WHY: Mapping[str, str] = {
+    "stopped": "The search stopped here; the log goes on.",
+    "pruned": "The entries before these were destroyed when their time was over.",
+    "unreadable": "The entries before these cannot be read at the moment.",
 }
 
 WITNESSES: Mapping[str, str] = {
@@ -160,6 +170,20 @@ class When:
     sentence: str
     not_before: datetime | None
     not_after: datetime | None
+
+
+@dataclass(frozen=True)
+class OlderRow:
+    """An earlier checkpoint: its entry, its entries, whether the newest goes on from it, who signed it, and when first."""
+
+    index: int
+    size: int
+    tone: str
+    icon: str
+    state: str
+    sentence: str
+    signed: str
+    at: datetime | None
 
 
 @dataclass(frozen=True)
@@ -271,6 +295,20 @@ def witness(item: Witness) -> WitnessRow:
     """One witness."""
     tone = {"cosigned": "pass", "wrong": "fail"}.get(item.code, "unknown")
     return WitnessRow(item.name, tone, WITNESSES.get(item.code, item.code), item.at)
+
+
+def older(head: OlderHead) -> OlderRow:
+    """An earlier checkpoint, and what follows from it now."""
+    held = head.lines[0]
+    tone, icon = STATES[held.state]
+    who = [one.name for one in head.witnesses if one.at is not None]
+    said = [f"Cosigned by {', '.join(who)}."] if who else []
+    said += [f"{_many(len(head.stamps), 'time stamp', 'time stamps')} (RFC 3161)."] if head.stamps else []
+    unchecked = head.tokens - len(head.stamps)
+    said += [f"{_many(unchecked, 'time stamp', 'time stamps')} not verified here."] if unchecked else []
+    at = min([*(one.at for one in head.witnesses if one.at is not None), *head.stamps], default=None)
+    sentence = CODES.get(held.code) or words.humanise(held.code)
+    return OlderRow(head.index, head.size, tone, icon, str(held.state), sentence, " ".join(said), at)
 
 
 def still(log: SiteLog) -> str:

@@ -66,6 +66,8 @@ class Side:
             "key_id": self.host.key_id,
             "bundle_id": str(self.bundle.document["bundle_id"]),
             "year": "2026",
+            "index": "0",
+            "size": "1",
             "name": "bundle.json",
             "path": "0/000.p/1",
             "digest": "0" * 12,
@@ -375,6 +377,20 @@ async def _packet_file(crawl: Crawl, method: str, path: str) -> None:
     await crawl.hidden(method, path.replace("{name}", "packet.zip"))
 
 
+async def _policy_file(crawl: Crawl, method: str, path: str) -> None:
+    await crawl.hidden(method, path.replace("{name}", "policy"))
+
+
+async def _older(crawl: Crawl, method: str, path: str) -> None:
+    """Entry 0 holds no checkpoint, not even the own one: tests/server/test_older_heads.py has a log with some."""
+    for name, headers in crawl.callers.items():
+        theirs, unknown = [
+            await crawl.ask(method, filled(path, one.ids), headers) for one in (crawl.theirs, crawl.nobody)
+        ]
+        assert crawl.told(theirs, crawl.theirs) == crawl.told(unknown, crawl.nobody), f"{path} as {name}"
+        assert theirs.status_code in {303, 404}, f"{path} as {name}"
+
+
 def form_token(page: str) -> str:
     """The token that a page's forms bring back."""
     found = re.search(r'name="form_token" value="([\w-]{43})"', page)
@@ -535,6 +551,9 @@ CASES: Mapping[str, Case] = {
     "POST /account/prove": public,
     "GET /sites/{site_id}/log": hidden("?year={year}"),
     "GET /sites/{site_id}/log/{year}/key": hidden(),
+    "GET /sites/{site_id}/log/{year}/consistency/{size}": hidden(),
+    "GET /sites/{site_id}/log/{year}/older/{index}": _older,
+    "GET /sites/{site_id}/log/{year}/files/{name}": _policy_file,
     "GET /sites/{site_id}/controls": hidden("?host={key_id}", "?by=host"),
     "GET /sites/{site_id}/controls.csv": hidden("?by=host"),
     "GET /sites/{site_id}/packets": hidden(),

@@ -97,6 +97,8 @@ async def test_every_route_for_people_asks_the_table(server: Server, monkeypatch
         "year": "2026",
         "name": "bundle.json",
         "path": "0/000.p/1",
+        "index": "0",
+        "size": "1",
         "digest": "0" * 12,
         "order_id": "0" * 32,
         "job_id": "0" * 32,

@@ -133,6 +133,8 @@ def every_address(served: Served) -> list[str]:
         "bundle_id": host.cures["firewall"],
         "name": "bundle.json",
         "year": str(served.clock.now.year),
+        "index": "4",
+        "size": "1",
         "job_id": JOB,
         "check": "firewall",
     }

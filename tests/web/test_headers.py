@@ -46,6 +46,8 @@ def addresses(served: Served) -> Iterator[tuple[str, str, str]]:
         "name": "bundle.json",
         "year": str(served.clock.now.year),
         "path": "0/000.p/1",
+        "index": "0",
+        "size": "1",
         "digest": "0" * 12,
         "order_id": "0" * 32,
         "sha256": "0" * 64,

@@ -32,6 +32,8 @@ SMALL = Size(sites=2, hosts=28, bundles=28 * 19)
 NO_PAGES = {
     "/login", "/login/oidc", "/login/oidc/callback", "/verify", "/account/factor", "/account/prove",
     "/hosts/{key_id}/public-key", "/bundles/{bundle_id}/{name}", "/sites/{site_id}/log/{year}/key", "/live",
+    "/sites/{site_id}/log/{year}/files/{name}", "/sites/{site_id}/log/{year}/older/{index}",
+    "/sites/{site_id}/log/{year}/consistency/{size}",
     "/packets/{job_id}", "/packets/{job_id}/{name}",
 }  # fmt: skip
 

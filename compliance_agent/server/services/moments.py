@@ -142,7 +142,7 @@ class Moments:
         if head is None:
             return Bound(why="no_head")
         try:
-            if not self._holds(*head):
+            if not self.holds(*head):
                 return Bound(why="other_head")
         except AgentError:
             return Bound(why="unreadable")
@@ -187,7 +187,7 @@ class Moments:
         there = min(FULL, (self.tree.size >> 8 * level) - index * FULL)
         return self.read(level, index, there)[: width * HASH_BYTES]
 
-    def _holds(self, size: int, root: bytes) -> bool:
+    def holds(self, size: int, root: bytes) -> bool:
         """Whether the tree that is served begins with this one; AgentError when its tiles cannot be read."""
         try:
             path = self.tree.consistency(size)
@@ -227,7 +227,7 @@ class Moments:
         except (BadEvidence, ValueError, KeyError, TypeError):
             look.refused += 1
             return None
-        if checkpoint.size > index or not self._holds(checkpoint.size, checkpoint.root):
+        if checkpoint.size > index or not self.holds(checkpoint.size, checkpoint.root):
             look.refused += 1
             return None
         times = [*times, *self._stamped(tokens, note, look)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
@@ -14,7 +15,7 @@ from compliance_agent.log.tree import TileTree
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.log_keys import LogKeys
 from compliance_agent.server.records import Shard
-from compliance_agent.server.services.checkpoints import State, signed_checkpoint, witnessed
+from compliance_agent.server.services.checkpoints import Line, State, Witness, signed_checkpoint, witnessed
 from compliance_agent.server.services.moments import NEAR, NEAR_REMOTE, Bound, Interval, Moments, Stamped, interval
 
 
@@ -33,6 +34,24 @@ class ServedLogs:
         self._keys = keys
         self._policy = policy
         self._stamped = stamped
+
+    @property
+    def remote(self) -> bool:
+        """Whether reading waits for a network."""
+        return self._files.remote
+
+    def compared(self, shard: Shard, note: bytes) -> tuple[Line, Checkpoint | None, Line, tuple[Witness, ...]]:
+        """A checkpoint under the log's key, and who of the policy cosigned it."""
+        signed, checkpoint = signed_checkpoint(note, self._keys.verifier(shard.origin))
+        return signed, checkpoint, *witnessed(note, self._policy)
+
+    def stamps(self, tokens: Iterable[bytes], note: bytes) -> list[datetime]:
+        """When these time stamps say that the note was there; those that do not verify here are left out."""
+        found, stamped = list[datetime](), self._stamped
+        for token in tokens if stamped is not None else ():
+            with contextlib.suppress(AgentError):
+                found += [stamped(token, note)] if stamped is not None else []
+        return found
 
     def published(self, shard: Shard) -> Checkpoint | None:
         """The served checkpoint, where there is one and the log's key signed it."""

@@ -82,6 +82,32 @@
     return seen;
   };
 
+  // Wrong unless the tree of `size` begins with the tree of `old` (RFC 9162, 2.1.4.2).
+  const continued = async (old, size, path, oldRoot, root) => {
+    const refused = new Wrong(`The tree of ${size} entries does not begin with the tree of ${old} that is given.`);
+    if (!(old > 0 && old <= size)) throw refused;
+    if (old === size) {
+      if (path.length || !same(oldRoot, root)) throw refused;
+      return;
+    }
+    let [at, last] = [old - 1, size - 1];
+    while (at % 2 === 1) [at, last] = [Math.floor(at / 2), Math.floor(last / 2)];
+    const [first, ...rest] = at ? path : [oldRoot, ...path]; // a whole subtree of the new tree stands for itself
+    if (!first) throw refused;
+    let [seenOld, seen] = [first, first];
+    for (const sibling of rest) {
+      if (last === 0) throw refused;
+      if (at % 2 === 1 || at === last) {
+        [seenOld, seen] = [await hashNode(sibling, seenOld), await hashNode(sibling, seen)];
+        while (at !== 0 && at % 2 === 0) [at, last] = [at / 2, Math.floor(last / 2)];
+      } else {
+        seen = await hashNode(seen, sibling);
+      }
+      [at, last] = [Math.floor(at / 2), Math.floor(last / 2)];
+    }
+    if (last !== 0 || !same(seenOld, oldRoot) || !same(seen, root)) throw refused;
+  };
+
   const refuseWeak = (raw, what) => {
     const plain = Uint8Array.from(raw);
     plain[31] &= 0x7f;
@@ -160,7 +186,7 @@
   };
 
   globalThis.proofFormats = {
-    Wrong, Untold, hex, utf8, same, joined, textOf, toBase64, fromBase64, wholeNumber, sha256, hashLeaf, rootOf, refuseWeak,
+    Wrong, Untold, hex, utf8, same, joined, textOf, toBase64, fromBase64, wholeNumber, sha256, hashLeaf, rootOf, continued, refuseWeak,
     signed, lacking, readPem, noteKeyId, readLogKey, readProof, readCheckpoint,
   };
 })();
