@@ -75,7 +75,7 @@ CHECK = CheckSpec(
         "probe_missed": "The scanner called the EICAR test file clean.",
         "updater_down": "The unit that keeps the signatures up to date is not active.",
     },
-    needs=("systemd", "clamd's socket", "date"),
+    needs=("systemd", "clamd's socket", "env", "date"),
     reads=("unit:{unit}", "unit:{freshclam_unit}"),
     interval_s=300,
     deadline_s=30.0,
@@ -97,7 +97,7 @@ async def observe(host: Host, baseline: Parameters) -> Observation:
 
 
 async def _signatures(host: Host, socket: str, seen: Observation) -> Observation:
-    zone = clamd.parse_zone(answered(await host.run(clamd.ZONE), "date").out)
+    zone = clamd.parse_zone(answered(await host.run(clamd.ZONE), "env").out)
     version = clamd.parse_version(await host.ask(socket, clamd.VERSION), zone)
     return replace(
         seen,

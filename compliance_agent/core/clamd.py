@@ -15,7 +15,8 @@ from compliance_agent.errors import CannotTell
 
 PING = b"zPING\0"
 VERSION = b"zVERSION\0"
-ZONE = ("date", "+%z")  # the daemon prints local time without its zone
+# The daemon prints the host's local time without its zone. Programs are started in UTC, so that has to be taken back here.
+ZONE = ("env", "--unset=TZ", "date", "+%z")
 
 _VERSION = re.compile(
     rb"ClamAV (?P<engine>[0-9]{1,2}(?:\.[0-9]{1,4}){1,2}(?:-(?:rc|beta|devel)[0-9-]{0,12})?)"
@@ -67,7 +68,7 @@ def parse_version(reply: bytes, zone: timedelta) -> ScannerVersion:
 
 
 def parse_zone(out: bytes) -> timedelta:
-    """The host's offset from UTC, from `date +%z`.
+    """The host's offset from UTC, from the answer to ZONE.
 
     Raises:
         CannotTell: `unparsable`.

@@ -29,7 +29,7 @@ def healthy_host(seed: int = 0, clock: Clock | None = None) -> FakeHost:
     """A host that passes every check; the same seed gives the same host."""
     host = FakeHost(clock or FakeClock(), seed=seed)
     host.put("/etc/hostname", f"clinic-{seed}\n")
-    host.install("systemctl", "date", "tail", "cat", "readlink", "stat", "uname", "id", "mkdir", "rmdir")
+    host.install("systemctl", "date", "env", "tail", "cat", "readlink", "stat", "uname", "id", "mkdir", "rmdir")
     host.service("cron.service")
     host.service("dbus.service", enabled="static")
     for part in (accounts, auditd, chrony, clamav, disks, apt, logs, nft, oscap, restic, sessions, sockets, sshd, tls):

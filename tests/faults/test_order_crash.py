@@ -63,6 +63,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(tmp_path_factory.mktemp("orders"))
 
 
+@pytest.mark.timeout(400)
 def test_killed_anywhere_it_is_done_at_most_once_and_said_once(bench: Bench) -> None:
     place = bench.fresh()
     found = sample(bench.points(bench.argv(place), place), POINTS)

@@ -35,6 +35,7 @@ LOOKS: dict[str, list[str]] = {
     "journalctl": ["-o", "json"],
     "rsyslogd": ["-N1"],
     "date": ["+%z"],
+    "env": ["--unset=TZ", "date", "+%z"],
     "readlink": ["-f", "/etc/hostname"],
     "uname": ["-r"],
 }

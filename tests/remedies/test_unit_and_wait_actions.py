@@ -241,7 +241,7 @@ async def test_a_clock_daemon_that_finds_none_fails_in_bounded_time(daemon: str)
 async def test_the_scanner_gets_time_to_load() -> None:
     host = LoadsSignatures(FakeClock())
     clamav.provide(host)
-    host.install("date")
+    host.install("date", "env")
     del host.sockets[clamav.SOCKET]
     await AWAIT_SCANNER.apply(host, SCANNER)
     assert 1035.0 <= host.clock.monotonic() <= 1038.0

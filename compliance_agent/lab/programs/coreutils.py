@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from compliance_agent.errors import CannotTell
@@ -19,6 +20,11 @@ def date(call: Call) -> Ran:
     """`date [-u] +FORMAT`; the host lives in UTC."""
     form = next((word[1:] for word in call.argv[1:] if word.startswith("+")), "%a %b %e %H:%M:%S UTC %Y")
     return said(call.host.now().strftime(form) + "\n")
+
+
+def env(call: Call) -> Ran:
+    """`env --unset=NAME PROGRAM...`."""
+    return call.host.installed[call.argv[2]](replace(call, argv=call.argv[2:]))
 
 
 def tail(call: Call) -> Ran:
@@ -114,6 +120,7 @@ PROGRAMS = {
     "mkdir": mkdir,
     "rmdir": rmdir,
     "date": date,
+    "env": env,
     "tail": tail,
     "cat": cat,
     "readlink": readlink,

@@ -14,6 +14,8 @@ _SCANS = _ASK.format(f's.send(b"zINSTREAM\\0" + struct.pack(">I", 68) + {_TEST_F
 _SCANNER = "$(systemctl show -p MainPID --value clamav-daemon)"
 _FAILS, _WORKS = failing("clamav-daemon.service")
 
+_ZONE = "ln -sfn /usr/share/zoneinfo/{} /etc/localtime; systemctl restart clamav-daemon"
+
 _NEW = "lab-signatures 0; systemctl start clamav-daemon"
 _DROP_IN = "/run/systemd/system/clamav-daemon.service.d"
 # Three seconds until it reads its database, as long ones take. It is up by then.
@@ -36,6 +38,12 @@ TABLE = Table(
         Row(
             "av_health", "signatures_old", "lab-signatures 5", "fail", "signatures_old", "success",
             truth=f"{_SAYS} | grep -q \"$(date -u '+%b %e')\"",
+        ),
+        # The scanner prints its signatures' time as the host's clock on the wall has it: here it is fourteen hours ahead.
+        Row(
+            "av_health", "signatures_old_in_another_zone",
+            f"{_ZONE.format('Pacific/Kiritimati')}; lab-signatures 2", "fail", "signatures_old", "success",
+            truth=f"{_SAYS} | grep -q \"$(TZ=Pacific/Kiritimati date '+%b %e')\"", restore=_ZONE.format("Etc/UTC"),
         ),
         Row(
             "av_health", "blind", "lab-signatures 0 other; lab-signatures 0 eicar keep", "fail", "probe_missed", "success",
