@@ -80,6 +80,8 @@ def every_path(served: Served) -> dict[str, str]:
         "bundle_id": host.cures["firewall"],
         "name": "bundle.json",
         "year": str(served.clock.now.year),
+        "index": "0",
+        "size": "2",
     }
     paths = {}
     for route in [*router.routes, *log_views.router.routes]:
