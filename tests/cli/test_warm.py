@@ -32,3 +32,10 @@ def test_what_takes_too_long_is_killed_and_the_next_one_answered() -> None:
         WARM.run(["server", "--help"], environment(), 0)
     done = WARM.run(["--version"], environment(), 30)
     assert done is not None and done.returncode == 0
+
+
+def test_the_process_that_waits_is_nobodys_child() -> None:
+    """Others in this process hold themselves to leaving none, and wait for any."""
+    assert WARM.run(["--version"], environment(), 30) is not None
+    own = [int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+    assert not [pid for pid in own if b"tests.cli.warm" in Path(f"/proc/{pid}/cmdline").read_bytes()]
