@@ -13,6 +13,12 @@ _TEST_FILE = 'b"X5O!P%@AP[4" + bytes([92]) + b"PZX54(P^)7CC)7}" + b"$EIC" + b"AR
 _SCANS = _ASK.format(f's.send(b"zINSTREAM\\0" + struct.pack(">I", 68) + {_TEST_FILE} + bytes(4))')
 _SCANNER = "$(systemctl show -p MainPID --value clamav-daemon)"
 _FAILS, _WORKS = failing("clamav-daemon.service")
+# The scanner has other signatures than its files: in two acts, between which the agent must not look.
+_AGENT = "$(systemctl show -p MainPID --value compliance-agent)"
+_BLIND = (
+    f"kill -STOP {_AGENT}; lab-signatures 0 other; for n in $(seq 50); do {_SCANS} | grep -q FOUND || break; sleep 0.1; done; "
+    f"lab-signatures 0 eicar keep; kill -CONT {_AGENT}"
+)
 
 _ZONE = "ln -sfn /usr/share/zoneinfo/{} /etc/localtime; systemctl restart clamav-daemon"
 
@@ -46,7 +52,7 @@ TABLE = Table(
             truth=f"{_SAYS} | grep -q \"$(TZ=Pacific/Kiritimati date '+%b %e')\"", restore=_ZONE.format("Etc/UTC"),
         ),
         Row(
-            "av_health", "blind", "lab-signatures 0 other; lab-signatures 0 eicar keep", "fail", "probe_missed", "success",
+            "av_health", "blind", _BLIND, "fail", "probe_missed", "success",
             truth=f"{_SCANS} | grep -q FOUND",
         ),
         Row("av_health", "unreadable", f"kill -STOP {_SCANNER}", "unknown", "timed_out", restore=f"kill -CONT {_SCANNER}"),

@@ -5,9 +5,11 @@ from compliance_agent.lab.real.row import Row, Table, unreadable
 _CLOSED = "nft list table inet compliance | grep -q 'policy drop'"
 _ACCEPTS = "nft add table inet x; nft add chain inet x y '{ type filter hook input priority 0; policy accept; }'"
 # An nft that reads, and loads nothing.
+# Exchanged at once, and before the rules go: the agent never finds the program missing.
 _WILL_NOT_LOAD = (
-    "mv /usr/sbin/nft /usr/sbin/nft.away; printf '#!/bin/sh\\n"
-    '[ "$1" = -f ] && exit 1\\nexec /usr/sbin/nft.away "$@"\\n\' >/usr/sbin/nft; chmod 755 /usr/sbin/nft'
+    "cp -p /usr/sbin/nft /usr/sbin/nft.away; printf '#!/bin/sh\\n"
+    '[ "$1" = -f ] && exit 1\\nexec /usr/sbin/nft.away "$@"\\n\' >/usr/sbin/nft.lab; chmod 755 /usr/sbin/nft.lab; '
+    "mv /usr/sbin/nft.lab /usr/sbin/nft"
 )
 
 TABLE = Table(
@@ -23,7 +25,7 @@ TABLE = Table(
         ),
         unreadable("firewall", "/usr/sbin/nft"),
         Row(
-            "firewall", "load_fails", f"nft list ruleset >/run/lab.nft; nft flush ruleset; {_WILL_NOT_LOAD}",
+            "firewall", "load_fails", f"{_WILL_NOT_LOAD}; nft list ruleset >/run/lab.nft; nft flush ruleset",
             "fail", "no_firewall", "failed", "load_failed", restore="mv /usr/sbin/nft.away /usr/sbin/nft; nft -f /run/lab.nft",
             former='[ -z "$(nft.away list ruleset)" ]',
         ),
