@@ -11,12 +11,16 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncpg  # type: ignore[import-untyped]  # it has no types
 import pytest
 from sqlalchemy import event
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from compliance_agent.server.records import BundleQuery
 from compliance_agent.server.store import taking
+from compliance_agent.server.store.postgres import SITES, Address
 from compliance_agent.server.store.tables import among, bundles
+from compliance_agent.server.store.texts import among_pairs
 from tests.server.builder import Server, engines_of, serving
 
 pytestmark = pytest.mark.anyio
@@ -111,6 +115,62 @@ async def packet_reads(directory: Path) -> list[list[str]]:
             for statement, values in found
             if "FROM bundles" in statement
         ]
+
+
+async def places_plan(address: Address, directory: Path) -> str:
+    """How PostgreSQL, behind row-level security, finds whether records that arrive are there already, among 6,000 others."""
+    async with serving(directory, database=address.url) as server:
+        host = await server.enrolled()
+        with statements(server) as found:
+            await server.deliver(host, host.next(), host.next())
+    (statement, values), *_ = [(one, what) for one, what in found if one.startswith(str(taking._PLACE)[:60])]
+    owner = await asyncpg.connect(address.url.replace("//server@", "//owner@"))
+    try:
+        await owner.execute("SET session_replication_role = replica")  # no triggers
+        columns = [column.name for column in bundles.columns if column.name != "number"]
+        new = {
+            "bundle_id": "gen_random_uuid()::text",
+            "seq": "1000 + n",
+            "sha256": "n::text",
+            "body": "decode(repeat(md5(n::text), 70), 'hex')",
+        }
+        listed, filled = (
+            ",".join(f'"{name}"' for name in columns),
+            ",".join(new.get(name, f'b."{name}"') for name in columns),
+        )
+        await owner.execute(
+            f"INSERT INTO bundles ({listed}) SELECT {filled} FROM (SELECT * FROM bundles LIMIT 1) b, generate_series(1, 6000) n"
+        )
+    finally:
+        await owner.close()
+    connection = await asyncpg.connect(address.url)
+    try:
+        await connection.execute(f"SELECT set_config('{SITES}', 'clinic-1', false)")
+        return "\n".join(row[0] for row in await connection.fetch(f"EXPLAIN {statement}", *values))
+    finally:
+        await connection.close()
+
+
+EACH_WITH_EACH = "Join Filter"
+
+
+async def test_behind_row_level_security_records_that_arrive_are_not_held_against_each_that_is_there(
+    postgresql: Address, tmp_path: Path
+) -> None:
+    assert EACH_WITH_EACH not in await places_plan(postgresql, tmp_path / "data")
+
+
+async def test_planted_texts_taken_out_of_json_row_by_row_are_held_against_each(
+    postgresql: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def careless(element: among_pairs, compiler: SQLCompiler, **options: Any) -> str:
+        one, other, texts = (compiler.process(part, **options) for part in element.clauses)
+        each = f"SELECT value ->> 0, value ->> 1 FROM jsonb_array_elements(CAST({texts} AS jsonb))"
+        return f"(({one}, {other}) IN ({each}))"
+
+    dispatch = among_pairs.__dict__["_compiler_dispatcher"]
+    monkeypatch.setitem(dispatch.specs, "postgresql", careless)
+    assert EACH_WITH_EACH in await places_plan(postgresql, tmp_path / "data")
 
 
 async def test_no_page_of_a_packet_reads_or_sorts_a_whole_site(tmp_path: Path) -> None:
