@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,7 +64,7 @@ class UnitBus:
             found: list[UnitState] = []
             for at in range(0, len(names), MOST_AT_ONCE):
                 part = tuple(names[at : at + MOST_AT_ONCE])
-                found += self._kept_or_new(lambda part=part: self._states(part, until))  # type: ignore[misc]
+                found += self._kept_or_new(partial(self._states, part, until))
             return found
 
     def number(self, destination: str, path: str, interface: str, name: str, within_s: float = ANSWER_S) -> int:
