@@ -19,7 +19,9 @@ def seen(**more: Any) -> dict[str, Any]:
         "verdicts": {"firewall": "pass"},
         "units_s": 0.001, "systemctl_s": 0.1, "ruleset_s": 0.001,
         "ruleset_same_s": 0.000009, "nft_s": 0.005, "upload_s": 0.0001, "httpx_s": 0.0005,
-        "python_s": 0.01, "import_s": 0.05, "help_s": 0.031, "peer_import_s": 0.2, "idle": {}, "healed_s": {}, **more,
+        "python_s": 0.01, "import_s": 0.05, "help_s": 0.031, "peer_import_s": 0.2,
+        "idle": {}, "healed_s": {}, "repaired_s": {"agent": 0.01, "programs": 0.004, "cf-agent": 0.1},
+        **more,
     }  # fmt: skip
 
 
@@ -30,11 +32,12 @@ def verdicts(found: dict[str, Any]) -> dict[str, bool | None]:
 def test_a_goal_is_held_up_to_its_ratio_and_missed_beyond() -> None:
     assert verdicts(seen()) == {
         **dict.fromkeys([name.partition(":")[0] for name, *_, holds in bench_peers.rows(seen()) if holds is None], None),
-        "P1": True, "P2": False, "P4": False, "P5": True, "P11": True, "P12": False,
+        "P1": True, "P2": False, "P4": False, "P5": True, "P6": True, "P11": True, "P12": False,
     }  # fmt: skip
     assert verdicts(seen(cycle_s=0.0061))["P1"] is True  # the last of the two ratios to P1, to cf-agent's
     assert verdicts(seen(cycle_s=0.0067))["P1"] is False
     assert verdicts(seen(units_s=0.0003))["P4"] is True
+    assert verdicts(seen(repaired_s={"agent": 0.01, "programs": 0.006, "cf-agent": 0.1}))["P6"] is False
 
 
 def test_work_that_was_not_found_right_is_no_measure() -> None:
