@@ -5,6 +5,7 @@ The scope names what was asked for and whom it concerns; every number about it i
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -243,6 +244,7 @@ def control_id(name: str) -> str:
     return "hipaa-" + name.replace("(", ".").replace(")", "")
 
 
+@functools.cache
 def checks_of(name: str) -> tuple[str, ...]:
     """The checks that cite a section."""
     return tuple(check for check, entry in registry().checks.items() if name in entry["citations"])

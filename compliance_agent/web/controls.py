@@ -166,6 +166,7 @@ async def controls(request: Request, site_id: str) -> Response:
     """Sections of the rule against days, or against hosts, of one site."""
     asked, user = await _asked(request, site_id)
     claims = in_force() if asked.rule == "force" else proposed()
+    lines = asked.lines(claims)
     chosen = {
         "rule": asked.rule,
         "by": asked.by,
@@ -182,7 +183,7 @@ async def controls(request: Request, site_id: str) -> Response:
         chosen=chosen,
         machines=asked.cube.machines,
         columns=asked.columns,
-        groups=[(reach, [line for line in asked.lines(claims) if line.claim.reach == reach]) for reach in Reach],
+        groups=[(reach, [line for line in lines if line.claim.reach == reach]) for reach in Reach],
         unlooked=[claim for claim in claims if not claim.checks and claim.reach != Reach.NONE],
         beyond=[claim for claim in claims if claim.reach == Reach.NONE],
         export=f"/sites/{quote(site_id, safe='')}/controls.csv?{urlencode(chosen)}",

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from compliance_agent.server.records import Bundle, Event, Host
+from compliance_agent.server.records import Bundle, Host
 from compliance_agent.server.records.exceptions import RecordedException
 from compliance_agent.server.records.orders import OrderRow
 from compliance_agent.server.services.cures import Cures
-from compliance_agent.server.services.fleet import UNMET, SiteStanding
+from compliance_agent.server.services.fleet import SiteStanding
 from compliance_agent.web import words
-from compliance_agent.web.present import instant, made_at, order_line
+from compliance_agent.web.present import made_at, order_line
 
 SOON, GONE = timedelta(days=14), timedelta(days=7)  # how long before its end, and after it, an exception is listed
 NEEDS = {"draft": "Approval of the order", "approved": "Signatures, made where the signers' keys are"}
@@ -74,59 +74,24 @@ class TurnLine:
     at: datetime
 
 
-def turns_of(
-    sites: Iterable[SiteStanding], events: Iterable[Event], since: datetime, most: int
-) -> tuple[list[Event], bool]:
-    """The newest changes of verdict and cures that held, of hosts that are not revoked, and whether there are more.
-
-    Args:
-        sites: as they stand. A cure of what was not met before tells of no change of its verdict.
-        events: since then. One that only says again what stood is no change.
-        since: then.
-        most: how many are wanted.
-    """
-    hosts = {item.host.key_id: item for site in sites for item in site.live}
-    began = {
-        (key_id, check.check): check.verdict.since
-        for key_id, item in hosts.items()
-        for check in item.checks
-        if check.verdict.result in UNMET
-    }
-    found: list[Event] = []
-    stood: dict[tuple[str, str], str | None] = {}
-    for one in sorted((event for event in events if event.key_id in hosts), key=lambda event: event.number):
-        place, now = (one.key_id, one.check), "pass" if _healed(one) else one.result
-        start = began.get(place)
-        old = place not in stood and one.kind == "remediation" and start is not None and start < since
-        if _healed(one) or not (old or stood.get(place) == now):
-            found.append(one)
-        stood[place] = now
-    return found[: -most - 1 : -1], len(found) > most
+def turn_lines(hosts: Mapping[str, Host], records: Iterable[Bundle]) -> list[TurnLine]:
+    """Changes, worded; of a host that was revoked a moment ago none."""
+    return [_turn_line(hosts[one.key_id], one) for one in records if one.key_id in hosts]
 
 
-def turn_lines(
-    hosts: Mapping[str, Host], events: Iterable[Event], records: Mapping[int, Bundle], since: datetime
-) -> list[TurnLine]:
-    """Changes, worded; one whose record is not there any more is left out."""
-    return [_turn_line(hosts[one.key_id], one, records[one.number], since) for one in events if one.number in records]
-
-
-def _healed(event: Event) -> bool:
-    return event.kind == "remediation" and event.outcome == "success"
-
-
-def _turn_line(host: Host, one: Event, record: Bundle, since: datetime) -> TurnLine:
-    why = words.reason_sentence(one.check, record.reason) if record.reason else ""
+def _turn_line(host: Host, one: Bundle) -> TurnLine:
+    healed, check = one.kind == "remediation" and one.outcome == "success", one.check or ""
+    why = words.reason_sentence(check, one.reason) if one.reason else ""
     return TurnLine(
         key_id=host.key_id,
         host_id=host.host_id,
         site_id=host.site_id,
-        title=words.check_title(one.check),
-        result=None if _healed(one) else one.result,
+        title=words.check_title(check),
+        result=None if healed else one.result,
         outcome=one.outcome,
-        sentence=f"It was so: {why}" if why and _healed(one) else why,
-        bundle_id=record.bundle_id,
-        at=instant(one.created_at) or since,
+        sentence=f"It was so: {why}" if why and healed else why,
+        bundle_id=one.bundle_id,
+        at=made_at(one),
     )
 
 

@@ -65,12 +65,11 @@ async def fleet(request: Request) -> Response:
     caller = await caller_of(request)
     found = await caller.fleet.sites()
     now = now_of(request)
-    events = await caller.fleet.events(now - LATELY)
-    moved = await caller.fleet.moved(found, LATELY, events)
+    moved = await caller.fleet.moved(last=LATELY)
     sites = by_urgency(present.site_row(site, moved) for site in found)
     held = await cures(caller.reader, found, now)
     orders = await caller.reader.orders(at_most=MOST_WAITING, states=tuple(morning.NEEDS))
-    turns, more_turns = morning.turns_of(found, events, now - LATELY, MOST_CHANGES)
+    turns = await caller.fleet.turns(LATELY, MOST_CHANGES + 1)
     return page(
         request,
         "fleet.html",
@@ -80,8 +79,8 @@ async def fleet(request: Request) -> Response:
         more_wait=held.more or len(orders) == MOST_WAITING,
         exceptions=morning.exception_lines(found, now),
         healed=morning.cure_lines(held.hosts, held.healed[:RECENT]),
-        turns=morning.turn_lines(held.hosts, turns, await caller.fleet.named(turns), now - LATELY),
-        more_turns=more_turns,
+        turns=morning.turn_lines(held.hosts, turns[:MOST_CHANGES]),
+        more_turns=len(turns) > MOST_CHANGES,
         **_totals(sites),
     )
 
@@ -105,7 +104,7 @@ async def site(request: Request, site_id: str) -> Response:
     """One clinic and its hosts."""
     caller = await caller_of(request)
     found = await caller.fleet.site(site_id)
-    row = present.site_row(found, await caller.fleet.moved([found]))
+    row = present.site_row(found, await caller.fleet.moved(site_id))
     hosts = hosts_by_urgency(present.host_row(host) for host in found.hosts)
     return page(request, "site.html", user=caller.user.name, site=row, hosts=hosts)
 

@@ -13,15 +13,15 @@ from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]  # it has no types
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, func
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from compliance_agent.server.records import BundleQuery
+from compliance_agent.server.records import BundleQuery, Dates
 from compliance_agent.server.store import taking
 from compliance_agent.server.store.postgres import SITES, Address
 from compliance_agent.server.store.tables import among, bundles
 from compliance_agent.server.store.texts import among_pairs
-from tests.server.builder import Server, engines_of, serving
+from tests.server.builder import START, Server, engines_of, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -185,3 +185,40 @@ async def test_planted_records_of_a_packet_by_the_site_are_found(
     monkeypatch.setattr("compliance_agent.server.store.tables.site_of", lambda table: table.c.site_id)
     steps = [step for plan in await packet_reads(tmp_path / "data") for step in plan]
     assert any(step.endswith(BY_SITE) for step in steps)
+
+
+async def days_reads(directory: Path) -> dict[str, list[str]]:
+    """How the records of some days are counted, and how those are found that a sample may be drawn from."""
+    async with serving(directory) as server:
+        host = await server.enrolled()
+        await server.deliver(host, *(host.next() for _ in range(5)))
+        reader = server.services.store.for_sites({"clinic-1"})
+        days = Dates(START.date(), START.date())
+        with statements(server) as found:
+            assert sum(one.times for one in await reader.said(days)) == 5
+            assert len(await reader.kept_on("clinic-1", {days.first: [host.key_id]})) == 5
+            assert await reader.spoken([host.key_id], days) == {(host.key_id, days.first)}
+        path = server.services.settings.data_dir / "server.db"
+    signs = {"said": "GROUP BY", "kept_on": "log_entries.leaf_index AS", "spoken": "DISTINCT"}
+    with closing(sqlite3.connect(path)) as database:
+        return {
+            name: [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
+            for statement, values in found
+            for name, sign in signs.items()
+            if sign in statement and "created_at <" in statement
+        }
+
+
+BY_DAYS = "SEARCH bundles USING COVERING INDEX ix_bundles_days (site_id=? AND created_at>? AND created_at<?)"
+
+
+async def test_days_are_counted_and_drawn_from_without_looking_up_a_record(tmp_path: Path) -> None:
+    plans = await days_reads(tmp_path / "data")
+    assert {name: BY_DAYS in plan for name, plan in plans.items()} == {"said": True, "kept_on": True, "spoken": True}
+
+
+async def test_planted_a_column_that_the_index_of_days_lacks_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compliance_agent.server.store.reader.func.max", lambda _: func.min(bundles.c.seq))
+    assert BY_DAYS not in (await days_reads(tmp_path / "data"))["said"]

@@ -6,7 +6,6 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from fastapi.routing import APIRoute
 from compliance_agent.checks import registry
 from compliance_agent.server.services.fleet import Fleet
 from compliance_agent.server.store.reader import BoundReader
-from compliance_agent.web import log_views, morning, rendering, security
+from compliance_agent.web import log_views, rendering, security
 from compliance_agent.web.views import router
 from tests.web.serving import NAME, OTHER, PASSWORD, Served, serving
 
@@ -127,22 +126,6 @@ async def test_first_page_lists_what_changed_since_yesterday(client: httpx.Async
     assert order == sorted(order), "the newest first"
     assert listed.count("<tr>") == 11, "each of the story once, below the heading"
     assert served.hosts["ehr-db-02"].cures["patching"] in listed and "Held back" in listed
-
-
-async def test_a_cure_of_what_was_old_is_no_change(
-    client: httpx.AsyncClient, served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The check had failed for days when its cure was held back once more."""
-    right = morning.turns_of
-
-    def older(sites: Any, events: Any, since: Any, most: int) -> Any:
-        return right(sites, events, since + timedelta(hours=9), most)  # the failure began before that
-
-    monkeypatch.setattr(morning, "turns_of", older)
-    text = (await client.get("/")).text
-    listed = text[text.index('id="turns"') : text.index('id="healed"')]
-    assert served.hosts["ehr-db-02"].cures["patching"] not in listed
-    assert served.hosts["ehr-db-02"].cures["firewall"] in listed
 
 
 async def test_unknown_is_in_the_denominator(client: httpx.AsyncClient) -> None:

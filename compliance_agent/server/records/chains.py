@@ -257,17 +257,13 @@ class Tally(NamedTuple):
     seen_at: datetime
 
 
-class Event(NamedTuple):
-    """A recorded verdict of one check, or what was done about it: as little of the bundle as counting and listing need."""
+class Changed(NamedTuple):
+    """How often something at a site became unmet, how often it was met again, and how often a cure did that."""
 
     site_id: str
-    key_id: str
-    check: str
-    kind: str
-    result: str | None
-    outcome: str | None
-    number: int = 0
-    created_at: str = ""
+    worse: int
+    better: int
+    healed: int
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Protocol
 from compliance_agent.server.records.chains import (
     Bundle,
     BundleQuery,
+    Changed,
     CheckVerdict,
-    Event,
     Fork,
     Gap,
     Host,
@@ -70,12 +70,12 @@ class SiteReader(Keeping, Protocol):
         """The same handle for one of its sites; for another site, a handle that sees nothing."""
         ...
 
-    async def events(self, since: datetime) -> list[Event]:
-        """Verdicts and cures that arrived since then, by host and check, each in the order of its chain."""
+    async def changed(self, since: datetime) -> list[Changed]:
+        """What became unmet, was met again and was healed since then, of each site with any of it, counted."""
         ...
 
-    async def named(self, numbers: Collection[int]) -> dict[int, Bundle]:
-        """The bundles of these numbers, at most 200."""
+    async def turns(self, since: datetime, at_most: int) -> list[Bundle]:
+        """The newest changes of verdict and cures that held since then, at most 200, newest first; none of a revoked host."""
         ...
 
     async def site_rows(self) -> list[Site]:

@@ -8,7 +8,7 @@ said nothing on a day is counted, and counts as unknown; so does a host on which
 from __future__ import annotations
 
 import functools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time, timedelta
@@ -87,15 +87,19 @@ class Cube:
 
     def one(self, machine: Machine, day: date, checks: Collection[str]) -> str:
         """What a machine showed on a day of these checks together."""
-        verdicts = self.shown.get((machine.host.key_id, day))
-        if verdicts is None:
-            return NONE
-        lowest = len(WORST)
-        for check in checks:
-            word = verdicts.get(check)
-            if word is not None and _RANKS[word] < lowest:
-                lowest = _RANKS[word]
-        return WORST[lowest] if lowest < len(WORST) else UNLOOKED
+        return _together(self.shown.get((machine.host.key_id, day)), checks)
+
+    @functools.cached_property
+    def _alike(self) -> tuple[Mapping[tuple[str, date], int], Sequence[Verdicts | None]]:
+        """Most machines show the same on most days: which of these each showed on each, so that each is looked at once."""
+        numbers, kinds = dict[frozenset[tuple[str, str]], int](), list[Verdicts | None]([None])
+        places = dict[tuple[str, date], int]()
+        for place, verdicts in self.shown.items():
+            if verdicts is not None:
+                number = places[place] = numbers.setdefault(frozenset(verdicts.items()), len(kinds))
+                if number == len(kinds):
+                    kinds.append(verdicts)
+        return places, kinds
 
     def by_day(self, checks: Collection[str], machines: Sequence[Machine]) -> list[Cell]:
         """A cell for each day, of the machines that were enrolled on it."""
@@ -106,7 +110,12 @@ class Cube:
         return [self._cell([(machine, day) for day in self.days if machine.lived(day)], checks) for machine in machines]
 
     def _cell(self, places: Sequence[tuple[Machine, date]], checks: Collection[str]) -> Cell:
-        found = cell(self.one(machine, day, checks) for machine, day in places)
+        alike, kinds = self._alike
+        counts: dict[str, int] = {}
+        for kind, times in Counter(alike.get((machine.host.key_id, day), 0) for machine, day in places).items():
+            word = _together(kinds[kind], checks)
+            counts[word] = counts.get(word, 0) + times
+        found = Cell(counts)
         if not self.recorded or not found.counts.get("fail"):
             return found
         return replace(found, excepted=sum(self.excepted(machine, day, checks) for machine, day in places))
@@ -125,6 +134,14 @@ class Cube:
             return False
         ended = min(one.expires_at, one.withdrawn_at or one.expires_at)
         return one.since < ended and one.since.date() <= day and ended > datetime.combine(day, time(), UTC)
+
+
+def _together(verdicts: Verdicts | None, checks: Collection[str]) -> str:
+    """The worst that stands of these checks."""
+    if verdicts is None:
+        return NONE
+    ranks = [_RANKS[verdicts[check]] for check in checks if check in verdicts]
+    return WORST[min(ranks)] if ranks else UNLOOKED
 
 
 def worst(words: Iterable[str]) -> str:
@@ -208,8 +225,13 @@ def states_of(body: bytes) -> dict[str, str]:
     if not isinstance(states, dict):
         return {}
     return {
-        check: str(state.get("result")) if isinstance(state, dict) else "unknown" for check, state in states.items()
+        check: _word(state.get("result")) if isinstance(state, dict) else "unknown" for check, state in states.items()
     }
+
+
+def _word(said: object) -> str:
+    """A verdict; what is none is unknown."""
+    return said if isinstance(said, str) and said in _RANKS else "unknown"
 
 
 def _shown(
@@ -219,22 +241,18 @@ def _shown(
     by_day: dict[str, list[Said]] = defaultdict(list)
     for one in said:
         by_day[one.day].append(one)
-    stands: dict[str, str] = {}
+    stands: Mapping[str, str] = {}  # another one after each word, never changed: days on which nothing changes share it
     for day in (days[0] - _DAY, *days):
         records = sorted(by_day.get(day.isoformat(), ()), key=lambda one: one.last)
-        found: dict[str, list[str]] = defaultdict(list)
+        held: dict[str, str] = {}
         for one in records:
             if one.kind == "heartbeat":
-                stands = dict(states.get(one.last, {}))
+                stands = states.get(one.last, {})
                 continue
             if one.check is None or one.result is None:
                 continue
-            if one.check in stands:
-                found[one.check].append(stands[one.check])
-            found[one.check].append(one.result)
-            stands[one.check] = "pass" if one.outcome == "success" else one.result
-            found[one.check].append(stands[one.check])
-        for check, verdict in stands.items():
-            if records:
-                found[check].append(verdict)
-        yield day, {check: worst(words) for check, words in found.items()} if records else None
+            seen, after = _word(one.result), "pass" if one.outcome == "success" else _word(one.result)
+            held[one.check] = worst((seen, after, held.get(one.check, seen), stands.get(one.check, seen)))
+            stands = {**stands, one.check: after}
+        held = {check: worst((word, stands.get(check, word))) for check, word in held.items()}
+        yield day, ({**stands, **held} if held else stands) if records else None

@@ -8,7 +8,6 @@ What is outside the caller's sites does not exist here.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,6 @@ from compliance_agent.server.records import (
     BundleQuery,
     CheckVerdict,
     Clock,
-    Event,
     Fork,
     Gap,
     Host,
@@ -353,33 +351,14 @@ class Fleet:
         """Bundles that contradict a host's chain."""
         return await self._reader.forks(host.host.key_id) if host.host.forks else []
 
-    async def events(self, since: datetime) -> list[Event]:
-        """Verdicts and cures that arrived since then, by host and check, each in the order of its chain."""
-        return await self._reader.events(since)
+    async def moved(self, site_id: str | None = None, last: timedelta = timedelta(hours=24)) -> dict[str, Moved]:
+        """What changed lately at one site, or at all, by site id; nothing of a site where nothing did."""
+        reader = self._reader if site_id is None else self._reader.only(site_id)
+        return {one.site_id: Moved(*one[1:]) for one in await reader.changed(self._clock() - last)}
 
-    async def named(self, events: Collection[Event]) -> dict[int, Bundle]:
-        """The records of these events, by number."""
-        return await self._reader.named([event.number for event in events]) if events else {}
-
-    async def moved(
-        self,
-        sites: Iterable[SiteStanding],
-        last: timedelta = timedelta(hours=24),
-        events: Sequence[Event] | None = None,
-    ) -> dict[str, Moved]:
-        """What changed at these sites lately, by site id; `events` are those of this time, where they are at hand."""
-        since, sites = self._clock() - last, list(sites)
-        if events is None:
-            alone = self._reader.only(sites[0].site.site_id) if len(sites) == 1 else self._reader
-            events = await alone.events(since)
-        hosts = {item.host.key_id: item for site in sites for item in site.hosts}
-        totals: dict[str, Moved] = {}
-        for (key_id, check), group in itertools.groupby(events, lambda event: (event.key_id, event.check)):
-            host = hosts.get(key_id)
-            if host is not None:
-                before = totals.get(host.host.site_id, Moved())
-                totals[host.host.site_id] = before + _moved(list(group), host, check, since)
-        return totals
+    async def turns(self, last: timedelta, at_most: int) -> list[Bundle]:
+        """The newest changes of verdict and cures that held."""
+        return await self._reader.turns(self._clock() - last, at_most)
 
     async def _standings(self, reader: SiteReader, recorded: Iterable[RecordedException]) -> list[HostStanding]:
         by_host: dict[str, list[CheckVerdict]] = {}
@@ -472,31 +451,6 @@ def document_of(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
-
-
-def _moved(events: Sequence[Event], host: HostStanding, check: str, since: datetime) -> Moved:
-    """The changes of one check of one host, from its events in order; there is at least one.
-
-    A cure that held is two changes: it had failed, and it passes. What stood before the first event is not among the events: it
-    was met if the event says that something is not, unless that had begun long before; the first word of a new host is no change.
-    """
-    worse = better = 0
-    if events[0].result in UNMET:
-        long_unmet = any(item.check == check and item.verdict.since < since for item in host.checks)
-        met = not (long_unmet and _never_met(events))
-    else:
-        met = host.host.enrolled_at >= since
-    for event in events:
-        cured = event.kind == "remediation" and event.outcome == "success"
-        for now_met in (event.result not in UNMET, True) if cured else (event.result not in UNMET,):
-            worse += met and not now_met
-            better += now_met and not met
-            met = now_met
-    return Moved(worse, better, sum(event.kind == "remediation" and event.outcome == "success" for event in events))
-
-
-def _never_met(events: Iterable[Event]) -> bool:
-    return all(event.result in UNMET and event.outcome != "success" for event in events)
 
 
 def _not_found(what: str) -> Refusal:

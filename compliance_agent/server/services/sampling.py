@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import date, timedelta
 from typing import Any, Protocol
+
+import orjson
 
 from compliance_agent.entries.act import Act, digest_of
 from compliance_agent.errors import AgentError, ConfigError, Refusal
@@ -143,7 +144,7 @@ def _read(
         if not one.body:  # what it said is not known any more
             others[Instance(labels[one.key_id], date.fromisoformat(one.created_at[:10]))]["destroyed"] += 1
             continue
-        document: Mapping[str, Any] = json.loads(one.body)
+        document: Mapping[str, Any] = orjson.loads(one.body)
         instance = Instance(document["host"]["id"], date.fromisoformat(day_of(document)))
         if instance not in wanted or not concerns(document, control):
             continue

@@ -20,6 +20,7 @@ from sqlalchemy import (
     not_,
     or_,
     select,
+    true,
     tuple_,
     union_all,
 )
@@ -30,9 +31,9 @@ from compliance_agent.server.records import (
     Backlog,
     Bundle,
     BundleQuery,
+    Changed,
     CheckVerdict,
     Dates,
-    Event,
     Fork,
     Gap,
     Host,
@@ -49,7 +50,7 @@ from compliance_agent.server.records.exceptions import RecordedException
 from compliance_agent.server.records.orders import OrderMark, OrderRow
 from compliance_agent.server.records.packets import PacketJob
 from compliance_agent.server.records.planning import PlanRule, Worked
-from compliance_agent.server.store import planning, rows, tables
+from compliance_agent.server.store import planning, rows, tables, turning
 from compliance_agent.server.store.database import Database
 from compliance_agent.server.store.exceptions import exception_of
 from compliance_agent.server.store.keeping import KeepingRows
@@ -90,28 +91,15 @@ class BoundReader(KeepingRows):
             return ()
         return (column >= rows.text(self._dates.start), column < rows.text(self._dates.stop))
 
-    async def events(self, since: datetime) -> list[Event]:
-        wanted = [_bundles[name] for name in Event._fields]  # all of them in the index, which is read and nothing else
-        query = (
-            select(*wanted)
-            .where(
-                _bundles.site_id.in_(self._sites),
-                _bundles.received_at >= rows.text(since),
-                _bundles.kind.in_(("drift", "remediation")),
-                _bundles.check.is_not(None),
-                tables.NO_HEARTBEAT,
-                *self._dated(_bundles.created_at),
-            )
-            .order_by(_bundles.key_id, _bundles.check, _bundles.epoch, _bundles.seq)
-        )
-        return [Event(*row.values()) for row in await self._all(query)]
+    async def changed(self, since: datetime) -> list[Changed]:
+        made, seen = self._dated(_bundles.created_at), self._dated(tables.verdicts.c.seen_at)
+        query = turning.moved(self._sites, since, made, seen, self._lived())
+        return [Changed(*row.values()) for row in await self._all(query)]
 
-    async def named(self, numbers: Collection[int]) -> dict[int, Bundle]:
-        ours = tables.site_of(tables.bundles).in_(self._sites)
-        query = select(*rows.BUNDLE_COLUMNS).where(
-            ours, _bundles.number.in_(numbers), *self._dated(_bundles.created_at)
-        )
-        return {row["number"]: rows.bundle(row) for row in await self._all(query.limit(MOST_ROWS))}
+    async def turns(self, since: datetime, at_most: int) -> list[Bundle]:
+        made, seen = self._dated(_bundles.created_at), self._dated(tables.verdicts.c.seen_at)
+        query = turning.turns(self._sites, since, min(at_most, MOST_ROWS), made, seen, self._live())
+        return [rows.bundle(row) for row in await self._all(query)]
 
     async def site_rows(self) -> list[Site]:
         query = select(tables.sites).where(tables.sites.c.site_id.in_(self._sites)).order_by(tables.sites.c.site_id)
@@ -234,6 +222,17 @@ class BoundReader(KeepingRows):
             return ()
         start, stop, c = rows.text(self._dates.start), rows.text(self._dates.stop), tables.hosts.c
         return (c.enrolled_at < stop, or_(c.revoked_at.is_(None), c.revoked_at >= start))
+
+    def _live(self) -> tuple[ColumnElement[bool], ...]:
+        """Hosts that have not given way to another key and, as far as the dates go, are not revoked (`_life`)."""
+        c = tables.hosts.c
+        if self._dates is None:
+            return (c.rotated_to.is_(None), c.revoked_at.is_(None))
+        seen, over = (
+            func.coalesce(and_(true(), *self._dated(column)), literal(value=False))
+            for column in (c.last_seen_at, c.revoked_at)
+        )
+        return (c.rotated_to.is_(None), or_(c.revoked_at.is_(None), not_(or_(seen, over))), *self._lived())
 
     def _life(self, host: Host) -> Host:
         """A host as far as the dates go: what it is now is no part of days that are over."""
