@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import hashlib
 import json
 import re
 import time
@@ -19,13 +20,15 @@ from typing import Any
 
 import httpx2 as httpx
 
+from compliance_agent.entries.leaf import time_leaf
 from compliance_agent.errors import Refusal, Unavailable
 from compliance_agent.lab.counting import Counted
 from compliance_agent.lab.seeding import MovingClock
 from compliance_agent.lab.viewer_seed import END, Size, made, settings
 from compliance_agent.server.app import create_app
 from compliance_agent.server.opening import utc_now
-from compliance_agent.server.records import BundleQuery
+from compliance_agent.server.records import BundleQuery, Dates, NewLeaf
+from compliance_agent.server.records.packets import PacketJob
 from compliance_agent.server.runner import COLLECT
 from compliance_agent.server.services.orders import Wanted
 
@@ -33,11 +36,13 @@ NAME, PASSWORD = "bench", "correct horse battery"
 MOST_QUERIES, MOST_S = 10, 0.3
 Ids = Mapping[str, str]
 
-# Each page of the viewer (tests/web/test_queries.py sees that none is left out): route -> what is asked for after its path.
+# Each page of the viewer (tests/web/test_queries.py holds this against the routes of the app): route -> what is asked for after its
+# path.
 PAGES: Mapping[str, Sequence[str]] = {
     "/": ("",),
     "/sites/{site_id}": ("",),
     "/hosts/{key_id}": ("",),
+    "/hosts/{key_id}/public-key": ("",),
     "/hosts/{key_id}/evidence": (
         "",
         "?check=firewall",
@@ -48,7 +53,12 @@ PAGES: Mapping[str, Sequence[str]] = {
     "/hosts/{key_id}/checks/{check}": ("",),
     "/hosts/{key_id}/checks/{check}/exception": ("", "?reason=device_limit&measure=watched&reference=a&days=7"),
     "/bundles/{bundle_id}": ("?key={key_id}", "?key={key_id}&proof=1"),
+    "/bundles/{bundle_id}/{name}": ("?key={key_id}",),
     "/sites/{site_id}/log": ("", "?before=200"),
+    "/sites/{site_id}/log/{year}/key": ("",),
+    "/sites/{site_id}/log/{year}/files/{name}": ("",),
+    "/sites/{site_id}/log/{year}/older/{index}": ("",),
+    "/sites/{site_id}/log/{year}/consistency/{size}": ("",),
     "/sites/{site_id}/controls": ("", "?by=host", "?host={key_id}", "?rule=proposed&from=2026-10-29&to=2026-11-28"),
     "/sites/{site_id}/controls.csv": ("",),
     "/evidence": (
@@ -66,6 +76,7 @@ PAGES: Mapping[str, Sequence[str]] = {
         "?key={key_id}&citation=164.312(b)",
     ),
     "/sites/{site_id}/packets": ("",),
+    "/packets/{job_id}": ("",),
     "/sites/{site_id}/sample": (
         "",
         "?seed=bench&from=2026-10-29&to=2026-11-27&control=164.312(b)",
@@ -73,12 +84,26 @@ PAGES: Mapping[str, Sequence[str]] = {
     ),
     "/sites/{site_id}/sample.csv": ("?seed=bench&from=2026-11-10&to=2026-11-27&number=10",),
     "/account": ("",),
+    "/account/factor": ("",),
+    "/account/prove": ("",),
+    "/login": ("",),
+    "/verify": ("",),
+    "/live": ("", "?site={site_id}"),
     "/orders": ("",),
     "/orders/{order_id}": ("",),
     "/orders/{order_id}/approve": ("",),
     "/orders/{order_id}/withdraw": ("",),
     "/hosts/{key_id}/order": ("",),
     "/hosts/{key_id}/order/confirm": ("?kind=pause", "?kind=check&check=firewall"),
+}
+
+NAMES = {"/bundles/{bundle_id}/{name}": "bundle.json", "/sites/{site_id}/log/{year}/files/{name}": "policy"}
+OLDER = 15  # checkpoints that each log holds in its own entries, where none of its witnesses put any there: more than one page
+# What is no page: where it leads is another server's, or its time is its size.
+NO_PAGES = {
+    "/login/oidc": "leads to the provider of identities, which is not configured here",
+    "/login/oidc/callback": "comes from there",
+    "/packets/{job_id}/{name}": "a file of any size, sent in parts",
 }
 
 
@@ -88,11 +113,13 @@ class Asked:
 
     Attributes:
         path: its route with what stands after it.
+        name: of the file that is asked for there.
         times_s: from request to answer, each.
         statements: of the request that had most.
     """
 
     path: str
+    name: str = ""
     times_s: list[float] = field(default_factory=list)
     statements: list[str] = field(default_factory=list)
 
@@ -127,24 +154,59 @@ async def _asked(directory: Path, size: Size, times: int) -> list[Asked]:
             await _sign_in(client)
             await services.users.sessions.prove(client.cookies["session"])
             ids = await _ids(services, directory, min(times, size.hosts))
-            asked = [Asked(path + more) for path, after in PAGES.items() for more in after]
-            for at in range(-2, times):  # two that warm up
-                for page in asked:
-                    await _ask(client, counted, page, ids[at % len(ids)], warm=at >= 0)
+            asked = [Asked(path + more, NAMES.get(path, "")) for path, after in PAGES.items() for more in after]
+            async with httpx.AsyncClient(transport=transport, base_url="http://viewer.bench") as visitor:
+                for at in range(-2, times):  # two that warm up
+                    for page in asked:
+                        who = visitor if page.path == "/login" else client  # who is signed in is led on from there
+                        await _ask(who, counted, page, ids[at % len(ids)], warm=at >= 0)
     return asked
 
 
 async def _ask(client: httpx.AsyncClient, counted: Counted, page: Asked, ids: Ids, *, warm: bool) -> None:
     with counted.counting() as statements:
         began = time.perf_counter()
-        reply = await client.get(page.path.format(**ids), headers={"Accept": "text/html"})
+        address = page.path.format(**ids, name=page.name)
+        if page.path.startswith("/live"):
+            status = await _first_byte(client, address)
+        else:
+            status = (await client.get(address, headers={"Accept": "text/html"})).status_code
         took = time.perf_counter() - began
-    if reply.status_code != 200:
-        raise Unavailable(f"bench: {page.path} answers {reply.status_code}")
+    if status != 200:
+        raise Unavailable(f"bench: {page.path} answers {status}")
     if warm:
         page.times_s.append(took)
     if len(statements) > len(page.statements):
         page.statements = statements
+
+
+async def _first_byte(client: httpx.AsyncClient, address: str) -> int:
+    """Ask for a stream, which has no end, and leave once its first part is there; its status."""
+    request = client.build_request("GET", address, headers={"Accept": "text/event-stream"})
+    app = client._transport.app  # type: ignore[attr-defined]  # the transport waits for an end
+    status, began = 0, asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        await began.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Mapping[str, Any]) -> None:
+        nonlocal status
+        status = message.get("status", status)
+        if message.get("body"):
+            began.set()
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http", "root_path": "",
+        "path": request.url.path, "raw_path": request.url.raw_path, "query_string": request.url.query,
+        "headers": [(name.lower(), value) for name, value in request.headers.raw], "client": ("127.0.0.1", 1), "server": ("x", 80),
+    }  # fmt: skip
+    task = asyncio.create_task(app(scope, receive, send))
+    await asyncio.wait({task, waits := asyncio.create_task(began.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    for one in (task, waits):
+        one.cancel()
+    await asyncio.gather(task, waits, return_exceptions=True)
+    return status if began.is_set() else 500
 
 
 async def _sign_in(client: httpx.AsyncClient) -> None:
@@ -157,18 +219,24 @@ async def _sign_in(client: httpx.AsyncClient) -> None:
 
 
 async def _ids(services: Any, directory: Path, count: int) -> list[Ids]:
-    """Ids of so many hosts, spread over all, each with a record from somewhere in its chain."""
+    """Ids of so many hosts, spread over all sites, each with a record from somewhere in its chain."""
     reader = services.store.for_sites(await services.store.all_sites())
     user = await services.store.user(NAME)
     key_ids = json.loads((directory / "server" / "made.json").read_text("ascii"))["key_ids"]
     found: list[Ids] = []
+    older, jobs = dict[str, int](), dict[str, str]()
+    step = max(1, len(key_ids) // count)
+    step += step % 2 == 0  # so that the hosts asked for are not all of one site: hosts go round the sites in turn
     for number in range(count):
-        host = await reader.host(key_ids[number * len(key_ids) // count])
+        host = await reader.host(key_ids[number * step % len(key_ids)])
         records = await reader.bundles(BundleQuery(key_id=host.key_id, limit=200))
         record = records[number * 37 % len(records)]
         wanted = Wanted(host.key_id, "pause", {})
         # One order a host, however often this runs over the same directory.
         order = await services.orders.draft(user, reader, wanted, order_id=host.key_id[:32])
+        if host.site_id not in older:
+            older[host.site_id] = await _older(services, reader, host.site_id)
+            jobs[host.site_id] = await _packet(services, reader.only(host.site_id), user, host.site_id)
         found.append(
             {
                 "site_id": host.site_id,
@@ -176,6 +244,41 @@ async def _ids(services: Any, directory: Path, count: int) -> list[Ids]:
                 "bundle_id": record.bundle_id,
                 "order_id": order.order_id,
                 "check": "firewall",
+                "year": str(END.year),
+                "size": str(older[host.site_id] // 2),
+                "index": str(older[host.site_id]),
+                "job_id": jobs[host.site_id],
             }
         )
     return found
+
+
+async def _older(services: Any, reader: Any, site_id: str) -> int:
+    """The index of the newest checkpoint that this log holds in its own entries, which witnesses would have had put there."""
+    now = services.clock()
+    note = await asyncio.to_thread(services.log_files.published, site_id, END.year)
+    found = (await services.logbook(reader).log(site_id, END.year)).older.heads
+    if not found:
+        leaves = [NewLeaf(site_id, time_leaf(note, [])) for _ in range(OLDER)]
+        await services.store.write(lambda tx: tx.add_leaves(leaves, now))
+        for _ in range(200):
+            while await services.sequencer.round():
+                pass
+            if found := (await services.logbook(reader).log(site_id, END.year)).older.heads:
+                break
+            await asyncio.sleep(0.05)
+        else:
+            raise Unavailable("bench: the log took in no entry")
+    return int(found[0].index)
+
+
+async def _packet(services: Any, reader: Any, user: Any, site_id: str) -> str:
+    """A packet that this person asked for, and that could not be built: its page needs no files."""
+    there = await reader.packet_jobs(user.person_id)
+    job = PacketJob(
+        hashlib.sha256(site_id.encode()).hexdigest()[:32], site_id, user.person_id, Dates(END.date(), END.date()), END,
+        state="failed", stage="reading", code="worker_died", tries=3, ended_at=END,
+    )  # fmt: skip
+    if not there:
+        await services.store.write(lambda tx: tx.add_packet_job(job))
+    return str(there[0].job_id if there else job.job_id)
