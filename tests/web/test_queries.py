@@ -20,7 +20,7 @@ from compliance_agent.web.routing import PageRoute
 
 # A cycle of a host's story, and more hosts at a site than statements are allowed.
 SMALL = Size(sites=2, hosts=28, bundles=28 * 19)
-LITTLE = {"/login": 0, "/verify": 0, "/live": 2, "/account": 2}  # these ask for less than three things
+NOBODY_S = {"/login", "/verify"}  # no session is looked up
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_page_asks_at_most_ten_things(directory: Path) -> None:
     seen = {page.path: page.statements for page in measure(directory, SMALL, times=2)}
     assert len(seen) == sum(len(after) for after in PAGES.values())
-    assert min(len(said) for said in seen.values()) >= 3, "a page that asks nothing was not counted"
+    few = {path for path, said in seen.items() if len(said) < 2}
+    assert few == NOBODY_S, "a page that asks nothing was not counted"
     assert {path: said for path, said in seen.items() if len(said) > MOST_QUERIES} == {}
 
 
