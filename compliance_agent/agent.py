@@ -87,6 +87,7 @@ _DEFAULT: Any = object()
 
 if TYPE_CHECKING:
     from compliance_agent.adapters.adopt_root import AdoptRoot
+    from compliance_agent.adapters.subprocess_host import RealHost
 
 
 def adopt_root_at(path: Path | None) -> AdoptRoot | None:
@@ -96,6 +97,14 @@ def adopt_root_at(path: Path | None) -> AdoptRoot | None:
     from compliance_agent.adapters.adopt_root import AdoptRoot
 
     return AdoptRoot(path)
+
+
+def host_of(config: AgentConfig) -> RealHost:
+    """This machine, as it is looked at for as long as an agent runs."""
+    from compliance_agent.adapters.nft_library import NftLibrary
+    from compliance_agent.adapters.subprocess_host import RealHost
+
+    return RealHost(nft=NftLibrary(config.state_dir / "nft.mark"))
 
 
 class ComplianceAgent(Life):
@@ -150,7 +159,9 @@ class ComplianceAgent(Life):
             key_files.settle(config.signing_key_file, key_files.chain_key(self._database))
             self.signer: Any = signer if signer is not None else Ed25519Signer(config.signing_key_file)
             self.drift_detector: Any = (
-                drift_detector if drift_detector is not None else DriftDetector(config, clock=self.clock)
+                drift_detector
+                if drift_detector is not None
+                else DriftDetector(config, host=host_of(config), clock=self.clock)
             )
             self._adopt(getattr(self.drift_detector, "baseline", None))
             self.waking = waking_for(self.drift_detector, config, self.clock)

@@ -25,6 +25,7 @@ from compliance_agent.adapters.clock import read_clock_state
 from compliance_agent.adapters.execute import DIRECTORIES, Programs, find_program
 from compliance_agent.adapters.file_digests import BATCH_S, KINDS, Batch, FileDigests
 from compliance_agent.adapters.kept_answers import KeptAnswers, Print
+from compliance_agent.adapters.nft_library import NftLibrary
 from compliance_agent.adapters.offload import Offload
 from compliance_agent.adapters.program_reads import may_be_kept
 from compliance_agent.adapters.ruleset import KeptRuleset
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 FILE_TIMEOUT_S = 5.0
 MOST_NAMES = 100_000
+LIBRARY_S = 2.0  # nft's library may take so long before the program is asked
+LISTING_BYTES = 4_194_304
 GENTLE_S = 2.0  # a program that changes the host may tidy up before it is killed
 _FILE_CODES = {
     errno.ENOENT: "not_found",
@@ -62,6 +65,7 @@ class RealHost:
         booted: the directory whose presence says that systemd is the init.
         digests, ruleset, answers: take and keep digests of files, the firewall's rules and programs' answers; its own when not
             given.
+        nft: lists the firewall's rules without a program; the program does it when not given, and where this cannot.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class RealHost:
         digests: FileDigests | None = None,
         ruleset: KeptRuleset | None = None,
         answers: KeptAnswers | None = None,
+        nft: NftLibrary | None = None,
     ) -> None:
         self._directories = tuple(directories)
         self._offload = Offload()
@@ -81,6 +86,7 @@ class RealHost:
         self._digests = digests if digests is not None else FileDigests()
         self._ruleset = ruleset if ruleset is not None else KeptRuleset()
         self._answers = answers if answers is not None else KeptAnswers()
+        self._nft = nft
         self._file_timeout_s = file_timeout_s
 
     @property
@@ -145,9 +151,20 @@ class RealHost:
         if kept is not None:
             return kept
         began_s = self._ruleset.now_s()
-        ran = await self.run(LIST)
+        # The library leaves the process where it can have no socket, so it is not asked where we had none.
+        listed = await self._listed_by_library() if generation is not None else None
+        ran = listed if listed is not None else await self.run(LIST)
         self._ruleset.keep(generation, began_s, ran)
         return ran
+
+    async def _listed_by_library(self) -> Ran | None:
+        library = self._nft
+        if library is None:
+            return None
+        try:
+            return await self._offload.call("library:nft", LIBRARY_S, lambda: library.list_ruleset(LISTING_BYTES))
+        except CannotTell:  # it hangs
+            return None
 
     async def run(
         self,

@@ -23,11 +23,11 @@ from typing import Any
 
 import yaml
 
+from compliance_agent.adapters.nft_library import NftLibrary
 from compliance_agent.adapters.subprocess_host import RealHost
 from compliance_agent.agent import ComplianceAgent
 from compliance_agent.config import AgentConfig
 from compliance_agent.core import nftables
-from compliance_agent.core.nftables import LIST
 from compliance_agent.lab.bench_heal import put
 from compliance_agent.logs import configure
 from compliance_agent.transport.http import HttpTransport
@@ -209,6 +209,12 @@ async def ours_cycle(files: Sequence[Path], *, anew: bool) -> tuple[float, float
     return spent, statistics.median(walls), verdicts
 
 
+async def listed_anew(host: RealHost) -> None:
+    """The ruleset, every rule of it."""
+    host.read_anew()
+    await host.ruleset()
+
+
 async def run_all(words: Sequence[Sequence[str]]) -> None:
     """Programs by asyncio, the usual way, all at once."""
 
@@ -290,10 +296,10 @@ async def measured(idle_s: float, file: Path) -> None:
     figures = Kept(file)
     figures["monit_w1_s"], figures["cf_agent_w1_s"] = monit_cycle_s(files), cf_agent_s()
     figures["cycle_s"], figures["cycle_wall_s"], figures["verdicts"] = await ours_cycle(files, anew=True)
-    host, units = RealHost(), [f"w2-{number:02}.service" for number in range(UNITS)]
+    host, units = RealHost(nft=NftLibrary(PLACE / "nft.mark")), [f"w2-{number:02}.service" for number in range(UNITS)]
     figures["units_s"] = await cpu_here(lambda: host.units(units))
     figures["systemctl_s"] = await cpu_here(lambda: run_all([("systemctl", "is-active", unit) for unit in units]), RUNS)
-    figures["ruleset_s"] = await cpu_here(lambda: host.run(LIST))
+    figures["ruleset_s"] = await cpu_here(lambda: listed_anew(host))
     figures["ruleset_same_s"] = await cpu_here(host.ruleset)
     figures["nft_s"] = await cpu_here(lambda: run_all([("nft", "list", "ruleset")]))
     await uploads(figures)
