@@ -1,4 +1,6 @@
-"""The socket of the root side of orders: a nonce, a baseline that an order names, or an approval; refused, or taken as a whole."""
+"""The socket of the root side of orders: a nonce, a baseline that an order names, an approval, or this host's next key; refused, or
+taken as a whole.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,14 @@ from typing import Any
 from compliance_agent.adopt.forms import BROUGHT, KINDS, TRUST, raw_of, spelt, strict, time_of, unless
 from compliance_agent.adopt.orders import Standing, hold, judge
 from compliance_agent.adopt.protocol import ANSWER_S, TABLE
+from compliance_agent.adopt.rotation import GONE, follow
 from compliance_agent.adopt.state import State
 from compliance_agent.adopt.trust import Keys, by_file, by_root
 from compliance_agent.frames import Message
 from compliance_agent.heal import approvals, permits
 from compliance_agent.heal.machine import Machine
 from compliance_agent.heal.service import Answer, Desk, deadline, say
-from compliance_agent.heal.trouble import Failed, Refused, Unclear
+from compliance_agent.heal.trouble import Trouble
 
 # The installed program says what a baseline permits. It reads bytes that the baseline's key has signed, and no more: as a user that
 # exists for this run alone, with no network and nothing of the host.
@@ -32,10 +35,6 @@ PERMIT_WALLS = (
 # An hour more than the agent's own seven days, which begin a little later: it is the agent that says that they are over.
 APPROVAL_LASTS = timedelta(days=7, hours=1)
 _PART = re.compile(r"[0-9]+|[A-Za-z]+")
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Adopting(Desk):
     permits_path: str
     state_path: str
     approvals_path: str
-    now: Callable[[], datetime] = _now
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
     table = TABLE
 
     def answer(self, question: Message) -> Answer:
@@ -67,21 +66,15 @@ class Adopting(Desk):
                 state.settle()
                 if question.kind == "nonce":
                     return "given", {"nonce": state.give_nonce()}, b""
+                if question.kind == "follow":
+                    return "follows", {"host": self._follow(state, question.blob)}, b""
                 taken = self._take(state, question)
-        except Refused as error:
-            say("adopt.refused", code=error.code)
-            return "refused", {"code": error.code}, b""
-        except Failed as error:
-            say("adopt.failed", code=error.code)
-            return "failed", {"code": error.code}, b""
-        except Unclear as error:
-            say("adopt.unclear", reason=error.reason)
-            return "unclear", {"reason": error.reason}, b""
-        if question.kind == "approve":
-            say("adopt.noted", baseline=taken)
-            return "noted", {}, b""
-        say("adopt.taken", baseline=taken)
-        return "taken", {"baseline": taken}, b""
+        except Trouble as error:
+            say(f"adopt.{error.kind}", **error.said)
+            return error.kind, dict(error.said), b""
+        kind, fields = ("noted", {}) if question.kind == "approve" else ("taken", {"baseline": taken})
+        say(f"adopt.{kind}", baseline=taken)
+        return kind, fields, b""
 
     def _take(self, state: State, question: Message) -> str:
         """Take what an order brings; the digest of the baseline in force then. What was taken before is said again."""
@@ -91,10 +84,8 @@ class Adopting(Desk):
         digest = sha256(order).hexdigest()
         if state.says["taken"] == digest:
             return str(state.says["baseline"])
-        trust = strict(permits.roots(self.machine, self.trust_path, "trust"), TRUST, "bad_trust")
-        keys = self._keys(state, trust, brought)
-        now, since = self.now(), state.says["since"]
-        now = now if since is None else max(now, time_of(since))
+        trust = self._trust()
+        keys, now = self._keys(state, trust, brought), self._clock(state)
         present = permits.load(self.machine, self.permits_path)
         standing = Standing(trust, keys, now, state.nonces(), state.says["counter"], present.baseline)
         says = judge(order, KINDS[question.kind], standing)
@@ -112,6 +103,27 @@ class Adopting(Desk):
         )  # fmt: skip
         state.settle()
         return after
+
+    def _trust(self) -> dict[str, Any]:
+        return strict(permits.roots(self.machine, self.trust_path, "trust"), TRUST, "bad_trust")
+
+    def _clock(self, state: State) -> datetime:
+        now, since = self.now(), state.says["since"]
+        return now if since is None else max(now, time_of(since))
+
+    def _follow(self, state: State, blob: bytes) -> str:
+        """Have root's file name the key that this host's gave way to; the id of the one that it names then."""
+        trust, path = self._trust(), f"{self.state_path.rpartition('/')[0]}/gone.json"
+        if not blob:
+            return str(trust["host"])
+        kept = self.machine.read(path)
+        gone = [] if kept is None else strict(kept[0], GONE, "state_damaged")["gone"]
+        step = follow(blob, trust, gone, self._clock(state))
+        after = {path: {"gone": [*gone, step][-64:]}, self.trust_path: {**trust, "host": step["new"]}}
+        state.keep(placing=[{"path": at, "content": spelt(_written(says))} for at, says in after.items()])
+        state.settle()
+        say("adopt.follows", host=step["new"])
+        return str(step["new"])
 
     def _keys(self, state: State, trust: dict[str, Any], brought: dict[str, Any]) -> Keys:
         """Whose orders count, by documents that are not older than those of an order that was taken."""
@@ -144,13 +156,17 @@ def _with(given: list[approvals.Approval], says: dict[str, Any], now: datetime) 
         if one["until"] > since and one["baseline"] == plan["baseline"] and not one.items() >= plan.items()
     ]
     after = [*others[1 - approvals.MOST_GIVEN :], {**plan, "number": says["counter"], "since": since, "until": until}]
-    return json.dumps({"schema": approvals.SCHEMA, "given": after}, indent=1, sort_keys=True).encode("ascii") + b"\n"
+    return _written({"schema": approvals.SCHEMA, "given": after})
+
+
+def _written(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, indent=1, sort_keys=True).encode("ascii") + b"\n"
 
 
 def _older(version: str, than: str) -> bool:
     """Whether a version comes before another: as `core/versions.py` says, for which a word comes before a number."""
-    one, other = (
-        [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in _PART.findall(text)]
-        for text in (version, than)
-    )
-    return one < other
+
+    def parts(text: str) -> list[tuple[int, int, str]]:
+        return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in _PART.findall(text)]
+
+    return parts(version) < parts(than)

@@ -25,7 +25,7 @@ from compliance_agent.heal.found import Found
 from compliance_agent.heal.machine import Machine
 from compliance_agent.heal.protocol import MOST_SAID, TABLE
 from compliance_agent.heal.rows import ROWS, Work, act
-from compliance_agent.heal.trouble import Failed, Refused, Unclear
+from compliance_agent.heal.trouble import Failed, Refused, Trouble, Unclear
 
 QUESTION_S = 10.0  # for a whole question to come in
 GRACE_S = 20.0  # beyond a row's deadline, for what it looks at before and after
@@ -106,15 +106,10 @@ class Service(Desk):
                     raise Refused("other_baseline")
                 found = Found(self.machine, self.found_path, args["cure"])
                 ran = act(row, Work(self.machine, allowed, found, self.approvals, question.kind, args, question.blob))
-        except Refused as error:
-            say("heal.refused", row=question.kind, code=error.code)
-            return "refused", {"code": error.code}, b""
-        except Failed as error:
-            say("heal.failed", row=question.kind, code=error.code)
-            return "failed", {"code": error.code, "exit": error.exit}, b""
-        except Unclear as error:
-            say("heal.unclear", row=question.kind, reason=error.reason)
-            return "unclear", {"reason": error.reason}, b""
+        except Trouble as error:
+            say(f"heal.{error.kind}", row=question.kind, **error.said)
+            ended = {"exit": error.exit} if isinstance(error, Failed) else {}
+            return error.kind, {**error.said, **ended}, b""
         say("heal.done", row=question.kind, exit=ran.exit)
         return "done", {"exit": ran.exit & 0xFF}, ran.err[-MOST_SAID:]
 
