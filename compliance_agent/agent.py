@@ -15,11 +15,11 @@ import asyncio
 import contextlib
 import random
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import structlog
 
@@ -67,6 +67,7 @@ from compliance_agent.ports import Clock
 from compliance_agent.queue import OfflineQueue
 from compliance_agent.receipts import Receipts
 from compliance_agent.recording import Done, Recording
+from compliance_agent.root_key import RootKey
 from compliance_agent.rotation import KeyRotation, Rotated
 from compliance_agent.shedding import Shedding
 from compliance_agent.site_lease import SiteLease
@@ -83,6 +84,7 @@ DRAIN_DELIVERY_S, DRAIN_CLOSE_S = 1.5, 1.5
 LONGEST_RECOVERY_S = 4 * 3_600.0  # each step of it ends by a deadline of its own
 TOUCHED = {Outcome.SUCCESS, Outcome.FAILED, Outcome.REVERTED}  # outcomes of a remediation that changed something
 _DEFAULT: Any = object()
+_Answer = TypeVar("_Answer")
 
 
 if TYPE_CHECKING:
@@ -177,6 +179,7 @@ class ComplianceAgent(Life):
             self.mcp_client: Any = mcp_client if mcp_client is not _DEFAULT else self._mcp_client()
             self.api_key_rotation = ApiKeyRotation(self, config)
             self.key_rotation = KeyRotation(self, config, self._database, FormerKeys(self._database), key_files)
+            self.root_key = RootKey(self, FormerKeys(self._database))
             self.client_certificate = ClientCertificate(self, config)
             trust = OrderTrust(config, OrderTrustStore(self._database), self._database.call)
             self.orders = Orders(self, config, OrderStore(self._database), Taken, trust, self.adopt_root, nonce)
@@ -223,7 +226,7 @@ class ComplianceAgent(Life):
             await self._database.call(lambda: baseline_files.adopt(self._state, self.config.baseline_path, taken))
         else:
             await self._database.call(lambda: self._state.refuse_older(version))
-            await self.adopt_root.take(order, documents, body, sig)
+            await self._led(self.adopt_root.take(order, documents, body, sig))
             await self._database.call(lambda: self._state.adopt_baseline(version, sha256, taken.at))
         self._use_baseline(baseline)
 
@@ -233,8 +236,20 @@ class ComplianceAgent(Life):
         Raises:
             ConfigError: root did not.
         """
-        if self.adopt_root is not None and not await self.adopt_root.approve(order, documents):
+        if self.adopt_root is not None and not await self._led(self.adopt_root.approve(order, documents)):
             log.info("approve.not_asked")
+
+    async def _led(self, asked: Awaitable[_Answer]) -> _Answer:
+        """Ask root when it knows this host by its present key, or was told of it.
+
+        Raises:
+            ConfigError: as what is asked; `root_other_key` where root does not know that key.
+        """
+        await self.root_key.lead(now=True)
+        try:
+            return await asked
+        except ConfigError as error:
+            raise self.root_key.explained(error) from error
 
     async def follow_baseline(self, version: str, sha256: str) -> bool:
         """Go on with a baseline that was ordered, if it is what root's files hold by now; whether it is.
@@ -422,6 +437,7 @@ class ComplianceAgent(Life):
         self.progress.step()
         await self._do_orders()
         await self._rotate_key_if_due()
+        await self.root_key.lead()
         await self.rotate_api_key_if_due()
         if await self.client_certificate.keep():
             self.delivery.wake()

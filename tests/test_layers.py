@@ -68,6 +68,7 @@ LAYERS: dict[str, str] = {
     "life": "stages",
     "mcp_client": "stages",
     "server": "stages",
+    "root_key": "stages",
     "shedding": "stages",
     "site_lease": "stages",
     "web": "stages",

@@ -1,5 +1,5 @@
-"""The root side of orders (`adopt/`), as the agent asks it: for a nonce, to take a baseline, to note an approval. It
-believes nothing said here.
+"""The root side of orders (`adopt/`), as the agent asks it: for a nonce, to take a baseline, to note an approval, to follow this
+host's key. It believes nothing said here.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ TRIES = {
     "nonce": 1,
     "take": 2,
     "approve": 2,
+    "follow": 1,
 }  # an answer that was lost is asked for again; what was taken is not taken twice
 
 
@@ -68,12 +69,35 @@ class AdoptRoot:
         self._good(answer)
         return True
 
+    def host_key(self) -> str:
+        """The id of the key that root knows this host by; it also finishes what it had begun.
+
+        Raises:
+            ConfigError: it does not say; `no_trust`: it takes no order on this host.
+        """
+        return self._follow(b"")
+
+    def follow(self, statement: bytes, old: bytes, old_sig: bytes, new_sig: bytes) -> str:
+        """Have it verify that a key gave way to the next one (entries/rotation.py); the id of the key that it knows then.
+
+        Raises:
+            ConfigError: it did not; `code` is the one that its journal has.
+        """
+        parts = {"statement": statement, "old": old, "old_sig": old_sig, "new_sig": new_sig}
+        return self._follow(json.dumps({name: _text(raw) for name, raw in parts.items()}).encode("ascii"))
+
+    def _follow(self, blob: bytes) -> str:
+        answer = self._exchanged("follow", blob, TRIES["follow"])
+        if answer.kind == "refused":
+            raise ConfigError("adopt: refused", code=str(answer.fields["code"]))
+        return str(self._good(answer).fields["host"])
+
     def _ask(self, kind: str, blob: bytes) -> Message:
         return self._good(self._exchanged(kind, blob, TRIES[kind]))
 
     @staticmethod
     def _good(answer: Message) -> Message:
-        if answer.kind in {"given", "taken", "noted"}:
+        if answer.kind in {"given", "taken", "noted", "follows"}:
             return answer
         if answer.kind == "refused":
             log.error("adopt.refused", code=answer.fields["code"])

@@ -75,6 +75,7 @@ class Pages:
                 "last_cycle_ms": int(cycle.seconds * 1_000) if cycle is not None else None,
                 "ticks_skipped": agent.ticks_skipped,
             },
+            "root_key": _root_key(agent),
             "breaker": breaker[0] if breaker is not None else None,
             "breaker_wait_s": round(breaker[1], 1) if breaker is not None else None,
             "delivery_trouble": agent.delivery.trouble or None,
@@ -82,6 +83,14 @@ class Pages:
             "log_level_left_s": round(left_s) if left_s is not None else None,
             "checks": [seen(drift) for drift in agent.latest],
         }
+
+
+def _root_key(agent: Any) -> dict[str, Any] | None:
+    """The key by which root's side of orders knows this host, where there is one."""
+    if agent.adopt_root is None:
+        return None
+    root = agent.root_key
+    return {"key_id": root.key_id or None, "state": root.state, "code": root.code or None}
 
 
 def seen(drift: DriftResult) -> dict[str, Any]:

@@ -171,6 +171,20 @@ def _print_live(live: dict[str, Any]) -> None:
         click.echo(f"           the server is not asked for {live['breaker_wait_s']:g} s (breaker {live['breaker']})")
 
 
+def root_key_line(live: dict[str, Any] | None) -> str:
+    """That root does not know this host by its key, for people; empty where it does, or takes no order."""
+    root = (live or {}).get("root_key") or {}
+    if root.get("state") == "differs":
+        key, why = root["key_id"][:16], root["code"] or "not told yet"
+        return (
+            f"root knows ANOTHER KEY of this host ({key}, {why}): it refuses orders for a baseline and approvals; "
+            "compliance-agent baseline permit, as root"
+        )
+    if root.get("state") == "not_known" and root.get("code"):
+        return f"root could not be asked which key of this host it knows ({root['code']})"
+    return ""
+
+
 def _print_events(events: dict[str, Any]) -> None:
     untold = ", ".join(f"{item['kind']} {item['code']}" for item in events["untold"])
     polled = f"; POLLED ALONE: {untold}" if untold else ""
@@ -187,6 +201,8 @@ def _print(document: dict[str, Any]) -> None:
     click.echo(f"code       {document['version']}, {document['code_sha256']}")
     if document["live"] is not None:
         _print_live(document["live"])
+        if line := root_key_line(document["live"]):
+            click.echo(f"           {line}")
     click.echo(f"heartbeat  {age(document['last_heartbeat_age_s'])}{' ago' if document['last_heartbeat'] else ''}")
     click.echo(f"delivery   {queue['pending']} waiting{waits}{trouble}; {queue['uploaded']} acknowledged")
     if queue["damaged"]:

@@ -13,7 +13,7 @@ from compliance_agent.adapters.clock import SystemClock, read_clock_state
 from compliance_agent.adapters.healing_store import HealingStore
 from compliance_agent.checks import registry
 from compliance_agent.cli.common import config_option, json_option, parsed, print_json, require_config, table, utc
-from compliance_agent.cli.status import answered
+from compliance_agent.cli.status import answered, root_key_line
 from compliance_agent.config import AgentConfig
 from compliance_agent.core.gates import REASONS, Context, Limits, Moment, decide
 from compliance_agent.core.orders import REASONS as OF_ORDERS
@@ -58,7 +58,8 @@ def as_document(config: AgentConfig, view: AgentView, check: str) -> dict[str, A
     standing = next((item for item in view.standings() if item.check == check), None)
     if standing is None:
         raise NoInput(f"check {check}: nothing has been recorded of it yet")
-    newest, latest = view.records(check, 1), _latest(config, check)
+    live = (answered(config) or {}).get("live") or {}
+    newest, latest = view.records(check, 1), _latest(live, check)
     untouched = standing.outcome in UNTOUCHED
     return {
         "schema": SCHEMA,
@@ -76,12 +77,12 @@ def as_document(config: AgentConfig, view: AgentView, check: str) -> dict[str, A
         "orders": [_order(check, record) for record in view.records(check, SHOWN, kind="order")],
         "source": "records" if latest is None else "agent",
         "latest": latest,
+        "root_key": live.get("root_key"),
     }
 
 
-def _latest(config: AgentConfig, check: str) -> dict[str, Any] | None:
+def _latest(live: dict[str, Any], check: str) -> dict[str, Any] | None:
     """The newest look, recorded or not, as the running agent says; None where none answers."""
-    live = (answered(config) or {}).get("live") or {}
     return next((item for item in live.get("checks", ()) if item["check"] == check), None)
 
 
@@ -166,6 +167,8 @@ def _print(document: dict[str, Any]) -> None:
         click.echo(f"  not fixed ({document['outcome']}): {document['held_by_text']} ({document['held_by']}){until}")
     elif document["outcome"]:
         click.echo(f"  last cure: {document['outcome']}")
+    if line := root_key_line(document):
+        click.echo(f"  {line}")
     if document["bundle_id"]:
         click.echo(f"  evidence {document['bundle_id']}")
     rows = [

@@ -58,6 +58,7 @@ REASONS = {
     "baseline_signature": "the baseline is not what the holder of the host's baseline key has signed",
     "baseline_unusable": "the baseline cannot be used by this version",
     "adopt_refused": "root does not take what the order brings: its journal has the code (compliance-agent-adopt)",
+    "root_other_key": "root knows this host by another key than it signs with, and did not follow the rotation (status says why)",
     "adopt_failed": "root took the order and could not write its files; it goes on with that when it is asked next",
     "adopt_unreachable": "root's side of orders could not be asked, or did not answer",
     "baseline_older": "this host is held to a newer baseline, and what was fixed since stays fixed",

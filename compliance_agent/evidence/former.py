@@ -12,6 +12,7 @@ class FormerKey:
     """A key that gave way to the next one, with the statement that both have signed."""
 
     key_id: str
+    public: bytes
     ended_at: str
     statement: bytes
     old_sig: bytes
@@ -21,11 +22,11 @@ class FormerKey:
 
 def former_keys(connection: sqlite3.Connection) -> list[FormerKey]:
     """Keys that gave way, the first one first."""
-    columns = "key_id, ended_at, statement, old_sig, new_sig, confirmed"
+    columns = "key_id, public, ended_at, statement, old_sig, new_sig, confirmed"
     found = connection.execute(f"SELECT {columns} FROM former_keys ORDER BY rowid").fetchall()  # noqa: S608  constants only
     return [
-        FormerKey(str(key_id), str(at), bytes(said), bytes(old_sig), bytes(new_sig), bool(confirmed))
-        for key_id, at, said, old_sig, new_sig, confirmed in found
+        FormerKey(str(key_id), bytes(public), str(at), bytes(said), bytes(old_sig), bytes(new_sig), bool(confirmed))
+        for key_id, public, at, said, old_sig, new_sig, confirmed in found
     ]
 
 
@@ -35,10 +36,14 @@ class FormerKeys:
     def __init__(self, database: Any) -> None:
         self._database = database
 
+    async def known(self) -> list[FormerKey]:
+        """All that gave way, the first one first."""
+        known: list[FormerKey] = await self._database.call(lambda: self._database.read(former_keys))
+        return known
+
     async def unconfirmed(self) -> list[FormerKey]:
         """Rotations that the server has not confirmed, the first one first."""
-        known: list[FormerKey] = await self._database.call(lambda: self._database.read(former_keys))
-        return [former for former in known if not former.confirmed]
+        return [former for former in await self.known() if not former.confirmed]
 
     async def confirm(self, key_id: str) -> None:
         """Remember, durably, that the server knows that this key gave way."""
