@@ -6,7 +6,6 @@ it saw and did as signed evidence. `docs/ARCHITECTURE.md` shows the whole on one
 
 import itertools
 import sys
-from typing import Any
 
 __version__ = "0.1.0"
 
@@ -18,7 +17,7 @@ def import_structlog_alone() -> None:
     line calls this before it imports a command, so that `--help` needs none of it.
     """
     if "structlog" not in sys.modules and "rich" not in sys.modules:
-        modules: dict[str, Any] = sys.modules
+        modules: dict[str, object] = sys.modules  # type: ignore[assignment]
         modules["rich"] = None  # an import of it fails, as where it is not installed
         try:
             import structlog  # noqa: F401

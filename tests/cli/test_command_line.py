@@ -11,8 +11,9 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
-from compliance_agent.cli import COMMANDS, group
+from compliance_agent.cli import COMMANDS, WIDTH, group, help_text
 from tests.cli.command import configured, environment, run
 
 
@@ -21,6 +22,26 @@ def test_help_names_every_command_and_imports_none() -> None:
     assert ended.status == 0
     for name, sentence in COMMANDS.items():
         assert name in ended.out and sentence.split(".", maxsplit=1)[0][:40] in ended.out
+
+
+def test_help_is_what_the_parser_would_say() -> None:
+    said = CliRunner().invoke(group, ["--help"], prog_name="compliance-agent", env={"COLUMNS": "80"})
+    assert help_text() == said.output
+    assert max(map(len, help_text().splitlines())) < WIDTH - 1
+
+
+def test_help_costs_no_parser() -> None:
+    words = (sys.executable, "-X", "importtime", "-m", "compliance_agent", "--help")
+    done = subprocess.run(words, env=environment(COLUMNS="80"), capture_output=True, text=True, timeout=30, check=True)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "compliance_agent.cli" in loaded and done.stdout == help_text()
+    assert not loaded & {"click", "typing", "re", "asyncio", "structlog"}
+
+
+def test_a_narrow_terminal_has_help_in_its_width() -> None:
+    ended = run("--help", env={"COLUMNS": "60"})
+    assert ended.status == 0 and ended.out != help_text()
+    assert max(map(len, ended.out.splitlines())) <= 60
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
