@@ -144,6 +144,7 @@ class ComplianceAgent(Life):
         self.delivery = Delivery(self, config.upload_turn_sec)
         self._latest: dict[str, DriftResult] = {}
         self._iterating = False
+        self._rehearsed = False
         self._database: Database = shared(config.database_path, reserve_kb=config.reserve_kb)
         try:
             self._state = AgentState(self._database)
@@ -413,6 +414,7 @@ class ComplianceAgent(Life):
         if await self._until_shutdown(work):
             self.stats["loops_completed"] += iteration
             await self._until_shutdown(self._heartbeat_if_due())
+            await self._until_shutdown(self._rehearse())
         await self._save_statistics()
 
     async def _run_iteration(self) -> None:
@@ -444,6 +446,19 @@ class ComplianceAgent(Life):
         self.cycle = Cycle(self.clock.now(), self.clock.monotonic() - started)
         self.counts.cycle(self.cycle.seconds)
         log.info("cycle.completed", drifted=drifted, duration_ms=int(self.cycle.seconds * 1000))
+
+    async def _rehearse(self) -> None:
+        """Once, after the first iteration: load what else the first cure and its record would wait for."""
+        if self._rehearsed:
+            return
+        self._rehearsed = True
+        try:
+            if isinstance(self.healing_engine, HealingEngine):
+                self.healing_engine.rehearse()
+            if isinstance(self.evidence_generator, EvidenceGenerator):
+                await self.evidence_generator.rehearse()
+        except AgentError as error:  # the first record says it again, and is tried again
+            log.warning("agent.not_rehearsed", code=error.code, at=where(error))
 
     async def _late(self) -> None:
         detector = self._detector()

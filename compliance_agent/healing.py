@@ -21,7 +21,7 @@ from compliance_agent.core.pausing import Pause
 from compliance_agent.core.schedule import MaintenanceWindow
 from compliance_agent.drift import DriftDetector
 from compliance_agent.errors import CannotTell, StorageError
-from compliance_agent.models import DriftResult, Outcome, Plan, RemediationResult, Result
+from compliance_agent.models import DriftResult, Mode, Outcome, Plan, RemediationResult, Result
 from compliance_agent.ports import ChangingHost, Clock
 from compliance_agent.remedies import actions
 from compliance_agent.remedies.plan import lines, resolve, target_of
@@ -238,6 +238,11 @@ class HealingEngine:
     def table(self) -> Mapping[str, Action]:
         """The actions that exist."""
         return actions() if self._given_table is None else self._given_table
+
+    def rehearse(self) -> None:
+        """Have the actions at hand, where any check may be cured, so that the first cure does not wait for them."""
+        if any(self.baseline.mode_of(check) is Mode.ENFORCE for check in self.baseline.entries):
+            self.table  # noqa: B018  loads them
 
     def close(self) -> None:
         """Give back the database, if this engine opened it."""

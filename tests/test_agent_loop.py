@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from compliance_agent.agent import ComplianceAgent
-from compliance_agent.errors import StateInUse
+from compliance_agent.errors import StateInUse, StorageFull
 from compliance_agent.life import ERROR_BACKOFF_S
 from tests.agent_scene import Scene
 
@@ -184,3 +184,18 @@ async def test_a_hung_upload_does_not_keep_the_agent_from_ending(scene: Scene) -
     seqs = [held.seq for held in scene.server.stored()]
     assert seqs == sorted(set(seqs)), "lost or stored twice"
     assert len(seqs) == again.stats["evidence_generated"]
+
+
+async def test_after_its_first_iteration_it_rehearses_a_record_once(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = scene.agent()
+    rehearsed: list[int] = []
+
+    async def rehearse() -> None:
+        rehearsed.append(scene.detector.looks)
+        raise StorageFull("no room")
+
+    monkeypatch.setattr(agent.evidence_generator, "rehearse", rehearse)
+    await looped(scene, 3, agent)
+    assert rehearsed == [1]

@@ -64,27 +64,34 @@ class Systemd:
             return None
 
     async def printed(self, argv: Sequence[str], timeout_s: float) -> Ran | None:
-        """What `busctl` or `systemctl` would print of a property that is a number, asked over the bus. None for other questions,
+        """What `busctl` or `systemctl` would print of some properties, asked over the bus. None for other questions,
         and where it could not be asked: then the program says why.
 
         Raises:
             CannotTell: `timed_out`.
         """
-        form: Callable[[int], str]
-        match list(argv):
-            case ["busctl", "--no-pager", "get-property", str(service), str(path), str(interface), str(name)]:
-                bus, place, form = self._messages, (service, path, interface, name), _of_busctl
-            case ["systemctl", "show", "--property=StateChangeTimestamp", "--", str(unit)] if UNIT_NAME.fullmatch(unit):
-                bus, place, form = self._bus, (*unit_place(unit), "StateChangeTimestamp"), _of_systemctl
-            case _:
-                return None
+        ask = self._question(argv, timeout_s)
+        if ask is None:
+            return None
         try:
-            number = await self._offload.call("bus:", timeout_s, lambda: bus.number(*place, timeout_s))
+            text = await self._offload.call("bus:", timeout_s, ask)
         except TimeoutError as error:
             raise CannotTell("timed_out", f"{argv[0]}: no answer within {timeout_s} s") from error
         except (OSError, EOFError, ValueError):
             return None
-        return Ran(0, form(number).encode("ascii"), b"")
+        return Ran(0, text.encode("ascii"), b"")
+
+    def _question(self, argv: Sequence[str], timeout_s: float) -> Callable[[], str] | None:
+        match list(argv):
+            case ["busctl", "--no-pager", "get-property", str(service), str(path), str(interface), str(name)]:
+                return lambda: _of_busctl(self._messages.number(service, path, interface, name, timeout_s))
+            case ["systemctl", "show", "--property=StateChangeTimestamp", "--", str(unit)] if UNIT_NAME.fullmatch(unit):
+                place = (*unit_place(unit), "StateChangeTimestamp")
+                return lambda: _of_systemctl(self._bus.number(*place, timeout_s))
+            case ["systemctl", "show", "--property=Type,NRestarts", "--", str(unit)] if _is_service(unit):
+                return lambda: "Type={}\nNRestarts={}\n".format(*self._bus.service(unit, timeout_s))
+            case _:
+                return None
 
     async def act(self, verb: str, name: str, *, timeout_s: float = 90.0) -> None:
         """One action on one unit, until the manager is done with it.
@@ -109,6 +116,10 @@ class Systemd:
         if not self._booted.is_dir():
             return CannotTell("tool_missing", "this host was not booted with systemd")
         return CannotTell("tool_failed", message)
+
+
+def _is_service(unit: str) -> bool:
+    return UNIT_NAME.fullmatch(unit) is not None and unit.endswith(".service")
 
 
 def _of_busctl(number: int) -> str:

@@ -29,7 +29,7 @@ _BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
 _NAME = "org.freedesktop.systemd1"
 _MANAGER = (_NAME, "/org/freedesktop/systemd1", f"{_NAME}.Manager")
 Value = TypeVar("Value")
-_PROPERTIES, _UNIT = "org.freedesktop.DBus.Properties", f"{_NAME}.Unit"
+_PROPERTIES, _UNIT, _SERVICE = "org.freedesktop.DBus.Properties", f"{_NAME}.Unit", f"{_NAME}.Service"
 
 
 class UnitBus:
@@ -77,6 +77,24 @@ class UnitBus:
         request = dbus_wire.call(1, destination, path, _PROPERTIES, "Get", interface, name)
         with self._turn(within_s):
             return self._kept_or_new(lambda: int(self._answers(self._asked(request, until), 1, until, number_of)[1]))
+
+    def service(self, unit: str, within_s: float = ANSWER_S) -> tuple[str, int]:
+        """Of a service its type, and how often the manager has restarted it by itself.
+
+        Raises:
+            TimeoutError, OSError, EOFError, ValueError: as of `states`.
+        """
+        until, place = time.monotonic() + within_s, (_NAME, object_path(unit), _PROPERTIES, "Get", _SERVICE)
+        request = dbus_wire.call(1, *place, "Type") + dbus_wire.call(2, *place, "NRestarts")
+
+        def read(answer: dbus_wire.Message) -> Any:
+            return property_of(answer) if answer.answers == 1 else number_of(answer)
+
+        with self._turn(within_s):
+            told = self._kept_or_new(lambda: self._answers(self._asked(request, until), 2, until, read))
+        if not isinstance(told[1], str):
+            raise ValueError("a type that is no text")
+        return told[1], int(told[2])
 
     @contextlib.contextmanager
     def _turn(self, within_s: float) -> Iterator[None]:

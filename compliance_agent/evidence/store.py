@@ -123,6 +123,16 @@ class EvidenceStore:
         )
         return stored
 
+    def rehearse(self, bundle: EvidenceBundle, seen: Circumstances) -> None:
+        """Make and sign the bytes of a bundle as it would be recorded, and forget them.
+
+        Raises:
+            BadEvidence: it could not be recorded.
+            StorageError: the database cannot be read.
+        """
+        head = self.database.read(log_store.latest_head)
+        self._need_signer().sign(self._document(bundle, Place(1, 1, NO_PREV), replace(seen, log_head=head)))
+
     def _append(
         self, connection: sqlite3.Connection, bundle: EvidenceBundle, seen: Circumstances, traceparent: str | None
     ) -> Stored:

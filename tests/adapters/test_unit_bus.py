@@ -26,6 +26,7 @@ from compliance_agent.adapters.systemd import Systemd
 from compliance_agent.adapters.unit_bus import UnitBus
 from compliance_agent.core import idle
 from compliance_agent.ports import Ran, UnitState
+from compliance_agent.remedies import staying_up
 from tests.contract.expect import reason_of
 
 CHRONY = UnitState("loaded", "active", "running", "enabled", ("a.timer", "b.socket"))
@@ -78,6 +79,7 @@ class Manager:
         self.path.parent.mkdir(parents=True)
         self.units = {"chrony.service": CHRONY}
         self.numbers: dict[tuple[str, str], int] = {}
+        self.services = {"chrony.service": ("notify", 0)}
         self.connections = self.answered = self.serial = 0
         self.spoil: Callable[[int, bytes], bytes] = lambda _serial, raw: raw
         self._listening = socket.socket(socket.AF_UNIX)
@@ -140,6 +142,10 @@ class Manager:
         if (interface, wanted) in self.numbers:
             number = struct.pack("<Q", self.numbers[interface, wanted])
             return answer(serial, "v", b"\x01t\0" + bytes(5) + number, serial=self.serial)
+        if interface == "org.freedesktop.systemd1.Service":
+            kind, restarts = next(one for name, one in self.services.items() if object_path(name) == call.path)
+            told = {"Type": b"\x01s\0" + text(kind, at=3), "NRestarts": b"\x01u\0\0" + struct.pack("<I", restarts)}
+            return answer(serial, "v", told[wanted], serial=self.serial)
         assert interface == "org.freedesktop.systemd1.Unit"
         state = next((one for name, one in self.units.items() if object_path(name) == call.path), ABSENT)
         if wanted == "UnitFileState":
@@ -298,6 +304,38 @@ async def test_a_moment_is_printed_as_systemctl_would(tmp_path: Path, micros: in
     host = RealHost(directories=(str(tmp_path),), booted=tmp_path / "run/systemd/system")
     assert (await host.run(STAMP)).text == f"StateChangeTimestamp={moment}\n"
     manager.close()
+
+
+KIND = (*staying_up.ASKED, "chrony.service")
+
+
+@pytest.mark.parametrize(("kind", "restarts"), [("notify", 0), ("simple", 0), ("notify", 2**32 - 1)])
+async def test_what_a_service_says_of_itself_is_printed_as_systemctl_would(
+    tmp_path: Path, kind: str, restarts: int
+) -> None:
+    manager = Manager(tmp_path / "run")
+    manager.services["chrony.service"] = (kind, restarts)
+    host = RealHost(directories=(str(tmp_path),), booted=tmp_path / "run/systemd/system")
+    assert (await host.run(KIND)).text == f"Type={kind}\nNRestarts={restarts}\n"
+    assert manager.connections == 1
+    manager.close()
+
+
+@pytest.mark.parametrize(
+    "body", [b"\x01u\0\0" + bytes(4), b"\x02as\0" + texts(("notify",)), b"\x01s\0" + text("notify", at=3)]
+)
+@pytest.mark.parametrize("serial", [1, 2])
+def test_a_type_that_is_no_text_and_a_number_that_is_none_are_errors(
+    bus: UnitBus, manager: Manager, serial: int, body: bytes
+) -> None:
+    """So that no unit is believed at once for what was not understood."""
+    right = body.startswith(b"\x01s" if serial == 1 else b"\x01u")
+    manager.spoil = lambda asked, raw: answer(serial, "v", body) if asked == serial else raw
+    if right:
+        assert bus.service("chrony.service") == ("notify", 0)
+    else:
+        with pytest.raises(ValueError, match=r"propert|text"):
+            bus.service("chrony.service")
 
 
 @pytest.mark.parametrize("number", [900_000_000, 2**64 - 1])

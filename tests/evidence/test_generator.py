@@ -166,3 +166,46 @@ def test_importing_the_words_imports_no_hands() -> None:
         "assert 'sqlite3' not in sys.modules and 'compliance_agent.adapters.database' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+async def test_a_rehearsal_records_nothing(generator: EvidenceGenerator) -> None:
+    await generator.rehearse()
+    assert await generator.head() == (0, 0, "0" * 64)
+    await generator.store_evidence(await heartbeat(generator))
+    await generator.rehearse()
+    assert (await generator.head())[1] == 1
+    assert not list(generator.config.evidence_dir.rglob("*.tmp"))
+
+
+REHEARSED = r"""
+import asyncio, sys
+from pathlib import Path
+from compliance_agent import baseline, healing, installed
+from compliance_agent.adapters.clock import SystemClock
+from compliance_agent.config import AgentConfig
+from compliance_agent.crypto import Ed25519Signer
+from compliance_agent.evidence import EvidenceGenerator
+place = Path(sys.argv[1])
+config = AgentConfig(client_id="c", site_id="s", host_id="h", state_dir=place, reserve_kb=4)
+held = baseline.parse(b'version: "1"\nchecks:\n  time_sync: {mode: enforce}\n')
+
+async def main():
+    generator = EvidenceGenerator(config, Ed25519Signer(config.signing_key_file), clock=SystemClock(), baseline=held)
+    await generator.rehearse()
+    healing.HealingEngine(config, baseline=held, clock=SystemClock()).rehearse()
+    before, digests = set(sys.modules), installed.agent_digest.cache_info().misses
+    made = await generator.create_evidence("time_sync", "success", result="fail", reason="not_synchronised")
+    await generator.store_evidence(made)
+    healing.actions()
+    print(*sorted(name for name in set(sys.modules) - before if name.split(".")[0] in ("compliance_agent", "nacl")))
+    print(digests, installed.agent_digest.cache_info().misses)
+    await generator.close()
+
+asyncio.run(main())
+"""
+
+
+def test_after_a_rehearsal_a_first_record_loads_nothing(tmp_path: Path) -> None:
+    words = (sys.executable, "-c", REHEARSED, str(tmp_path))
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines() == ["", "1 1"]

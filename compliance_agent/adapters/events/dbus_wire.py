@@ -16,6 +16,7 @@ _PATH, _INTERFACE, _MEMBER, _ERROR_NAME, _REPLY_SERIAL, _DESTINATION, _SENDER, _
 _FIXED = 16
 _TEXT = {"s", "o"}
 _SIGNATURES: dict[type, str] = {str: "s", int: "u", tuple: "as"}
+_NUMBERS = {b"\x01t\0": ("Q", 8), b"\x01u\0": ("I", 4)}  # as a property begins: the form, and where it stands
 Argument = str | int | tuple[str, ...]
 
 
@@ -140,14 +141,15 @@ def property_of(answer: Message) -> str | tuple[str, ...]:
 
 
 def number_of(answer: Message) -> int:
-    """The value of a property that is a number without a sign of 64 bits, from the answer to `Properties.Get`.
+    """The value of a property that is a number without a sign of 64 or 32 bits, from the answer to `Properties.Get`.
 
     Raises:
         ValueError: it is another.
     """
-    if answer.signature != "v" or answer.body[:3] != b"\x01t\0" or len(answer.body) != 16:
+    form, at = _NUMBERS.get(answer.body[:3], ("", 0))
+    if answer.signature != "v" or not form or len(answer.body) != at + struct.calcsize(form):
         raise ValueError("not a property that is a number")
-    return int(struct.unpack_from(f"{answer.order}Q", answer.body, 8)[0])
+    return int(struct.unpack_from(f"{answer.order}{form}", answer.body, at)[0])
 
 
 def unit_rows(answer: Message) -> list[tuple[str, str, str, str]]:
