@@ -1,11 +1,12 @@
 """Ed25519 over exact bytes: one signer for the host's own key, one strict verifier for everybody else's.
 
-Signing uses `cryptography` (OpenSSL). Verifying never does: OpenSSL accepts a small-order public key for which one
-signature is valid for every message, so untrusted keys and signatures go through libsodium (PyNaCl), which refuses
-small-order and non-canonical points and scalars. A key id is the SHA-256 of the raw 32-byte public key, lower-case hex.
+Both are libsodium's (PyNaCl). Verifying never goes through OpenSSL, which accepts a small-order public key for which one
+signature is valid for every message: libsodium refuses small-order and non-canonical points and scalars. Signing could go through
+either, which give the same bytes (RFC 8032 leaves no choice), and is done here by the one that is there already: `cryptography`
+takes 7 MB more of a process. A key id is the SHA-256 of the raw 32-byte public key, lower-case hex.
 
-Both libraries are imported when first used. The two DER wrappers below are constants (RFC 8410, sections 4 and 7), so
-that reading a key needs no ASN.1 library; other forms of the same key are given to `cryptography`.
+The library is imported when first used. The two DER wrappers below are constants (RFC 8410, sections 4 and 7), so that reading a
+key needs no ASN.1 library; other forms of the same key are given to `cryptography`.
 """
 
 from __future__ import annotations
@@ -18,14 +19,11 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from compliance_agent.adapters.durable import create_file, read_file
 from compliance_agent.errors import BadEvidence, ConfigError, NoInput, NotPermitted
 from compliance_agent.models import KeyId
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
@@ -169,7 +167,7 @@ def public_of(path: Path) -> bytes:
         ConfigError: it is no Ed25519 private key.
         NoInput, NotPermitted: it cannot be read.
     """
-    return _read_private(read_file(path, limit_bytes=16_384), path).public_key().public_bytes_raw()
+    return _pair(_read_seed(read_file(path, limit_bytes=16_384), path))[0]
 
 
 class Ed25519Signer:
@@ -189,13 +187,14 @@ class Ed25519Signer:
             content = _read_or_make(self.path)
         except (NoInput, NotPermitted) as error:
             raise ConfigError(f"signing_key_file: {error}", hint=error.hint) from error
-        self._key = _read_private(content, self.path)
-        self.public_bytes = self._key.public_key().public_bytes_raw()
+        self.public_bytes, self._secret = _pair(_read_seed(content, self.path))
         self.key_id = key_id(self.public_bytes)
 
     def sign(self, message: bytes | memoryview) -> bytes:
         """The 64-byte signature of exactly these bytes."""
-        return self._key.sign(message)
+        from nacl.bindings import crypto_sign
+
+        return bytes(crypto_sign(bytes(message), self._secret)[:SIGNATURE_BYTES])
 
     def public_pem(self) -> str:
         """The public key as PEM, for `openssl` and auditors."""
@@ -208,37 +207,44 @@ class Ed25519Signer:
         raise TypeError("a signing key is not to be pickled or copied")
 
 
+def _pair(seed: bytes) -> tuple[bytes, bytes]:
+    """The public key of a seed, and what libsodium signs with: both of them together."""
+    from nacl.bindings import crypto_sign_seed_keypair
+
+    public, secret = crypto_sign_seed_keypair(seed)
+    return bytes(public), bytes(secret)
+
+
 def _read_or_make(path: Path) -> bytes:
     try:
         return read_file(path, limit_bytes=16_384, secret=True)
     except NoInput:
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+        from nacl.bindings import crypto_sign_keypair
 
-        seed = Ed25519PrivateKey.generate().private_bytes_raw()
+        seed = crypto_sign_keypair()[1][:KEY_BYTES]
         if not create_file(path, _to_pem("PRIVATE KEY", _PKCS8_PREFIX + seed).encode()):
             raise  # something is there, and it is not a key file
         return read_file(path, limit_bytes=16_384, secret=True)
 
 
-def _read_private(content: bytes, path: Path) -> Ed25519PrivateKey:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
+def _read_seed(content: bytes, path: Path) -> bytes:
+    """The 32 bytes of which everything else of the key is made."""
     if len(content) == KEY_BYTES:
-        return Ed25519PrivateKey.from_private_bytes(content)
+        return content
     label, der = _from_pem(content)
     if label == "PRIVATE KEY" and der.startswith(_PKCS8_PREFIX) and len(der) == len(_PKCS8_PREFIX) + KEY_BYTES:
-        return Ed25519PrivateKey.from_private_bytes(der[len(_PKCS8_PREFIX) :])
-    key: object = None
+        return der[len(_PKCS8_PREFIX) :]
     if content.lstrip().startswith(b"-----BEGIN"):
         from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
         with contextlib.suppress(ValueError, TypeError, UnsupportedAlgorithm):
             key = load_pem_private_key(content, None)
-    if not isinstance(key, Ed25519PrivateKey):
-        raise ConfigError(
-            f"signing_key_file: {path} is not an unencrypted Ed25519 private key (PKCS#8 PEM or 32 raw bytes)",
-            code="bad_key",
-            hint="move it away and a new key is made at the next start; the host must then be enrolled again",
-        )
-    return key
+            if isinstance(key, Ed25519PrivateKey):
+                return key.private_bytes_raw()
+    raise ConfigError(
+        f"signing_key_file: {path} is not an unencrypted Ed25519 private key (PKCS#8 PEM or 32 raw bytes)",
+        code="bad_key",
+        hint="move it away and a new key is made at the next start; the host must then be enrolled again",
+    )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import copy
+import os
 import pickle
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import given
@@ -89,6 +91,28 @@ def test_a_signature_with_a_scalar_beyond_the_order_is_refused(signer: Ed25519Si
     signature = signer.sign(b"x")
     scalar = int.from_bytes(signature[32:], "little") + ORDER
     assert not crypto.verify(signer.public_bytes, signature[:32] + scalar.to_bytes(32, "little"), b"x")
+
+
+@pytest.mark.parametrize("size", [0, 1, 2048, 70_000])
+def test_openssl_would_sign_the_same(tmp_path: Path, size: int) -> None:
+    """RFC 8032 leaves no choice, so a host's chain is the same whichever of the two signs."""
+    path, message = tmp_path / "key", os.urandom(size)
+    path.write_bytes(seed := os.urandom(32))
+    path.chmod(0o600)
+    signer, other = Ed25519Signer(path), Ed25519PrivateKey.from_private_bytes(seed)
+    assert signer.public_bytes == other.public_key().public_bytes_raw()
+    assert signer.sign(message) == signer.sign(memoryview(message)) == other.sign(message)
+
+
+def test_a_host_that_signs_loads_no_second_library(tmp_path: Path) -> None:
+    code = (
+        "import sys; from compliance_agent.crypto import Ed25519Signer, verify\n"
+        "for _ in range(2): signer = Ed25519Signer(sys.argv[1])\n"  # made, then read
+        "assert verify(signer.public_bytes, signer.sign(b'x'), b'x')\n"
+        "print(*(name for name in sys.modules if name.split('.')[0] == 'cryptography'))"
+    )
+    words = (sys.executable, "-c", code, str(tmp_path / "key.pem"))
+    assert subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout == "\n"
 
 
 def test_public_pem_round_trip_and_openssl_agrees(signer: Ed25519Signer, tmp_path: Path) -> None:

@@ -208,4 +208,4 @@ asyncio.run(main())
 def test_after_a_rehearsal_a_first_record_loads_nothing(tmp_path: Path) -> None:
     words = (sys.executable, "-c", REHEARSED, str(tmp_path))
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.splitlines() == ["", "1 1"]
+    assert done.stdout.splitlines()[-2:] == ["", "1 1"]
