@@ -277,13 +277,15 @@ class BoundReader(KeepingRows):
 
     async def cures(self, since: datetime, error: str) -> list[Bundle]:
         v, mine = tables.verdicts.c, tables.site_of(tables.bundles).in_(self._sites)
-        failing = and_(_bundles.key_id == v.key_id, _bundles.check == v.check, v.result == "fail")
-        newest = (
-            select(func.max(_bundles.number))
-            .select_from(tables.verdicts.join(tables.bundles, failing))
-            .where(v.site_id.in_(self._sites), tables.CURE, *self._dated(_bundles.created_at))
-            .group_by(_bundles.key_id, _bundles.check)
+        # Check by check: joined, SQLite begins with every cure that there ever was.
+        of_check = (
+            _bundles.key_id == v.key_id,
+            _bundles.check == v.check,
+            tables.CURE,
+            *self._dated(_bundles.created_at),
         )
+        last = select(func.max(_bundles.number)).where(*of_check).correlate(tables.verdicts).scalar_subquery()
+        newest = select(last).where(v.site_id.in_(self._sites), v.result == "fail")
         done = BundleQuery(kind="remediation", outcome="success", since=since)
         healed = select(_bundles.number).where(*self._narrowed(done))
         whole = select(*rows.BUNDLE_COLUMNS).where(mine, *self._dated(_bundles.created_at))
