@@ -222,3 +222,16 @@ async def test_planted_a_column_that_the_index_of_days_lacks_is_found(
 ) -> None:
     monkeypatch.setattr("compliance_agent.server.store.reader.func.max", lambda _: func.min(bundles.c.seq))
     assert BY_DAYS not in (await days_reads(tmp_path / "data"))["said"]
+
+
+async def test_what_waits_is_found_from_the_checks_that_fail_not_from_every_cure(tmp_path: Path) -> None:
+    async with serving(tmp_path / "data") as server:
+        reader = server.services.store.for_sites({"clinic-1"})
+        with statements(server) as found:
+            await reader.cures(START, "approval_required")
+        path = server.services.settings.data_dir / "server.db"
+    [(statement, values)] = [one for one in found if "verdicts" in one[0]]
+    with closing(sqlite3.connect(path)) as database:
+        plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
+    assert [step for step in plan if step.startswith("SCAN bundles")] == []
+    assert "SEARCH bundles USING COVERING INDEX ix_bundles_cures (key_id=? AND check=?)" in plan
