@@ -330,6 +330,8 @@ IMPORT = """if True:
     before = time.process_time()
     import sys, compliance_agent.agent
     spent = time.process_time() - before
+    import compliance_agent.checks, compliance_agent.remedies
+    compliance_agent.checks.registry(), compliance_agent.remedies.actions()  # loaded soon after, and to stay
     heavy = {"rich", "fastapi", "sqlalchemy", "uvicorn", "jinja2", "cryptography", "nacl", "pydantic", "httpx", "starlette"}
     print(spent, ",".join(sorted(heavy & set(sys.modules))))
 """

@@ -13,6 +13,7 @@ from compliance_agent.checks.files import read_whole
 from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, Permits, failed, passed, unknown
 from compliance_agent.core import tls
 from compliance_agent.core.tools import answered
+from compliance_agent.core.validity import read_validities
 from compliance_agent.errors import CannotTell
 from compliance_agent.facts import Int, Many, Name, fact
 from compliance_agent.models import Plan, Result, Severity, Step, Verdict
@@ -139,8 +140,8 @@ async def _open(host: Host, path: str) -> str:
 
 async def _ends(host: Host, path: str) -> int:
     """Days until the first certificate of a file ends."""
-    certificates = tls.read_certificates((await read_whole(host, path))[1])
-    return min(tls.days_left(certificate.not_valid_after_utc, host.now()) for certificate in certificates)
+    found = read_validities((await read_whole(host, path))[1])
+    return min(tls.days_left(each.ends, host.now()) for each in found)
 
 
 async def _with_endpoints(host: Host, baseline: Parameters, seen: Observation) -> Observation:

@@ -7,12 +7,10 @@ nothing else.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from cryptography import x509
-
+from compliance_agent.core.validity import read_validities
 from compliance_agent.errors import CannotTell
 from compliance_agent.ports import Ran
 
@@ -100,8 +98,8 @@ def read_answer(text: str) -> Answer:
     certificate, verified = _CERTIFICATE.search(text), _VERIFIED.search(text)
     if certificate is None or verified is None or not _AGREED.search(text):
         raise CannotTell("unparsable", "openssl: expected a certificate, a cipher and a verify return code")
-    leaf = read_certificates(certificate[0].encode("ascii"))[0]
-    return Answer(int(verified[1]), leaf.not_valid_before_utc, leaf.not_valid_after_utc)
+    leaf = read_validities(certificate[0].encode("ascii"))[0]
+    return Answer(int(verified[1]), leaf.starts, leaf.ends)
 
 
 def takes_old(ran: Ran) -> bool:
@@ -116,18 +114,6 @@ def takes_old(ran: Ran) -> bool:
     if ran.exit_status == 1 and _NOTHING.search(ran.text) and any(word in said for word in _REFUSED):
         return False
     raise CannotTell("tool_failed", "openssl: could not ask for an old version of TLS")
-
-
-def read_certificates(raw: bytes) -> Sequence[x509.Certificate]:
-    """The certificates in a PEM file.
-
-    Raises:
-        CannotTell: `unparsable`; none is there, or one makes no sense.
-    """
-    try:
-        return x509.load_pem_x509_certificates(raw)
-    except ValueError as error:
-        raise CannotTell("unparsable", "expected certificates in PEM form") from error
 
 
 def days_left(ends: datetime, now: datetime) -> int:
