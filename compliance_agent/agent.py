@@ -531,7 +531,7 @@ class ComplianceAgent(Life):
     async def _rotate_key_if_due(self) -> None:
         """Let a new key take this one's place when it is time and everything is delivered; trouble waits for the next turn."""
         try:
-            since = await self._database.call(lambda: self._state.moment("key"))
+            since = await self._state.last("key")
             if since is None:
                 now = self.clock.now()
                 await self._database.call(lambda: self._state.set_moment("key", now))
@@ -544,7 +544,7 @@ class ComplianceAgent(Life):
         """Let a new API key take this one's place when it is time; whether it has. Trouble waits for the next turn."""
         done = False
         try:
-            since = await self._database.call(lambda: self._state.moment("api_key"))
+            since = await self._state.last("api_key")
             done = await self.api_key_rotation.keep(since)
             if done or since is None:
                 now = self.clock.now()

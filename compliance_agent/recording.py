@@ -286,7 +286,7 @@ class Recording:
     async def heartbeat_if_due(self, states: Mapping[str, tuple[str, str]]) -> None:
         """Every hour (and at start) one signed statement of every verdict, the clock and the chain's head."""
         now = self._parts.clock.now()
-        last = await self._state.database.call(lambda: self._state.moment("heartbeat"))
+        last = await self._state.last("heartbeat")
         every_s = self._parts.config.heartbeat_interval_sec
         if not states or (last is not None and 0 <= (now - last).total_seconds() < every_s):
             return
@@ -303,7 +303,8 @@ class Recording:
         except Exception as error:
             self._say_unrecorded("", error)
             return
-        await self._state.database.call(lambda: self._state.set_moment("heartbeat", now))
+        # Where a power cut takes that back, there is one heartbeat more.
+        await self._state.database.call(lambda: self._state.set_moment("heartbeat", now, lazily=True))
         await self.submitted(evidence)
 
     # One bundle

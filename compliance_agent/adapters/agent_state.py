@@ -60,6 +60,8 @@ class AgentState:
     def __init__(self, database: Database) -> None:
         self.database = database
         self._saved: dict[tuple[str, str], int] = {}
+        self._moments: dict[str, datetime | None] = {}
+        self._moments_of = database.damage  # a database that took the place of a damaged one is asked anew
         database.migrate("agent_state", _TABLES)
 
     def statistics(self) -> dict[str, int]:
@@ -123,13 +125,28 @@ class AgentState:
             return None
         return at if at is not None and at.tzinfo is not None else None
 
-    def set_moment(self, name: str, at: datetime) -> None:
-        """Remember that it was done."""
-        self.database.write(
+    async def last(self, name: str) -> datetime | None:
+        """As `moment`, by the database's thread, which is asked once: nobody else writes it while an agent runs.
+
+        Raises:
+            StorageError: it had to be read and cannot be.
+        """
+        if self._moments_of is not self.database.damage:
+            self._moments, self._moments_of = {}, self.database.damage
+        if name not in self._moments:
+            found = await self.database.call(lambda: self.moment(name))
+            self._moments.setdefault(name, found)  # it may have been set meanwhile
+        return self._moments[name]
+
+    def set_moment(self, name: str, at: datetime, *, lazily: bool = False) -> None:
+        """Remember that it was done; `lazily`, a power cut may take that back, as long as nothing else was written."""
+        write = self.database.write_lazily if lazily else self.database.write
+        write(
             lambda connection: connection.execute(
                 "INSERT OR REPLACE INTO moments VALUES (?, ?)", (name, at.isoformat())
             )
         )
+        self._moments[name] = at
 
     def is_new_drill(self, drill: str, at: datetime) -> bool:
         """Whether a drill of this time has not been recorded yet."""

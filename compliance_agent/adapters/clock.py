@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import functools
 import os
 import time
 from datetime import UTC, datetime
@@ -51,6 +52,11 @@ class _Timex(ctypes.Structure):
     ]
 
 
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def kernel_clock() -> tuple[bool | None, int | None]:
     """Whether the kernel's clock is disciplined, and the remaining offset in microseconds (positive: this host is
     ahead).
@@ -59,7 +65,7 @@ def kernel_clock() -> tuple[bool | None, int | None]:
     clock.
     """
     timex = _Timex()
-    state = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(timex))
+    state = _libc().adjtimex(ctypes.byref(timex))
     if state < 0:
         return None, None
     if state == TIME_ERROR or timex.status & STA_UNSYNC:

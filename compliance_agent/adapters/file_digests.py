@@ -77,16 +77,18 @@ class FileDigests:
             OSError: it cannot be looked at.
         """
         info = os.lstat(path)
+        store, touched, now = self._kept, _touched(info), self._boot_s()
+        kept = store.get(path)
+        if kept is not None and kept.touched == touched and 0 <= now - kept.read_at < FULL_S:
+            if info.st_size > most_bytes:
+                raise _too_long(path, most_bytes)
+            return kept.digest
         kind = KINDS.get(stat.S_IFMT(info.st_mode), "other")
         mode = stat.S_IMODE(info.st_mode)
         if kind != "file":
             return FileDigest(kind, mode, info.st_size, None)
         if info.st_size > most_bytes:
-            raise CannotTell("output_too_large", f"{path}: longer than the {most_bytes} bytes that may be read")
-        store, touched, now = self._kept, _touched(info), self._boot_s()
-        kept = store.get(path)
-        if kept is not None and kept.touched == touched and 0 <= now - kept.read_at < FULL_S:
-            return kept.digest
+            raise _too_long(path, most_bytes)
         since_ns = self._wall_ns() - info.st_ctime_ns
         digest = _read(path, info, touched)
         store.pop(path, None)  # which may have been let go of meanwhile
@@ -146,8 +148,11 @@ class Batch:
 
 def _touched(info: os.stat_result) -> tuple[int, ...]:
     """All that tells this file, as it is, from any other."""
-    whose = (info.st_mode, info.st_uid, info.st_gid)
-    return (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns, *whose)
+    return (*info[:7], info.st_mtime_ns, info.st_ctime_ns)  # mode, inode, device, links, owner, group, size
+
+
+def _too_long(path: str, most_bytes: int) -> CannotTell:
+    return CannotTell("output_too_large", f"{path}: longer than the {most_bytes} bytes that may be read")
 
 
 def _read(path: str, before: os.stat_result, touched: tuple[int, ...]) -> str:

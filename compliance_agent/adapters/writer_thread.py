@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from compliance_agent.errors import StorageError
 
 T = TypeVar("T")
-Job = tuple[Callable[[], Any], "Future[Any]"]
+Job = tuple[Callable[[], Any], asyncio.AbstractEventLoop, "asyncio.Future[Any]"]
 
 
 class WriterThread:
@@ -31,15 +32,16 @@ class WriterThread:
         Raises:
             StorageError: closed.
         """
-        future: Future[T] = Future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
         with self._mutex:
             if self._closed:
                 raise StorageError("database is closed", code="storage_closed")
             if self._thread is None:
                 self._thread = threading.Thread(target=_work, args=(self._jobs,), name=self._name, daemon=True)
                 self._thread.start()
-            self._jobs.put((fn, future))
-        return await asyncio.shield(asyncio.wrap_future(future))
+            self._jobs.put((fn, loop, future))
+        return await future
 
     def close(self, timeout_s: float) -> None:
         """Let what was given before finish, for so long at most."""
@@ -52,10 +54,20 @@ class WriterThread:
 
 def _work(jobs: queue.SimpleQueue[Job | None]) -> None:
     while (job := jobs.get()) is not None:
-        fn, future = job
-        if future.set_running_or_notify_cancel():
-            try:
-                future.set_result(fn())
-            except BaseException as error:
-                future.set_exception(error)
-        del job, fn, future  # keep nothing alive while waiting
+        fn, loop, future = job
+        try:
+            tell = functools.partial(_tell, future, fn(), None)
+        except BaseException as error:
+            tell = functools.partial(_tell, future, None, error)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(tell)
+        del job, fn, loop, future, tell  # keep nothing alive while waiting
+
+
+def _tell(future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
+    if future.done():  # its caller was cancelled
+        return
+    if error is None:
+        future.set_result(value)
+    else:
+        future.set_exception(error)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import sqlite3
@@ -17,8 +18,8 @@ from typing import Any
 
 from compliance_agent import crypto
 from compliance_agent.documents import read_json
-from compliance_agent.errors import DocumentError
-from compliance_agent.evidence.canonical import is_canonical
+from compliance_agent.errors import BadEvidence, DocumentError
+from compliance_agent.evidence.canonical import canonical
 from compliance_agent.evidence.directory import MAX_BUNDLE_BYTES
 
 NAME = "evidence"
@@ -137,6 +138,7 @@ class Claim:
     key_id: str = ""
 
 
+@functools.lru_cache(maxsize=2)  # a bundle is asked for its place several times while it is recorded
 def claim(body: bytes) -> Claim | None:
     """The place a bundle claims, or None when the bytes are not a bundle in canonical form."""
     try:
@@ -151,9 +153,16 @@ def claim(body: bytes) -> Claim | None:
             "prev": str(prev),
             "timestamp_start": str(start),
             "host": {"key_id": str(key_id)},
-        } if is_canonical(body):
+        } if _is_written_so(document, body):
             return Claim(bundle_id, epoch, seq, prev, start[:10].replace("-", "/"), key_id)
     return None
+
+
+def _is_written_so(document: Any, body: bytes) -> bool:
+    try:
+        return canonical(document) == body
+    except BadEvidence:
+        return False
 
 
 def is_bundle_id(text: str) -> bool:

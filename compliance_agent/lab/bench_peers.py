@@ -188,7 +188,7 @@ def _idle(idle: Mapping[str, Any]) -> list[Row]:
     """P8 and P10; none where it was not asked for. A peer that did not live is left out, and a goal by it is no one's."""
     if not idle:
         return []
-    processes = {name: one for name, one in idle.items() if isinstance(one, Mapping)}
+    processes = {name: one for name, one in idle.items() if isinstance(one, Mapping) and "pss" in one}
     made: list[Row] = []
     for name, one in processes.items():
         holds = one["pss"] <= 32e6 if name == "run" else None

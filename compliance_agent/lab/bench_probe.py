@@ -9,9 +9,11 @@ were started included, go to FILE as one JSON object; `bench_peers` makes ratios
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import resource
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -42,6 +44,7 @@ body depth_search deep {{ depth => "inf"; }}
 body changes content {{ hash => "md5"; report_changes => "content"; update_hashes => "no"; }}
 body perms readable {{ mode => "644"; }}
 """
+_RECORDED = "SELECT check_id, result, reason FROM recorded ORDER BY check_id"
 ECHO = """
 import http.server
 class Echo(http.server.BaseHTTPRequestHandler):
@@ -243,6 +246,12 @@ async def uploads(figures: dict[str, Any]) -> None:
         await echo.wait()
 
 
+def seen_by(config: AgentConfig) -> dict[str, str]:
+    """What an agent has recorded of each check: one that could not look costs less than one that did."""
+    with contextlib.closing(sqlite3.connect(f"file:{config.database_path}?mode=ro", uri=True)) as connection:
+        return {name: f"{result}: {reason}" for name, result, reason in connection.execute(_RECORDED)}
+
+
 def idle(seconds: float, files: Sequence[Path]) -> dict[str, Any]:
     """Memory and processor time a minute of the agent with the shipped baseline and of its peers, all idle, at once."""
     import compliance_agent
@@ -269,7 +278,7 @@ def idle(seconds: float, files: Sequence[Path]) -> dict[str, Any]:
         return {
             name: {"pss": pss_of(pid), "cpu_s_a_minute": (cpu_of_pid(pid) - before[name]) * 60 / seconds}
             for name, pid in lived.items()
-        } | {"checks": len(checks), "seconds": seconds}
+        } | {"checks": len(checks), "seconds": seconds, "seen": seen_by(config)}
     finally:
         for child in running.values():
             child.terminate()

@@ -94,3 +94,36 @@ def test_counts_cost_no_sync_of_their_own_and_records_keep_theirs(tmp_path: Path
     assert again.statistics() == dict.fromkeys(STATS, 4)
     assert again.counts() == {("verdicts", "time_sync:pass"): 8, ("cycles", ""): 1}
     again.database.close()
+
+
+async def test_when_something_was_last_done_is_read_once_and_anew_where_the_database_is_another(
+    tmp_path: Path,
+) -> None:
+    database = shared(tmp_path / "agent.db")
+    state, asked = AgentState(database), list[str]()
+    read = state.moment
+
+    def counted(name: str) -> datetime | None:
+        asked.append(name)
+        return read(name)
+
+    state.moment = counted  # type: ignore[method-assign]
+    try:
+        assert [await state.last("key") for _ in range(2)] == [None, None]
+        state.set_moment("key", NOW)
+        assert await state.last("key") == NOW
+        assert asked == ["key"]
+        database.disown()
+        assert await state.last("key") is None
+        assert asked == ["key", "key"]
+    finally:
+        release(database)
+
+
+async def test_what_is_kept_lazily_is_there_after_a_restart(tmp_path: Path) -> None:
+    database = shared(tmp_path / "agent.db")
+    AgentState(database).set_moment("heartbeat", NOW, lazily=True)
+    release(database)
+    database = shared(tmp_path / "agent.db")
+    assert await AgentState(database).last("heartbeat") == NOW
+    release(database)
