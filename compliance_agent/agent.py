@@ -10,7 +10,6 @@ for: its verdict is taken when it comes back. One check's trouble never stops th
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import random
@@ -683,6 +682,8 @@ def _is_another(drift: DriftResult, former: DriftResult | None) -> bool:
 
 async def main(arguments: Sequence[str] | None = None) -> None:
     """Run the agent of this machine until a signal ends it. Exits with a documented status and one line on any refusal."""
+    import argparse
+
     from compliance_agent.service import serve
 
     parser = argparse.ArgumentParser(

@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta, tzinfo
-from email.utils import parsedate_to_datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from compliance_agent.errors import ConfigError
@@ -145,6 +144,8 @@ def bounded_retry_after(header_value: str | None, now: datetime, cap: float) -> 
         return min(max(1.0, float(text)), cap)
     if not _HTTP_DATE.fullmatch(text):
         return None
+    from email.utils import parsedate_to_datetime
+
     try:
         until = parsedate_to_datetime(text)
     except (ValueError, TypeError, IndexError, OverflowError):
