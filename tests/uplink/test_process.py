@@ -318,7 +318,8 @@ async def test_the_users_of_uplink_can_read_nothing_of_the_agents(scene: Scene) 
 
 AS_UPLINK = """
 import os, sys
-import compliance_agent.cli.uplink  # before it becomes somebody who may not look where this interpreter is
+import compliance_agent.cli.command_line  # before it becomes somebody who may not look where this interpreter is
+import compliance_agent.cli.uplink
 from compliance_agent.cli import main
 os.setgroups([]); os.setresgid({uid}, {uid}, {uid}); os.setresuid({uid}, {uid}, {uid})
 main()
@@ -429,3 +430,16 @@ def test_enrolment_gives_each_process_its_own_and_follows_no_link(
     keys.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(StorageError):
         enrol_command.give_away(config, config.uplink_dir / "api-key", keys / "server-key")
+
+
+def test_a_process_that_only_passes_requests_on_loads_little() -> None:
+    """No database, no check, no cure, no key: each would be megabytes for as long as the host is up."""
+    unwanted = ("checks", "remedies", "evidence", "adapters.database", "crypto", "agent", "healing")
+    code = (
+        "import sys, compliance_agent.cli.command_line, compliance_agent.cli.uplink\n"
+        f"names = {[f'compliance_agent.{name}' for name in unwanted]!r}\n"
+        "names += ['cryptography', 'nacl', 'sqlite3', 'email', 'argparse', 'difflib']\n"
+        "print(*(name for name in names if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == []
