@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from compliance_agent.lab.real import matrix
+from compliance_agent.lab.real.cut_off import cut_before_the_change, cut_before_the_look
 from compliance_agent.lab.real.host import Host
 from compliance_agent.lab.real.install import SETTINGS, prepare
 from compliance_agent.lab.real.machine import Machine
 from compliance_agent.lab.real.network import SERVER, SITE, Network
-from compliance_agent.lab.real.ordered import approved, ordered
+from compliance_agent.lab.real.ordered import approved, ordered, rekeyed
 from compliance_agent.lab.real.report import Progress
 from compliance_agent.lab.real.row import Table
 from compliance_agent.lab.real.shell import until
@@ -28,7 +29,7 @@ from compliance_agent.lab.real.step import NotSo, lines
 RUN, UPLINK, HEAL = (f"compliance-agent-{part}" for part in ("run", "uplink", "heal"))
 STATE = "/var/lib/compliance-agent"
 CONFIG = "/etc/msp/agent.yaml"
-HEAL_SOCKET = "/run/compliance-agent/heal.sock"
+HEAL_SOCKET, ADOPT_SOCKET = (f"/run/compliance-agent/{part}.sock" for part in ("heal", "adopt"))
 AS_RUN, AS_UPLINK = (
     f"setpriv --reuid={user} --regid={user} --clear-groups" for user in ("compliance-agent", "compliance-agent-uplink")
 )
@@ -105,7 +106,11 @@ def steps() -> tuple[tuple[str, Callable[[Host], bool]], ...]:
         ("uplink_killed", _comes_back),
         ("upgrade_leaves_no_old_code", _upgraded),
         ("root_takes_a_baseline_that_people_ordered", _ordered),
+        ("root_follows_the_hosts_key_when_it_gives_way", _rekeyed),
+        ("uplink_has_root_follow_no_key", _no_key_by_uplink),
         ("root_side_waits_for_what_people_approved", _approved),
+        ("power_lost_before_a_change_is_taken_back", cut_before_the_change),
+        ("power_lost_before_the_look_is_finished", cut_before_the_look),
         ("root_side_is_gone_when_idle", _gone),
     )
 
@@ -268,6 +273,27 @@ def _upgraded(host: Host) -> bool:
 def _ordered(host: Host) -> bool:
     """And the agent goes on with it, cures included."""
     return ordered(host, AS_RUN) and _looks(host) and _cured(host)
+
+
+def _rekeyed(host: Host) -> bool:
+    """And the agent goes on under its new key, cures and deliveries included."""
+    return rekeyed(host, AS_RUN) and _looks(host) and _cured(host) and until(lambda: _delivered(host), WITHIN_S)
+
+
+def _no_key_by_uplink(host: Host) -> bool:
+    """Uplink's user does not come as far as being refused a statement, and cannot write what root knows."""
+    before = (host.machine.root / "etc/msp/adopt.json").read_bytes()
+    asked = f"import socket; socket.socket(socket.AF_UNIX).connect('{ADOPT_SOCKET}')"
+    asks = host.machine.run(f'{AS_UPLINK} python3 -c "{asked}"')
+    places = (
+        "/etc/msp/adopt.json",
+        "/var/lib/compliance-agent-adopt/gone.json",
+        "/var/lib/compliance-agent-adopt/state.json",
+    )
+    writes = [host.machine.run(f"{AS_UPLINK} sh -c 'echo >>{place}'") for place in places]
+    there = host.machine.run(" && ".join(f"test -e {place}" for place in places)).returncode == 0
+    same = (host.machine.root / "etc/msp/adopt.json").read_bytes() == before
+    return there and same and all(one.returncode != 0 for one in writes) and "PermissionError" in asks.stderr
 
 
 def _approved(host: Host) -> bool:

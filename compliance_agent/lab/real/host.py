@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from compliance_agent.crypto import key_id, read_public_pem
 from compliance_agent.lab.real.install import furnish, install
 from compliance_agent.lab.real.judge import Bundle, Judged, Observed, expected, judge, rest
 from compliance_agent.lab.real.machine import Machine
@@ -44,6 +45,11 @@ class Host:
         install(self.machine, self._network, first, settings)
         self._watched = first.check
         return f"booted in {booted:.1f} s, agent running after {time.monotonic() - started:.1f} s"
+
+    def again(self) -> None:
+        """Boot it after it was cut off, and join."""
+        self.machine.boot()
+        self._network.join(self.machine)
 
     def turn_to(self, table: Table) -> None:
         """Have the agent watch this check."""
@@ -101,10 +107,17 @@ class Host:
             until(delivered, 30.0)
         self.machine.run("systemctl stop compliance-agent")
         until(delivered, 5.0)
-        public = self.machine.directory / "host.pub.pem"
-        public.write_text(self.machine.must(f"{self._as_user} compliance-agent config public-key"), "utf-8")
+        self.keep_key()
         evidence = self.machine.root / "var/lib/compliance-agent/evidence"
-        return proven(self.name, evidence, public, self._network.log_keys())
+        keys = sorted(self.machine.directory.glob("host-*.pub.pem"))
+        return proven(self.name, evidence, keys, self._network.log_keys())
+
+    def keep_key(self) -> str:
+        """Keep the key that the host signs with now, for what verifies its records; its id."""
+        pem = self.machine.must(f"{self._as_user} compliance-agent config public-key")
+        key = key_id(read_public_pem(pem.encode("ascii")))
+        (self.machine.directory / f"host-{key[:16]}.pub.pem").write_text(pem, "utf-8")
+        return key
 
     def _rests(self, check: str) -> bool:
         """Whether the last word on it comes to be that of a host without a fault."""

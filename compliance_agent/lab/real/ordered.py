@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,8 +17,12 @@ from compliance_agent import crypto
 from compliance_agent.core import order_keys, orders
 from compliance_agent.core.orders import Order
 from compliance_agent.crypto import Ed25519Signer
+from compliance_agent.entries.rotation import statement
+from compliance_agent.lab.real.cut_off import copied
 from compliance_agent.lab.real.host import Host
 from compliance_agent.lab.real.network import SITE
+from compliance_agent.lab.real.shell import until
+from compliance_agent.lab.real.step import NotSo
 from compliance_agent.log.fields import to_base64
 
 ETC = "etc/msp"
@@ -41,6 +47,18 @@ else:
     except ConfigError as error:
         print(error.code)
 """
+# Brings root a rotation.
+FOLLOW = """
+import base64, json, pathlib, sys
+from compliance_agent.adapters.adopt_root import AdoptRoot
+from compliance_agent.errors import ConfigError
+try:
+    print(AdoptRoot(pathlib.Path("/run/compliance-agent/adopt.sock")).follow(
+        *map(base64.b64decode, json.loads(pathlib.Path(sys.argv[1]).read_text()))))
+except ConfigError as error:
+    print(error.code)
+"""
+FOLLOWS_S = 60.0
 Signers = dict[str, Ed25519Signer]
 
 
@@ -91,6 +109,67 @@ def _trust(host: Host, keys: Signers, present: bytes) -> None:
     host.machine.must("systemctl restart compliance-agent-run", timeout_s=120)
 
 
+def rekeyed(host: Host, as_run: str) -> bool:
+    """This host's key gives way while everything runs. Before, whoever owns the agent's user has root follow no key of theirs;
+    after, root follows by itself: an order under the new key is taken, one under the former refused, and the statement leads
+    nowhere more.
+    """
+    etc, machine, keys = host.machine.root / ETC, host.machine, _keys(host)
+    former, nonce, old = host.keep_key(), _ask(host, as_run), _public(host, as_run)
+    mallory = Ed25519Signer(machine.directory / "order-keys" / "mallory.pem")
+    said = statement(
+        old, mallory.public_bytes, site_id=SITE, host_id=host.name, head=(99, 1, "0" * 64), at="2026-11-01T00:00:00Z"
+    )
+    stolen = [_follow(host, as_run, said, old, mallory.sign(said), mallory.sign(said))]
+    stolen += [_follow(host, as_run, said, mallory.public_bytes, mallory.sign(said), mallory.sign(said))]
+    machine.must("compliance-agent keys rotate")
+
+    def known() -> str:
+        return str(json.loads((etc / "adopt.json").read_text("utf-8"))["host"])
+
+    until(lambda: known() != former, FOLLOWS_S)
+    present = host.keep_key()
+    document = yaml.safe_load((etc / "baseline.yaml").read_bytes())
+    document["version"] = f"{document['version']}.1"
+    newer = yaml.safe_dump(document).encode()
+
+    def take(number: int, **named: str) -> str:
+        return _ask(host, as_run, _brought(host, keys, nonce, number, newer, newer, PEOPLE, **named))
+
+    found = {
+        "stolen": stolen, "known": known() == present != former, "by_former": take(8, host=former), "by_present": take(9),
+        "again": _follow(host, as_run, *_last_statement(host)), "adopted": (etc / "baseline.yaml").read_bytes() == newer,
+    }  # fmt: skip
+    machine.must("systemctl restart compliance-agent-run", timeout_s=120)
+    wanted = {
+        "stolen": ["bad_rotation", "bad_rotation"], "known": True, "by_former": "other_host", "by_present": "taken",
+        "again": "other_host", "adopted": True,
+    }  # fmt: skip
+    if found != wanted:
+        raise NotSo(f"{found}")
+    return True
+
+
+def _public(host: Host, as_run: str) -> bytes:
+    return crypto.read_public_pem(host.machine.must(f"{as_run} compliance-agent config public-key").encode("ascii"))
+
+
+def _follow(host: Host, as_run: str, said: bytes, old: bytes, old_sig: bytes, new_sig: bytes) -> str:
+    """What root answers the agent's user who brings a rotation: the key that it knows then, or why not."""
+    brought = json.dumps([to_base64(part) for part in (said, old, old_sig, new_sig)])
+    return _as_agent(host, as_run, FOLLOW, brought.encode())
+
+
+def _last_statement(host: Host) -> tuple[bytes, bytes, bytes, bytes]:
+    """Of this host's last rotation, as its database has it."""
+    with closing(sqlite3.connect(copied(host))) as connection:
+        last = connection.execute(
+            "SELECT statement, public, old_sig, new_sig FROM former_keys ORDER BY rowid DESC"
+        ).fetchone()
+    said, old, old_sig, new_sig = map(bytes, last)
+    return said, old, old_sig, new_sig
+
+
 def approved(host: Host, as_run: str, heal: Callable[[str], str]) -> bool:
     """Root waits for people from here on: the agent's word is refused, as is one signature; with two it is for one cure, also after
     the root side was killed. Then it waits for nobody again.
@@ -137,11 +216,11 @@ def _keys(host: Host) -> Signers:
 
 
 def _brought(
-    host: Host, keys: Signers, nonce: str, number: int, named: bytes, body: bytes, by: tuple[str, ...]
+    host: Host, keys: Signers, nonce: str, number: int, named: bytes, body: bytes, by: tuple[str, ...], **more: str
 ) -> bytes:
     """An order for `named`, signed by these, with a baseline."""
     wanted = {"version": yaml.safe_load(named)["version"], "sha256": hashlib.sha256(named).hexdigest()}
-    envelope = _signed(host, keys, by, kind="adopt_baseline", counter=number, nonce=nonce, parameters=wanted)
+    envelope = _signed(host, keys, by, kind="adopt_baseline", counter=number, nonce=nonce, parameters=wanted, **more)
     return json.dumps([to_base64(raw) for raw in (envelope, body, keys["baseline"].sign(body))]).encode()
 
 
@@ -160,9 +239,13 @@ def _signed(on: Host, keys: Signers, by: tuple[str, ...], **fields: Any) -> byte
 
 
 def _ask(host: Host, as_run: str, brought: bytes = b"") -> str:
+    return _as_agent(host, as_run, ASK, brought)
+
+
+def _as_agent(host: Host, as_run: str, program: str, brought: bytes) -> str:
     words = ""
     if brought:
         (host.machine.root / ETC / "brought.json").write_bytes(brought)
         words = f"/{ETC}/brought.json"
-    asked = f"{as_run} /usr/lib/compliance-agent/bin/python3 -I -c {shlex.quote(ASK)} {words}"
+    asked = f"{as_run} /usr/lib/compliance-agent/bin/python3 -I -c {shlex.quote(program)} {words}"
     return host.machine.sh(asked).strip().splitlines()[-1]

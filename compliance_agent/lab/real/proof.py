@@ -13,10 +13,10 @@ LAST_WORDS = 2  # of an agent that is stopped may wait on its disk for its next 
 
 
 def proven(
-    name: str, evidence: Path, public: Path, log_keys: Sequence[str], lost: Sequence[str] = ()
+    name: str, evidence: Path, public: Sequence[Path], log_keys: Sequence[str], lost: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """What came of it; `lost` are records that were seen before and are not there."""
-    report = verify_paths([evidence], load_keys([public]), log_keys=read_log_keys(log_keys))
+    """What came of it; `public` are the keys that signed, `lost` are records that were seen before and are not there."""
+    report = verify_paths([evidence], load_keys(public), log_keys=read_log_keys(log_keys))
     receipted = sum(chain.receipted for chain in report.chains)
     problems = [*(f"{problem.code} {problem.where}" for problem in report.problems), *(f"lost {path}" for path in lost)]
     ok = report.ok and not problems and report.found > 0 and receipted >= report.found - LAST_WORDS

@@ -233,4 +233,4 @@ class VirtualHost:
         public = copied / "host.pub.pem"
         public.write_text(self.virtual.must("compliance-agent config public-key", timeout_s=SCRIPT_S), "utf-8")
         lost = [path for path in self._read if not (copied / "evidence" / path).exists()]
-        return proven(self.name, copied / "evidence", public, self._network.log_keys(), lost)
+        return proven(self.name, copied / "evidence", (public,), self._network.log_keys(), lost)
