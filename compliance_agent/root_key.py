@@ -81,6 +81,7 @@ class RootKey:
         self._parts = parts
         self._former = former
         self._present = ""
+        self._one = asyncio.Lock()  # an order and the loop may both come to it
         self._ask_at = 0.0
         self.key_id = self.code = ""
 
@@ -99,6 +100,10 @@ class RootKey:
         Args:
             now: an order for root is at hand, so it is not waited until then.
         """
+        async with self._one:
+            await self._led(now=now)
+
+    async def _led(self, *, now: bool) -> None:
         root, present, at = self._parts.adopt_root, self._parts.signer.key_id, self._parts.clock.monotonic()
         if root is None or self.key_id == present or (present == self._present and at < self._ask_at and not now):
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -121,3 +122,15 @@ async def test_another_refusal_keeps_its_name(scene: Split) -> None:
         await scene.cycle(scene.agent())
     error = ConfigError("x", code="other_host")
     assert live(scene).root_key.explained(error) is error
+
+
+async def test_an_order_and_the_loop_lead_it_once_between_them(
+    scene: Split, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with served(scene):
+        await scene.cycle(scene.agent())
+        agent = await rotated(scene)
+        await asyncio.gather(*(agent.root_key.lead(now=True) for _ in range(3)))
+        assert (agent.root_key.state, agent.root_key.code) == ("same", "")
+    said = capsys.readouterr()
+    assert (said.err.count("adopt.follows"), said.out.count("key.root_not_led")) == (1, 0)

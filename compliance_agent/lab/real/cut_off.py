@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compliance_agent.lab.real.host import Host
-from compliance_agent.lab.real.judge import Bundle
 from compliance_agent.lab.real.shell import until
 from compliance_agent.lab.real.step import NotSo
 
