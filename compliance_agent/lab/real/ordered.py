@@ -216,7 +216,7 @@ def _keys(host: Host) -> Signers:
 
 
 def _brought(
-    host: Host, keys: Signers, nonce: str, number: int, named: bytes, body: bytes, by: tuple[str, ...], **more: str
+    host: Host, keys: Signers, nonce: str, number: int, named: bytes, body: bytes, by: tuple[str, ...], /, **more: str
 ) -> bytes:
     """An order for `named`, signed by these, with a baseline."""
     wanted = {"version": yaml.safe_load(named)["version"], "sha256": hashlib.sha256(named).hexdigest()}
