@@ -64,7 +64,7 @@ def group_of(name: str) -> list[Path]:
     """
     made = [parent / name for parent in _hierarchies()]
     for group in made:
-        group.mkdir()
+        group.mkdir(exist_ok=True)  # a host that was cut off boots again in its own
     return made
 
 
