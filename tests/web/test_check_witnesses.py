@@ -120,9 +120,10 @@ def test_the_servers_own_policy_is_shown_and_met(seen: Visit, watched: Watched) 
     assert pressed(page) == wrong(witnesses="verified")
     said = sentence(page)
     assert "The quorum both of the policy is met. Cosigned by w1 at 20" in said
-    assert "2 of 3 witnesses. Not checked, as this browser has no ML-DSA-44: w2-pq." in said
-    [first, second] = re.findall(r"at (\S+Z)", said)
-    for at in (first, second):
+    assert "3 of 3 witnesses." in said and "w2-pq at 20" in said and "Not checked" not in said
+    moments = re.findall(r"at (\S+Z)", said)
+    assert len(moments) == 3
+    for at in moments:
         assert abs(datetime.fromisoformat(at).timestamp() - time.time()) < 600
     verdict = page.locator("[data-verdict]")
     expect(verdict).to_contain_text("Whom to ask for as a witness came from this server")
@@ -164,10 +165,28 @@ def test_a_policy_that_asks_nobody_vouches_for_nothing(seen: Visit, watched: Wat
     expect(seen.page.locator('form[data-done="unwitnessed"]')).to_have_count(1)
 
 
+def test_a_witness_that_signs_with_ml_dsa_is_enough(seen: Visit, watched: Watched) -> None:
+    give(seen.page, policy(f"witness pq {watched.w2_pq}", "quorum pq"))
+    assert state(seen.page) == "verified"
+    assert "The quorum pq of the policy is met. Cosigned by pq at 20" in sentence(seen.page)
+
+
+WITHOUT_MLDSA = """() => {
+    const real = SubtleCrypto.prototype.importKey;
+    SubtleCrypto.prototype.importKey = function (format, bytes, how, ...rest) {
+        if (how.name.startsWith("ML-DSA")) return Promise.reject(new DOMException("none", "NotSupportedError"));
+        return real.call(this, format, bytes, how, ...rest);
+    };
+}"""
+
+
 def test_what_this_browser_cannot_check_is_not_called_absent(seen: Visit, watched: Watched) -> None:
+    """A browser of before ML-DSA: it says that it cannot, and who can."""
+    seen.page.evaluate(WITHOUT_MLDSA)
     give(seen.page, policy(f"witness pq {watched.w2_pq}", "quorum pq"))
     assert state(seen.page) == "could not tell"
     assert "The quorum pq cannot be told." in sentence(seen.page)
+    assert "compliance-agent verify --policy checks it." in sentence(seen.page)
     give(seen.page, policy(f"witness pq {watched.w2_pq}", f"witness w2 {watched.w2}", "group w any pq w2", "quorum w"))
     assert state(seen.page) == "verified"
 
@@ -224,6 +243,10 @@ LIES: dict[str, tuple[Change, str]] = {
     "another time": (lambda note, watched: with_line(note, watched.w1, later), "wrong"),
     "another signature": (lambda note, watched: with_line(note, watched.w2, lambda raw: raw[:-1] + bytes([raw[-1] ^ 1])), "wrong"),
     "another signer": (by_another, "wrong"),
+    "another time of ML-DSA": (lambda note, watched: with_line(note, watched.w2_pq, later), "wrong"),
+    "another signature of ML-DSA": (
+        lambda note, watched: with_line(note, watched.w2_pq, lambda raw: raw[:-1] + bytes([raw[-1] ^ 1])), "wrong",
+    ),
     "a line that is too short": (lambda note, watched: with_line(note, watched.w1, lambda raw: raw[:-1]), "wrong"),
     "no time": (lambda note, watched: with_line(note, watched.w1, lambda raw: raw[8:]), "wrong"),
     "a witness less": (without, "unwitnessed"),

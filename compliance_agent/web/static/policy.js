@@ -1,16 +1,19 @@
-// Whom to trust (C2SP tlog-policy), and who of them saw a checkpoint (C2SP tlog-cosignature): Ed25519 lines, type 0x04.
+// Whom to trust (C2SP tlog-policy), and who of them saw a checkpoint (C2SP tlog-cosignature): Ed25519 lines, type 0x04, and
+// ML-DSA-44 lines, type 0x06.
 //
 //   await witnessPolicy.judged(text, checkpoint)   // the sentence; throws Wrong, Untold, or Unwitnessed
 //
-// The rules are those of the policy parser on the server: what that refuses is refused here. This browser cannot check ML-DSA-44
-// (type 0x06): such a line counts for nothing, and where it could make the quorum nobody is called absent.
+// The rules are those of the policy parser on the server: what that refuses is refused here. In a browser without ML-DSA-44 such a
+// line counts for nothing, and where it could make the quorum nobody is called absent.
 (() => {
   "use strict";
 
-  const { Wrong, Untold, hex, utf8, fromBase64, noteKeyId, refuseWeak, signed, same } = globalThis.proofFormats;
+  const { Wrong, Untold, hex, utf8, joined, fromBase64, noteKeyId, refuseWeak, signed, same } = globalThis.proofFormats;
   const [PLAIN, COSIGNED, MLDSA44] = [1, 4, 6];
   const LENGTHS = { [PLAIN]: 32, [COSIGNED]: 32, [MLDSA44]: 1312 };
+  const SIGNED = { [COSIGNED]: 72, [MLDSA44]: 2428 }; // bytes of a cosignature: eight of time, then the signature
   const NAME = /^[^\s+\x00-\x1f\x85]+$/u;
+  const OFFLINE = "compliance-agent verify --policy checks it.";
   const LAST = 2n ** 63n - 1n; // second that a cosignature may say
 
   class Unwitnessed extends Error {} // signed by the log, and seen by fewer others than the policy asks for, or by none
@@ -98,11 +101,40 @@
 
   const linesOf = (key, checkpoint) => checkpoint.signatures.filter(({ name, id }) => name === key.name && id === key.id);
 
+  const importMldsa = (raw) => crypto.subtle.importKey("raw-public", raw, { name: "ML-DSA-44" }, false, ["verify"]);
+
+  // Whether this browser's WebCrypto has ML-DSA-44: any 1312 bytes are a key.
+  const hasMldsa = async () => {
+    try {
+      await importMldsa(new Uint8Array(LENGTHS[MLDSA44]));
+      return true;
+    } catch {
+      return false;
+    }
+  };
+
+  const u64 = (number) => Uint8Array.from({ length: 8 }, (_, at) => Number((BigInt(number) >> BigInt(56 - 8 * at)) & 0xffn));
+
+  const prefixed = (name) => {
+    const raw = utf8(name);
+    if (raw.length < 1 || raw.length > 255) throw new Wrong("A name of a cosigner or log is not of 1 to 255 bytes.");
+    return joined([raw.length], raw);
+  };
+
+  // What type 0x06 signs: the cosigner's name and the tree, but no further lines of the checkpoint.
+  const mldsaMessage = (name, at, { origin, size, root }) =>
+    joined(utf8("subtree/v1\n\0"), prefixed(name), u64(at), prefixed(origin), u64(0), u64(size), root);
+
+  const verifies = async (key, signature, at, checkpoint) => {
+    if (key.kind === COSIGNED) return signed(key.raw, signature, utf8(`cosignature/v1\ntime ${at}\n${checkpoint.text}`));
+    return crypto.subtle.verify({ name: "ML-DSA-44" }, await importMldsa(key.raw), signature, mldsaMessage(key.name, at, checkpoint));
+  };
+
   // The time of a cosignature, in seconds since 1970 as a BigInt; Wrong when it does not verify.
-  const cosignedAt = async (key, line, text) => {
-    if (line.signature.length !== 72) throw new Wrong(`A line of ${key.name} is no cosignature.`);
+  const cosignedAt = async (key, line, checkpoint) => {
+    if (line.signature.length !== SIGNED[key.kind]) throw new Wrong(`A line of ${key.name} is no cosignature.`);
     const at = BigInt(`0x${hex(line.signature.slice(0, 8))}`);
-    if (at > LAST || !(await signed(key.raw, line.signature.slice(8), utf8(`cosignature/v1\ntime ${at}\n${text}`)))) {
+    if (at > LAST || !(await verifies(key, line.signature.slice(8), at, checkpoint))) {
       throw new Wrong(`The cosignature of ${key.name} does not verify under its key: line, time or checkpoint was changed.`);
     }
     return at;
@@ -114,38 +146,40 @@
   };
 
   // By a log line of the policy, where it has any: else the log's key is somebody else's to give.
-  const signedByItsLog = async (policy, { text, origin, signatures }) => {
+  const signedByItsLog = async (policy, checkpoint, mldsa) => {
+    const { text, origin } = checkpoint;
     const keys = policy.logs.filter(({ name }) => name === origin);
     if (policy.logs.length && !keys.length) throw new Wrong(`The policy names no key of ${origin}.`);
     let found = !policy.logs.length;
-    for (const key of keys.filter(({ kind }) => kind === PLAIN)) {
-      for (const line of linesOf(key, { signatures })) {
-        if (!(await signed(key.raw, line.signature, utf8(text)))) throw new Wrong(`The signature of ${origin} does not verify.`);
+    for (const key of keys.filter(({ kind }) => kind === PLAIN || mldsa)) {
+      for (const line of linesOf(key, checkpoint)) {
+        if (key.kind === MLDSA44) await cosignedAt(key, line, checkpoint);
+        else if (!(await signed(key.raw, line.signature, utf8(text)))) throw new Wrong(`The signature of ${origin} does not verify.`);
         found = true;
       }
     }
     if (found) return;
-    const unchecked = keys.some((key) => key.kind === MLDSA44 && linesOf(key, { signatures }).length);
-    throw unchecked ? new Untold("This browser cannot check the log's ML-DSA-44 signature.") : new Wrong("No log of the policy signed the checkpoint.");
+    const unchecked = keys.some((key) => key.kind === MLDSA44 && linesOf(key, checkpoint).length);
+    throw unchecked ? new Untold(`This browser cannot check the log's ML-DSA-44 signature. ${OFFLINE}`) : new Wrong("No log of the policy signed the checkpoint.");
   };
 
   // Name and time of each witness whose cosignature verifies; Wrong where one does not.
   const seenBy = async (policy, checkpoint) => {
-    const seen = new Map();
+    const [seen, mldsa] = [new Map(), await hasMldsa()];
     for (const [name, key] of policy.witnesses) {
-      const lines = key.kind === COSIGNED ? linesOf(key, checkpoint) : [];
-      for (const line of lines) seen.set(name, await cosignedAt(key, line, checkpoint.text));
+      const lines = key.kind === COSIGNED || mldsa ? linesOf(key, checkpoint) : [];
+      for (const line of lines) seen.set(name, await cosignedAt(key, line, checkpoint));
     }
     return seen;
   };
 
   const judged = async (text, checkpoint) => {
     const policy = await read(text);
-    await signedByItsLog(policy, checkpoint);
+    await signedByItsLog(policy, checkpoint, await hasMldsa());
     const seen = await seenBy(policy, checkpoint);
-    const unchecked = [...policy.witnesses].filter(([, key]) => key.kind === MLDSA44 && linesOf(key, checkpoint).length).map(([name]) => name);
+    const unchecked = [...policy.witnesses].filter(([name, key]) => !seen.has(name) && linesOf(key, checkpoint).length).map(([name]) => name);
     const said = [...seen].map(([name, at]) => `${name} at ${spoken(at)}`).join(", ") || "nobody";
-    const aside = unchecked.length ? ` Not checked, as this browser has no ML-DSA-44: ${unchecked.join(", ")}.` : "";
+    const aside = unchecked.length ? ` Not checked, as this browser has no ML-DSA-44: ${unchecked.join(", ")}. ${OFFLINE}` : "";
     const found = `Cosigned by ${said}; ${seen.size} of ${policy.witnesses.size} witnesses.${aside}`;
     if (policy.quorum === "none") throw new Unwitnessed(`The policy asks for no witness. ${found}`);
     if (met(policy, seen.keys())) return `The quorum ${policy.quorum} of the policy is met. ${found}`;
