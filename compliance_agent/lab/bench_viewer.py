@@ -75,6 +75,7 @@ PAGES: Mapping[str, Sequence[str]] = {
         "?id={bundle_id}",
         "?key={key_id}&citation=164.312(b)",
     ),
+    "/sites/{site_id}/exception-rule": ("",),
     "/sites/{site_id}/packets": ("",),
     "/packets/{job_id}": ("",),
     "/sites/{site_id}/sample": (

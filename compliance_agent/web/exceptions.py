@@ -1,6 +1,7 @@
 """Exceptions in the viewer: asked for, read back, recorded, approved by a second person, withdrawn. Each is an act, with step-up.
 
 One address does it all: without a question it is the form, with one it reads back what is about to be done, and the post does it.
+How many people have to approve at a site is read and set the same way, at `/sites/{site_id}/exception-rule`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import hashlib
 import json
 import secrets
 from datetime import datetime, timedelta
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter
 from starlette.exceptions import HTTPException
@@ -19,6 +20,7 @@ from starlette.responses import RedirectResponse, Response
 from compliance_agent.core.accepted import DAYS, MEASURES, REASONS
 from compliance_agent.errors import Refusal
 from compliance_agent.server.api.deps import services_of
+from compliance_agent.server.records import Site
 from compliance_agent.server.records.exceptions import RecordedException
 from compliance_agent.server.services import roles
 from compliance_agent.server.services.exceptions import Wanted, check_wanted
@@ -31,6 +33,7 @@ from compliance_agent.web.routing import PageRoute, page
 ASKED = ("reason", "measure", "reference", "days", "whole")
 
 WAYS = ("withdraw", "approve")  # what is done about one that there is
+PEOPLE = {"1": 1, "2": 2}
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False, default_response_class=Response)
 
@@ -92,6 +95,53 @@ async def act(request: Request, key_id: str, check: str) -> Response:
     named = hashlib.sha256(f"{caller.user.person_id} {key_id} {check} {once}".encode()).hexdigest()[:32]
     await desk.record(caller.user, caller.reader, wanted, named)
     return RedirectResponse(place, status_code=303)
+
+
+@router.get("/sites/{site_id}/exception-rule")
+async def rule(request: Request, site_id: str) -> Response:
+    """How many people have to approve an exception of a site; for an owner also the form, and what is about to change."""
+    asked = request.query_params.get("people")
+    caller = await caller_of(request, roles.Act.LOOK if asked is None else roles.Act.PEOPLE)
+    site = await _site(caller, site_id)
+    if asked is not None:
+        _people(asked)
+        await stepped_up(request)
+    waiting = [one for one in await caller.reader.only(site_id).exceptions() if one.state(now_of(request)) == "waiting"]
+    return page(
+        request,
+        "exception_rule.html",
+        user=caller.user.name,
+        site=site,
+        asked=_people(asked) if asked is not None else 0,
+        waiting=len(waiting),
+        may_rule=roles.may(caller.user, roles.Act.PEOPLE),
+    )
+
+
+@router.post("/sites/{site_id}/exception-rule")
+async def set_rule(request: Request, site_id: str) -> Response:
+    """Change it, if it is not so already."""
+    caller = await caller_of(request, roles.Act.PEOPLE)
+    form = await form_of(request)
+    site, place = await _site(caller, site_id), f"/sites/{quote(site_id, safe='')}/exception-rule"
+    people = _people(form.get("people", ""))
+    await stepped_up(request, back=f"{place}?people={people}")
+    if site.exception_people != people:
+        await services_of(request).exceptions().set_people(caller.user, caller.reader, site_id, people)
+    return RedirectResponse(place, status_code=303)
+
+
+async def _site(caller: Caller, site_id: str) -> Site:
+    if site_id not in caller.reader.sites:
+        raise HTTPException(404)
+    [site] = await caller.reader.only(site_id).site_rows()
+    return site
+
+
+def _people(text: str) -> int:
+    if text not in PEOPLE:
+        raise Refusal("people: expected 1 or 2", code="bad_exception", status=422)
+    return PEOPLE[text]
 
 
 async def _place(caller: Caller, key_id: str, check: str) -> tuple[HostStanding, CheckStanding]:

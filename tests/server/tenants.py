@@ -532,6 +532,8 @@ CASES: Mapping[str, Case] = {
     "GET /hosts/{key_id}/checks/{check}": hidden(),
     "GET /hosts/{key_id}/checks/{check}/exception": hidden("?reason=device_limit&measure=watched&reference=a&days=7"),
     "POST /hosts/{key_id}/checks/{check}/exception": _order_act,
+    "GET /sites/{site_id}/exception-rule": hidden("?people=2"),
+    "POST /sites/{site_id}/exception-rule": _order_act,
     "GET /hosts/{key_id}/evidence": hidden("?kind=drift"),
     "GET /hosts/{key_id}/public-key": hidden(),
     "GET /bundles/{bundle_id}": hidden("?key={key_id}", "?proof=1"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -95,6 +97,36 @@ async def test_where_two_are_needed_the_other_one_approves(client: httpx.AsyncCl
         assert answer.status_code == 303
         page = (await other.get(place)).text
     assert "said last: fail" in page and "and ben" in page and "Waits" not in page
+
+
+async def test_an_owner_sets_how_many_are_needed(client: httpx.AsyncClient, served: Served) -> None:
+    """Read back, with a token and the factor shown lately, once however often it is sent, and an act of the site's log."""
+    site = served.hosts["ehr-db-02"].site_id
+    rule = f"/sites/{site}/exception-rule"
+    page = await client.get(rule)
+    assert "<strong>one person</strong>" in page.text and "An owner can change it." in page.text, "ada is an operator"
+    assert (await client.get(rule, params={"people": "2"})).status_code == 403
+    token = token_of(await client.get("/account"))
+    assert (await client.post(rule, data={"form_token": token, "people": "2"})).status_code == 403
+    await served.services.users.set_role("ada", "owner")
+    sure = await client.get(rule, params={"people": "2"})
+    assert "covers nothing until another one approves it" in sure.text and "An owner" not in sure.text
+    assert (await client.post(rule, data={"people": "2"})).status_code == 403, "no token of a page"
+    for wrong in ("0", "3", "two", "1\u0662"):
+        assert (await client.get(rule, params={"people": wrong})).status_code == 422
+        assert (await client.post(rule, data={"form_token": token_of(sure), "people": wrong})).status_code == 422
+    assert "<strong>one person</strong>" in (await client.get(rule)).text
+    for _ in range(2):
+        answer = await client.post(rule, data={"form_token": token_of(sure), "people": "2"})
+        assert (answer.status_code, answer.headers["location"]) == (303, rule)
+    assert "<strong>two people</strong>" in (await client.get(rule)).text
+    with closing(sqlite3.connect(served.database)) as database:
+        query = "SELECT COUNT(*) FROM audit WHERE action = 'exception_rule'"
+        assert database.execute(query).fetchone() == (1,)
+    served.clock.now += timedelta(minutes=6)
+    late = await client.post(rule, data={"form_token": token_of(sure), "people": "1"})
+    assert late.status_code == 303 and late.headers["location"].startswith("/account/prove")
+    assert "<strong>two people</strong>" in (await client.get(rule)).text
 
 
 async def test_it_needs_the_second_factor_shown_lately(client: httpx.AsyncClient, served: Served) -> None:
