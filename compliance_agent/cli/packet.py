@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import secrets
+import zipfile
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,11 @@ from compliance_agent.cli.intervals import authority, show_times
 from compliance_agent.cli.packet_sample import command as sample_command
 from compliance_agent.cli.verify import spread
 from compliance_agent.errors import BadEvidence
+from compliance_agent.packet.content import section
 from compliance_agent.packet.report import Report
+from compliance_agent.packet.sample import MOST
+from compliance_agent.packet.sampled import FILE as SAMPLE_FILE
+from compliance_agent.packet.sampled import Drawing
 from compliance_agent.packet.verify import records_of_file, verify_file
 
 QUORUM = {
@@ -41,31 +48,52 @@ def command() -> None:
 @click.option("--control", help="Only what concerns this section of 45 CFR, such as 164.312(b).")
 @click.option("--host", help="Only the host with this label.")
 @click.option("--log-year", type=click.IntRange(2020, 9999), help="Log the records are in [the year of --to].")
+@click.option("--sample", type=click.IntRange(1, MOST), metavar="NUMBER", help="Only the records of so many host-days.")
+@click.option("--seed", help="With --sample: what puts the host-days in order [random, and printed].")
+@click.option("--size", type=click.IntRange(1), help="With --sample: what the log held at so many entries [all of it].")
 @click.option("--out", type=_PATH, required=True, help="The zip file; one that is there is replaced.")
 @json_option
 @click.pass_context
 def build(
     ctx: click.Context, /, data_dir: Path, since: datetime, until: datetime, out: Path, as_json: bool, **asked: Any
 ) -> None:
-    """Write the packet of a site and a period.
+    """Write the packet of a site and a period; with --sample, of exactly a sample of it.
 
-    Built twice from the same data it is the same bytes. Exit status: 0 written; 1 written, and its own verifier names something,
+    Built twice from the same data it is the same bytes; a sample, with the same seed and size.
+    Exit status: 0 written; 1 written, and its own verifier names something,
     such as a fork; 66 there is no evidence of the period.
     """
     if since > until:
         raise click.BadParameter("--from: is after --to")
-    site = asked.pop("site")
+    site, asked = asked.pop("site"), _with_drawing(asked)
     report, facts = _built(data_dir.absolute(), site, since.date(), until.date(), out, asked)
     if as_json:
         print_json(facts)
     else:
         click.echo(f"{out}: {facts['records']} record(s), {facts['bytes']} bytes, sha256 {facts['sha256']}")
+        if drawn := facts["sample"]:
+            click.echo(
+                f"a sample: at most {drawn['number']} host-days, seed {drawn['seed']}, log of {drawn['size']} entries"
+            )
         for word in ("pending", "elsewhere", "destroyed"):
             if facts[word]:
                 click.echo(f"not in it, {word}: {facts[word]}", err=True)
         _limits(report)
         _name(report)
     ctx.exit(0 if report.ok else 1)
+
+
+def _with_drawing(asked: dict[str, Any]) -> dict[str, Any]:
+    """The same, with how a sample is drawn where one is asked for: from the one host that was named, or from all."""
+    number, seed, size = (asked.pop(name) for name in ("sample", "seed", "size"))
+    if number is None:
+        if seed is not None or size is not None:
+            raise click.UsageError("--seed and --size: of a sample; --sample NUMBER makes it one")
+        return asked
+    if asked["log_year"] is not None:
+        raise click.UsageError("--log-year: a sample is drawn from the log of the year of --to")
+    host = asked.pop("host")
+    return {**asked, "drawing": Drawing((host,) if host else (), number, seed or secrets.token_hex(8), size)}
 
 
 def _built(
@@ -76,6 +104,11 @@ def _built(
     from compliance_agent.packet.choosing import Wanted
 
     configure("ERROR")
+    drawing: Drawing | None = asked.get("drawing")
+    if drawing is not None:
+        drawing.asked(
+            site, section(asked["control"]) if asked["control"] else None, since, until
+        )  # before anything is read
     scope, size = asyncio.run(written(data_dir, Wanted(site, since, until, **asked), out))
     built = checked(out, scope, size, spread)  # after the last thread, so that it may fork
     facts = {
@@ -87,9 +120,17 @@ def _built(
         "pending": built.scope.pending,
         "elsewhere": dict(built.scope.elsewhere),
         "destroyed": built.scope.destroyed,
+        "sample": _drawn(out, drawing) if drawing is not None else None,
         "problems": built.report.as_document()["problems"],
     }
     return built.report, facts
+
+
+def _drawn(out: Path, drawing: Drawing) -> dict[str, Any]:
+    """How the sample was drawn, as its own document says it: who says so again draws the same."""
+    with zipfile.ZipFile(out) as packed:
+        said = json.loads(packed.read(SAMPLE_FILE))
+    return {"seed": drawing.seed, "number": drawing.number, "size": said["log"]["size"], **said["sample"]}
 
 
 def _digest(path: Path) -> str:

@@ -30,6 +30,49 @@ def test_build_verify_show(made: Made, tmp_path: Path) -> None:
     assert (page["records"], page["verified"], page["counts"]["unknown"]) == (8, True, 2)
 
 
+def test_build_of_exactly_a_sample(made: Made, tmp_path: Path) -> None:
+    """The records of the host-days that are drawn and no other; said with the same seed and size it is the same file."""
+    base = (
+        "packet",
+        "build",
+        "--data-dir",
+        made.data_dir,
+        "--site",
+        "clinic-1",
+        "--from",
+        "2026-11-21",
+        "--to",
+        "2026-11-23",
+    )
+    first = run(*base, "--sample", "6", "--out", tmp_path / "one.zip", "--json")
+    assert first.status == 0, first.err
+    facts = json.loads(first.out)
+    drawn = facts["sample"]
+    assert facts["problems"] == [] and (drawn["number"], drawn["instances"]) == (6, 6)
+    assert facts["records"] == drawn["instances"] - drawn["missing"] > 0
+    same = ("--sample", "6", "--seed", drawn["seed"], "--size", str(drawn["size"]), "--out", tmp_path / "two.zip")
+    again = run(*base, *same)
+    assert again.status == 0 and f"seed {drawn['seed']}" in again.out
+    assert (tmp_path / "two.zip").read_bytes() == (tmp_path / "one.zip").read_bytes()
+    assert run("packet", "verify", tmp_path / "one.zip").status == 0
+    one = json.loads(
+        run(*base, "--sample", "9", "--seed", "s", "--host", "ws-01", "--out", tmp_path / "host.zip", "--json").out
+    )
+    assert one["sample"]["instances"] == 3, "the three days of that host"
+
+
+@pytest.mark.parametrize(
+    "words", [("--seed", "s"), ("--size", "4"), ("--sample", "2", "--log-year", "2026"), ("--sample", "0")]
+)
+def test_what_is_no_sample_is_a_word_too_many(made: Made, tmp_path: Path, words: tuple[str, ...]) -> None:
+    out = tmp_path / "packet.zip"
+    assert run("packet", "build", "--data-dir", made.data_dir, *PERIOD, "--out", out, *words).status == 2
+    bad = run(
+        "packet", "build", "--data-dir", made.data_dir, *PERIOD, "--out", out, "--sample", "2", "--seed", "Mrs Smith"
+    )
+    assert bad.status not in {0, 1} and "seed" in bad.err and not out.exists()
+
+
 def test_a_damaged_packet_ends_in_65_and_is_named(made: Made, tmp_path: Path) -> None:
     path = tmp_path / "packet.zip"
     at = made.raw.index(b'"reason":"offset_too_large"')

@@ -512,6 +512,7 @@ CASES: Mapping[str, Case] = {
     "GET /api/v1/sites/{site_id}/sample": asked("?first=2026-11-01&last=2026-11-22&seed=s"),
     "POST /api/v1/sites/{site_id}/samples": acted(_sample),
     "POST /api/v1/sites/{site_id}/samples/packet": acted(_sample),
+    "GET /api/v1/packets": listed("?site={site_id}"),
     "GET /api/v1/packets/{job_id}": hidden(),
     "POST /api/v1/packets/{job_id}/remove": acted(),
     "GET /api/v1/packets/{job_id}/files/{name}": _packet_file,

@@ -76,6 +76,30 @@ async def test_its_packet_has_its_records_alone_and_verifies(server: Server) -> 
 
 
 @on_sqlite
+async def test_packets_are_listed_to_who_asked_and_to_an_owner(server: Server) -> None:
+    """An owner sees that there is one, and whose; not its files. A site that is not the caller's does not exist."""
+    await filled(server)
+    await server.enrolled("ws-09", "clinic-2")
+    jo, kim = await bearer(server, "jo", role="viewer"), await bearer(server, "kim", role="owner")
+    other = await bearer(server, "pat", role="operator")
+    elsewhere = await bearer(server, "lee", role="owner", sites=frozenset({"clinic-2"}))
+    job = (await server.client.post(f"{BASE}/samples/packet", headers=jo, json=ASKED)).json()
+
+    async def listed(headers: dict[str, str], **query: str) -> list[tuple[str, str]]:
+        reply = await server.client.get("/api/v1/packets", headers=headers, params=query)
+        assert reply.status_code == 200, reply.text
+        return [(one["job_id"], one["asked_by"]) for one in reply.json()]
+
+    assert await listed(jo) == await listed(kim) == await listed(kim, site="clinic-1") == [(job["job_id"], "jo")]
+    assert await listed(other) == await listed(elsewhere) == await listed(kim, site="clinic-2") == []
+    for headers, site in ((elsewhere, "clinic-1"), (kim, "clinic-0")):
+        reply = await server.client.get("/api/v1/packets", headers=headers, params={"site": site})
+        assert (reply.status_code, reply.json()["code"]) == (404, "not_found")
+    assert (await server.client.get(f"/api/v1/packets/{job['job_id']}", headers=kim)).status_code == 404
+    assert (await server.client.get("/api/v1/packets")).status_code == 401
+
+
+@on_sqlite
 @pytest.mark.parametrize(
     ("wrong", "status", "code"),
     [

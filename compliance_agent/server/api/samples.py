@@ -22,7 +22,7 @@ from compliance_agent.errors import ConfigError, Refusal
 from compliance_agent.packet.sample import MOST, USUAL, Asked, Sample
 from compliance_agent.packet.sampled import Drawing
 from compliance_agent.server.api.deps import allowed, body_of, by_token, services_of
-from compliance_agent.server.api.schemas import PacketFile, PacketOut, SampleSent, strict_body
+from compliance_agent.server.api.schemas import PacketFile, PacketListed, PacketOut, SampleSent, strict_body
 from compliance_agent.server.packet_runner import PIECE, file_of
 from compliance_agent.server.records import Dates, SiteReader, User
 from compliance_agent.server.records.packets import PacketJob
@@ -37,6 +37,7 @@ Asker = Annotated[User, Depends(by_token(roles.Act.LOOK))]
 Text = Annotated[str | None, Query(max_length=40)]
 Labels = Annotated[list[str], Query(max_length=100)]
 Day = Annotated[str, Query(pattern=r"^\d{4}-\d\d-\d\d$")]
+Filter = Annotated[str | None, Query(max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
 Size = Annotated[int | None, Query(ge=1, le=2**53)]
 
 
@@ -83,6 +84,14 @@ async def build(request: Request, user: Asker, site_id: str) -> PacketOut:
     drawing = Drawing(asked.hosts, asked.number or MOST, asked.seed, log.size)
     days = Dates(asked.days[0], asked.days[-1])
     return out(await services_of(request).packets.ask(user, reader, site_id, days, asked.control, None, drawing))
+
+
+@packets.get("", summary="Packets, the newest first")
+async def listed(request: Request, user: Looker, site: Filter = None) -> list[PacketListed]:
+    """Those that the caller asked for; for an owner those of everybody at these sites, whose files stay with who asked."""
+    services = services_of(request)
+    found = await services.packets.listed(user, await services.users.reader(user), site)
+    return [PacketListed(**dict(out(job)), asked_by=name) for job, name in found]
 
 
 @packets.get("/{job_id}", summary="How far a packet is")

@@ -512,6 +512,12 @@ class PacketOut(BaseModel):
     files: list[PacketFile]
 
 
+class PacketListed(PacketOut):
+    """A packet in a list, with the name of the person who asked for it; empty for one who is not there any more."""
+
+    asked_by: str
+
+
 class OrderMarkOut(BaseModel):
     """Who approved (a person's name) or signed (a key id) an order."""
 

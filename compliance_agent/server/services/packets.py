@@ -19,6 +19,7 @@ from compliance_agent.errors import ConfigError, Refusal
 from compliance_agent.packet.sampled import Drawing
 from compliance_agent.server.records import Clock, Dates, SiteReader, Store, Transaction, User
 from compliance_agent.server.records.packets import PacketJob
+from compliance_agent.server.services import roles
 from compliance_agent.server.services.acts import Act, note
 
 KEPT = timedelta(hours=24)
@@ -114,6 +115,23 @@ class Packets:
             raise Refusal("no such site", code="not_found", status=404)
         found = await reader.only(site_id).packet_jobs(user.person_id)
         return [one for one in found if reader.dates in {None, one.dates}]
+
+    async def listed(self, user: User, reader: SiteReader, site_id: str | None = None) -> list[tuple[PacketJob, str]]:
+        """Packets of these sites with the name of who asked, the newest first: a person's own, for an owner everybody's.
+
+        Seeing that there is one is not seeing what is in it: its files are for who asked alone.
+
+        Raises:
+            Refusal: 404 no such site.
+        """
+        if site_id is not None and site_id not in reader.sites:
+            raise Refusal("no such site", code="not_found", status=404)
+        within = reader if site_id is None else reader.only(site_id)
+        everybody = roles.may(user, roles.Act.PEOPLE)
+        found = await within.packet_jobs(None if everybody else user.person_id)
+        names = {one.person_id: one.name for one in await self._store.users()} if everybody else {}
+        names[user.person_id] = user.name
+        return [(one, names.get(one.person_id, "")) for one in found if reader.dates in {None, one.dates}]
 
     async def job(self, user: User, reader: SiteReader, job_id: str) -> PacketJob:
         """One of them.
