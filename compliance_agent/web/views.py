@@ -213,13 +213,15 @@ async def bundle(request: Request, bundle_id: str) -> Response:
         held = (found.host, found.bundle, found.body, found.sig, found.previous, found.following)
         panel = proofs.panel(await prover.prove_held(*held))
     shown = present.bundle_page(found, row, took_ms)
-    policy = _witness_lines(services_of(request))
-    return page(request, "bundle.html", user=caller.user.name, page=shown, panel=panel, policy=policy)
+    services = services_of(request)
+    policy, authority = _witness_lines(services), _authority(services) is not None
+    user = caller.user.name
+    return page(request, "bundle.html", user=user, page=shown, panel=panel, policy=policy, authority=authority)
 
 
 @router.get("/bundles/{bundle_id}/{name}")
 async def bundle_file(request: Request, bundle_id: str, name: str) -> Response:
-    """The record's bytes, or its signature, exactly as received; its entry, receipt and times; key and policy of its log."""
+    """The record's bytes, or its signature, exactly as received; its entry, receipt and times; whom to trust for them."""
     caller = await caller_of(request)
     found = await caller.fleet.bundle(bundle_id, request.query_params.get("key"))
     content = {"bundle.json": found.body, "bundle.sig": found.sig}.get(name)
@@ -228,6 +230,8 @@ async def bundle_file(request: Request, bundle_id: str, name: str) -> Response:
     if name == "times.json":
         prover = services_of(request).prover(caller.reader)
         content = await prover.times(found.host, found.bundle, found.body)
+    if name == "authority.pem":
+        content = _authority(services_of(request))
     if content is None:
         raise HTTPException(404)
     return _download(content, name)
@@ -243,6 +247,12 @@ async def _of_receipt(services: Services, host: Host, bundle_id: str, name: str)
     origin = Checkpoint.parse(Note.parse(Proof.parse(receipt.proof).checkpoint).text).origin
     key = services.log_keys.verifier(origin)
     return f"{key}\n".encode() if name == "log.vkey" else f"log {key}\n{_witness_lines(services)}".encode()
+
+
+def _authority(services: Services) -> bytes | None:
+    """Certificates of the time-stamping authority, where one is asked."""
+    stamps = services.cosigning.stamps if services.cosigning is not None else None
+    return stamps.ca_pem if stamps is not None else None
 
 
 def _witness_lines(services: Services) -> str:

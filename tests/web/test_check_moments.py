@@ -31,7 +31,7 @@ from compliance_agent.log.proof import Proof
 from compliance_agent.log.tiles import Tile
 from compliance_agent.log.tree import Edge, TileTree
 from compliance_agent.server.services.checkpoints import witnessed
-from compliance_agent.server.services.moments import Moments
+from compliance_agent.server.services.moments import Moments, Stamped
 from tests.web.browsing import MARKS, Visit, axe
 from tests.web.serving import Served
 from tests.web.test_check import NAMES, UNTOLD, path_of, pressed, wrong
@@ -59,6 +59,7 @@ class Story:
     leaves: list[bytes] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
     index: int = 0
+    stamped: Stamped | None = None
 
     def __post_init__(self) -> None:
         self.leaves += [b"other %d" % at for at in range(4)]
@@ -124,7 +125,9 @@ class Story:
             return held[Tile(*tile)]
 
         tree = TileTree(size, read)
-        made = Moments(tree, bytes(tree.root()), read, lambda number: self.leaves if number == 0 else [], seen)
+        made = Moments(
+            tree, bytes(tree.root()), read, lambda number: self.leaves if number == 0 else [], seen, self.stamped
+        )
         return made.proof(self.index, json.loads(self.bodies[1]), made)
 
     def given(self) -> Given:

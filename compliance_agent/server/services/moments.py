@@ -162,14 +162,14 @@ class Moments:
         return look.bound(at, entry, why="" if entry is not None or (at and look.why == "no_time") else look.why)
 
     def proof(self, index: int, document: Mapping[str, Any], earlier: Moments) -> bytes:
-        """What a visitor's browser checks both ends with (docs/protocol.md, `times.json`); only witnesses count there.
+        """What a visitor's browser checks both ends with (docs/protocol.md, `times.json`): by witnesses, else by time stamps.
 
         Args:
             index: of the record's entry in this log.
             earlier: the log whose head the record names.
         """
-        head, before = head_of(document), replace(earlier, stamped=None).before(document)
-        after = replace(self, stamped=None).after(index, ())
+        head, before = head_of(document), earlier._for_browser(lambda log: log.before(document))
+        after = self._for_browser(lambda log: log.after(index, ()))
         said: dict[str, Any] = {"v": 1, "before": None, "after": None}
         if before.entry is not None and head is not None:
             tree = TileTree(head[0], earlier.narrower)
@@ -177,10 +177,16 @@ class Moments:
             said["before"] = {**_path(path), "index": before.entry.place, "leaf": to_base64(before.entry.leaf)}
         if after.entry is not None:
             path = TileTree(after.entry.size, self.narrower).inclusion(index)
-            said["after"] = {**_path(path), "checkpoint": to_base64(after.entry.note)}
+            tokens = json.loads(after.entry.leaf)["tokens"]
+            said["after"] = {**_path(path), "checkpoint": to_base64(after.entry.note), "tokens": tokens}
         ends = (("before", before), ("after", after))
         why = {name: "stamps_only" if one.unchecked and one.entry is None else one.why for name, one in ends}
         return json.dumps({**said, "why": why}, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+    def _for_browser(self, look: Callable[[Moments], Bound]) -> Bound:
+        """A witness's word first: a visitor may know the witnesses and no authority."""
+        found = look(replace(self, stamped=None))
+        return found if found.entry is not None or self.stamped is None else look(self)
 
     def narrower(self, level: int, index: int, width: int) -> bytes:
         """A tile of a smaller tree, from the one that is there now, which it begins."""

@@ -21,6 +21,7 @@
     hostKey: "The host's key",
     logKey: "The log's key",
     policy: "The policy",
+    authority: "The authority for time stamps",
     previous: "The record before it",
     following: "The record after it",
     followingSig: "The signature of the record after it",
@@ -29,10 +30,12 @@
   const FILES = { previous: "previous.json", following: "following.json", followingSig: "following.sig" };
   const BESIDE = ["before", "after", "time"]; // what may be untold of a sound record
   const KEYS = ["hostKey", "logKey"];
-  const TEXTS = [...KEYS, "policy"];
+  const TEXTS = [...KEYS, "policy", "authority"];
+  const AUTHORITY = /^(authority|ca|tsa-ca)\.pem$/;
 
   const isOf = (what, name) =>
-    ({ hostKey: /\.pem$/, logKey: /\.vkey$/, policy: /^policy$|\.policy$/ })[what]?.test(name) ?? name === (FILES[what] ?? NAMES[what]);
+    what === "hostKey" ? /\.pem$/.test(name) && !AUTHORITY.test(name) :
+      ({ logKey: /\.vkey$/, policy: /^policy$|\.policy$/, authority: AUTHORITY })[what]?.test(name) ?? name === (FILES[what] ?? NAMES[what]);
 
   const own = async (form, what) => {
     const text = form.querySelector(`textarea[name="${what}"]`)?.value.trim();
@@ -88,7 +91,10 @@
     const untold = lines.filter(({ state }) => state === "could not tell").map(({ name }) => name);
     const beside = untold.filter((name) => BESIDE.includes(name)).map((name) => TITLES[name].toLowerCase());
     const rest = beside.length ? ` Not told: ${beside.join("; ")}.` : "";
-    const [keys, asked] = [WHOSE[given.ours.filter((what) => KEYS.includes(what)).length], given.ours.includes("policy")];
+    const stamped = given.ours.includes("authority") && /by a time stamp/.test(lines.find(({ name }) => name === "time")?.sentence);
+    const told = stamped ? " Whom to believe for a time stamp came from this server, too: give an authority that you got elsewhere." : "";
+    const whose = WHOSE[given.ours.filter((what) => KEYS.includes(what)).length] + told;
+    const [keys, asked] = [told ? whose.replace(": no server was trusted", "") : whose, given.ours.includes("policy")];
     if (Object.values(states).includes("wrong")) {
       return ["not verified", "Something is wrong with this record, its receipt, or the keys."];
     }

@@ -2,8 +2,8 @@
 //
 // before   the digest that the record names, against the bytes of the record before it
 // after    the digest that the record after it names, against these bytes; that one's own signature, too
-// time     not before: a witness signed what the tree held whose root the record names. Not after: a witness signed a tree with the
-//          record's entry. times.json holds what leads there (docs/protocol.md); none of it is believed.
+// time     not before: a witness or a time stamp (stamps.js) vouches for what the tree held whose root the record names. Not after:
+//          one vouches for a tree with the record's entry. times.json holds what leads there (docs/protocol.md); none is believed.
 (() => {
   "use strict";
 
@@ -11,6 +11,7 @@
   const { signed, readPem, noteKeyId, readLogKey, readProof, readCheckpoint } = globalThis.proofFormats;
   const ZEROS = "0".repeat(64);
   const TOLERANCE_MS = 2000; // what a clock may be off
+  const MOST_STAMPS = 16; // of one checkpoint
 
   const read = (bytes, what) => {
     let said = null;
@@ -72,7 +73,7 @@
     no_head: "The record names no earlier head of the log.",
     other_head: "The head that the record names is of no log that is served.",
     no_time: "The log holds no such time that a witness has signed.",
-    stamps_only: "The log holds time stamps (RFC 3161) there, which this browser cannot check; OpenSSL does.",
+    stamps_only: "The log holds time stamps (RFC 3161) there, of no authority that the server is told of; OpenSSL checks them under one.",
     stopped: "The server stopped its search before the log ended.",
     pruned: "What would show it was destroyed when its time was over.",
     unreadable: "The server could not read its log's files.",
@@ -87,11 +88,29 @@
     });
   };
 
-  // In milliseconds: when the policy's witnesses signed a checkpoint.
-  const timesOf = async (policy, checkpoint) => [...(await globalThis.witnessPolicy.seen(policy, checkpoint)).values()].map((at) => Number(at) * 1000);
+  // When the policy's witnesses signed a checkpoint, and when the authority stamped it; `aside` takes why a stamp did not count.
+  const timesOf = async (given, checkpoint, note, tokens, aside) => {
+    const seen = given.readPolicy ? await globalThis.witnessPolicy.seen(given.readPolicy, checkpoint) : new Map();
+    const times = [...seen.values()].map((at) => ({ at: Number(at) * 1000, by: "a witness" }));
+    if (!Array.isArray(tokens) || tokens.length > MOST_STAMPS) throw new Wrong("times.json holds no list of time stamps.");
+    for (const [number, one] of tokens.entries()) {
+      try {
+        const token = fromBase64(String(one), "It");
+        times.push({ at: await globalThis.timeStamps.time(token, note, given.authority), by: "a time stamp (RFC 3161)" });
+      } catch (error) {
+        if (error instanceof Wrong) throw new Wrong(`Time stamp ${number + 1} (RFC 3161) over a checkpoint is wrong. ${error.message}`);
+        if (!(error instanceof Untold)) throw error;
+        aside.add(`A time stamp (RFC 3161) is not checked: ${error.message} OpenSSL checks it.`);
+      }
+    }
+    return times;
+  };
+
+  const newest = (times) => times.reduce((one, other) => (one && one.at >= other.at ? one : other), null);
+  const earliest = (times) => times.reduce((one, other) => (one && one.at <= other.at ? one : other), null);
 
   // The newest time in the tree whose root the record names: what no one could have foretold.
-  const beginning = async (record, said, policy) => {
+  const beginning = async (given, record, said, aside) => {
     const head = record.log_head;
     if (!head || !said.before) return null;
     const [index, leaf] = [said.before.index, fromBase64(String(said.before.leaf), "The time entry")];
@@ -101,10 +120,10 @@
     }
     const entry = read(leaf, "The time entry");
     if (entry.kind !== "time") throw new Wrong("The entry in times.json is not one of time.");
-    const checkpoint = readCheckpoint(textOf(fromBase64(String(entry.checkpoint), "Its checkpoint"), "Its checkpoint"));
+    const note = fromBase64(String(entry.checkpoint), "Its checkpoint");
+    const checkpoint = readCheckpoint(textOf(note, "Its checkpoint"));
     if (checkpoint.origin !== head.origin || checkpoint.size > index) throw new Wrong("The time entry holds no earlier checkpoint of that log.");
-    const times = await timesOf(policy, checkpoint);
-    return times.length ? Math.max(...times) : null;
+    return newest(await timesOf(given, checkpoint, note, entry.tokens ?? [], aside));
   };
 
   const logSigned = async (checkpoint, logKey, origin) => {
@@ -117,20 +136,23 @@
     }
   };
 
-  // The earliest time at which a witness had signed a tree with the record's entry.
-  const ending = async ({ leaf, proof, logKey }, said, policy) => {
+  // The earliest time at which a witness had signed, or a time stamp was made over, a tree with the record's entry.
+  const ending = async (given, said, aside) => {
+    const { leaf, proof, logKey } = given;
     const { index, note } = readProof(proof);
-    const newest = readCheckpoint(note);
-    const times = await timesOf(policy, newest);
+    const published = readCheckpoint(note);
+    const times = await timesOf(given, published, utf8(note), [], aside);
     if (said.after) {
-      const checkpoint = readCheckpoint(textOf(fromBase64(String(said.after.checkpoint), "Its checkpoint"), "Its checkpoint"));
-      await logSigned(checkpoint, logKey, newest.origin);
+      const older = fromBase64(String(said.after.checkpoint), "Its checkpoint");
+      const checkpoint = readCheckpoint(textOf(older, "Its checkpoint"));
+      await logSigned(checkpoint, logKey, published.origin);
       if (!same(await rootOf(await hashLeaf(leaf), index, checkpoint.size, hashes(said.after.path)), checkpoint.root)) {
         throw new Wrong("The entry is not in the tree that the witness is said to have seen.");
       }
-      times.push(...(await timesOf(policy, checkpoint)));
+      times.push(...(await timesOf(given, checkpoint, older, said.after.tokens ?? [], aside)));
     }
-    return times.length ? Math.min(...times) + 1000 : null; // a second later: the time is given in whole ones
+    const found = earliest(times);
+    return found && { ...found, at: found.at + 1000 }; // a second later: the time is given in whole ones
   };
 
   const spoken = (ms) => new Date(ms).toISOString().replace(".000", "");
@@ -140,11 +162,14 @@
     return hours ? `${hours} h ${minutes % 60} min` : `${minutes} min ${seconds % 60} s`;
   };
 
-  const time = async (given) => {
-    const record = read(given.bundle, "bundle.json");
-    const policy = await globalThis.witnessPolicy.read(given.policy);
+  const time = async (asked) => {
+    const record = read(asked.bundle, "bundle.json");
+    if (!asked.policy && !asked.authority) throw new Untold(asked.missing?.policy ?? "policy is not given.");
+    const given = { ...asked, readPolicy: asked.policy ? await globalThis.witnessPolicy.read(asked.policy) : null };
     const said = given.times?.length ? read(given.times, "times.json") : { why: {} };
-    const [from, to] = [await beginning(record, said, policy), await ending(given, said, policy)];
+    const aside = new Set();
+    const [first, last] = [await beginning(given, record, said, aside), await ending(given, said, aside)];
+    const [from, to] = [first?.at ?? null, last?.at ?? null];
     const claimed = Date.parse(record.created_at);
     const why = (end) => {
       if (end === "before" && !record.log_head) return WHY.no_head;
@@ -152,8 +177,9 @@
       return said[end] ? "No witness of the policy signed it." : (WHY[said.why?.[end]] ?? "times.json does not say.");
     };
     const ends = [
-      from === null ? `Nothing shows when it began. ${why("before")}` : `Not before ${spoken(from)}, by a witness.`,
-      to === null ? `Nothing shows when it was there. ${why("after")}` : `Not after ${spoken(to)}, by a witness.`,
+      from === null ? `Nothing shows when it began. ${why("before")}` : `Not before ${spoken(from)}, by ${first.by}.`,
+      to === null ? `Nothing shows when it was there. ${why("after")}` : `Not after ${spoken(to)}, by ${last.by}.`,
+      ...aside,
     ].join(" ");
     const claim = Number.isNaN(claimed) ? "The record names no readable time." : `The record says ${spoken(claimed)}.`;
     if (from !== null && to !== null && from > to) throw new Wrong(`The two ends contradict each other. ${ends}`);

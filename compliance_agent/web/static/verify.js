@@ -1,7 +1,7 @@
 // One record's proof, computed here: WebCrypto for SHA-256 and Ed25519, and nothing taken from a server but bytes to be checked.
 //
 //   const lines = await recordProof.check({ bundle, sig, leaf, proof, hostKey, logKey, policy,
-//     previous, following, followingSig, times });   // bytes; keys and policy as text
+//     authority, previous, following, followingSig, times });   // bytes; keys, policy and authority as text
 //   lines[0]   // { name: "signature", state: "verified" | "wrong" | "could not tell" | "unwitnessed", sentence: "..." }
 //
 // before      the record before it, and after: the record after it (moments.js)
@@ -10,7 +10,7 @@
 // inclusion   leaf.json and the audit path of bundle.tlog-proof, against the root in its checkpoint (RFC 9162, 2.1.3.2)
 // checkpoint  that checkpoint under the log's key (C2SP signed-note and tlog-checkpoint)
 // witnesses   the cosignatures under it, against a policy of log keys, witnesses and their quorum (policy.js)
-// time        between which two moments it came to be, by those witnesses (moments.js)
+// time        between which two moments it came to be, by those witnesses and by time stamps (moments.js)
 //
 // The formats: docs/protocol.md, read by formats.js.
 (() => {
@@ -89,7 +89,7 @@
     inclusion: ["leaf", "proof"],
     checkpoint: ["proof", "logKey"],
     witnesses: ["proof", "policy"],
-    time: ["bundle", "sig", "leaf", "proof", "hostKey", "logKey", "policy"],
+    time: ["bundle", "sig", "leaf", "proof", "hostKey", "logKey"],
   };
 
   // Every comparison on its own, so that a reader sees all that is wrong. `given.missing` says why something is not here.
