@@ -17,15 +17,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID as OID
+from playwright.sync_api import Browser, expect
 
 from compliance_agent.entries.leaf import time_leaf
 from compliance_agent.errors import BadEvidence
 from compliance_agent.evidence.stamped import stamps_under
 from compliance_agent.log.proof import Proof
 from compliance_agent.server.time_stamps import verified
-from tests.server.authority import CONFIG, openssl
+from tests.server.authority import CONFIG, openssl, stamping
 from tests.web.browsing import MARKS, Visit
-from tests.web.test_check import UNTOLD
+from tests.web.serving import on_loopback
+from tests.web.test_check import UNTOLD, path_of, pressed
 from tests.web.test_check_moments import ALL, ZEROS, Given, Story, checked, in_times
 
 pytestmark = MARKS
@@ -108,6 +110,26 @@ class Desk:
         openssl(self.root, "ts", "-reply", *reply, "-out", "r.tsr")
         return (self.root / "r.tsr").read_bytes()
 
+    def stamp_pss(self) -> bytes:
+        """What `openssl ts` cannot make: the same time, signed as RSA-PSS by `openssl cms`."""
+        self.stamp()
+        openssl(self.root, "ts", "-reply", "-in", "r.tsr", "-token_out", "-out", "token")
+        openssl(self.root, "cms", "-verify", "-noverify", "-inform", "DER", "-in", "token", "-out", "time", "-binary")
+        how = (
+            "-econtent_type",
+            "1.2.840.113549.1.9.16.1.4",
+            "-nodetach",
+            "-binary",
+            "-cades",
+            "-nosmimecap",
+            "-md",
+            "sha256",
+        )
+        openssl(self.root, "cms", "-sign", "-in", "time", *how, "-signer", "tsa.pem", "-inkey", "tsa.key", "-keyopt",
+                "rsa_padding_mode:pss", "-keyopt", "rsa_pss_saltlen:32", "-outform", "DER", "-out", "pss")  # fmt: skip
+        body = bytes.fromhex("3003020100") + (self.root / "pss").read_bytes()
+        return b"\x30\x82" + len(body).to_bytes(2, "big") + body
+
     def swapped(self, token: bytes, held: bytes, **how: Any) -> bytes:
         """The token with another certificate of the same length for the same key (an ECDSA signature's length varies)."""
         other = next(one for one in (self.certify(**how) for _ in range(200)) if len(one) == len(held))
@@ -146,6 +168,20 @@ def test_what_is_granted_is_verified_with_the_time_that_python_reads(visit: Visi
     found = judged(visit, *cases)
     assert found == [by_python(*case) for case in cases]
     assert all(one.startswith("verified ") for one in found)
+
+
+def test_pss_is_verified_and_not_with_another_salt(visit: Visit, desks: dict[str, Desk]) -> None:
+    """A salt of another length than the token names is another signature."""
+    desk = desks["rsa"]
+    token = desk.stamp_pss()
+    salt = bytes.fromhex("a203020120")
+    assert token.count(salt) == 1
+    other = token.replace(salt, bytes.fromhex("a20302011f"))
+    right, wrong, spoiled = judged(
+        visit, *((one, NOTE, desk.ca) for one in (token, other, token[:-1] + bytes([token[-1] ^ 1])))
+    )
+    assert right.startswith("verified ")
+    assert wrong == spoiled == "wrong: Its signature does not verify."
 
 
 def test_each_planted_fault_is_refused_by_both(visit: Visit, desks: dict[str, Desk], tmp_path: Path) -> None:
@@ -247,3 +283,19 @@ def test_both_ends_of_a_records_time_by_stamps_alone(visit: Visit, desks: dict[s
 
     states, said = checked(visit, given | dict(in_times(spoiled)(story)))
     assert states["time"] == "wrong" and said["time"].startswith("Time stamp 1 (RFC 3161) over a checkpoint is wrong.")
+
+
+def test_a_records_page_brings_its_servers_authority_and_says_so(browser: Browser, tmp_path: Path) -> None:
+    """Under the page's own policy of content; nothing vouches for an authority but who gives it."""
+    with (
+        stamping(tmp_path / "tsa") as desk,
+        on_loopback(tmp_path, tsa_url=desk.url, tsa_ca_file=desk.ca_file) as (address, served),
+    ):
+        visit = Visit(browser, address)
+        page = visit.sign_in()
+        page.goto(address + path_of(served))
+        pressed(page)
+        expect(page.locator('[data-line="time"]')).to_contain_text("by a time stamp (RFC 3161)")
+        expect(page.locator("[data-verdict]")).to_contain_text("Whom to believe for a time stamp came from this server")
+        visit.context.close()
+        assert visit.complaints == []
