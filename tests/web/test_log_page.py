@@ -53,6 +53,13 @@ def signed(watched: Watched, size: int, root: bytes) -> str:
     return services.log_keys.note(Checkpoint(watched.log.name, size, RootHash(root)), services.clock()).decode()
 
 
+def test_the_tiles_stand_in_even_rows(seen: Visit, watched: Watched) -> None:
+    """Six of them at 1280 px are three and three, none left alone below five."""
+    seen.page.goto(watched.address + LOG)
+    tops = seen.page.evaluate("[...document.querySelectorAll('.tiles > .tile')].map(tile => tile.offsetTop)")
+    assert len(tops) == 6 and [tops.count(top) for top in sorted(set(tops))] == [3, 3]
+
+
 def test_an_older_checkpoint_is_listed_and_checked_here(seen: Visit, watched: Watched) -> None:
     page = seen.page
     page.goto(watched.address + LOG)

@@ -76,6 +76,15 @@ def test_a_plan_is_approved_by_keyboard_alone_without_scripts(browser: Browser, 
     order = page.url.removeprefix(address)
     first.context.close()
 
+    looking = Visit(browser, address)
+    page = sign_in_as(looking, served, "ben")
+    page.goto(f"{address}{order}/approve")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Approve: approve a plan")
+    for theme in ("light", "dark"):
+        page.emulate_media(color_scheme="dark" if theme == "dark" else "light", reduced_motion="reduce")
+        assert axe(page, f"approve {theme}") == []
+    looking.context.close()
+
     second = Visit(browser, address, scripts=False)
     page = sign_in_as(second, served, "ben")
     served.clock.now = served.clock.now + timedelta(minutes=6)
