@@ -65,6 +65,9 @@ def _inside(scratch: Path, found: Path, idle_s: float) -> int:
     agent = install.agent(install.package(TREE, scratch), base, scratch)
     machine = Machine("bench", (agent, clinic, peers, base), scratch)
     machine.mount()
+    book = machine.root / "var/lib/dpkg/status"
+    each = [layer / "var/lib/dpkg/status" for layer in (base, peers, clinic, agent)]
+    book.write_text(one_book([path.read_text("utf-8") for path in each if path.exists()]), "utf-8")
     durable = scratch / "durable"
     for directory in (durable, machine.root / DURABLE):
         directory.mkdir(parents=True)
@@ -122,6 +125,20 @@ def _peers(base: Path, scratch: Path) -> Path:
         raise Unavailable(f"bench agent: the peers could not be installed: {done.stderr[-400:]}")
     machine.unmount()
     return machine.upper
+
+
+def one_book(books: Sequence[str]) -> str:
+    """The packages of every layer in one of dpkg's `status` files, a later one's word before an earlier one's.
+
+    The topmost layer's would hide what the others installed, and a check that finds more lists of files than packages ends there.
+    """
+    found = dict[str, str]()
+    for entry in (entry for book in books for entry in book.split("\n\n") if entry.strip()):
+        fields = dict(
+            line.split(": ", 1) for line in entry.splitlines() if line.startswith(("Package: ", "Architecture: "))
+        )
+        found[f"{fields['Package']}:{fields.get('Architecture')}"] = entry.strip("\n")
+    return "".join(f"{entry}\n\n" for entry in found.values())
 
 
 def rows(seen: Mapping[str, Any]) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -29,7 +30,8 @@ def alone() -> None:
 def children() -> set[str]:
     found = set()
     for task in Path("/proc/self/task").iterdir():
-        found |= set((task / "children").read_text("ascii").split())
+        with contextlib.suppress(FileNotFoundError):  # that thread has ended since it was listed
+            found |= set((task / "children").read_text("ascii").split())
     return found
 
 

@@ -80,3 +80,17 @@ def test_cures_are_held_to_the_time_that_19_of_20_take() -> None:
     assert [
         value for name, value, *_ in bench_peers.rows(seen(healed_s={"file": [0.001, 0.002, 0.003]})) if "p50" in name
     ] == [2.0]
+
+
+def test_a_host_of_layers_knows_the_packages_of_all_of_them() -> None:
+    below = "Package: a\nStatus: install ok installed\nArchitecture: all\n\nPackage: b\nArchitecture: all\n\n"
+    peers = (
+        "Package: a\nStatus: install ok triggers-pending\nArchitecture: all\n\nPackage: monit\nArchitecture: amd64\n\n"
+    )
+    agent = "Package: b\nArchitecture: all\n\nPackage: agent\nArchitecture: amd64\n\n"
+    book = bench_peers.one_book([below, peers, agent])
+    assert [line for line in book.splitlines() if line.startswith("Package")] == [
+        "Package: a", "Package: b", "Package: monit", "Package: agent",
+    ]  # fmt: skip
+    assert "triggers-pending" in book
+    assert "ok installed" not in book
