@@ -161,9 +161,15 @@ class RealHost:
         library = self._nft
         if library is None:
             return None
+
+        def work() -> Ran | None:
+            # A library that was loaded outlives its package, and where the program is gone no rule can be put back.
+            find_program(LIST[0], self._directories)
+            return library.list_ruleset(LISTING_BYTES)
+
         try:
-            return await self._offload.call("library:nft", LIBRARY_S, lambda: library.list_ruleset(LISTING_BYTES))
-        except CannotTell:  # it hangs
+            return await self._offload.call("library:nft", LIBRARY_S, work)
+        except CannotTell:  # it hangs, or the program says itself why it cannot be asked
             return None
 
     async def run(

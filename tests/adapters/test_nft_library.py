@@ -38,7 +38,11 @@ from compliance_agent.adapters.subprocess_host import RealHost
 from compliance_agent.core import nftables
 
 async def main():
-    host = RealHost(directories=(), nft=NftLibrary(Path(sys.argv[1])))  # no program can be started
+    programs = Path(sys.argv[1]).parent / "programs"
+    programs.mkdir()
+    (programs / "nft").write_text("#!/bin/sh\\nexit 1\\n", "ascii")  # what is asked says nothing
+    (programs / "nft").chmod(0o755)
+    host = RealHost(directories=(str(programs),), nft=NftLibrary(Path(sys.argv[1])))
     for rules in (nftables.generate(("22", "443"), ("546",)), "add table ip nat", "flush ruleset"):
         subprocess.run(("nft", "-f", "-"), input=rules.encode(), check=True)
         found = await host.ruleset()
@@ -170,6 +174,19 @@ async def test_a_library_that_hangs_or_may_have_no_socket_gives_way_to_the_progr
     nft = Hanging(tmp_path / "mark") if known else NftLibrary(tmp_path / "mark", Library)
     host = RealHost(directories=(str(tmp_path),), ruleset=KeptRuleset(generation), nft=nft)
     assert (await host.ruleset()).out == b"from the program\n"
+
+
+async def test_a_library_whose_program_is_gone_is_not_asked(tmp_path: Path) -> None:
+    """It would go on to answer from memory, on a host where no rule can be put back."""
+    nft = NftLibrary(tmp_path / "mark", Library)
+    host = RealHost(directories=(str(tmp_path),), ruleset=KeptRuleset(lambda: 5), nft=nft)
+    with pytest.raises(CannotTell) as caught:
+        await host.ruleset()
+    assert caught.value.reason == "tool_missing"
+    program = tmp_path / "nft"
+    program.write_text("#!/bin/sh\nexit 1\n", "ascii")
+    program.chmod(0o755)
+    assert (await host.ruleset()).out == RULES
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("nft") is None, reason="needs root's namespaces and nft")

@@ -53,7 +53,7 @@ BEFORE_THE_CHANGE = Cut(
 )  # fmt: skip
 _CRON = "systemctl is-active cron && systemctl is-enabled cron"
 BEFORE_THE_LOOK = Cut(
-    "services", "/usr/bin/systemctl", f'case "$*" in *start*cron*) $real "$@"; {HELD} ;; esac', "systemctl disable --now cron",
+    "services", "/usr/bin/systemctl", f'case "$*" in *start*cron*) $real "$@"; {HELD} ;; esac', "systemctl stop cron",
     _CRON, (("success", None, True),), _CRON,
 )  # fmt: skip
 
