@@ -194,7 +194,7 @@ async def test_planted_leaks_are_seen(tmp_path: Path) -> None:
 
     day = Day(tmp_path, plant)
     try:
-        await day.lived(hours=8)
+        await day.lived(hours=9)
     finally:
         for descriptor in opened:
             os.close(descriptor)
