@@ -23,7 +23,7 @@ from compliance_agent.server.api.deps import services_of
 from compliance_agent.server.records import Site
 from compliance_agent.server.records.exceptions import RecordedException
 from compliance_agent.server.services import roles
-from compliance_agent.server.services.exceptions import Wanted, check_wanted
+from compliance_agent.server.services.exceptions import Wanted, check_wanted, people_now
 from compliance_agent.server.services.fleet import CheckStanding, HostStanding
 from compliance_agent.web import asking, present
 from compliance_agent.web.caller import Caller, caller_of, now_of, stepped_up
@@ -99,19 +99,26 @@ async def act(request: Request, key_id: str, check: str) -> Response:
 
 @router.get("/sites/{site_id}/exception-rule")
 async def rule(request: Request, site_id: str) -> Response:
-    """How many people have to approve an exception of a site; for an owner also the form, and what is about to change."""
+    """How many people have to approve an exception of a site; for an owner also the form, and what is about to change.
+
+    Who is limited to days that do not hold this one is told where the changes of the rule stand, and not what it is now.
+    """
     asked = request.query_params.get("people")
     caller = await caller_of(request, roles.Act.LOOK if asked is None else roles.Act.PEOPLE)
     site = await _site(caller, site_id)
     if asked is not None:
         _people(asked)
         await stepped_up(request)
-    waiting = [one for one in await caller.reader.only(site_id).exceptions() if one.state(now_of(request)) == "waiting"]
+    now = now_of(request)
+    people = people_now(caller.reader, site, now)
+    held = await caller.reader.only(site_id).exceptions() if people is not None else []
+    waiting = [one for one in held if one.state(now) == "waiting"]
     return page(
         request,
         "exception_rule.html",
         user=caller.user.name,
-        site=site,
+        site_id=site.site_id,
+        people=people,
         asked=_people(asked) if asked is not None else 0,
         waiting=len(waiting),
         may_rule=roles.may(caller.user, roles.Act.PEOPLE),

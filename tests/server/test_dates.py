@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import Executable
 
 from compliance_agent.server.records import BundleQuery, Dates
+from compliance_agent.server.services.exceptions import Wanted
 from compliance_agent.server.store import SqlStore
 from compliance_agent.server.store.reader import BoundReader
 from tests.server.builder import START, ZEROS, FakeHost, Server, Signed, stamp
@@ -130,6 +131,25 @@ async def test_hosts_that_came_later_or_went_before_are_not_there(server: Server
         for path in (f"/api/v1/hosts/{host.key_id}", f"/api/v1/hosts/{host.key_id}/checks", f"/hosts/{host.key_id}"):
             assert (await server.client.get(path, headers=headers)).status_code == 404
     assert (await server.client.get(f"/api/v1/hosts/{stays.key_id}", headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize(("days", "told"), [((-9, -1), False), ((1, 9), False), ((-9, 0), True), ((0, 9), True)])
+async def test_the_rule_for_exceptions_is_that_of_today(server: Server, days: tuple[int, int], told: bool) -> None:
+    """Whose days do not hold this one learns neither what it is nor what waits under it; without days it is there."""
+    host = await server.enrolled()
+    await server.deliver(host, host.next(check="firewall", result="fail", reason="x"))
+    users, desk = server.services.users, server.services.exceptions()
+    owner = await users.add("own", PASSWORD, role="owner")
+    reader = await users.reader(owner)
+    await desk.set_people(owner, reader, "clinic-1", 2)
+    wanted = Wanted(host.key_id, "firewall", "vendor_requires", "segregated", "RA-1", 7)
+    await desk.record(owner, reader, wanted, "e" * 32)
+    today = server.clock().date()
+    await auditor(server, Dates(*(today + timedelta(days=day) for day in days)))
+    page = (await server.client.get("/sites/clinic-1/exception-rule")).text
+    assert ("<strong>two people</strong>" in page) is told and ("1 waits" in page) is told
+    assert ("outside the dates of your account" in page) is not told
+    assert (await server.client.get("/sites/clinic-1/exception-rule?people=1")).status_code == 403
 
 
 async def test_the_log_is_whole(server: Server, chain: tuple[FakeHost, list[Signed]]) -> None:

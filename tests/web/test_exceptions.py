@@ -12,6 +12,8 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
+from compliance_agent.server.services import roles
+from compliance_agent.web import forms
 from tests.web.people import code_of, with_people
 from tests.web.serving import NAME, PASSWORD, Served, serving
 from tests.web.test_views import sign_in, token_of, visiting
@@ -127,6 +129,59 @@ async def test_an_owner_sets_how_many_are_needed(client: httpx.AsyncClient, serv
     late = await client.post(rule, data={"form_token": token_of(sure), "people": "1"})
     assert late.status_code == 303 and late.headers["location"].startswith("/account/prove")
     assert "<strong>two people</strong>" in (await client.get(rule)).text
+
+
+FORGED = {
+    "no token": ({}, {}),
+    "another's token": ({"form_token": "0" * 43}, {}),
+    "from elsewhere": (None, {"sec-fetch-site": "cross-site"}),
+    "from beside": (None, {"sec-fetch-site": "same-site"}),
+}
+
+
+async def let_through(served: Served) -> set[str]:
+    """What changed the rule, or was about to, without being an owner's form of our own page."""
+    rule, found = f"/sites/{served.hosts['ehr-db-02'].site_id}/exception-rule", set[str]()
+    await served.services.users.set_role("ben", "owner")
+    async with visiting(served) as owner, visiting(served) as operator:
+        await sign_in_with_code(owner, served, "ben")
+        await sign_in_with_code(operator, served, "ada")
+        own, other = token_of(await owner.get("/account")), token_of(await operator.get("/account"))
+        for name, (form, headers) in FORGED.items():
+            sent = {"form_token": own} if form is None else form
+            answer = await owner.post(rule, data={**sent, "people": "2"}, headers=headers)
+            found |= {name} if answer.status_code != 403 else set()
+        found |= {"no owner asks"} if (await operator.get(rule, params={"people": "2"})).status_code != 403 else set()
+        answer = await operator.post(rule, data={"form_token": other, "people": "1"})
+        found |= {"no owner acts"} if answer.status_code != 403 else set()
+        if not found:
+            assert "<strong>one person</strong>" in (await owner.get(rule)).text
+    return found
+
+
+async def test_the_rule_is_for_an_owner_with_a_form_of_ours(served: Served) -> None:
+    assert await let_through(served) == set()
+
+
+def _yes(*_: object) -> bool:
+    return True
+
+
+PLANTED = {
+    "forms are taken as they come": (forms.security, "form_is_ours", _yes, set(FORGED)),
+    "roles are not asked": (roles, "check", _yes, {"no owner asks", "no owner acts"}),
+    "every role may": (roles, "may", _yes, {"no owner asks", "no owner acts"}),
+}
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+async def test_a_rule_page_without_its_guard_is_seen(
+    served: Served, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Planted: what the test above looks for gets through."""
+    where, name, planted, expected = PLANTED[fault]
+    monkeypatch.setattr(where, name, planted)
+    assert await let_through(served) == expected
 
 
 async def test_it_needs_the_second_factor_shown_lately(client: httpx.AsyncClient, served: Served) -> None:

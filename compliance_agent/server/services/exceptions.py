@@ -17,7 +17,7 @@ from compliance_agent.core.retention import REASON_ID
 from compliance_agent.entries.act import digest_of
 from compliance_agent.errors import Refusal
 from compliance_agent.evidence.allowlist import registry
-from compliance_agent.server.records import Clock, SiteReader, Store, Transaction, User
+from compliance_agent.server.records import Clock, Site, SiteReader, Store, Transaction, User
 from compliance_agent.server.records.exceptions import RecordedException
 from compliance_agent.server.services import acts, roles
 
@@ -35,6 +35,14 @@ class Wanted:
     reference: str
     days: int
     whole: bool = False
+
+
+def people_now(reader: SiteReader, site: Site, now: datetime) -> int | None:
+    """How many people have to approve an exception of a site at this moment; None for a person whose dates do not hold it.
+
+    It is what stands now, like what a host is now, and no part of days that are over; each change of it is an act in the log.
+    """
+    return site.exception_people if reader.dates is None or reader.dates.hold(now) else None
 
 
 class Exceptions:
