@@ -9,9 +9,10 @@ anew (`streams.py`); without scripts they are read by reloading.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -28,12 +29,13 @@ from compliance_agent.log.proof import Proof
 from compliance_agent.server.api.deps import services_of, session_cookie
 from compliance_agent.server.desks import Services
 from compliance_agent.server.records import BundleQuery, Host
+from compliance_agent.server.records.orders import OrderRow
 from compliance_agent.server.services import roles
-from compliance_agent.server.services.cures import LATELY, cures
-from compliance_agent.server.services.fleet import HostStanding, Moved
+from compliance_agent.server.services.cures import LATELY, Cures, cures
+from compliance_agent.server.services.fleet import HostStanding, Moved, SiteStanding
 from compliance_agent.web import beats, morning, present, proofs, security, timeline, words
 from compliance_agent.web.assets import STATIC_ROUTE
-from compliance_agent.web.caller import caller_of, now_of, session_of
+from compliance_agent.web.caller import Caller, caller_of, now_of, session_of
 from compliance_agent.web.forms import form_of, inside
 from compliance_agent.web.pages import Counts, SiteRow, by_urgency, hosts_by_urgency
 from compliance_agent.web.routing import Fallback, PageRoute, page
@@ -62,14 +64,11 @@ def mount_static(app: FastAPI) -> None:
 @router.get("/")
 async def fleet(request: Request) -> Response:
     """Every site the caller may see, the most urgent first."""
-    caller = await caller_of(request)
-    found = await caller.fleet.sites()
-    now = now_of(request)
-    moved = await caller.fleet.moved(last=LATELY)
+    caller, now = await caller_of(request), now_of(request)
+    # The day's changes take the database longest: meanwhile the rest is read and put together.
+    standing, changes = _standing(caller, now), caller.fleet.changes(LATELY, MOST_CHANGES + 1)
+    (found, held, orders), (moved, turns) = await asyncio.gather(standing, changes)
     sites = by_urgency(present.site_row(site, moved) for site in found)
-    held = await cures(caller.reader, found, now)
-    orders = await caller.reader.orders(at_most=MOST_WAITING, states=tuple(morning.NEEDS))
-    turns = await caller.fleet.turns(LATELY, MOST_CHANGES + 1)
     return page(
         request,
         "fleet.html",
@@ -83,6 +82,13 @@ async def fleet(request: Request) -> Response:
         more_turns=len(turns) > MOST_CHANGES,
         **_totals(sites),
     )
+
+
+async def _standing(caller: Caller, now: datetime) -> tuple[list[SiteStanding], Cures, list[OrderRow]]:
+    """Every site as it stands, and what waits for a person there."""
+    found = await caller.fleet.sites()
+    held = await cures(caller.reader, found, now)
+    return found, held, await caller.reader.orders(at_most=MOST_WAITING, states=tuple(morning.NEEDS))
 
 
 def _totals(sites: Iterable[SiteRow]) -> dict[str, Any]:

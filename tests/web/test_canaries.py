@@ -34,7 +34,7 @@ from tests.web.test_views import sign_in, visiting
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("web_canaries")]
 XSS = "<script>alert('&\"canary\"')</script>"
 FORMULAS = ('=HYPERLINK("http://evil.test","canary")', "+canary", "-canary", "@canary", "\tcanary", " =canary")
-SEEN_BY = ("hosts", "host", "hosts_of", "bundles", "newest", "remediations", "bundle", "neighbours", "verdicts", "turns", "cures",
+SEEN_BY = ("hosts", "host", "hosts_of", "bundles", "newest", "remediations", "bundle", "neighbours", "verdicts", "changes", "cures",
            "said", "gaps", "forks", "orders", "exceptions", "leaves", "site_rows", "sites_and_exceptions",
            "host_and_exceptions", "packet_jobs")  # fmt: skip
 OURS = {

@@ -13,7 +13,7 @@ import httpx2 as httpx
 import pytest
 
 from compliance_agent.server.services import roles
-from compliance_agent.web import forms
+from compliance_agent.web import security
 from tests.web.people import code_of, with_people
 from tests.web.serving import NAME, PASSWORD, Served, serving
 from tests.web.test_views import sign_in, token_of, visiting
@@ -168,7 +168,7 @@ def _yes(*_: object) -> bool:
 
 
 PLANTED = {
-    "forms are taken as they come": (forms.security, "form_is_ours", _yes, set(FORGED)),
+    "forms are taken as they come": (security, "form_is_ours", _yes, set(FORGED)),
     "roles are not asked": (roles, "check", _yes, {"no owner asks", "no owner acts"}),
     "every role may": (roles, "may", _yes, {"no owner asks", "no owner acts"}),
 }

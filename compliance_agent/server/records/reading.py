@@ -74,8 +74,10 @@ class SiteReader(Keeping, Protocol):
         """What became unmet, was met again and was healed since then, of each site with any of it, counted."""
         ...
 
-    async def turns(self, since: datetime, at_most: int) -> list[Bundle]:
-        """The newest changes of verdict and cures that held since then, at most 200, newest first; none of a revoked host."""
+    async def changes(self, since: datetime, at_most: int) -> tuple[list[Changed], list[Bundle]]:
+        """The same, and the changes of verdict and cures that held among them, at most 200, the newest first; none of a revoked
+        host.
+        """
         ...
 
     async def site_rows(self) -> list[Site]:

@@ -351,14 +351,15 @@ class Fleet:
         """Bundles that contradict a host's chain."""
         return await self._reader.forks(host.host.key_id) if host.host.forks else []
 
-    async def moved(self, site_id: str | None = None, last: timedelta = timedelta(hours=24)) -> dict[str, Moved]:
-        """What changed lately at one site, or at all, by site id; nothing of a site where nothing did."""
-        reader = self._reader if site_id is None else self._reader.only(site_id)
+    async def moved(self, site_id: str, last: timedelta = timedelta(hours=24)) -> dict[str, Moved]:
+        """What changed lately at one site, by its id; nothing where nothing did."""
+        reader = self._reader.only(site_id)
         return {one.site_id: Moved(*one[1:]) for one in await reader.changed(self._clock() - last)}
 
-    async def turns(self, last: timedelta, at_most: int) -> list[Bundle]:
-        """The newest changes of verdict and cures that held."""
-        return await self._reader.turns(self._clock() - last, at_most)
+    async def changes(self, last: timedelta, at_most: int) -> tuple[dict[str, Moved], list[Bundle]]:
+        """The same of all sites, and the newest changes of verdict and cures that held."""
+        counts, newest = await self._reader.changes(self._clock() - last, at_most)
+        return {one.site_id: Moved(*one[1:]) for one in counts}, newest
 
     async def _standings(self, reader: SiteReader, recorded: Iterable[RecordedException]) -> list[HostStanding]:
         by_host: dict[str, list[CheckVerdict]] = {}

@@ -96,10 +96,15 @@ class BoundReader(KeepingRows):
         query = turning.moved(self._sites, since, made, seen, self._lived())
         return [Changed(*row.values()) for row in await self._all(query)]
 
-    async def turns(self, since: datetime, at_most: int) -> list[Bundle]:
+    async def changes(self, since: datetime, at_most: int) -> tuple[list[Changed], list[Bundle]]:
         made, seen = self._dated(_bundles.created_at), self._dated(tables.verdicts.c.seen_at)
-        query = turning.turns(self._sites, since, min(at_most, MOST_ROWS), made, seen, self._live())
-        return [rows.bundle(row) for row in await self._all(query)]
+        hosts = (self._lived(), self._live())
+        query = turning.moved_and_turns(self._sites, since, min(at_most, MOST_ROWS), made, seen, *hosts)
+        found = await self._all(query)
+        counts = [Changed(*(row[name] for name in Changed._fields)) for row in found if row["site_id"]]
+        numbers = [row["number"] for row in found if not row["site_id"]]
+        listed = await self._all(turning.numbered(self._sites, numbers, made))
+        return counts, [rows.bundle(row) for row in listed]
 
     async def site_rows(self) -> list[Site]:
         query = select(tables.sites).where(tables.sites.c.site_id.in_(self._sites)).order_by(tables.sites.c.site_id)

@@ -1,7 +1,8 @@
 """What changed lately, counted and picked in the database: a large fleet has ten thousand changes a day, and a page lists twenty.
 
 The changes of one check of one host follow each other in the order of its chain. A cure that held is two of them: it had failed,
-and it passes. Both statements read the index of changes and nothing else of the records, but for those that are listed.
+and it passes. The day is read once for both questions, in the index of changes alone; of the records themselves, only those that
+are listed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, case, func, literal, or_, select
+from sqlalchemy import CTE, ColumnElement, Select, and_, case, func, literal, or_, select, union_all
+from sqlalchemy.sql.selectable import CompoundSelect
 
 from compliance_agent.server.store import rows, tables
 
@@ -24,21 +26,35 @@ def _flag(that: ColumnElement[bool]) -> ColumnElement[int]:
     return case((that, 1), else_=0)
 
 
-_MET = case((_b.result.in_(_UNMET), 0), else_=1)  # a record without a verdict says nothing against the check
-_CURED = _flag(and_(_b.kind == "remediation", _b.outcome == "success"))
-_SAID = case((_CURED == 1, literal("pass")), else_=func.coalesce(_b.result, ""))
+def _cured(of: Any) -> ColumnElement[bool]:
+    return and_(of.kind == "remediation", of.outcome == "success")
 
 
-def _lately(sites: Collection[str], since: datetime, dated: Where, *wanted: ColumnElement[Any]) -> Select[Any]:
-    """Verdicts and cures that arrived since then."""
-    return select(_b.key_id, _b.check, *wanted).where(
-        _b.site_id.in_(sites),
-        _b.received_at >= rows.text(since),
-        _b.kind.in_(("drift", "remediation")),
-        _b.check.is_not(None),
-        tables.NO_HEARTBEAT,
-        *dated,
-    )
+def _said(of: Any) -> ColumnElement[str]:
+    """What a record leaves standing; nothing where it has no verdict, which says nothing against the check either."""
+    return case((_cured(of), literal("pass")), else_=func.coalesce(of.result, ""))
+
+
+def _met(of: Any) -> ColumnElement[int]:
+    return case((of.result.in_(_UNMET), 0), else_=1)
+
+
+def _each(sites: Collection[str], since: datetime, dated: Where) -> CTE:
+    """Verdicts and cures that arrived since then, each with what stood before it: NULL for the first that is read of its check.
+
+    Few and narrow columns: the database sorts them, and what is reckoned from them is reckoned later.
+    """
+    before = func.lag(_said(_b)).over(partition_by=(_b.key_id, _b.check), order_by=(_b.epoch, _b.seq))
+    named = (_b.key_id, _b.check, _b.number, _b.kind, _b.result, _b.outcome, before.label("before"))
+    arrived = (_b.site_id.in_(sites), _b.received_at >= rows.text(since), tables.NO_HEARTBEAT)
+    verdicts = (_b.kind.in_(("drift", "remediation")), _b.check.is_not(None))
+    return select(*named).where(*arrived, *verdicts, *dated).cte("each")
+
+
+def _long_unmet(of: Any, since: datetime, seen: Where) -> ColumnElement[bool]:
+    """Whether what is not met now had begun before."""
+    same = (_v.key_id == of.key_id, _v.check == of.check)
+    return select(_v.key_id).where(*same, _v.result.in_(_UNMET), _v.since < rows.text(since), *seen).exists()
 
 
 def moved(sites: Collection[str], since: datetime, dated: Where, seen: Where, lived: Where) -> Select[Any]:
@@ -52,22 +68,20 @@ def moved(sites: Collection[str], since: datetime, dated: Where, seen: Where, li
         since: what arrived before is not read.
         dated, seen, lived: further conditions on records, on verdicts and on hosts.
     """
-    stood = func.lag(case((_CURED == 1, 1), else_=_MET))
-    before = stood.over(partition_by=(_b.key_id, _b.check), order_by=(_b.epoch, _b.seq))
-    ever = _flag(or_(_MET == 1, _b.outcome == "success"))
-    named = (_MET.label("met"), _CURED.label("cured"), before.label("before"), ever.label("ever"))
-    e = _lately(sites, since, dated, *named).subquery("each").c
-    worse = _flag(and_(e.before == 1, e.met == 0))
-    better = _flag(and_(e.before == 0, e.met == 1)) + _flag(and_(e.cured == 1, e.met == 0))
-    first = func.max(case((e.before.is_(None), e.met)))
-    sums = {"worse": func.sum(worse), "better": func.sum(better), "healed": func.sum(e.cured)}
-    counted = [count.label(name) for name, count in (*sums.items(), ("first", first), ("ever", func.max(e.ever)))]
+    return _moved(_each(sites, since, dated), sites, since, seen, lived)
+
+
+def _moved(each: CTE, sites: Collection[str], since: datetime, seen: Where, lived: Where) -> Select[Any]:
+    e, h = each.c, tables.hosts.c
+    met, cured = _met(e), _cured(e)
+    worse = _flag(and_(e.before.not_in(_UNMET), met == 0))
+    better = _flag(and_(e.before.in_(_UNMET), met == 1)) + _flag(and_(cured, met == 0))
+    sums = {"worse": worse, "better": better, "healed": _flag(cured)}
+    most = {"first": case((e.before.is_(None), met)), "ever": _flag(or_(met == 1, e.outcome == "success"))}
+    counted = [func.sum(each_).label(name) for name, each_ in sums.items()]
+    counted += [func.max(each_).label(name) for name, each_ in most.items()]
     g = select(e.key_id, e.check, *counted).group_by(e.key_id, e.check).subquery("checks").c
-    h = tables.hosts.c
-    long_unmet = and_(
-        _v.key_id == g.key_id, _v.check == g.check, _v.result.in_(_UNMET), _v.since < rows.text(since), *seen
-    )
-    opened = _flag(and_(g.first == 0, or_(g.ever == 1, ~select(_v.key_id).where(long_unmet).exists())))
+    opened = _flag(and_(g.first == 0, or_(g.ever == 1, ~_long_unmet(g, since, seen))))
     known = _flag(and_(g.first == 1, h.enrolled_at < rows.text(since)))
     totals = {"worse": g.worse + opened, "better": g.better + known, "healed": g.healed}
     return (
@@ -78,28 +92,35 @@ def moved(sites: Collection[str], since: datetime, dated: Where, seen: Where, li
     )
 
 
-def turns(sites: Collection[str], since: datetime, at_most: int, dated: Where, seen: Where, live: Where) -> Select[Any]:
-    """The newest changes of verdict and cures that held, newest arrival first.
+def moved_and_turns(
+    sites: Collection[str], since: datetime, at_most: int, dated: Where, seen: Where, lived: Where, live: Where
+) -> CompoundSelect[Any]:
+    """The same, and in further rows with a `number` and no site the newest changes of verdict and cures that held.
 
     A record that only says again what stood is no change, and neither is a cure that did not hold of what had long been unmet.
 
     Args:
-        sites: that may be seen.
-        since: what arrived before is not read.
-        at_most: how many are wanted.
-        dated, seen, live: further conditions on records, on verdicts and on hosts.
+        sites, since, dated, seen, lived: as of `moved`.
+        at_most: how many changes are wanted, the last that arrived.
+        live: further conditions on the hosts whose changes are listed.
     """
-    before = func.lag(_SAID).over(partition_by=(_b.key_id, _b.check), order_by=_b.number)
-    named = (_SAID.label("said"), before.label("before"), _CURED.label("cured"))
-    e = _lately(sites, since, dated, _b.number, _b.kind, *named).subquery("each").c
-    long_unmet = and_(
-        _v.key_id == e.key_id, _v.check == e.check, _v.result.in_(_UNMET), _v.since < rows.text(since), *seen
-    )
-    old = and_(e.kind == "remediation", select(_v.key_id).where(long_unmet).exists())
-    turned = case(
-        (e.cured == 1, 1), (e.before.is_(None), _flag(and_(e.said != "", ~old))), else_=_flag(e.said != e.before)
-    )
+    each = _each(sites, since, dated)
+    counts = _moved(each, sites, since, seen, lived).add_columns(literal(0).label("number"))
+    newest = _turns(each, sites, since, at_most, seen, live).subquery("newest").c
+    listed = select(literal("").label("site_id"), literal(0), literal(0), literal(0), newest.number)
+    return union_all(counts, listed)
+
+
+def _turns(each: CTE, sites: Collection[str], since: datetime, at_most: int, seen: Where, live: Where) -> Select[Any]:
+    e = each.c
+    old = and_(e.kind == "remediation", _long_unmet(e, since, seen))
+    first = _flag(and_(_said(e) != "", ~old))
+    turned = case((_cured(e), 1), (e.before.is_(None), first), else_=_flag(_said(e) != e.before))
     there = select(tables.hosts.c.key_id).where(tables.hosts.c.site_id.in_(sites), *live)
-    newest = select(e.number).where(turned == 1, e.key_id.in_(there)).order_by(e.number.desc()).limit(at_most)
+    return select(e.number).where(turned == 1, e.key_id.in_(there)).order_by(e.number.desc()).limit(at_most)
+
+
+def numbered(sites: Collection[str], numbers: Collection[int], dated: Where) -> Select[Any]:
+    """These records, newest arrival first."""
     whole = select(*rows.BUNDLE_COLUMNS).where(tables.site_of(tables.bundles).in_(sites), *dated)
-    return whole.where(_b.number.in_(newest)).order_by(_b.number.desc())
+    return whole.where(_b.number.in_(numbers)).order_by(_b.number.desc())
