@@ -117,6 +117,18 @@ class Host(Protocol):
         """`lstat`; an absent path is `CannotTell("not_found")`."""
         ...
 
+    async def stats(self, paths: Sequence[str]) -> Mapping[str, FileStat | CannotTell]:
+        """`stat` of each of these paths, in their order and one after the other; an error of one is its value and spoils no other.
+
+        Only where one does not answer, those after it are `timed_out` too, and all of them while it still hangs: one dead mount
+        costs one thread.
+        """
+        ...
+
+    async def whole(self, path: str) -> tuple[FileStat, bytes]:
+        """`stat` and then `read` of the same path, in one question; what either says against it is raised."""
+        ...
+
     async def list(self, path: str) -> tuple[str, ...]:
         """Sorted names in a directory."""
         ...

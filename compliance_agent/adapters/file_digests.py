@@ -18,13 +18,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from compliance_agent.adapters.batch import Batch
 from compliance_agent.adapters.undisturbed import Undisturbed
 from compliance_agent.errors import CannotTell
 from compliance_agent.ports import FileDigest
 
 FULL_S = 900.0  # a digest stands for at most so long for bytes that were not read again
 MOST_KEPT = 8192
-BATCH_S = 0.5  # a thread comes back after it, so that a file that hangs is known from one that is one of many
 KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
 _PIECE_BYTES = 1 << 20
 
@@ -101,49 +101,27 @@ class FileDigests:
         return settled_s is not None and since_ns >= settled_s * 1e9 and device in self._undisturbed.devices
 
 
-class Batch:
-    """Some paths, one after the other on one thread, until all are done, time is up or it is stopped.
+class DigestBatch(Batch[FileDigest]):
+    """Digests of some paths.
 
     Args:
         total_bytes: what is left of it is `left`.
     """
 
     def __init__(self, digests: FileDigests, paths: Sequence[str], most_bytes: int, total_bytes: int) -> None:
-        self.found: dict[str, FileDigest | CannotTell] = {}
+        super().__init__(paths, self._of)
         self.left = total_bytes
-        self.stuck = self._current = paths[0]
-        self._stopped = False
-        self._digests, self._paths, self._most_bytes = digests, paths, most_bytes
-
-    def hangs_at(self) -> str:
-        """What it is at now, as the offload writes it; `stuck` is the same as a path."""
-        self.stuck = self._current
-        return f"path:{self.stuck}"
-
-    def stop(self) -> dict[str, FileDigest | CannotTell]:
-        """Have it do no more than what it is at; what it has found so far."""
-        self._stopped = True
-        return dict(self.found)
+        self._digests, self._most_bytes = digests, most_bytes
 
     def work(self) -> None:
-        """The whole of it. Blocks."""
-        until = time.monotonic() + BATCH_S
         self._digests.begin()
-        for path in self._paths:
-            self._current = path
-            self.found[path] = found = self._look(path)
-            if isinstance(found, FileDigest) and found.sha256 is not None:
-                self.left -= found.size_bytes
-            if self._stopped or time.monotonic() > until:
-                return
+        super().work()
 
-    def _look(self, path: str) -> FileDigest | CannotTell:
-        try:
-            return self._digests.of(path, min(self._most_bytes, self.left))
-        except CannotTell as error:
-            return error
-        except OSError as error:
-            return CannotTell.from_os_error(error, f"{path}: cannot be looked at ({os.strerror(error.errno or 0)})")
+    def _of(self, path: str) -> FileDigest:
+        found = self._digests.of(path, min(self._most_bytes, self.left))
+        if found.sha256 is not None:
+            self.left -= found.size_bytes
+        return found
 
 
 def _touched(info: os.stat_result) -> tuple[int, ...]:

@@ -111,6 +111,12 @@ class HealHost:
     async def stat(self, path: str) -> FileStat:
         return await self._host.stat(path)
 
+    async def stats(self, paths: Sequence[str]) -> Mapping[str, FileStat | CannotTell]:
+        return await self._host.stats(paths)
+
+    async def whole(self, path: str) -> tuple[FileStat, bytes]:
+        return await self._host.whole(path)
+
     async def list(self, path: str) -> tuple[str, ...]:
         return await self._host.list(path)
 

@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from compliance_agent.adapters import durable
+from compliance_agent.adapters.batch import BATCH_S, Batch, not_looked_at
 from compliance_agent.adapters.clock import read_clock_state
 from compliance_agent.adapters.execute import DIRECTORIES, Programs, find_program
-from compliance_agent.adapters.file_digests import BATCH_S, KINDS, Batch, FileDigests
+from compliance_agent.adapters.file_digests import DigestBatch, FileDigests
+from compliance_agent.adapters.file_looks import names_in, read, stat_of
 from compliance_agent.adapters.kept_answers import KeptAnswers, Print
 from compliance_agent.adapters.nft_library import NftLibrary
 from compliance_agent.adapters.offload import Offload
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from compliance_agent.adapters.events import MachineEvents
 
 FILE_TIMEOUT_S = 5.0
-MOST_NAMES = 100_000
+WHOLE_BYTES = 1_048_576
 LIBRARY_S = 2.0  # nft's library may take so long before the program is asked
 LISTING_BYTES = 4_194_304
 GENTLE_S = 2.0  # a program that changes the host may tidy up before it is killed
@@ -107,20 +109,41 @@ class RealHost:
     async def pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    async def read(self, path: str, *, limit_bytes: int = 1_048_576) -> bytes:
-        return await self._file(path, lambda: _read(path, limit_bytes))
+    async def read(self, path: str, *, limit_bytes: int = WHOLE_BYTES) -> bytes:
+        return await self._file(path, lambda: read(path, limit_bytes))
 
     async def stat(self, path: str) -> FileStat:
-        return await self._file(path, lambda: _stat(path))
+        return await self._file(path, lambda: stat_of(path))
+
+    async def stats(self, paths: Sequence[str]) -> Mapping[str, FileStat | CannotTell]:
+        found, rest = self._distinct(paths)
+        late: CannotTell | None = next((error for error in found.values() if error.reason == "timed_out"), None)
+        while rest and late is None:
+            late = await self._batch(Batch(rest, stat_of), found)
+            rest = [path for path in rest if path not in found]
+        found.update(dict.fromkeys(rest, late))
+        return {path: found[path] for path in paths}
+
+    async def whole(self, path: str) -> tuple[FileStat, bytes]:
+        return await self._file(path, lambda: (stat_of(path), read(path, WHOLE_BYTES)))
 
     async def list(self, path: str) -> tuple[str, ...]:
-        return await self._file(path, lambda: _list(path))
+        return await self._file(path, lambda: names_in(path))
 
     async def digests(
         self, paths: Sequence[str], *, most_bytes: int, total_bytes: int
     ) -> Mapping[str, FileDigest | CannotTell]:
-        found: dict[str, FileDigest | CannotTell] = {}
-        hanging, rest = self._offload.hanging, list[str]()
+        found, rest = self._distinct(paths)
+        while rest:
+            batch = DigestBatch(self._digests, rest, most_bytes, total_bytes)
+            await self._batch(batch, found)
+            total_bytes = batch.left
+            rest = [path for path in rest if path not in found]
+        return {path: found[path] for path in paths}
+
+    def _distinct(self, paths: Sequence[str]) -> tuple[dict[str, Any], Sequence[str]]:
+        """Values of those that are not to be looked at; the others, each once."""
+        hanging, found, rest = self._offload.hanging, dict[str, Any](), list[str]()
         for path in dict.fromkeys(paths):
             if not path.startswith("/") or "\0" in path:
                 found[path] = CannotTell("not_found", "not an absolute path", errno_name="ENOENT")
@@ -128,16 +151,17 @@ class RealHost:
                 found[path] = CannotTell("timed_out", f"{path}: an earlier call has not come back yet")
             else:
                 rest.append(path)
-        while rest:
-            batch = Batch(self._digests, rest, most_bytes, total_bytes)
-            try:
-                await self._offload.call(batch.hangs_at, self._file_timeout_s + BATCH_S, batch.work)
-                found.update(batch.found)
-            except CannotTell as error:  # the file under way gave no answer; the others have or get theirs
-                found.update({**batch.stop(), batch.stuck: error})
-            total_bytes = batch.left
-            rest = [path for path in rest if path not in found]
-        return {path: found[path] for path in paths}
+        return found, rest
+
+    async def _batch(self, batch: Batch[Any], found: dict[str, Any]) -> CannotTell | None:
+        """Have its values in `found`; that of the one under way when it gave no answer, which is returned too."""
+        try:
+            await self._offload.call(batch.hangs_at, self._file_timeout_s + BATCH_S, batch.work)
+            found.update(batch.found)
+        except CannotTell as error:
+            found.update({**batch.stop(), batch.stuck: error})
+            return error
+        return None
 
     def read_anew(self) -> None:
         """Keep no digest, no listing and no answer: the next look reads every byte and every rule, and runs every program."""
@@ -260,54 +284,7 @@ class RealHost:
         try:
             return await self._offload.call(f"path:{path}", self._file_timeout_s, work)
         except OSError as error:
-            raise CannotTell.from_os_error(
-                error, f"{path}: cannot be looked at ({os.strerror(error.errno or 0)})"
-            ) from error
-
-
-def _read(path: str, limit_bytes: int) -> bytes:
-    # Looked at before it is opened: opening a device may already do something.
-    _regular(path, Path(path).stat())
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    try:
-        info = os.fstat(handle)
-        _regular(path, info)
-        content = b""
-        while info.st_size <= limit_bytes and len(content) <= limit_bytes:
-            piece = os.read(handle, min(1 << 20, limit_bytes + 1 - len(content)))
-            if not piece:
-                return content
-            content += piece
-    finally:
-        os.close(handle)
-    raise CannotTell("output_too_large", f"{path}: longer than {limit_bytes} bytes")
-
-
-def _regular(path: str, info: os.stat_result) -> None:
-    if not stat.S_ISREG(info.st_mode):
-        raise CannotTell("io_error", f"{path}: not a regular file", errno_name="EINVAL")
-
-
-def _stat(path: str) -> FileStat:
-    info = os.lstat(path)
-    return FileStat(
-        kind=KINDS.get(stat.S_IFMT(info.st_mode), "other"),
-        mode=stat.S_IMODE(info.st_mode),
-        uid=info.st_uid,
-        gid=info.st_gid,
-        size_bytes=info.st_size,
-        modified_at=datetime.fromtimestamp(info.st_mtime, UTC),
-    )
-
-
-def _list(path: str) -> tuple[str, ...]:
-    names = []
-    with os.scandir(path) as entries:
-        for entry in entries:
-            names.append(entry.name)
-            if len(names) > MOST_NAMES:
-                raise CannotTell("output_too_large", f"{path}: more than {MOST_NAMES} names")
-    return tuple(sorted(names))
+            raise not_looked_at(path, error) from error
 
 
 async def _ask(socket_path: str, request: bytes, limit_bytes: int) -> bytes:

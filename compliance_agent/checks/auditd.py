@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-from compliance_agent.checks.files import read_whole
+from compliance_agent.checks.files import read_whole, stats_of
 from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, Permits, failed, passed, unknown
 from compliance_agent.checks.units import UNIT, unit_word
 from compliance_agent.core import auditd
@@ -189,7 +189,7 @@ async def _with_log(host: Host, seen: Observation) -> Observation:
     config = auditd.read_config((await read_whole(host, CONFIG))[1].decode(errors="replace"))
     path = PurePosixPath(config.log_file)
     names = [name for name in await host.list(str(path.parent)) if config.writes and name.startswith(path.name)]
-    stats = [await host.stat(str(path.parent / name)) for name in _few(names, "log files")]
+    stats = (await stats_of(host, [str(path.parent / name) for name in _few(names, "log files")])).values()
     return replace(
         seen,
         log_files=len(stats),

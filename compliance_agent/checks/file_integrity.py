@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from compliance_agent.checks.files import read_whole
+from compliance_agent.checks.files import read_whole, stats_of
 from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, Scene, failed, passed, unknown
 from compliance_agent.core import file_lists, packages
 from compliance_agent.core.tools import answered
@@ -238,11 +238,12 @@ async def _unlisted(host: Host, directories: Collection[str], listed: Collection
     waiting, files, entries = list(tops), set[str](), 0
     while waiting:
         directory = waiting.pop()
-        for name in await host.list(directory or "/"):
-            path, entries = f"{directory}/{name}", entries + 1
-            if entries > file_lists.MOST_FILES:
-                raise CannotTell("output_too_large", f"directories: more than {file_lists.MOST_FILES} entries")
-            if (await host.stat(path)).kind == "directory":
+        names = await host.list(directory or "/")
+        entries += len(names)
+        if entries > file_lists.MOST_FILES:
+            raise CannotTell("output_too_large", f"directories: more than {file_lists.MOST_FILES} entries")
+        for path, stat in (await stats_of(host, [f"{directory}/{name}" for name in names])).items():
+            if stat.kind == "directory":
                 waiting.append(path)
             else:
                 files.add(path)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
-from compliance_agent.checks.files import read_whole
+from compliance_agent.checks.files import read_whole, stats_of
 from compliance_agent.checks.spec import (
     UNREADABLE,
     Case,
@@ -321,8 +321,8 @@ async def _included(host: Host, pattern: str) -> list[str]:
 
 async def _open_keys(host: Host, paths: Sequence[str]) -> tuple[str, ...]:
     """Those of these files that group or others may use. Every one of them must be there."""
-    stats = [(path, await host.stat(path)) for path in paths]
-    return tuple(path for path, stat in stats if stat.kind == "file" and stat.mode & 0o077)
+    stats = await stats_of(host, paths)
+    return tuple(path for path, stat in stats.items() if stat.kind == "file" and stat.mode & 0o077)
 
 
 async def _stale(host: Host, unit: str, changed_at: datetime) -> bool:

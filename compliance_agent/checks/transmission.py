@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from compliance_agent.checks.files import read_whole
+from compliance_agent.checks.files import read_whole, stats_of
 from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, Permits, failed, passed, unknown
 from compliance_agent.core import tls
 from compliance_agent.core.tools import answered
@@ -17,7 +17,7 @@ from compliance_agent.core.validity import read_validities
 from compliance_agent.errors import CannotTell
 from compliance_agent.facts import Int, Many, Name, fact
 from compliance_agent.models import Plan, Result, Severity, Step, Verdict
-from compliance_agent.ports import Host
+from compliance_agent.ports import FileStat, Host
 
 KEY_MODE = "0640"
 DAYS = Int(-1_000_000, 10_000_000)
@@ -116,7 +116,8 @@ CHECK = CheckSpec(
 
 
 async def observe(host: Host, baseline: Parameters) -> Observation:
-    open_keys = {path: await _open(host, path) for path in baseline.keys}
+    stats = await stats_of(host, baseline.keys)
+    open_keys = {path: await _open(host, path, stats[path]) for path in baseline.keys}
     ends = {path: await _ends(host, path) for path in baseline.certificates}
     seen = Observation(
         files_ending=tuple(path for path in baseline.certificates if ends[path] < baseline.min_days),
@@ -127,9 +128,9 @@ async def observe(host: Host, baseline: Parameters) -> Observation:
     return await _with_endpoints(host, baseline, seen)
 
 
-async def _open(host: Host, path: str) -> str:
+async def _open(host: Host, path: str, stat: FileStat) -> str:
     """`file` or `link` when the key is open to others, empty when it is not."""
-    stat, kind = await host.stat(path), "file"
+    kind = "file"
     if stat.kind == "symlink":
         aim = answered(await host.run(("readlink", "-f", "--", path)), "readlink").text.removesuffix("\n")
         stat, kind = await host.stat(aim), "link"

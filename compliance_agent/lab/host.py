@@ -273,6 +273,12 @@ class FakeHost:
         size = len(node.target if kind == "symlink" else node.content)
         return FileStat(kind, node.mode, node.uid, node.gid, size, node.modified_at)
 
+    async def stats(self, paths: Sequence[str]) -> Mapping[str, FileStat | CannotTell]:
+        return await stats_of(self, paths)
+
+    async def whole(self, path: str) -> tuple[FileStat, bytes]:
+        return await self.stat(path), await self.read(path)
+
     async def list(self, path: str) -> tuple[str, ...]:
         await self._look(f"list:{path}", READ_TIMEOUT_S)
         place, node = self.find(path)
@@ -456,6 +462,19 @@ class FakeHost:
             unit.masked = verb == "mask"
         elif verb in {"enable", "disable"} and unit.enabled in {"enabled", "disabled"}:
             unit.enabled = f"{verb}d"
+
+
+async def stats_of(host: Host, paths: Sequence[str]) -> Mapping[str, FileStat | CannotTell]:
+    """`Host.stats` by the other questions of the same host, so that their faults are its faults."""
+    found: dict[str, FileStat | CannotTell] = {}
+    late: CannotTell | None = None
+    for path in dict.fromkeys(paths):
+        try:
+            found[path] = late if late is not None else await host.stat(path)
+        except CannotTell as error:
+            found[path] = error
+            late = error if error.reason == "timed_out" else None
+    return found
 
 
 async def digests_of(

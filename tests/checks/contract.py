@@ -29,7 +29,7 @@ from compliance_agent.core.waking import sources
 from compliance_agent.drift import DriftDetector
 from compliance_agent.errors import CannotTell, StepFailed
 from compliance_agent.lab.faults import GARBAGE
-from compliance_agent.lab.host import FakeHost, digests_of
+from compliance_agent.lab.host import FakeHost, digests_of, stats_of
 from compliance_agent.models import ClockState, DriftResult, Mode, Plan, Result, Step
 from compliance_agent.ports import ChangingHost, FileDigest, FileStat, Ran, UnitState
 from compliance_agent.remedies.plan import resolve
@@ -103,6 +103,12 @@ class Asked:
 
     async def stat(self, path: str) -> FileStat:
         return typing.cast(FileStat, await self._answer(Question("stat", f"stat:{path}"), lambda: self.host.stat(path)))
+
+    async def stats(self, paths: Sequence[str]) -> Mapping[str, FileStat | CannotTell]:
+        return await stats_of(self, paths)
+
+    async def whole(self, path: str) -> tuple[FileStat, bytes]:
+        return await self.stat(path), await self.read(path)
 
     async def list(self, path: str) -> tuple[str, ...]:
         return tuple(await self._answer(Question("list", f"list:{path}"), lambda: self.host.list(path)))

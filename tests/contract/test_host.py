@@ -197,6 +197,27 @@ async def test_stat_tells_of_the_path_itself(side: Side) -> None:
     assert await reason_of(side.host.stat(side.path("nothing"))) == "not_found"
 
 
+async def test_many_paths_are_told_of_at_once(side: Side) -> None:
+    """In their order, each as by itself; what there is to say against one spoils no other."""
+    side.put("a", b"12345", 0o640)
+    side.place("link", "symlink", "a")
+    there = [side.path(name) for name in ("link", "a")]
+    found = await side.host.stats([*there, side.path("nothing"), "relative", there[1]])
+    assert list(found) == [*there, side.path("nothing"), "relative"]
+    assert [found[path] for path in there] == [await side.host.stat(path) for path in there]
+    refused = [one.reason for one in found.values() if isinstance(one, CannotTell)]
+    assert refused == ["not_found", "not_found"]
+    assert await side.host.stats([]) == {}
+
+
+async def test_a_whole_file_is_what_both_questions_say(side: Side) -> None:
+    side.put("a", b"12345", 0o640)
+    path = side.place("link", "symlink", "a")
+    assert await side.host.whole(path) == (await side.host.stat(path), b"12345")
+    assert await reason_of(side.host.whole(side.path("nothing"))) == "not_found"
+    assert await reason_of(side.host.whole(side.place("d", "directory"))) == "io_error"
+
+
 async def test_a_directory_lists_its_names_in_order(side: Side) -> None:
     for name in ("d/b", "d/a", "d/c/below"):
         side.put(name, b"")

@@ -19,13 +19,13 @@ from typing import Any
 
 import pytest
 
-from compliance_agent.adapters import execute, file_digests
+from compliance_agent.adapters import batch, execute, file_looks, subprocess_host
 from compliance_agent.adapters.file_digests import FileDigests
 from compliance_agent.adapters.offload import MOST_ABANDONED, Offload
 from compliance_agent.adapters.subprocess_host import RealHost
 from compliance_agent.adapters.systemd import check_unit_name, parse_show
 from compliance_agent.errors import CannotTell
-from compliance_agent.ports import FileDigest
+from compliance_agent.ports import FileDigest, FileStat
 from tests.contract.expect import code_of, reason_of
 
 
@@ -589,10 +589,42 @@ async def test_a_file_that_hangs_costs_a_thread_and_no_other_its_digest(tmp_path
     assert await reasons() == [None, None, None]
 
 
+async def test_where_one_of_many_paths_hangs_those_after_it_are_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dead mount costs one thread and one deadline, however many paths of it are asked for; what came before it is known."""
+    let_go = threading.Event()
+
+    def look(path: str) -> FileStat:
+        if path.endswith("/b"):
+            let_go.wait(30)
+        return file_looks.stat_of(path)
+
+    monkeypatch.setattr(subprocess_host, "stat_of", look)
+    host = RealHost(file_timeout_s=-0.4)  # a tenth of a second, with what a batch may take
+    paths = [str(tmp_path / name) for name in "abcd"]
+    for path in paths:
+        Path(path).write_bytes(b"content")
+
+    async def reasons() -> list[str | None]:
+        return [one.reason if isinstance(one, CannotTell) else None for one in (await host.stats(paths)).values()]
+
+    assert await reasons() == [None, "timed_out", "timed_out", "timed_out"]
+    assert host.left_behind == 1
+    assert await reasons() == ["timed_out"] * 4  # nothing is tried while it hangs
+    assert host.left_behind == 1
+    let_go.set()
+    for _ in range(200):
+        if not host.left_behind:
+            break
+        await asyncio.sleep(0.01)
+    assert await reasons() == [None] * 4
+
+
 async def test_many_files_take_more_than_one_thread_may_and_all_are_answered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(file_digests, "BATCH_S", 0.0)
+    monkeypatch.setattr(batch, "BATCH_S", 0.0)
     paths = [str(tmp_path / f"{number}") for number in range(20)]
     for path in paths:
         Path(path).write_bytes(b"x" * 10)
