@@ -147,7 +147,7 @@ class RealHost:
         for path in dict.fromkeys(paths):
             if not path.startswith("/") or "\0" in path:
                 found[path] = CannotTell("not_found", "not an absolute path", errno_name="ENOENT")
-            elif f"path:{path}" in hanging:
+            elif hanging and f"path:{path}" in hanging:
                 found[path] = CannotTell("timed_out", f"{path}: an earlier call has not come back yet")
             else:
                 rest.append(path)

@@ -6,9 +6,11 @@ Paths are the host's own: they are compared and counted, and never recorded.
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from compliance_agent.core.tools import unparsable
 from compliance_agent.errors import CannotTell
@@ -31,8 +33,9 @@ class Verified:
     config_missing: int = 0
 
 
-def read_manifest(text: str) -> dict[str, str]:
-    """SHA-256 by absolute path.
+@functools.lru_cache(maxsize=1)  # nearly always the same text as at the look before
+def read_manifest(text: str) -> Mapping[str, str]:
+    """SHA-256 by absolute path; not to be changed.
 
     Raises:
         CannotTell: `unparsable`, also for an empty list, a path that stands twice, and names that sha256sum had to escape.
@@ -45,7 +48,7 @@ def read_manifest(text: str) -> dict[str, str]:
         found[match[2]] = match[1]
     if len(found) > MOST_FILES:
         raise CannotTell("output_too_large", f"manifest: more than {MOST_FILES} files")
-    return found
+    return MappingProxyType(found)
 
 
 def read_verify(text: str) -> Verified:
