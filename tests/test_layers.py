@@ -102,6 +102,7 @@ LAYERS: dict[str, str] = {
     "packet.logbook": "stages",
     "packet.look": "stages",
     "packet.opening": "wiring",
+    "packet.source": "wiring",
     "packet.work": "wiring",
     "packet.reading": "stages",
     "packet.report": "stages",
@@ -194,12 +195,22 @@ FENCES = (
     Fence(
         "a clinic host must not carry, nor be able to run, the server",
         targets=("server", "web"),
-        but_sources=("server", "web", "cli", "lab", "packet.build", "packet.choosing", "packet.opening", "packet.work"),
+        but_sources=(
+            "server",
+            "web",
+            "cli",
+            "lab",
+            "packet.build",
+            "packet.choosing",
+            "packet.opening",
+            "packet.source",
+            "packet.work",
+        ),
     ),
     Fence(
         "the server extra is not installed on a clinic host",
         targets=SERVER_EXTRA,
-        but_sources=("server", "web", "cli", "lab", "packet.build", "packet.choosing"),
+        but_sources=("server", "web", "cli", "lab", "packet.choosing", "packet.source"),
     ),
     Fence(
         "the s3 extra is only installed where a bucket is; one module knows it, and loads it when it is asked to",

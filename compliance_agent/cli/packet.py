@@ -100,8 +100,9 @@ def _built(
     data_dir: Path, site: str, since: date, until: date, out: Path, asked: dict[str, Any]
 ) -> tuple[Report, dict[str, Any]]:
     from compliance_agent.logs import configure
-    from compliance_agent.packet.build import checked, written
+    from compliance_agent.packet.build import checked, reading, written
     from compliance_agent.packet.choosing import Wanted
+    from compliance_agent.packet.source import apart
 
     configure("ERROR")
     drawing: Drawing | None = asked.get("drawing")
@@ -109,7 +110,8 @@ def _built(
         drawing.asked(
             site, section(asked["control"]) if asked["control"] else None, since, until
         )  # before anything is read
-    scope, size = asyncio.run(written(data_dir, Wanted(site, since, until, **asked), out))
+    with apart(lambda: reading(data_dir, site), out.parent) as teller:
+        scope, size = asyncio.run(written(data_dir, Wanted(site, since, until, **asked), out, teller=teller))
     built = checked(out, scope, size, spread)  # after the last thread, so that it may fork
     facts = {
         "schema": "compliance-agent/packet-build/v1",

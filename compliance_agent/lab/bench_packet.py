@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import json
 import mmap
@@ -84,14 +85,16 @@ def _told(directory: Path, log: Log) -> Iterator[Record]:
             yield _record(bundle, at * HOSTS + host + 1)
 
 
-def _stored(directory: Path, log: Log) -> Iterator[tuple[Record, bytes]]:
+def _stored(directory: Path, log: Log) -> Iterator[packing.Stored]:
     tree = log.tree
     for host in range(HOSTS):
         numbered = enumerate(bench_records.of_host(directory, host))
         while day := list(itertools.islice(numbered, PER_DAY)):
             for at, bundle in sorted(day, key=lambda one: one[1].directory):
-                index, receipt = log.receipt(tree, host, at)
-                yield _record(bundle, index), receipt
+                _, receipt = log.receipt(tree, host, at)
+                digest = hashlib.sha256(bundle.body).hexdigest()
+                above = f"evidence/{bundle.directory}"
+                yield packing.Stored(above, bundle.body, digest, bundle.signature, bundle.leaf, receipt)
 
 
 def _record(bundle: Bundle, index: int) -> Record:

@@ -11,19 +11,15 @@ so that whoever has the log can see that nothing of the period was left out. The
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
-import itertools
 import mmap
-import tempfile
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, cast
-
-import orjson
+from typing import Any
 
 from compliance_agent import crypto
 from compliance_agent.adapters.durable import put_at, replaced_handle
@@ -34,16 +30,12 @@ from compliance_agent.entries.minimum import NAME
 from compliance_agent.errors import ConfigError, NoInput
 from compliance_agent.evidence.canonical import canonical
 from compliance_agent.log.note import VerifierKey
-from compliance_agent.log.proof import Proof
-from compliance_agent.log.tiles import Tile
-from compliance_agent.log.tree import TileTree
 from compliance_agent.packet import oscal, packing
-from compliance_agent.packet.choosing import Choice, Chosen, Wanted, choose, going
+from compliance_agent.packet.choosing import Wanted, choose
 from compliance_agent.packet.content import (
     BaselineUse,
     Limits,
     PacketHost,
-    Record,
     Scope,
     checks_of,
     first_moment,
@@ -52,11 +44,12 @@ from compliance_agent.packet.content import (
 )
 from compliance_agent.packet.opening import Log, Sleep, open_log
 from compliance_agent.packet.outside import outside
-from compliance_agent.packet.readme import NOT_PROVEN, Shown, readme
+from compliance_agent.packet.readme import NOT_PROVEN, readme
 from compliance_agent.packet.register import Accepted
 from compliance_agent.packet.report import Report
 from compliance_agent.packet.sample import Sample
 from compliance_agent.packet.sampled import FILE
+from compliance_agent.packet.source import PAGE, Apart, Source, Told, aside, nobody
 from compliance_agent.packet.verify import Spread, verify_file
 from compliance_agent.server.log_files import LogFiles
 from compliance_agent.server.records import Host, Kept, SiteReader
@@ -64,15 +57,6 @@ from compliance_agent.server.records.exceptions import RecordedException
 from compliance_agent.server.services.retention import rules_of
 from compliance_agent.server.services.sampling import Sampling
 from compliance_agent.server.store import SqlStore
-
-PAGE = 500  # bundles that are read together; two such pages are in memory at once
-
-
-Told = Callable[[str, int, int], object]  # what is being done, how much of it is done, and of how much
-
-
-def nobody(_stage: str, _at: int, _total: int) -> None:
-    """Who does not ask how far it is."""
 
 
 @dataclass(frozen=True)
@@ -134,15 +118,22 @@ async def build(
 
 
 async def written(
-    data_dir: Path, wanted: Wanted, out: Path, *, sleep: Sleep = asyncio.sleep, told: Told = nobody
+    data_dir: Path, wanted: Wanted, out: Path, *, sleep: Sleep = asyncio.sleep, teller: Apart | None = None
 ) -> tuple[Scope, int]:
-    """As `build`, and nothing is verified yet; the scope and the length."""
+    """As `build`, and nothing is verified yet; the scope and the length. `teller` as `write` takes it."""
+    async with reading(data_dir, wanted.site_id) as reader:
+        return await write(reader, Places.of(data_dir), wanted, out, sleep=sleep, teller=teller)
+
+
+@contextlib.asynccontextmanager
+async def reading(data_dir: Path, site_id: str) -> AsyncIterator[SiteReader]:
+    """A site in the database of a server; NoInput where there is none."""
     database = data_dir / "server.db"
     if not database.exists():
         raise NoInput(f"{data_dir}: not the data directory of a server (no server.db)")
     store = await SqlStore.open(database)
     try:
-        return await write(store.for_sites({wanted.site_id}), Places.of(data_dir), wanted, out, sleep=sleep, told=told)
+        yield store.for_sites({site_id})
     finally:
         await store.close()
 
@@ -154,7 +145,14 @@ def checked(out: Path, scope: Scope, size: int, spread: Spread = map) -> Built:
 
 
 async def write(
-    reader: SiteReader, places: Places, wanted: Wanted, out: Path, *, sleep: Sleep = asyncio.sleep, told: Told = nobody
+    reader: SiteReader,
+    places: Places,
+    wanted: Wanted,
+    out: Path,
+    *,
+    sleep: Sleep = asyncio.sleep,
+    told: Told = nobody,
+    teller: Apart | None = None,
 ) -> tuple[Scope, int]:
     """Write what this reader sees of a site and period; the scope and the length.
 
@@ -165,6 +163,7 @@ async def write(
         out: the zip file.
         sleep: as `build`.
         told: hears how far it is.
+        teller: tells of the records meanwhile, and sees what `reader` sees; None where that is done here, afterwards.
 
     Raises:
         AgentError: as `build`.
@@ -209,7 +208,8 @@ async def write(
         sample=hashlib.sha256(drawn).hexdigest() if drawn is not None else None,
         limits=Limits(reader.dates.first.isoformat(), reader.dates.last.isoformat()) if reader.dates else None,
     )
-    source = _Source(reader, wanted.site_id, log, choice, asyncio.get_running_loop(), told)
+    source = Source(reader, wanted.site_id, log, choice, asyncio.get_running_loop(), told, teller)
+    source.begin(scope)
     public = {f"keys/{host.key_id}.pem": crypto.public_pem(keys[host.key_id].public_key).encode() for host in hosts}
     if drawn is not None:
         public[FILE] = drawn
@@ -275,7 +275,7 @@ async def _drawn(reader: SiteReader, places: Places, wanted: Wanted, log: Log) -
     return await sampling.sample(asked, wanted.drawing.size or log.size)
 
 
-def _put(source: _Source, scope: Scope, keys: Mapping[str, bytes], signer: Ed25519Signer, out: Path) -> int:
+def _put(source: Source, scope: Scope, keys: Mapping[str, bytes], signer: Ed25519Signer, out: Path) -> int:
     """Write the file; its length."""
     with replaced_handle(out, 0o644) as handle:
 
@@ -285,11 +285,7 @@ def _put(source: _Source, scope: Scope, keys: Mapping[str, bytes], signer: Ed255
 
         parts = _parts(source, scope, keys)
         signing = packing.Signing(signer.public_bytes, signer.sign, signed)
-        return packing.write(parts, functools.partial(put_at, handle), functools.partial(_aside, out.parent), signing)
-
-
-def _aside(directory: Path) -> BinaryIO:
-    return cast(BinaryIO, tempfile.TemporaryFile(dir=directory))
+        return packing.write(parts, functools.partial(put_at, handle), functools.partial(aside, out.parent), signing)
 
 
 def _host(host: Host) -> PacketHost:
@@ -322,73 +318,10 @@ async def _rows(reader: SiteReader, site_id: str, told: Callable[[int], object])
         told(count)
 
 
-# --- the records ------------------------------------------------------------------------------------
-
-
-class _Source:
-    """The records that were chosen, read again from the database in pages: from another thread than the one it belongs to."""
-
-    def __init__(
-        self,
-        reader: SiteReader,
-        site_id: str,
-        log: Log,
-        choice: Choice,
-        loop: asyncio.AbstractEventLoop,
-        said: Told = nobody,
-    ) -> None:
-        self._reader, self._site_id, self._loop, self._said = reader, site_id, loop, said
-        self.log, self.choice = log, choice
-
-    def told(self) -> Iterator[Record]:
-        """Those of the period, in the order of the exports."""
-        return (record for _, record in self._records(self.choice.told(), "telling"))
-
-    def stored(self) -> Iterator[tuple[Record, bytes]]:
-        """All of them with their receipts, in the order of their files."""
-        log = self.log
-        tree = TileTree(log.size, lambda *tile: log.hashes[Tile(*tile)])
-        for _, record in self._records(self.choice.stored(), "writing"):
-            yield record, Proof(record.index, tuple(tree.inclusion(record.index)), log.note).encode()
-
-    def shown(self) -> Shown:
-        """What the page about them says."""
-        count = sum(1 for _ in self.choice.told())
-        first = next(self._records(self.choice.told()), None) or next(self._records(self.choice.stored()))
-        return Shown(count, self.choice.count - count, first[1])
-
-    def _records(self, chosen: Iterator[Chosen], stage: str = "") -> Iterator[tuple[Chosen, Record]]:
-        at, pages = 0, self._pages(chosen)
-        now = next(pages, None)
-        while now is not None:
-            page, found = now[0], {kept.number: kept for kept in now[1].result()}
-            now = next(pages, None)  # which is read while this one is written
-            for one in page:
-                yield one, _record(found[one.number], one.directory, self.log)
-            at += len(page)
-            if stage:
-                self._said(stage, at, self.choice.count)
-
-    def _pages(self, chosen: Iterator[Chosen]) -> Iterator[tuple[list[Chosen], Future[list[Kept]]]]:
-        """What was chosen, a page at a time, with its rows once they are read."""
-        for page in iter(lambda: list(itertools.islice(chosen, PAGE)), []):
-            asked = self._reader.kept_of(self._site_id, [one.number for one in page])
-            yield page, asyncio.run_coroutine_threadsafe(asked, self._loop)
-
-
-def _record(kept: Kept, directory: str, log: Log) -> Record:
-    if kept.index is None:
-        raise RuntimeError("a record without an index was taken")
-    if not kept.body:
-        raise going(log.shard.origin)
-    digest = hashlib.sha256(kept.body).hexdigest()
-    return Record(orjson.loads(kept.body), kept.body, kept.sig, log.entry(kept.index), kept.index, digest, directory)
-
-
 # --- the files --------------------------------------------------------------------------------------
 
 
-def _parts(source: _Source, scope: Scope, keys: Mapping[str, bytes]) -> packing.Parts:
+def _parts(source: Source, scope: Scope, keys: Mapping[str, bytes]) -> packing.Parts:
     log = source.log
     seen = outside(log.policy, log.note, log.times)
     page = readme(scope, source.shown(), oscal.VERSION, seen, authority=bool(log.authority))
@@ -417,4 +350,4 @@ def _parts(source: _Source, scope: Scope, keys: Mapping[str, bytes]) -> packing.
         "tool": "compliance-agent",
     }
     directories: Callable[[], Iterable[str]] = lambda: (one.directory for one in source.choice.stored())  # noqa: E731
-    return packing.Parts(scope, plain, directories, source.told, source.stored, predicate)
+    return packing.Parts(scope, plain, directories, source.told, source.stored, predicate, source.elsewhere)

@@ -1,6 +1,7 @@
 """Everything of a packet, in the order of its files: records and exports as they come, the rest by name. Pure.
 
-Records are gone through twice: in the order of the exports, and in the order of their files; each time one is in memory.
+Records are gone through twice: in the order of their files, and in the order of the exports; each time one is in memory.
+The exports stand behind the records, so somebody else may make them meanwhile.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from compliance_agent import crypto
 from compliance_agent.packet import dsse
@@ -23,6 +24,33 @@ ENVELOPE, KEY = "export/assessment-results.dsse.json", "keys/packet.pem"
 _EVIDENCE = "evidence/"
 
 
+class Stored(NamedTuple):
+    """A record as its files: the directory, and what stands in it; `sha256` is of `body`."""
+
+    directory: str
+    body: bytes
+    sha256: str
+    signature: bytes
+    leaf: bytes
+    receipt: bytes
+
+
+class Exports(Protocol):
+    """What is told of the records, in pieces; `telling.Telling`, or somebody who does that elsewhere."""
+
+    def document(self) -> Iterator[bytes]:
+        """The assessment results; asked for twice."""
+        ...
+
+    def csv(self) -> Iterator[bytes]:
+        """The table."""
+        ...
+
+    def ocsf(self) -> Iterator[bytes]:
+        """The events."""
+        ...
+
+
 @dataclass(frozen=True)
 class Parts:
     """What a packet is made of.
@@ -33,14 +61,16 @@ class Parts:
         told: the records of the period, host by host, each in the order of its chain.
         stored: all records with their receipts, in the order of their directories.
         predicate: what the signed statement about the assessment results says beside their digest.
+        elsewhere: made of what is told somewhere else, and `told` is not asked for; None where it is done here.
     """
 
     scope: Scope
     plain: Mapping[str, Callable[[], bytes]]
     directories: Callable[[], Iterable[str]]
     told: Callable[[], Iterator[Record]]
-    stored: Callable[[], Iterator[tuple[Record, bytes]]]
+    stored: Callable[[], Iterator[Stored]]
     predicate: Mapping[str, Any]
+    elsewhere: Exports | None = None
 
 
 @dataclass(frozen=True)
@@ -66,27 +96,20 @@ def write(parts: Parts, put: Put, aside: Aside, signing: Signing) -> int:
 
 
 def _written(parts: Parts, put: Put, aside: Aside, signing: Signing) -> int:
-    telling = Telling(parts.scope, aside)
-    for record in parts.told():
-        telling.take(record)
-    digest = hashlib.sha256()
-    for piece in telling.document():
-        digest.update(piece)
-    said = dsse.statement(EXPORT.rpartition("/")[2], digest.hexdigest(), parts.predicate)
-    envelope = dsse.envelope(said, signing.public, signing.sign)
-    plain: dict[str, Callable[[], bytes]] = {
-        **parts.plain,
-        ENVELOPE: lambda: envelope,
-        KEY: lambda: crypto.public_pem(signing.public).encode(),
-    }
-    exports = {EXPORT: telling.document, CSV: telling.csv, OCSF: telling.ocsf}
-    names = sorted([*plain, *exports])
+    names = sorted([*parts.plain, ENVELOPE, KEY, EXPORT, CSV, OCSF])
     ours = (f"{directory}/{part}" for directory in parts.directories() for part in PARTS)
     writing = Writing(put, listed_bytes(names) + listed_bytes(ours), aside())
     for name in [name for name in names if name < _EVIDENCE]:
-        writing.add(name, plain[name]())
-    for record, receipt in parts.stored():
-        _add(writing, record, receipt)
+        writing.add(name, parts.plain[name]())
+    for stored in parts.stored():
+        _add(writing, stored)
+    told = parts.elsewhere or _told(parts, aside)
+    exports = {EXPORT: told.document, CSV: told.csv, OCSF: told.ocsf}
+    plain: dict[str, Callable[[], bytes]] = {
+        **parts.plain,
+        ENVELOPE: lambda: _envelope(told, parts, signing),
+        KEY: lambda: crypto.public_pem(signing.public).encode(),
+    }
     for name in [name for name in names if name > _EVIDENCE]:
         if name in exports:
             writing.add_pieces(name, exports[name]())
@@ -95,9 +118,24 @@ def _written(parts: Parts, put: Put, aside: Aside, signing: Signing) -> int:
     return writing.finish(signing.sign_file)
 
 
-def _add(writing: Writing, record: Record, receipt: bytes) -> None:
-    directory = record.directory
-    writing.add(f"{directory}/bundle.json", record.body, record.digest)
-    writing.add(f"{directory}/bundle.sig", record.signature)
-    writing.add(f"{directory}/bundle.tlog-proof", receipt)
-    writing.add(f"{directory}/leaf.json", record.leaf)
+def _told(parts: Parts, aside: Aside) -> Telling:
+    telling = Telling(parts.scope, aside)
+    for record in parts.told():
+        telling.take(record)
+    return telling
+
+
+def _envelope(told: Exports, parts: Parts, signing: Signing) -> bytes:
+    digest = hashlib.sha256()
+    for piece in told.document():
+        digest.update(piece)
+    said = dsse.statement(EXPORT.rpartition("/")[2], digest.hexdigest(), parts.predicate)
+    return dsse.envelope(said, signing.public, signing.sign)
+
+
+def _add(writing: Writing, stored: Stored) -> None:
+    directory = stored.directory
+    writing.add(f"{directory}/bundle.json", stored.body, stored.sha256)
+    writing.add(f"{directory}/bundle.sig", stored.signature)
+    writing.add(f"{directory}/bundle.tlog-proof", stored.receipt)
+    writing.add(f"{directory}/leaf.json", stored.leaf)

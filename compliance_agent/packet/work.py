@@ -10,12 +10,13 @@ behind but files in the directory that it was given.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -31,11 +32,12 @@ from compliance_agent.packet.choosing import Wanted
 from compliance_agent.packet.content import Scope, moment
 from compliance_agent.packet.report import Report
 from compliance_agent.packet.sampled import Drawing
+from compliance_agent.packet.source import Apart, apart
 from compliance_agent.packet.verify import records_of_file
 from compliance_agent.server.log_places import log_places
 from compliance_agent.server.opening import database
-from compliance_agent.server.records import Dates
-from compliance_agent.server.settings import parse
+from compliance_agent.server.records import Dates, SiteReader
+from compliance_agent.server.settings import ServerSettings, parse
 from compliance_agent.server.store import SqlStore
 
 T = TypeVar("T")
@@ -72,7 +74,8 @@ def main() -> None:
     os.nice(NICE)
     try:
         work = Work.parse(sys.stdin.buffer.read())
-        scope, size = asyncio.run(_written(work))
+        with apart(lambda: _reading(work), work.directory) as teller:
+            scope, size = asyncio.run(_written(work, teller))
         _say(stage="checking", at=0, total=0)
         built = checked(work.directory / PACKET, scope, size, _spread)
         done: dict[str, Any] = {
@@ -87,14 +90,25 @@ def main() -> None:
         _say(failed=error.code)
 
 
-async def _written(work: Work) -> tuple[Scope, int]:
-    settings = parse(json.dumps(work.settings).encode(), {})
+async def _written(work: Work, teller: Apart | None) -> tuple[Scope, int]:
+    settings = _settings(work)
     files, _ = await asyncio.to_thread(log_places, settings, lambda: datetime.now(UTC))
-    store = await SqlStore.open(database(settings))
+    places = Places(files, settings.data_dir / "keys")
+    async with _reading(work) as reader:
+        out, told = work.directory / PACKET, _seldom(time.monotonic)
+        return await write(reader, places, work.wanted, out, told=told, teller=teller)
+
+
+def _settings(work: Work) -> ServerSettings:
+    return parse(json.dumps(work.settings).encode(), {})
+
+
+@contextlib.asynccontextmanager
+async def _reading(work: Work) -> AsyncIterator[SiteReader]:
+    """What the person may see."""
+    store = await SqlStore.open(database(_settings(work)))
     try:
-        reader = store.for_sites({work.wanted.site_id}, work.dates)
-        places = Places(files, settings.data_dir / "keys")
-        return await write(reader, places, work.wanted, work.directory / PACKET, told=_seldom(time.monotonic))
+        yield store.for_sites({work.wanted.site_id}, work.dates)
     finally:
         await store.close()
 

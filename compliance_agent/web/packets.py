@@ -36,9 +36,9 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False, default_respo
 STAGES: Mapping[str, tuple[str, int, int]] = {
     "waiting": ("Waits for its turn", 0, 0),
     "reading": ("Reads the records and the log", 0, 25),
-    "telling": ("Writes the exports", 25, 40),
-    "writing": ("Writes the records with their proofs", 40, 70),
-    "checking": ("Verifies all of it, as an auditor would", 70, 90),
+    "writing": ("Writes the records with their proofs", 25, 60),
+    "telling": ("Writes the exports", 60, 65),
+    "checking": ("Verifies all of it, as an auditor would", 65, 90),
     "printing": ("Prints the report", 90, 97),
     "copying": ("Puts it where every replica finds it", 97, 100),
 }

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from compliance_agent.adapters import workers
-from compliance_agent.adapters.workers import in_order
+from compliance_agent.adapters.workers import beside, in_order
 from compliance_agent.errors import AgentError
 
 
@@ -161,6 +161,54 @@ def _alive(pid: int) -> bool:
         if state == "Z":
             return False
     return True
+
+
+def spelled(word: str) -> Iterator[bytes]:
+    """In pieces; one word is refused on the way, another kills."""
+    for letter in word:
+        yield letter.encode()
+    if word == "bad":
+        raise PermissionError(word)
+    if word == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    yield str(os.getpid()).encode()
+
+
+def test_answers_come_in_the_order_of_the_questions_while_one_goes_on() -> None:
+    before = children()
+    with beside(spelled) as other:
+        assert other is not None
+        for word in ("one", "bad", "two"):
+            other.ask(word)
+        first = list(other.answer())
+        assert first[:-1] == [b"o", b"n", b"e"] and int(first[-1]) != os.getpid()
+        with pytest.raises(PermissionError, match="bad"):
+            list(other.answer())
+        assert list(other.answer())[:-1] == [b"t", b"w", b"o"]
+    assert children() == before
+
+
+def test_one_that_dies_on_the_way_gave_no_answer() -> None:
+    before = children()
+    with beside(spelled) as other:
+        assert other is not None
+        other.ask("die")
+        with pytest.raises(AgentError, match="worker process died") as died:
+            list(other.answer())
+        assert died.value.code == "worker_died"
+    assert children() == before
+
+
+def test_beside_a_thread_nobody_is_forked() -> None:
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        with beside(spelled) as other:
+            assert other is None
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_elsewhere_than_on_linux_it_is_the_same_work_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
