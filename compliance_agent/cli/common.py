@@ -30,6 +30,28 @@ STYLE = {
 }
 
 
+class Whole(click.IntRange):
+    """A whole number of a range. What it says of anything else names the range and what to do next.
+
+    Args:
+        least, most: both allowed; no `most` is no end.
+        next_step: what to give, or to leave out: `give --sample 25`.
+    """
+
+    def __init__(self, least: int, most: int | None = None, *, next_step: str) -> None:
+        super().__init__(least, most)
+        self._expected = (
+            f"a whole number from {least} to {most}" if most is not None else f"a whole number from {least}"
+        )
+        self._next_step = next_step
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r}: expected {self._expected}; {self._next_step}.", param, ctx)
+
+
 def config_option(function: F) -> F:
     """`--config FILE`; without it the environment, then the system's file."""
     return click.option("--config", "config_path", type=PATH, help="Configuration file.")(function)

@@ -13,14 +13,15 @@ from typing import Any
 import click
 
 from compliance_agent.adapters.durable import read_file
-from compliance_agent.cli.common import json_option, print_json, printable, table
+from compliance_agent.cli.common import Whole, json_option, print_json, printable, table
 from compliance_agent.cli.intervals import authority, show_times
+from compliance_agent.cli.packet_sample import ENTRIES
 from compliance_agent.cli.packet_sample import command as sample_command
 from compliance_agent.cli.verify import spread
 from compliance_agent.errors import BadEvidence
 from compliance_agent.packet.content import section
 from compliance_agent.packet.report import Report
-from compliance_agent.packet.sample import MOST
+from compliance_agent.packet.sample import MOST, USUAL
 from compliance_agent.packet.sampled import FILE as SAMPLE_FILE
 from compliance_agent.packet.sampled import Drawing
 from compliance_agent.packet.verify import records_of_file, verify_file
@@ -33,6 +34,7 @@ QUORUM = {
 SHOWN = 20  # problems in the text form; all of them are in the JSON
 _PATH = click.Path(path_type=Path)
 _DAY = click.DateTime(formats=["%Y-%m-%d"])
+_HOST_DAYS = Whole(1, MOST, next_step=f"give --sample {USUAL}, or leave it out for every record of the period")
 
 
 @click.group()
@@ -48,9 +50,11 @@ def command() -> None:
 @click.option("--control", help="Only what concerns this section of 45 CFR, such as 164.312(b).")
 @click.option("--host", help="Only the host with this label.")
 @click.option("--log-year", type=click.IntRange(2020, 9999), help="Log the records are in [the year of --to].")
-@click.option("--sample", type=click.IntRange(1, MOST), metavar="NUMBER", help="Only the records of so many host-days.")
+@click.option(
+    "--sample", type=_HOST_DAYS, metavar="NUMBER", help=f"Only the records of so many host-days, 1 to {MOST}."
+)
 @click.option("--seed", help="With --sample: what puts the host-days in order [random, and printed].")
-@click.option("--size", type=click.IntRange(1), help="With --sample: what the log held at so many entries [all of it].")
+@click.option("--size", type=ENTRIES, help="With --sample: what the log held at so many entries [all of it].")
 @click.option("--out", type=_PATH, required=True, help="The zip file; one that is there is replaced.")
 @json_option
 @click.pass_context

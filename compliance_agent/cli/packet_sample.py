@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from compliance_agent.adapters.durable import read_file
-from compliance_agent.cli.common import json_option, print_json, printable, table
+from compliance_agent.cli.common import Whole, json_option, print_json, printable, table
 from compliance_agent.cli.verify import spread
 from compliance_agent.errors import BadEvidence
 from compliance_agent.log.checkpoint import Checkpoint
@@ -23,6 +23,8 @@ from compliance_agent.packet.sampled import lives
 
 _PATH = click.Path(path_type=Path)
 _DAY = click.DateTime(formats=["%Y-%m-%d"])
+_NUMBER = Whole(1, sampling.MOST, next_step="give --every for each of them")
+ENTRIES = Whole(1, next_step="leave it out for what the log holds now")
 MOST_BYTES = 2**31
 
 
@@ -33,12 +35,12 @@ MOST_BYTES = 2**31
 @click.option("--from", "since", type=_DAY, help="First day, UTC [the packet's].")
 @click.option("--to", "until", type=_DAY, help="Last day, UTC [the packet's].")
 @click.option("--day", "days", type=_DAY, multiple=True, help="A day, in place of --from and --to; may be given again.")
-@click.option("--number", type=click.IntRange(1, sampling.MOST), default=sampling.USUAL, show_default=True)
+@click.option("--number", type=_NUMBER, default=sampling.USUAL, show_default=True)
 @click.option("--every", is_flag=True, help="Every instance, in place of --number.")
 @click.option(
     "--seed", help="Letters, digits, dots, dashes, underscores; the same seed draws the same [random, and printed]."
 )
-@click.option("--size", type=click.IntRange(1), help="Only what the log held at this many entries [all of them].")
+@click.option("--size", type=ENTRIES, help="Only what the log held at this many entries [all of them].")
 @click.option("--policy", type=_PATH, help="Whom to trust for the log (C2SP tlog-policy), from a source you trust.")
 @json_option
 @click.pass_context

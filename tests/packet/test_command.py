@@ -61,6 +61,18 @@ def test_build_of_exactly_a_sample(made: Made, tmp_path: Path) -> None:
     assert one["sample"]["instances"] == 3, "the three days of that host"
 
 
+@pytest.mark.parametrize("number", ["nonsense", "0", "101", "-3", "2.5", ""])
+def test_a_number_that_is_none_is_answered_with_the_range_and_the_next_step(number: str) -> None:
+    """Of each command that draws; nothing has been read yet."""
+    built = run("packet", "build", "--data-dir", "none", *PERIOD, "--out", "none.zip", "--sample", number)
+    drawn = run("packet", "sample", "none.zip", "--number", number)
+    for done, name, step in ((built, "--sample", "give --sample 25"), (drawn, "--number", "give --every")):
+        assert done.status == 2
+        assert f"'{name}': {number!r}: expected a whole number from 1 to 100; {step}" in " ".join(done.err.split())
+    sized = run("packet", "sample", "none.zip", "--size", number)
+    assert sized.status == (66 if number == "101" else 2), "there is no most"
+
+
 @pytest.mark.parametrize(
     "words", [("--seed", "s"), ("--size", "4"), ("--sample", "2", "--log-year", "2026"), ("--sample", "0")]
 )
