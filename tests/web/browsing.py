@@ -84,3 +84,31 @@ def axe(page: Page, path: str) -> list[str]:
     """Serious and critical findings of axe-core on the page as it is."""
     page.evaluate(AXE.read_text(encoding="utf-8"))
     return [f"{path}: {finding}" for finding in page.evaluate(GRAVE)]
+
+
+SEEN_FOCUS = """() => {
+  const one = document.activeElement, box = one.getBoundingClientRect(), style = getComputedStyle(one);
+  const ring = style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) > 0 || style.boxShadow !== 'none';
+  return ring && box.width > 0 && box.top >= 0 && box.bottom <= innerHeight;
+}"""
+
+
+TOLD = "[document.activeElement, ...document.activeElement.labels ?? []].map(one => one.textContent.trim())"
+
+
+def tab_to(page: Page, name: str) -> None:
+    """Press the tab key until what has this text, or whose label begins so, has the focus; whoever looks sees that it has."""
+    for _ in range(120):
+        page.keyboard.press("Tab")
+        own, *labels = page.evaluate(TOLD)
+        if own == name or any(label.startswith(name) for label in labels):
+            assert page.evaluate(SEEN_FOCUS), f"{name}: nobody sees that it has the focus"
+            return
+    raise AssertionError(f"{name}: the keyboard does not reach it")
+
+
+def press(page: Page, name: str) -> None:
+    """Reach it by keyboard, press it, and wait for where it leads."""
+    tab_to(page, name)
+    with page.expect_navigation():
+        page.keyboard.press("Enter")

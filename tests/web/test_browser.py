@@ -24,6 +24,11 @@ WIDEST_TIMES = (
 )
 
 
+# Where a form's fields begin and how wide they are: two to a row, all alike, but for one that has a row to itself.
+FIELDS = """[...document.querySelectorAll('form.filter label > :is(select, input)')].map(field => field.getBoundingClientRect())
+    .filter(box => box.width < innerWidth / 2).map(box => Math.round(box.width))"""
+
+
 def paths(served: Served) -> list[str]:
     """One of each page."""
     host = served.hosts["ehr-db-02"]
@@ -42,6 +47,7 @@ def paths(served: Served) -> list[str]:
         f"/bundles/{host.cures['patching']}",
         "/sites/clinic-elm-street/controls",
         "/sites/clinic-elm-street/controls?by=host&rule=proposed",
+        "/sites/clinic-elm-street/packets",
         "/sites/clinic-elm-street/sample",
         "/sites/clinic-elm-street/sample?seed=audit&number=9&control=164.312(b)",
         "/evidence",
@@ -159,6 +165,12 @@ def test_every_page_is_accessible_and_fits(browser: Browser, running: tuple[str,
         page.evaluate(WIDEST_TIMES)
         width = page.evaluate("document.documentElement.scrollWidth")
         findings += [f"{path}: {width} px wide at 320"] if width > 320 else []
+        fields = set(page.evaluate(FIELDS))
+        findings += (
+            [f"{path}: fields of {sorted(fields)} px at 320"]
+            if len(fields) > 1 or min(fields, default=140) < 130
+            else []
+        )
     assert findings == []
     assert visit.complaints == []
     page.goto(f"{address}/no/such/page")

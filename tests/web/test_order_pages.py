@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.web.browsing import MARKS, Visit, axe
+from tests.web.browsing import MARKS, Visit, axe, press, tab_to
 from tests.web.people import code_of, sign_in_as, with_people
 from tests.web.serving import Served, on_loopback
 
@@ -103,10 +103,19 @@ def test_a_plan_is_approved_by_keyboard_alone_without_scripts(browser: Browser, 
     assert second.complaints == [] == first.complaints
 
 
-def tab_to(page: Page, name: str) -> None:
-    """Press the tab key until what has this text has the focus."""
-    for _ in range(60):
-        page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.textContent.trim()") == name:
-            return
-    raise AssertionError(f"{name}: the keyboard does not reach it")
+def test_healing_is_paused_by_keyboard_alone_without_scripts(browser: Browser, running: tuple[str, Served]) -> None:
+    """From the host's page on, and withdrawn again."""
+    address, served = running
+    visit = Visit(browser, address, scripts=False)
+    page = sign_in_as(visit, served, "ben")
+    page.goto(f"{address}/hosts/{served.hosts['frontdesk-01'].key_id}")
+    press(page, "Ask this host for something")
+    press(page, "Pause healing…")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Pause healing: frontdesk-01")
+    press(page, "Draft and approve")
+    expect(page.locator("#sign")).to_contain_text(f"--url {address}")
+    press(page, "Withdraw it")
+    press(page, "Withdraw it")
+    expect(page.get_by_text("Withdrawn", exact=True)).to_be_visible()
+    assert visit.complaints == []
+    visit.context.close()

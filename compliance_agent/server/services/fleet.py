@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from compliance_agent.core.retention import Keep
@@ -130,7 +131,7 @@ class HostStanding:
         """Whether it ever said how a check ended."""
         return bool(self.checks or self.met.counts)
 
-    @property
+    @cached_property
     def counts(self) -> dict[str, int]:
         """Verdicts as shown; a host that never said anything is one unknown."""
         counts = dict.fromkeys(RESULTS, 0)
@@ -140,7 +141,7 @@ class HostStanding:
             counts[result if result in counts else "unknown"] += count
         return counts if self.spoke else {**counts, "unknown": 1}
 
-    @property
+    @cached_property
     def oldest_unmet_at(self) -> datetime | None:
         """Since when the longest standing item is not met; a silent host is unmet since it was last heard."""
         starts = [item.verdict.since for item in self.checks if item.verdict.result in UNMET and item.exception is None]
@@ -160,7 +161,7 @@ class SiteStanding:
     hosts: tuple[HostStanding, ...]
     recorded: tuple[RecordedException, ...] = ()
 
-    @property
+    @cached_property
     def live(self) -> tuple[HostStanding, ...]:
         """Hosts that are not revoked."""
         return tuple(item for item in self.hosts if item.host.revoked_at is None)
@@ -170,16 +171,16 @@ class SiteStanding:
         """How many hosts are silent."""
         return sum(item.silent for item in self.live)
 
-    @property
+    @cached_property
     def counts(self) -> dict[str, int]:
         """Verdicts of all live hosts."""
         each = [item.counts for item in self.live]
         return {result: sum(counts[result] for counts in each) for result in RESULTS}
 
-    @property
+    @cached_property
     def oldest_unmet_at(self) -> datetime | None:
         """Since when the longest standing item of the site is not met."""
-        return min((item.oldest_unmet_at for item in self.live if item.oldest_unmet_at), default=None)
+        return min((at for item in self.live if (at := item.oldest_unmet_at) is not None), default=None)
 
 
 @dataclass(frozen=True)
@@ -259,8 +260,8 @@ class Fleet:
         for host in await self._reader.hosts():
             if host.rotated_to is None:
                 standing = self._counted(host, tallies.get(host.key_id, ()), now, gapped=host.key_id in gapped)
-                standing = _excepted(standing, accepted)
-                hosts.setdefault(host.site_id, []).append(replace(standing, unlogged=unlogged.get(host.key_id, 0)))
+                standing = _lacking(_excepted(standing, accepted), unlogged)
+                hosts.setdefault(host.site_id, []).append(standing)
         found = [
             SiteStanding(
                 site,
@@ -368,11 +369,11 @@ class Fleet:
         gapped, unlogged = await reader.lacking()
         accepted = self._standing_now(recorded)
         return [
-            replace(
+            _lacking(
                 _excepted(
                     self._standing(host, by_host.get(host.key_id, ()), {}, gapped=host.key_id in gapped), accepted
                 ),
-                unlogged=unlogged.get(host.key_id, 0),
+                unlogged,
             )
             for host in await reader.hosts()
             if host.rotated_to is None
@@ -430,11 +431,16 @@ class Fleet:
         return CheckStanding(verdict, verdict.result, verdict.reason, remediation)
 
 
+def _lacking(standing: HostStanding, unlogged: Mapping[str, int]) -> HostStanding:
+    count = unlogged.get(standing.host.key_id, 0)
+    return replace(standing, unlogged=count) if count else standing
+
+
 def _excepted(standing: HostStanding, accepted: Sequence[RecordedException]) -> HostStanding:
     """A host whose failing checks show the exceptions that cover them. What could not be told is never covered, and nothing is of a
     host that is silent or revoked.
     """
-    own = [one for one in accepted if one.site_id == standing.host.site_id]
+    own = [one for one in accepted if one.site_id == standing.host.site_id] if accepted else []
     if not own or standing.silent or standing.host.revoked_at is not None:
         return standing
     checks = []
