@@ -22,10 +22,13 @@ sys.path.insert(0, str(ROOT))
 from compliance_agent.server.services.exceptions import Wanted as Accepted  # noqa: E402
 from compliance_agent.server.services.orders import Wanted  # noqa: E402
 from tests.web.browsing import CHROMIUM, FLAGS, Visit  # noqa: E402
-from tests.web.serving import NAME, PASSWORD, Served, on_loopback  # noqa: E402
+from tests.web.people import sign_in_as, with_people  # noqa: E402
+from tests.web.serving import Served, on_loopback  # noqa: E402
 
 MOST_PX = 2_000
-ORDER = "5" * 32
+ORDER, DRAFT, STANDS, WAITS = (digit * 32 for digit in "5612")
+ASKED = "reason=vendor_requires&measure=segregated&reference=RA-2026-14&days=7&whole=0"
+READY_MS = 60_000
 SMALLER = """async png => {
   const image = await createImageBitmap(await (await fetch('data:image/png;base64,' + png)).blob());
   const canvas = new OffscreenCanvas(image.width, image.height), drawing = canvas.getContext('2d');
@@ -62,18 +65,25 @@ SMALLER = """async png => {
 
 
 def pictures(served: Served) -> dict[str, str]:
-    """File name and path of each page; `login` is taken before anybody signs in."""
+    """File name and path of each page but `login`, which is taken before anybody signs in, and a packet's."""
     healed = served.hosts["ehr-db-02"]
     site = "/sites/clinic-elm-street"
+    place = f"/hosts/{healed.key_id}/checks/patching"
+    waits = f"/hosts/{served.hosts['frontdesk-01'].key_id}/checks/backup"
     return {
         "fleet": "/",
         "site": site,
         "host": f"/hosts/{healed.key_id}",
         "silent": f"/hosts/{served.hosts['imaging-01'].key_id}",
         "check": f"/hosts/{healed.key_id}/checks/firewall",
-        "plan": f"/hosts/{healed.key_id}/checks/patching",
-        "exception": f"/hosts/{healed.key_id}/checks/patching/exception",
-        "exception-waits": f"/hosts/{served.hosts['frontdesk-01'].key_id}/checks/backup",
+        "plan": place,
+        "exception": f"{place}/exception",
+        "exception-read-back": f"{place}/exception?{ASKED}",
+        "exception-withdraw": f"{place}/exception?withdraw={STANDS}",
+        "exception-waits": waits,
+        "exception-approve": f"{waits}/exception?approve={WAITS}",
+        "exception-rule": f"{site}/exception-rule",
+        "exception-rule-change": f"{site}/exception-rule?people=1",
         "records": f"/hosts/{healed.key_id}/evidence?kind=remediation",
         "evidence": "/evidence?kind=remediation",
         "controls": f"{site}/controls",
@@ -86,29 +96,34 @@ def pictures(served: Served) -> dict[str, str]:
         "verify": "/verify",
         "orders": "/orders",
         "order": f"/orders/{ORDER}",
+        "order-approve": f"/orders/{DRAFT}/approve",
+        "order-withdraw": f"/orders/{ORDER}/withdraw",
         "ask": f"/hosts/{healed.key_id}/order",
+        "ask-confirm": f"/hosts/{healed.key_id}/order/confirm?kind=pause",
+        "packets": f"{site}/packets",
         "account": "/account",
+        "factor": "/account/factor",
+        "prove": "/account/prove",
         "missing": "/no/such/page",
     }
 
 
 async def prepare(served: Served) -> None:
-    """Who looks may ask for orders too, and one waits to be signed; an exception stands, and one waits for a second person."""
-    users, orders = served.services.users, served.services.orders
-    user = await users.set_role(NAME, "operator")
-    reader = await users.reader(user)
-    wanted = Wanted(served.hosts["ehr-db-02"].key_id, "pause", {})
-    await orders.draft(user, reader, wanted, order_id=ORDER)
-    await orders.approve(user, reader, ORDER)
-    desk, owner = served.services.exceptions(), await users.add("j.doe", PASSWORD, role="owner")
-    every, site = await users.reader(owner), "clinic-elm-street"
-    stands = Accepted(served.hosts["ehr-db-02"].key_id, "patching", "vendor_requires", "segregated", "RA-2026-14", 7)
-    await desk.record(owner, every, stands, "1" * 32)
-    await desk.set_people(owner, every, site, 2)
+    """An owner who looks; an order to sign and one to approve; an exception that stands, and one that waits for a second person."""
+    await with_people(served)
+    users, orders, desk = served.services.users, served.services.orders, served.services.exceptions()
+    ada, ben = await users.set_role("ada", "owner"), await users.set_role("ben", "owner")
+    every, host, site = await users.reader(ada), served.hosts["ehr-db-02"].key_id, "clinic-elm-street"
+    await orders.draft(ada, every, Wanted(host, "pause", {}), order_id=ORDER)
+    await orders.approve(ada, every, ORDER)
+    await orders.draft(ben, every, Wanted(host, "check", {"checks": ["patching"]}), order_id=DRAFT)
+    stands = Accepted(host, "patching", "vendor_requires", "segregated", "RA-2026-14", 7)
+    await desk.record(ben, every, stands, STANDS)
+    await desk.set_people(ada, every, site, 2)
     waits = Accepted(
         served.hosts["frontdesk-01"].key_id, "backup", "replacement_planned", "other_product", "RA-2026-16", 30
     )
-    await desk.record(owner, every, waits, "2" * 32)
+    await desk.record(ben, every, waits, WAITS)
 
 
 def take(page: Page, path: Path, smaller: Page) -> None:
@@ -139,7 +154,7 @@ def main() -> int:
             visit = Visit(browser, address, theme=theme)
             visit.page.goto(f"{address}/login")
             take(visit.page, target / f"login{suffix}.png", smaller)
-            page = visit.sign_in()
+            page = sign_in_as(visit, served, "ada")
             for name, path in pictures(served).items():
                 page.set_viewport_size({"width": 1280, "height": 900})
                 page.goto(address + path)
@@ -147,6 +162,10 @@ def main() -> int:
                     page.get_by_role("button", name="Check in this browser").click()
                     page.wait_for_selector("form[data-done]")
                 take(page, target / f"{name}{suffix}.png", smaller)
+                if name == "packets":
+                    page.get_by_role("button", name="Build a packet").click()
+                    page.get_by_role("link", name="packet.zip").wait_for(timeout=READY_MS)
+                    take(page, target / f"packet{suffix}.png", smaller)
         browser.close()
     return 0
 
