@@ -167,14 +167,15 @@ async def test_each_section_stands_where_it_may_be_claimed(client: httpx.AsyncCl
 
 
 async def test_cells_say_numbers_and_lead_to_their_records(client: httpx.AsyncClient, served: Served) -> None:
-    today = served.clock.now.date()  # updates have waited on one of the two hosts since 19 hours ago
-    asked = f"by=host&from={today - timedelta(days=1)}&to={today}"
+    today, yesterday = served.clock.now.date(), served.clock.now.date() - timedelta(days=1)
+    began = (served.clock.now - timedelta(hours=19)).date()  # updates have waited on one of the two hosts since then
+    asked = f"by=host&from={yesterday}&to={today}"
     text = (await client.get(f"/sites/clinic-elm-street/controls?{asked}")).text
     row = text[text.index('class="id">164.308(a)(1)(ii)(B)<') :]
     row = row[: row.index("</tr>")]
     key_id = served.hosts["ehr-db-02"].key_id
     href = re.search(rf'href="(/evidence[^"]+key={key_id}[^"]+)"', row)
-    assert "0/" in row[row.index(key_id) :]
+    assert f"</span>{(began - yesterday).days}/2<" in row[row.index(key_id) :]
     assert href is not None and "citation=164.308%28a%29%281%29%28ii%29%28B%29" in href[1]
     there = (await client.get(href[1].replace("&amp;", "&"))).text
     assert "patching" in there and "clinic-harbour" not in there[there.index("<tbody>") :]
