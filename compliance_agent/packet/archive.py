@@ -32,8 +32,7 @@ _TOGETHER = 4_096  # lines of the directory that are written at once
 # As APPNOTE.TXT has them (4.3.7, 4.3.12, 4.3.14 to 4.3.16): version 20, or 45 where an offset needs 64 bits; stored; 1980.
 _LOCAL = struct.Struct("<4s5HLLLHH")
 _AFTER = struct.Struct("<3L2H")
-_CENTRAL = struct.Struct("<4s6HLLLHHHHHLL")
-_LINE = struct.Struct("<16s3L2H10sL")  # the same, with what is always the same in one piece
+_LINE = struct.Struct("<16s3L2H10sL")  # of the directory, with what is always the same in one piece
 _END = struct.Struct("<4s4HLLH")
 _END64 = struct.Struct("<4sQHHLL4Q")
 _LOCATOR = struct.Struct("<4sLQL")
@@ -96,25 +95,20 @@ class Entry(NamedTuple):
     @property
     def listed(self) -> bytes:
         """Its line of the directory."""
-        far = self.offset > _SMALL
-        extra = _OFFSET64.pack(1, 8, self.offset) if far else b""
-        version, offset = (_VERSION64, _UNSAID) if far else (_VERSION, self.offset)
-        name = self.name.encode("ascii")
-        return b"".join(
-            (
-                _CENTRAL.pack(
-                    b"PK\1\2", version | _UNIX << 8, version, 0, 0, 0, _DATE, self.crc, self.size, self.size,
-                    len(name), len(extra), 0, 0, 0, _REGULAR_0644, offset,
-                ),
-                name,
-                extra,
-            )
-        )  # fmt: skip
+        return listed_of(self.name.encode("ascii"), self.size, self.crc, self.offset)
 
 
 def before(name: bytes, size: int, crc: int, pack: Callable[..., bytes] = _AFTER.pack) -> bytes:
     """What stands before the bytes of a file."""
     return _BEFORE + pack(crc, size, size, len(name), 0) + name
+
+
+def listed_of(name: bytes, size: int, crc: int, offset: int, pack: Callable[..., bytes] = _LINE.pack) -> bytes:
+    """The directory's line about a file."""
+    if offset > _SMALL:
+        line = pack(_FAR, crc, size, size, len(name), _OFFSET64.size, _BETWEEN, _UNSAID)
+        return line + name + _OFFSET64.pack(1, 8, offset)
+    return pack(_NEAR, crc, size, size, len(name), 0, _BETWEEN, offset) + name
 
 
 class Container:

@@ -310,12 +310,18 @@ def _period(wanted: Wanted) -> dict[str, str]:
 
 
 async def _rows(reader: SiteReader, site_id: str, told: Callable[[int], object]) -> AsyncIterator[Kept]:
-    after, count = ("", 0), 0
-    while rows := await reader.kept(site_id, after, PAGE):
-        for row in rows:
-            yield row
-        after, count = (rows[-1].created_at, rows[-1].number), count + len(rows)
-        told(count)
+    count, rows = 0, await reader.kept(site_id, ("", 0), PAGE)
+    while rows:
+        following = asyncio.create_task(reader.kept(site_id, (rows[-1].created_at, rows[-1].number), PAGE))
+        await asyncio.sleep(0)  # so that it is read while these are looked at
+        try:
+            for row in rows:
+                yield row
+            count += len(rows)
+            told(count)
+            rows = await following
+        finally:
+            following.cancel()
 
 
 # --- the files --------------------------------------------------------------------------------------

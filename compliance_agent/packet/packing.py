@@ -102,7 +102,7 @@ def _written(parts: Parts, put: Put, aside: Aside, signing: Signing) -> int:
     for name in [name for name in names if name < _EVIDENCE]:
         writing.add(name, parts.plain[name]())
     for stored in parts.stored():
-        _add(writing, stored)
+        writing.add_record(stored.directory, _files(stored))
     told = parts.elsewhere or _told(parts, aside)
     exports = {EXPORT: told.document, CSV: told.csv, OCSF: told.ocsf}
     plain: dict[str, Callable[[], bytes]] = {
@@ -133,9 +133,6 @@ def _envelope(told: Exports, parts: Parts, signing: Signing) -> bytes:
     return dsse.envelope(said, signing.public, signing.sign)
 
 
-def _add(writing: Writing, stored: Stored) -> None:
-    directory = stored.directory
-    writing.add(f"{directory}/bundle.json", stored.body, stored.sha256)
-    writing.add(f"{directory}/bundle.sig", stored.signature)
-    writing.add(f"{directory}/bundle.tlog-proof", stored.receipt)
-    writing.add(f"{directory}/leaf.json", stored.leaf)
+def _files(stored: Stored) -> list[tuple[bytes, str]]:
+    """In the order of their names: "bundle.json", "bundle.sig", "bundle.tlog-proof", "leaf.json"."""
+    return [(stored.body, stored.sha256), (stored.signature, ""), (stored.receipt, ""), (stored.leaf, "")]

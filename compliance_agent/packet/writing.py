@@ -12,12 +12,14 @@ file names its checksum, so that is written after it. The directory is kept asid
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import BinaryIO
 from zlib import crc32
 
 from compliance_agent.crypto import SIGNATURE_BYTES
-from compliance_agent.packet.archive import Entry, InOrder, before, ending
+from compliance_agent.errors import BadEvidence
+from compliance_agent.packet.archive import MAX_FILE_BYTES, Entry, InOrder, before, ending, listed_of
+from compliance_agent.packet.four import BELOW, NAMES
 from compliance_agent.packet.manifest import MANIFEST, MANIFEST_SIGNATURE, line
 
 Put = Callable[[bytes, int], object]  # (content, where)
@@ -70,6 +72,26 @@ class Writing:
         entry = Entry(name, len(content), crc32(content), self._order.ends, 0)
         self._body.write(entry.before + content)
         self._note(entry, digest or hashlib.sha256(content).hexdigest())
+
+    def add_record(self, directory: str, files: Sequence[tuple[bytes, str]]) -> None:
+        """As `add` for each file of a record, in the order of `NAMES`: its bytes, and their SHA-256 where that is known."""
+        above, at = directory.encode("ascii"), self._order.ends
+        begins, crc, body, listed, lines = at, self._crc, list[bytes](), list[bytes](), list[bytes]()
+        if max(len(content) for content, _ in files) > MAX_FILE_BYTES:
+            raise BadEvidence(f"packet: {directory} has a file that is too long", code="bad_container")
+        for below, (content, digest) in zip(BELOW, files, strict=True):
+            name, size, of_content = above + below, len(content), crc32(content)
+            local = before(name, size, of_content)
+            body += (local, content)
+            listed.append(listed_of(name, size, of_content, at))
+            lines.append(b"%b  %b\n" % ((digest or hashlib.sha256(content).hexdigest()).encode("ascii"), name))
+            at += len(local) + size
+        self._order.follow_record(directory, NAMES[0], NAMES[-1], (len(NAMES), begins, at))
+        said = b"".join(lines)
+        self._crc = crc32(said, crc)
+        self._lines.write(said)
+        self._aside.write(b"".join(listed))
+        self._body.write(b"".join(body))
 
     def add_pieces(self, name: str, pieces: Iterable[bytes]) -> str:
         """The next file, of which nobody knows the length yet; its digest."""

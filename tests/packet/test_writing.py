@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from compliance_agent.errors import BadEvidence
 from compliance_agent.packet import archive, writing
+from compliance_agent.packet.four import NAMES
 from compliance_agent.packet.manifest import MANIFEST, MANIFEST_SIGNATURE, manifest
 from compliance_agent.packet.writing import Writing, listed_bytes
 
@@ -60,6 +62,44 @@ def packed(files: dict[str, bytes]) -> bytes:
 def test_it_is_what_pack_makes(files: dict[str, bytes], odd: str) -> None:
     files = {**files, "README.txt": b"?"}
     assert written(files, in_pieces=lambda name: odd in name) == packed(files)
+
+
+@given(st.lists(st.tuples(*[st.binary(max_size=40)] * 4), max_size=4), st.booleans())
+def test_a_record_at_once_is_its_files_one_by_one(records: list[tuple[bytes, ...]], known: bool) -> None:
+    above = [f"evidence/a/2026/01/0{at}/b" for at in range(len(records))]
+    files = {
+        f"{base}/{name}": raw
+        for base, four in zip(above, records, strict=True)
+        for name, raw in zip(NAMES, four, strict=True)
+    }
+    disk = Disk()
+    work = Writing(disk.put, listed_bytes({**files, "README.txt": b"", "z": b""}), io.BytesIO())
+    work.add("README.txt", b"?")
+    for base, four in zip(above, records, strict=True):
+        work.add_record(base, [(raw, hashlib.sha256(raw).hexdigest() if known else "") for raw in four])
+    work.add("z", b"!")
+    work.finish(disk.sign)
+    assert bytes(disk.raw) == packed({**files, "README.txt": b"?", "z": b"!"})
+
+
+@pytest.mark.parametrize("directories", [["evidence/b", "evidence/a"], ["evidence/a", "evidence/a"], ["../a"]], ids=str)
+def test_records_that_do_not_belong_there_are_not_written(directories: list[str]) -> None:
+    work = Writing(Disk().put, 10_000, io.BytesIO())
+    with pytest.raises(BadEvidence):
+        for directory in directories:
+            work.add_record(directory, [(b"", "")] * 4)
+
+
+@pytest.mark.parametrize("offset", [0, (1 << 31) - 1, 1 << 31, 1 << 33])
+def test_a_line_of_the_directory_is_as_the_specification_has_it(offset: int) -> None:
+    """APPNOTE.TXT, 4.3.12: beyond 2^31 the offset stands in the extra field (4.5.3)."""
+    far = offset >= 1 << 31
+    extra = struct.pack("<HHQ", 1, 8, offset) if far else b""
+    version, where = (45, 0xFFFFFFFF) if far else (20, offset)
+    fields = (version | 3 << 8, version, 0, 0, 0, 33, 7, 9, 9, 4, len(extra), 0, 0, 0, 0o100644 << 16, where)
+    assert (
+        archive.listed_of(b"name", 9, 7, offset) == b"PK\1\2" + struct.pack("<6HLLLHHHHHLL", *fields) + b"name" + extra
+    )
 
 
 def test_pieces_need_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
