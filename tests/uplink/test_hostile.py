@@ -27,6 +27,8 @@ from tests.uplink.scene import Beside
 
 pytestmark = pytest.mark.anyio
 
+HASTY_S, PATIENT_S = -0.97, 30.0
+
 
 @pytest.fixture
 def anyio_backend() -> str:
@@ -35,7 +37,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 async def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
-    monkeypatch.setattr(link, "GRACE_S", -0.97)  # with a request's own second, silence costs 30 ms
+    monkeypatch.setattr(link, "GRACE_S", HASTY_S)  # with a request's own second, silence costs 30 ms
     made = Scene(tmp_path, settings={"privileges": "split", "upload_timeout_sec": 1})
     beside = Beside(made.server, made.config.mcp_api_key_file)
     made.way = beside.transport
@@ -72,7 +74,8 @@ async def turn(scene: Scene, agent: ComplianceAgent) -> None:
 
 
 async def honest_again(scene: Scene, agent: ComplianceAgent) -> None:
-    """Uplink is ours again; turns with an hour between them until nothing waits."""
+    """Uplink is ours again, and may take its time; turns with an hour between them until nothing waits."""
+    link.GRACE_S = PATIENT_S
     beside(scene).hostile = None
     await beside(scene).kill()
     for _ in range(40):
