@@ -154,7 +154,7 @@ async def _asked(directory: Path, size: Size, times: int) -> list[Asked]:
         async with httpx.AsyncClient(transport=transport, base_url="http://viewer.bench") as client:
             await _sign_in(client)
             await services.users.sessions.prove(client.cookies["session"])
-            ids = await _ids(services, directory, min(times, size.hosts))
+            ids = await ids_of(services, directory, min(times, size.hosts), NAME)
             asked = [Asked(path + more, NAMES.get(path, "")) for path, after in PAGES.items() for more in after]
             async with httpx.AsyncClient(transport=transport, base_url="http://viewer.bench") as visitor:
                 for at in range(-2, times):  # two that warm up
@@ -219,22 +219,27 @@ async def _sign_in(client: httpx.AsyncClient) -> None:
         raise Unavailable(f"bench: signing in answers {reply.status_code}")
 
 
-async def _ids(services: Any, directory: Path, count: int) -> list[Ids]:
-    """Ids of so many hosts, spread over all sites, each with a record from somewhere in its chain."""
+def key_ids(directory: Path) -> list[str]:
+    """Those of all hosts of the fleet that is kept there."""
+    return list(json.loads((directory / "server" / "made.json").read_text("ascii"))["key_ids"])
+
+
+async def ids_of(services: Any, directory: Path, count: int, name: str) -> list[Ids]:
+    """Ids of so many hosts, spread over all sites, each with a record of its chain and what this person asked for."""
     reader = services.store.for_sites(await services.store.all_sites())
-    user = await services.store.user(NAME)
-    key_ids = json.loads((directory / "server" / "made.json").read_text("ascii"))["key_ids"]
+    user = await services.store.user(name)
+    hosts = key_ids(directory)
     found: list[Ids] = []
     older, jobs = dict[str, int](), dict[str, str]()
-    step = max(1, len(key_ids) // count)
+    step = max(1, len(hosts) // count)
     step += step % 2 == 0  # so that the hosts asked for are not all of one site: hosts go round the sites in turn
     for number in range(count):
-        host = await reader.host(key_ids[number * step % len(key_ids)])
+        host = await reader.host(hosts[number * step % len(hosts)])
         records = await reader.bundles(BundleQuery(key_id=host.key_id, limit=200))
         record = records[number * 37 % len(records)]
         wanted = Wanted(host.key_id, "pause", {})
-        # One order a host, however often this runs over the same directory.
-        order = await services.orders.draft(user, reader, wanted, order_id=host.key_id[:32])
+        # One order a host and person, however often this runs over the same directory.
+        order = await services.orders.draft(user, reader, wanted, order_id=_id_of(host.key_id, name))
         if host.site_id not in older:
             older[host.site_id] = await _older(services, reader, host.site_id)
             jobs[host.site_id] = await _packet(services, reader.only(host.site_id), user, host.site_id)
@@ -273,11 +278,15 @@ async def _older(services: Any, reader: Any, site_id: str) -> int:
     return int(found[0].index)
 
 
+def _id_of(*of: str) -> str:
+    return hashlib.sha256("/".join(of).encode()).hexdigest()[:32]
+
+
 async def _packet(services: Any, reader: Any, user: Any, site_id: str) -> str:
     """A packet that this person asked for, and that could not be built: its page needs no files."""
     there = await reader.packet_jobs(user.person_id)
     job = PacketJob(
-        hashlib.sha256(site_id.encode()).hexdigest()[:32], site_id, user.person_id, Dates(END.date(), END.date()), END,
+        _id_of(site_id, user.person_id), site_id, user.person_id, Dates(END.date(), END.date()), END,
         state="failed", stage="reading", code="worker_died", tries=3, ended_at=END,
     )  # fmt: skip
     if not there:

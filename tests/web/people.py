@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from playwright.sync_api import Page, expect
 
@@ -16,15 +17,19 @@ SECRETS: dict[tuple[int, str], bytes] = {}
 
 async def with_people(served: Served) -> None:
     """Two operators of every site, one of the harbour alone, a viewer: all but the viewer with a second factor."""
-    users = served.services.users
     for name in OPERATORS:
-        await users.add(name, PASSWORD, role="operator")
-    await users.add("harbour", PASSWORD, role="operator", sites=frozenset({"clinic-harbour"}))
-    await users.add("looker", PASSWORD, role="viewer")
-    for name in (*OPERATORS, "harbour"):
-        secret = await users.factors.begin(name)
-        await users.factors.confirm(name, totp.code_at(secret, totp.step_of(served.clock.now)))
-        SECRETS[id(served.clock), name] = secret
+        await with_factor(served, name, role="operator")
+    await with_factor(served, "harbour", role="operator", sites=frozenset({"clinic-harbour"}))
+    await served.services.users.add("looker", PASSWORD, role="viewer")
+
+
+async def with_factor(served: Served, name: str, **limits: Any) -> None:
+    """One more person, who has a second factor."""
+    users = served.services.users
+    await users.add(name, PASSWORD, **limits)
+    secret = await users.factors.begin(name)
+    await users.factors.confirm(name, totp.code_at(secret, totp.step_of(served.clock.now)))
+    SECRETS[id(served.clock), name] = secret
 
 
 def code_of(served: Served, name: str) -> str:

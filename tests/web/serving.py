@@ -6,11 +6,11 @@ import asyncio
 import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
 from fastapi import FastAPI
@@ -35,6 +35,9 @@ class Served:
     hosts: dict[str, SeededHost]
     clock: MovingClock
     database: Path
+
+
+S = TypeVar("S", bound=Served)
 
 
 @asynccontextmanager
@@ -64,16 +67,21 @@ async def serving(
         yield served
 
 
+def on_loopback(folder: Path, *, seeded: bool = True, **asked: Any) -> AbstractContextManager[tuple[str, Served]]:
+    """The app over a new data directory (`serving`), on a free loopback port; its address and what stands behind it."""
+    return listening(serving(folder, seeded=seeded, **asked))
+
+
 @contextmanager
-def on_loopback(folder: Path, *, seeded: bool = True, **asked: Any) -> Iterator[tuple[str, Served]]:
-    """The app on a free loopback port, in a thread with its own loop; its address and what stands behind it."""
+def listening(serves: AbstractAsyncContextManager[S]) -> Iterator[tuple[str, S]]:
+    """What serves an app, on a free loopback port, in a thread with its own loop; its address, and what it gave."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        ready: list[Served] = []
+        ready: list[S] = []
         server: list[uvicorn.Server] = []
 
         async def run() -> None:
-            async with serving(folder, seeded=seeded, **asked) as served:
+            async with serves as served:
                 config = uvicorn.Config(served.app, log_level="error", lifespan="off")
                 server.append(Ending(config, served.app.state.streams.close))
                 ready.append(served)

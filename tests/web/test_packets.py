@@ -74,6 +74,25 @@ def test_an_auditor_sees_the_site_and_the_days_alone_and_takes_a_packet_of_them(
     expect(page.get_by_role("cell", name="Removed")).to_be_visible()
 
 
+def test_a_page_whose_packet_is_ready_opens_no_stream_and_never_looks_stopped(
+    visit: Visit, running: tuple[str, Served]
+) -> None:
+    asked: list[str] = []
+    visit.page.on("request", lambda request: asked.append(request.resource_type))
+    visit.page.clock.install()
+    page, _ = as_auditor(visit, running[1])
+    page.goto(f"{visit.address}/sites/{SITE}/packets")
+    page.get_by_role("button", name="Build a packet").click()
+    expect(page.get_by_role("link", name="packet.zip")).to_be_visible(timeout=READY_MS)
+    page.clock.run_for(2_000)
+    page.wait_for_load_state("networkidle")  # the last look that was under way
+    asked.clear()
+    page.clock.run_for(60_000)
+    expect(page.locator("#stale")).to_be_hidden()
+    assert asked == []
+    page.get_by_role("button", name="Remove").click()
+
+
 def test_without_scripts_and_in_the_dark_the_page_loads_itself_until_it_is_ready(
     browser: Browser, running: tuple[str, Served]
 ) -> None:

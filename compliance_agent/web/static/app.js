@@ -39,17 +39,17 @@
     setTimeout(() => (copy.textContent = "Copy"), 2000);
   });
 
-  // A live page that has heard nothing for 25 seconds must not go on looking current.
-  const live = document.querySelector("[data-live]");
+  // A live page that has heard nothing for 25 seconds must not go on looking current; one that has ended is no live page any more.
+  const live = () => document.querySelector("[data-live]");
   const banner = document.getElementById("stale");
   let heard = Date.now();
   const judge = () => {
-    const stale = Date.now() - heard > 25000;
+    const stale = live() !== null && Date.now() - heard > 25000;
     banner.hidden = !stale;
     document.documentElement.classList.toggle("stale", stale);
     if (stale) banner.querySelector("time").textContent = clock.format(new Date(heard));
   };
-  if (live && banner) {
+  if (live() && banner) {
     document.addEventListener("htmx:after:swap", () => {
       heard = Date.now();
       localise(document);
@@ -64,16 +64,20 @@
     document.addEventListener("htmx:before:request", (event) => {
       if (document.hidden) event.preventDefault();
     });
-    // The server says when something changed. Where it cannot, the page asks every five seconds.
+    // The server says when something changed. Where it cannot, the page asks every five seconds. A page that names no stream asks
+    // by itself, as often as it says.
     let stream = null;
-    const ask = () => window.htmx?.trigger(document.querySelector("[data-live]"), "refresh");
+    const ask = () => {
+      if (live()?.dataset.live) window.htmx?.trigger(live(), "refresh");
+    };
     const stop = () => {
       stream?.close();
       stream = null;
     };
     const listen = () => {
-      if (stream || document.hidden) return;
-      stream = new EventSource(live.dataset.live);
+      const place = live()?.dataset.live;
+      if (stream || document.hidden || !place) return;
+      stream = new EventSource(place);
       stream.addEventListener("change", () => {
         document.documentElement.dataset.told = String(Number(document.documentElement.dataset.told || 0) + 1);
         ask();
