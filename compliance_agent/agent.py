@@ -453,7 +453,7 @@ class ComplianceAgent(Life):
         self._rehearsed = True
         try:
             if isinstance(self.healing_engine, HealingEngine):
-                self.healing_engine.rehearse()
+                await self.healing_engine.rehearse()
             if isinstance(self.evidence_generator, EvidenceGenerator):
                 await self.evidence_generator.rehearse()
         except AgentError as error:  # the first record says it again, and is tried again

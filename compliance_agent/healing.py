@@ -239,10 +239,17 @@ class HealingEngine:
         """The actions that exist."""
         return actions() if self._given_table is None else self._given_table
 
-    def rehearse(self) -> None:
-        """Have the actions at hand, where any check may be cured, so that the first cure does not wait for them."""
+    async def rehearse(self) -> None:
+        """Have the actions at hand, and what the gates ask of the database, where any check may be cured, so that the first cure
+        does not wait for them.
+
+        Raises:
+            StorageError: what healing remembers cannot be read.
+        """
         if any(self.baseline.mode_of(check) is Mode.ENFORCE for check in self.baseline.entries):
             self.table  # noqa: B018  loads them
+            await self._now()
+            await self._ask(lambda: self.store.recall("", "", ""))
 
     def close(self) -> None:
         """Give back the database, if this engine opened it."""
@@ -399,6 +406,8 @@ class HealingEngine:
         log.info("healing.begun", check_id=drift.check, steps=len(chosen))
         lease = self._lease if drift.plan.disruptive else None
         world = replace(self._world(point), leave_s=lease.left_s if lease is not None else None)
+        if lease is None:  # nothing is asked between the point and its first step
+            point = replace(point, stages=("started", *point.stages[1:]))
         await world.journal.begin(point)
         result = await Transaction(world, point, chosen, self._for_people(point.check)).run()
         self._log_end(result)

@@ -223,7 +223,8 @@ class HealingStore:
                     point.found,
                 ),
             )
-            rows = [(point.id, number, "pending") for number in range(len(point.plan.steps))]
+            stages = point.stages or ("pending",) * len(point.plan.steps)
+            rows = [(point.id, number, stage) for number, stage in enumerate(stages)]
             connection.executemany("INSERT INTO heal_step VALUES (?, ?, ?)", rows)
             connection.execute(
                 "INSERT INTO heal_attempt (point_id, check_id, target, wall_us, monotonic_us, boot_id)"
@@ -238,8 +239,10 @@ class HealingStore:
         self._db.write(insert)
 
     def mark(self, point_id: str, step: int, stage: Stage) -> None:
-        """One step came to this stage."""
-        self._do("UPDATE heal_step SET stage = ? WHERE point_id = ? AND step = ?", (stage, point_id, step))
+        """One step came to this stage. "Done" is durable with what comes next, be it the end: until then it is "started"."""
+        write = self._db.write_lazily if stage == "done" else self._db.write
+        statement, values = "UPDATE heal_step SET stage = ? WHERE point_id = ? AND step = ?", (stage, point_id, step)
+        write(lambda connection: connection.execute(statement, values).close())
 
     def undoing(self, point_id: str, failure: str) -> None:
         """The cure is being taken back."""
@@ -317,6 +320,8 @@ class Looking:
             NotPermitted: always.
         """
         raise NotPermitted("this command only looks")
+
+    write_lazily = write
 
     async def call(self, fn: Callable[[], T]) -> T:
         """Run `fn()` here."""

@@ -190,6 +190,15 @@ def generate(allow_tcp: Sequence[str], allow_udp: Sequence[str]) -> str:
     return f"{replacing()}table {family} {name} {{\n\tchain input {{\n{body}\n\t}}\n}}\n"
 
 
+def creating(text: str) -> str:
+    """The same as what `generate` gave, for where our table is not there; nft refuses it whole where it is.
+
+    Taking a table away makes nft's socket wait for the kernel's grace period, some 20 ms, also where none was there before.
+    """
+    family, name = TABLE
+    return f"create table {family} {name}\n{text.removeprefix(replacing())}"
+
+
 def replacing() -> str:
     """The two lines that take our table away, whether it is there or not; the first one makes it, so the second works."""
     family, name = TABLE

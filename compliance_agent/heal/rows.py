@@ -26,6 +26,7 @@ from compliance_agent.heal.permits import Permits
 from compliance_agent.heal.trouble import Failed, Refused, Unclear
 
 RULES_TABLE = ("inet", "compliance")
+CREATING = "create table {} {}\n".format(*RULES_TABLE)
 REPLACING = "add table {0} {1}\ndelete table {0} {1}\n".format(*RULES_TABLE)
 AUDIT_FILES = ("/etc/audit/audit.rules", "/etc/audit/audit.rules.prev")
 PROFILE = "/nix/var/nix/profiles/system"
@@ -269,8 +270,9 @@ def _has_acted(work: Work) -> bool:
 def _may_load(work: Work) -> None:
     was = work.found.get("ruleset", "table")
     back = was is not None and work.blob == (REPLACING + was["text"]).encode()
-    text = work.permits.ruleset
-    work.refuse_unless(back or (text is not None and work.blob == text.encode()), "other_content")
+    text = work.permits.ruleset or ""
+    forms = {text, CREATING + text.removeprefix(REPLACING)} if text else set()  # the latter where there is no table
+    work.refuse_unless(back or work.blob in {form.encode() for form in forms}, "other_content")
 
 
 def _rules(work: Work) -> dict[str, str]:

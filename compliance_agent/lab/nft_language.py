@@ -85,7 +85,7 @@ class Reader:
                 self._define()
             elif word == "table":
                 self._table()
-            elif word in {"flush", "delete", "add"}:
+            elif word in {"flush", "delete", "add", "create"}:
                 self._verb(word)
             else:
                 raise SyntaxFault(f"Error: syntax error, unexpected {word}")

@@ -2,6 +2,7 @@
 
 The text is made here from the ports, so no rules travel in a plan. nft reads it whole before it sends anything, and the kernel
 takes it whole or not at all; only where that failed is it checked (`nft -c`) what was refused. Connections that stand are not cut.
+Where the table is gone it is only made: nft refuses that should it be there again by then, and it is put in its place as ever.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ async def apply(host: ChangingHost, args: Args) -> None:
         text = nftables.generate(_ports(args["allow_tcp"]), _ports(args["allow_udp"]))
     except ValueError as error:
         raise StepFailed(str(error), code="bad_arguments") from error
+    if await _is_gone(host) and await _nft(host, nftables.creating(text)) == 0:
+        return
     await _load(host, text)
 
 
@@ -45,6 +48,14 @@ async def undo(host: ChangingHost, args: Args, captured: Any) -> None:
 
 def _ports(text: str | int | bool) -> tuple[str, ...]:
     return tuple(str(text).split(",")) if text else ()
+
+
+async def _is_gone(host: ChangingHost) -> bool:
+    """Whether our table is surely not there."""
+    try:
+        return nftables.TABLE not in nftables.read(answered(await host.ruleset(), "nft").out).tables
+    except CannotTell:
+        return False
 
 
 async def _load(host: ChangingHost, text: str) -> None:

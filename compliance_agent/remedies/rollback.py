@@ -60,10 +60,12 @@ class RollbackPoint:
 
 
 class Journal(Protocol):
-    """Where points are kept. Every method is durable when it returns, and raises `StorageError` when it may not be."""
+    """Where points are kept. Every method is durable when it returns, and raises `StorageError` when it may not be; but for a
+    step that is "done", which the power may take back: it is "started" then, and is dealt with in the same way.
+    """
 
     async def begin(self, point: RollbackPoint) -> None:
-        """Persist a new point and the attempt it stands for."""
+        """Persist a new point, its steps at their stages, and the attempt it stands for."""
         ...
 
     async def mark(self, point_id: str, step: int, stage: Stage) -> None:

@@ -88,7 +88,9 @@ class Transaction:
         self.stages = list(self.point.stages)
 
     async def run(self) -> RemediationResult:
-        """Apply every step, look again, keep or undo. The point must be persisted already."""
+        """Apply every step, look again, keep or undo. The point must be persisted already, and where nothing can come in between,
+        with its first step as "started": that is one write less to wait for.
+        """
         trouble = await self._apply_all()
         if trouble is None:
             seen = await self._look(self.world.settle_s)
@@ -115,7 +117,7 @@ class Transaction:
             if self._leave_is_over():
                 self._skip_from(number)
                 return Trouble("step_failed", LEAVE_ENDED)
-            trouble = await self._mark(number, "started")
+            trouble = await self._mark(number, "started") if self.stages[number] == "pending" else None
             if trouble is None:
                 work = self._with_leave(action.apply(self.world.host, step.args))
                 trouble = await self._timed(number, work, "ok", "failed")

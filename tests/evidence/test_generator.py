@@ -192,7 +192,7 @@ held = baseline.parse(b'version: "1"\nchecks:\n  time_sync: {mode: enforce}\n')
 async def main():
     generator = EvidenceGenerator(config, Ed25519Signer(config.signing_key_file), clock=SystemClock(), baseline=held)
     await generator.rehearse()
-    healing.HealingEngine(config, baseline=held, clock=SystemClock()).rehearse()
+    await healing.HealingEngine(config, baseline=held, clock=SystemClock()).rehearse()
     before, digests = set(sys.modules), installed.agent_digest.cache_info().misses
     made = await generator.create_evidence("time_sync", "success", result="fail", reason="not_synchronised")
     await generator.store_evidence(made)

@@ -26,7 +26,7 @@ def test_every_row_of_the_protocol_has_one_action_and_says_how_it_is_undone() ->
 
 
 def test_the_table_of_rules_is_the_one_that_the_check_looks_at() -> None:
-    """The root side repeats two constants, because it may import nothing."""
+    """The root side repeats what it needs, because it may import nothing."""
     assert nftables.TABLE == rows.RULES_TABLE
     assert nftables.replacing() == rows.REPLACING
 
@@ -254,6 +254,20 @@ def test_where_there_was_no_table_there_is_none_again(scene: Scene) -> None:
     scene.does("ruleset", how="load", blob=RULESET.encode())
     scene.does("ruleset", how="load", blob=rows.REPLACING.encode())
     assert not scene.path("/table").exists()
+
+
+def test_the_same_rules_may_be_made_where_there_is_no_table(scene: Scene) -> None:
+    made = nftables.creating(RULESET)
+    assert made.startswith("create table inet compliance\ntable inet compliance {")
+    scene.does("ruleset", how="load", blob=made.encode())
+    scene.does("ruleset", how="load", blob=rows.REPLACING.encode())
+    for text in (
+        made + "flush ruleset\n",
+        f"create {RULESET}",
+        rows.CREATING,
+        made.replace("chain input", "chain output"),
+    ):
+        scene.refuses("ruleset", "other_content", how="load", blob=text.encode())
 
 
 @pytest.mark.parametrize(

@@ -94,14 +94,37 @@ async def test_a_ruleset_that_the_kernel_did_not_take_is_told_from_one_that_is_w
     before, real, asked = digest(await listing(host)), host.installed["nft"], list[tuple[str, ...]]()
 
     def no_room(call: Call) -> Ran:
-        asked.append(call.argv)
+        if "-f" in call.argv:
+            asked.append(call.argv)
         return Ran(1, b"", b"Error: Could not process rule") if call.argv == ("nft", "-f", "-") else real(call)
 
-    host.installed["nft"] = no_room
+    host.installed["nft"] = no_room  # our table is there, so nothing is tried twice
     with pytest.raises(StepFailed) as caught:
         await LOAD.apply(host, ARGS)
     assert (caught.value.code, asked) == ("load_failed", [("nft", "-f", "-"), ("nft", "-c", "-f", "-")])
     assert digest(await listing(host)) == before
+
+
+async def test_a_table_that_is_gone_is_made_and_takes_none_away() -> None:
+    """Also where somebody made it meanwhile: then it is put in its place as ever."""
+    host = simulated(BEFORE["another program's table"])
+    real, texts = host.installed["nft"], list[bytes]()
+
+    def told(call: Call) -> Ran:
+        if "-f" in call.argv:
+            texts.append(call.stdin)
+            if len(texts) == 2:
+                host.part(Ruleset).load("add table inet compliance")
+        return real(call)
+
+    host.installed["nft"] = told
+    await LOAD.apply(host, ARGS)
+    assert [b"delete table" in text for text in texts] == [False]
+    await LOAD.undo(host, ARGS, {"table": None})
+    texts[:] = texts[:1]
+    await LOAD.apply(host, ARGS)
+    assert [b"delete table" in text for text in texts] == [False, False, True]
+    assert openings(nftables.read(await listing(host))).reachable["udp"] == nftables.port_mask(("546",))
 
 
 @pytest.mark.parametrize("ports", ["22; drop", "0", "ssh", "22,,23", "1-99999"])

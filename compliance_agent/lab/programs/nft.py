@@ -54,7 +54,9 @@ class Ruleset:
         (kind, given), *_ = target.items()
         if kind == "metainfo":
             return
-        if verb == "add" and kind in KINDS:
+        if verb == "create" and self.select(kind, **given):
+            raise SyntaxFault("Error: Could not process rule: File exists")
+        if verb in {"add", "create"} and kind in KINDS:
             self._add(kind, given)
         elif verb in {"flush", "delete"} and kind in {"ruleset", *KINDS}:
             self._take_away(verb, kind, given)
