@@ -14,7 +14,6 @@ import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from email.utils import format_datetime
 from pathlib import Path
 
 import h11
@@ -153,6 +152,8 @@ class HttpServer:
 
     def head(self, reply: HttpReply, *, last: bool) -> h11.Response:
         """Status and headers of a reply."""
+        from email.utils import format_datetime  # with the first request: an idle agent does without these ten modules
+
         headers = [
             ("date", format_datetime(self._now(), usegmt=True)),
             ("content-length", str(len(reply.body))),
