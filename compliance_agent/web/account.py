@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from fastapi import APIRouter
@@ -37,7 +38,7 @@ async def account(request: Request) -> Response:
         sites=sorted(user.sites) if user.sites is not None else None,
         this=session.id,
         sessions=await users.sessions.all_of(user.name),
-        idle_minutes=int(users.sessions.limits.idle.total_seconds()) // 60,
+        idle=in_words(users.sessions.limits.idle),
         has_factor=await users.factors.has(user.name),
     )
 
@@ -162,3 +163,10 @@ async def prove(request: Request) -> Response:
             return await _prove(request, session, back, 429, "Too many attempts. Wait a quarter of an hour.")
         return await _prove(request, session, back, 403, "That code is wrong, was used, or is from another minute.")
     return RedirectResponse(back, status_code=303)
+
+
+def in_words(limit: timedelta) -> str:
+    """A limit of whole minutes, in hours where it is of whole hours."""
+    minutes = int(limit.total_seconds()) // 60
+    count, unit = (minutes // 60, "hour") if minutes and minutes % 60 == 0 else (minutes, "minute")
+    return f"{count} {unit}{'' if count == 1 else 's'}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from PIL import Image
 from playwright.sync_api import Browser, expect, sync_playwright
 
 from compliance_agent.server.services import totp
+from compliance_agent.web import account
 from tests.server.builder import Server, serving
 from tests.server.tenants import form_token
 from tests.web.browsing import CHROMIUM, FLAGS, MARKS, Visit, axe
@@ -149,3 +151,11 @@ async def test_proving_never_leads_elsewhere(server: Server, back: str) -> None:
     code = totp.code_at(secret, totp.step_of(server.clock()))
     answer = await client.post("/account/prove", data={"form_token": token, "next": back, "code": code})
     assert (answer.status_code, answer.headers["location"]) == (303, "/")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(60, "1 minute"), (900, "15 minutes"), (3_600, "1 hour"), (5_400, "90 minutes"), (86_400, "24 hours")],
+)
+def test_how_long_a_session_may_rest_is_said_in_words(seconds: int, said: str) -> None:
+    assert account.in_words(timedelta(seconds=seconds)) == said
