@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,11 +132,18 @@ def measure(directory: Path, size: Size, times: int = 40, say: Callable[[str], o
 
 async def _measure(directory: Path, size: Size, times: int, say: Callable[[str], object]) -> list[Asked]:
     say(f"evidence: {directory}")
+    with collecting_as_a_server():
+        return await _asked(directory, size, times)
+
+
+@contextlib.contextmanager
+def collecting_as_a_server() -> Iterator[None]:
+    """The garbage collector as the server's process sets it (`server/runner.py`), and as it was afterwards."""
     usual = gc.get_threshold()
-    gc.freeze()  # as the server does (runner.py)
+    gc.freeze()
     gc.set_threshold(*COLLECT)
     try:
-        return await _asked(directory, size, times)
+        yield
     finally:
         gc.set_threshold(*usual)
         gc.unfreeze()

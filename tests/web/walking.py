@@ -71,7 +71,8 @@ async def serving_large(directory: Path, size: Size, hosts: int) -> AsyncIterato
         for name in people:
             await with_factor(large, name, role=name.partition("-")[0])
         ids = await bench_viewer.ids_of(services, directory, min(hosts, size.hosts), people[0])
-        yield replace(large, people=people, ids=ids, key_ids=bench_viewer.key_ids(directory))
+        with bench_viewer.collecting_as_a_server():
+            yield replace(large, people=people, ids=ids, key_ids=bench_viewer.key_ids(directory))
 
 
 @dataclass
