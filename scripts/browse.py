@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from compliance_agent.lab.bench_viewer import MOST_S  # noqa: E402
 from compliance_agent.lab.viewer_seed import Size, kept  # noqa: E402
+from compliance_agent.logs import configure  # noqa: E402
 from tests.web.browsing import CHROMIUM, FLAGS  # noqa: E402
 from tests.web.serving import listening  # noqa: E402
 from tests.web.walking import Acts, Seen, pages, serving_large, walked  # noqa: E402
@@ -68,7 +70,10 @@ def main() -> int:
     asks.add_argument("--directory", type=Path, help="where the fleet is kept instead of the user's cache")
     asks.add_argument("--json", action="store_true")
     asked = asks.parse_args()
-    if not CHROMIUM:
+    if min(asked.sites, asked.hosts, asked.bundles, asked.times) < 1 or asked.sites > asked.hosts:
+        asks.error("give at least 1 of each, and no more sites than hosts")
+    configure("ERROR")  # what is printed is the table, or the JSON
+    if not shutil.which(CHROMIUM):
         sys.stderr.write("error: no Chromium found; apt-get install chromium, or set CHROMIUM\n")
         return 69
     size = Size(asked.sites, asked.hosts, asked.bundles)
