@@ -86,6 +86,18 @@ def axe(page: Page, path: str) -> list[str]:
     return [f"{path}: {finding}" for finding in page.evaluate(GRAVE)]
 
 
+def looked_at(page: Page, name: str) -> list[str]:
+    """What axe finds in both themes, and whether the page fits 320 px."""
+    findings = []
+    for theme in ("light", "dark"):
+        page.emulate_media(color_scheme="dark" if theme == "dark" else "light", reduced_motion="reduce")
+        findings += axe(page, f"{name} {theme}")
+    page.set_viewport_size({"width": 320, "height": 700})
+    width = page.evaluate("document.documentElement.scrollWidth")
+    page.set_viewport_size({"width": 1280, "height": 900})
+    return findings + ([f"{name}: {width} px wide at 320"] if width > 320 else [])
+
+
 SEEN_FOCUS = """() => {
   const one = document.activeElement, box = one.getBoundingClientRect(), style = getComputedStyle(one);
   const ring = style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) > 0 || style.boxShadow !== 'none';

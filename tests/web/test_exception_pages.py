@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from compliance_agent.core.accepted import REASONS
-from tests.web.browsing import MARKS, Visit, axe, press, tab_to
+from tests.web.browsing import MARKS, Visit, looked_at, press, tab_to
 from tests.web.people import sign_in_as, with_people
 from tests.web.serving import Served, on_loopback
 
@@ -33,13 +33,7 @@ def test_one_asks_and_another_one_approves(browser: Browser, running: tuple[str,
     findings: list[str] = []
 
     def seen(page: Page, name: str) -> None:
-        for theme in ("light", "dark"):
-            page.emulate_media(color_scheme="dark" if theme == "dark" else "light", reduced_motion="reduce")
-            findings.extend(axe(page, f"{name} {theme}"))
-        page.set_viewport_size({"width": 320, "height": 700})
-        width = page.evaluate("document.documentElement.scrollWidth")
-        findings.extend([f"{name}: {width} px wide at 320"] if width > 320 else [])
-        page.set_viewport_size({"width": 1280, "height": 900})
+        findings.extend(looked_at(page, name))
 
     first = Visit(browser, address)
     page = sign_in_as(first, served, "ada")

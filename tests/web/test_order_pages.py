@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.web.browsing import MARKS, Visit, axe, press, tab_to
+from tests.web.browsing import MARKS, Visit, axe, looked_at, press, tab_to
 from tests.web.people import code_of, sign_in_as, with_people
 from tests.web.serving import Served, on_loopback
 
@@ -30,13 +30,7 @@ def test_pausing_a_host_as_a_person_does(browser: Browser, running: tuple[str, S
     page = sign_in_as(visit, served, "ada")
 
     def seen(page: Page, name: str) -> None:
-        for theme in ("light", "dark"):
-            page.emulate_media(color_scheme="dark" if theme == "dark" else "light", reduced_motion="reduce")
-            findings.extend(axe(page, f"{name} {theme}"))
-        page.set_viewport_size({"width": 320, "height": 700})
-        width = page.evaluate("document.documentElement.scrollWidth")
-        findings.extend([f"{name}: {width} px wide at 320"] if width > 320 else [])
-        page.set_viewport_size({"width": 1280, "height": 900})
+        findings.extend(looked_at(page, name))
 
     page.goto(f"{address}/hosts/{served.hosts['ehr-db-02'].key_id}")
     page.get_by_role("link", name="Ask this host for something").click()

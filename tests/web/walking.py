@@ -19,7 +19,7 @@ from compliance_agent.lab.seeding import MovingClock
 from compliance_agent.lab.viewer_seed import END, Size, made, settings
 from compliance_agent.server.app import create_app
 from compliance_agent.server.opening import utc_now
-from tests.web.browsing import Visit, axe
+from tests.web.browsing import Visit, looked_at
 from tests.web.people import sign_in_as, with_factor
 from tests.web.serving import Served
 
@@ -38,7 +38,6 @@ FILES = frozenset(
     }
 )
 ANSWERED = """(() => { const [one] = performance.getEntriesByType('navigation'); return one.responseStart - one.requestStart })()"""
-NARROW, WIDE = {"width": 320, "height": 700}, {"width": 1280, "height": 900}
 READY_MS = 300_000
 
 
@@ -117,18 +116,6 @@ def walked(
         say(f"{path}: {max(seen.answered_ms, default=0):.0f} ms{', '.join(['', *seen.findings])}")
     visit.context.close()
     return found
-
-
-def looked_at(page: Page, name: str) -> list[str]:
-    """What axe finds in both themes, and whether the page fits 320 px."""
-    findings = []
-    for theme in ("light", "dark"):
-        page.emulate_media(color_scheme="dark" if theme == "dark" else "light", reduced_motion="reduce")
-        findings += axe(page, theme)
-    page.set_viewport_size(NARROW)  # type: ignore[arg-type]
-    width = page.evaluate("document.documentElement.scrollWidth")
-    page.set_viewport_size(WIDE)  # type: ignore[arg-type]
-    return findings + ([f"{name}: {width} px wide at 320"] if width > NARROW["width"] else [])
 
 
 class Acts:
