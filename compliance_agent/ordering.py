@@ -55,6 +55,8 @@ class Store(Protocol):
 
     database: Any
 
+    @property
+    def all_said(self) -> bool: ...
     def open(self) -> Any: ...
     def known(self) -> Any: ...
     def keep_time(self, at: datetime) -> None: ...
@@ -468,7 +470,7 @@ class Orders:
 
     async def record_again(self) -> None:
         """Record what could not be recorded when it ended."""
-        for taken in await self._call(self._store.unsaid):
+        for taken in () if self._store.all_said else await self._call(self._store.unsaid):
             if taken.state == "ended":
                 await self._record(taken)
         await self._renew_by_root()

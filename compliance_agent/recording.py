@@ -19,7 +19,7 @@ import structlog
 from compliance_agent.adapters.agent_state import AgentState, Recorded
 from compliance_agent.config import AgentConfig
 from compliance_agent.delivery import Delivery, code_of, settled
-from compliance_agent.drills import Proof, kept
+from compliance_agent.drills import Proof, kept, state_of
 from compliance_agent.logs import where
 from compliance_agent.models import (
     BundleId,
@@ -88,6 +88,7 @@ class Recording:
         self._gap: Gap | None = None
         self._unrecorded_verdicts: dict[str, DriftResult] = {}
         self._unheld: set[str] = set()  # what could not be recorded, so that it is logged once
+        self._drills: tuple[int, int] | None = None  # the state of the drills' directory that had nothing new
         self._paths: dict[str, tuple[str, str]] = {}  # of bundles that are stored and not yet submitted
 
     # What is known
@@ -280,8 +281,13 @@ class Recording:
         return recorded
 
     def _new_proofs(self) -> list[Proof]:
-        proofs = kept(self._parts.config.drills_dir)
-        return [proof for proof in proofs if self._state.is_new_drill(proof.drill, proof.at)]
+        directory = self._parts.config.drills_dir
+        state = state_of(directory)
+        if state is not None and state == self._drills:
+            return []
+        new = [proof for proof in kept(directory) if self._state.is_new_drill(proof.drill, proof.at)]
+        self._drills = None if new else state
+        return new
 
     async def heartbeat_if_due(self, states: Mapping[str, tuple[str, str]]) -> None:
         """Every hour (and at start) one signed statement of every verdict, the clock and the chain's head."""
@@ -303,8 +309,7 @@ class Recording:
         except Exception as error:
             self._say_unrecorded("", error)
             return
-        # Where a power cut takes that back, there is one heartbeat more.
-        await self._state.database.call(lambda: self._state.set_moment("heartbeat", now, lazily=True))
+        self._state.note_moment("heartbeat", now)  # where a stop takes that back, there is one heartbeat more
         await self.submitted(evidence)
 
     # One bundle

@@ -26,7 +26,7 @@ class Crash(BaseException):
     """The power went."""
 
 
-@dataclass
+@dataclass(eq=False)
 class ToyHost(FakeHost):
     """A host whose n-th change goes as the script says: before, after, lie, die_before, die_after."""
 

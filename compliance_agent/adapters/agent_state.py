@@ -31,6 +31,7 @@ _TABLES = (
     ) STRICT, WITHOUT ROWID""",
     "CREATE TABLE IF NOT EXISTS events_state (kind TEXT PRIMARY KEY, code TEXT NOT NULL) STRICT",
 )
+_SET_MOMENT = "INSERT OR REPLACE INTO moments VALUES (?, ?)"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class AgentState:
         self.database = database
         self._saved: dict[tuple[str, str], int] = {}
         self._moments: dict[str, datetime | None] = {}
+        self._noted: dict[str, datetime] = {}  # not kept yet
         self._moments_of = database.damage  # a database that took the place of a damaged one is asked anew
         database.migrate("agent_state", _TABLES)
 
@@ -81,22 +83,28 @@ class AgentState:
     def save_statistics(
         self, values: Mapping[str, int], counts: Mapping[tuple[str, str], int], events: Mapping[str, str] | None = None
     ) -> None:
-        """Keep the counters. A restart finds them; a power cut takes back at most what was counted since the last record.
+        """Keep the counters, and what was noted. A restart finds them; a power cut takes back at most what was counted since the
+        last record.
         `events`: what is watched (`sources`), and which kinds of events are not told and why.
         """
         rows = [(*key, count) for key, count in counts.items() if self._saved.get(key) != count]
+        noted = dict(self._noted)
 
         def save(connection: sqlite3.Connection) -> None:
             connection.executemany(
                 "INSERT OR REPLACE INTO statistics VALUES (?, ?)", [(name, values[name]) for name in STATS]
             )
             connection.executemany("INSERT OR REPLACE INTO counts VALUES (?, ?, ?)", rows)
+            connection.executemany(_SET_MOMENT, [(name, at.isoformat()) for name, at in noted.items()])
             if events is not None:
                 connection.execute("DELETE FROM events_state")
                 connection.executemany("INSERT INTO events_state VALUES (?, ?)", sorted(events.items()))
 
         self.database.write_lazily(save)
         self._saved = dict(counts)
+        for name, at in noted.items():
+            if self._noted.get(name) is at:  # not noted anew meanwhile
+                del self._noted[name]
 
     def recorded(self) -> dict[str, Recorded]:
         """Per check what was last recorded."""
@@ -132,21 +140,20 @@ class AgentState:
             StorageError: it had to be read and cannot be.
         """
         if self._moments_of is not self.database.damage:
-            self._moments, self._moments_of = {}, self.database.damage
+            self._moments, self._moments_of = dict(self._noted), self.database.damage
         if name not in self._moments:
             found = await self.database.call(lambda: self.moment(name))
             self._moments.setdefault(name, found)  # it may have been set meanwhile
         return self._moments[name]
 
-    def set_moment(self, name: str, at: datetime, *, lazily: bool = False) -> None:
-        """Remember that it was done; `lazily`, a power cut may take that back, as long as nothing else was written."""
-        write = self.database.write_lazily if lazily else self.database.write
-        write(
-            lambda connection: connection.execute(
-                "INSERT OR REPLACE INTO moments VALUES (?, ?)", (name, at.isoformat())
-            )
-        )
+    def set_moment(self, name: str, at: datetime) -> None:
+        """Remember that it was done; durable when this returns."""
+        self.database.write(lambda connection: connection.execute(_SET_MOMENT, (name, at.isoformat())))
         self._moments[name] = at
+
+    def note_moment(self, name: str, at: datetime) -> None:
+        """Remember that it was done, in memory; kept with the statistics. Called by whoever asks for `last`."""
+        self._moments[name] = self._noted[name] = at
 
     def is_new_drill(self, drill: str, at: datetime) -> bool:
         """Whether a drill of this time has not been recorded yet."""

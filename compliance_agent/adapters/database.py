@@ -112,6 +112,7 @@ class Database:
         self._inside = False
         self._closed = False
         self._migrations: dict[str, tuple[str, ...]] = {}
+        self._id = ""  # of the database that is open, held against its file when it was opened
         self._salvage_from = ""  # a damaged file that tables still to be made here take their rows from
         self._connection: sqlite3.Connection | None = None
         make_directory(self.directory)
@@ -429,6 +430,7 @@ class Database:
             self._connection = sqlite_file.connect(self.path, self.synchronous)
             self._identify(self._connection)
             return
+        self._id = found["id"]
         self.damage = Damage.from_text(found["damage"]) if "damage" in found else None
         self._salvage_from = found.get("salvage_from", "")
         for name, statements in self._migrations.items():
@@ -439,7 +441,7 @@ class Database:
     @property
     def id(self) -> str:
         """The random id that this state directory's database has had from its first start."""
-        return self._expected_id() or ""
+        return self._id
 
     def disown(self) -> None:
         """Put a database aside that a store found to hold another one's pages; `damage` is set, and the stores start anew.

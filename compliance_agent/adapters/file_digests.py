@@ -145,9 +145,11 @@ def _read(path: str, before: os.stat_result, touched: tuple[int, ...]) -> str:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         try:
             same = _touched(os.fstat(handle)) == touched
-            while same and left >= 0 and (piece := os.read(handle, min(_PIECE_BYTES, left + 1))):
+            while same and left >= 0 and (piece := os.read(handle, asked := min(_PIECE_BYTES, left + 1))):
                 digest.update(piece)
                 left -= len(piece)
+                if not left and len(piece) < asked:
+                    break  # less than was asked for: its end
         finally:
             os.close(handle)
         if same and left == 0 and _touched(os.lstat(path)) == touched:

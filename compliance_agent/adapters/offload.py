@@ -80,25 +80,23 @@ class Offload:
             if what in self._given_up or sum(self._given_up.values()) >= MOST_ABANDONED:
                 raise CannotTell("timed_out", f"{what}: an earlier call has not come back yet")
         loop = asyncio.get_running_loop()
-        ready = asyncio.Event()
+        ready: asyncio.Future[bool] = loop.create_future()  # whether it came in time
         job: _Job[Value] = _Job()
         try:
             self._hand(functools.partial(self._body, job, work, late, loop, ready))
         except RuntimeError as error:
             raise CannotTell("io_error", "no thread to be had", errno_name="EAGAIN") from error
-        try:
-            async with asyncio.timeout(
-                timeout_s
-            ):  # not wait_for: Python 3.11's loses a cancel that comes with the value
-                await ready.wait()
-        except TimeoutError as error:
-            if self._give_up(key, job):
-                raise CannotTell("timed_out", f"{job.key}: no answer within {timeout_s} s") from error
+        timer = loop.call_later(timeout_s, _tell, ready, False)
+        try:  # not wait_for: Python 3.11's loses a cancel that comes with the value
+            if not await ready and self._give_up(key, job):
+                raise CannotTell("timed_out", f"{job.key}: no answer within {timeout_s} s")
         except asyncio.CancelledError:
             # The value may have come in this very moment; `late` may block, so it gets a thread here too.
             if not self._give_up(key, job) and job.value and late is not None:
                 threading.Thread(target=late, args=(job.value.pop(),), daemon=True).start()
             raise
+        finally:
+            timer.cancel()
         if job.error is not None:
             raise job.error
         return job.value[0]
@@ -145,7 +143,7 @@ class Offload:
         work: Callable[[], Value],
         late: Callable[[Value], None] | None,
         loop: asyncio.AbstractEventLoop,
-        ready: asyncio.Event,
+        ready: asyncio.Future[bool],
     ) -> None:
         try:
             job.value.append(work())
@@ -155,7 +153,7 @@ class Offload:
             job.finished = True
             if not job.abandoned:
                 try:
-                    loop.call_soon_threadsafe(ready.set)
+                    loop.call_soon_threadsafe(_tell, ready, True)
                     return
                 except RuntimeError:  # the loop is closed: nobody waits
                     pass
@@ -169,3 +167,8 @@ class Offload:
             self._given_up[key] -= 1
             if not self._given_up[key]:
                 del self._given_up[key]
+
+
+def _tell(ready: asyncio.Future[bool], in_time: bool) -> None:
+    if not ready.done():
+        ready.set_result(in_time)

@@ -66,6 +66,7 @@ class OrderStore:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        self._quiet: tuple[object] | None = None  # the database that was found to hold nothing unsaid, by its damage
         database.migrate("orders", _TABLES)
 
     def open(self) -> Known:
@@ -119,6 +120,7 @@ class OrderStore:
             _insert(connection, taken)
             return True
 
+        self._quiet = None
         try:
             return self.database.write(write)
         except _TakenBefore:
@@ -126,6 +128,7 @@ class OrderStore:
 
     def refuse(self, taken: Taken) -> None:
         """A refusal, to be recorded."""
+        self._quiet = None
         self.database.write(lambda c: _insert(c, taken))
 
     def end(self, sha256: str, outcome: str, error: str, fields: Mapping[str, Any]) -> None:
@@ -146,6 +149,11 @@ class OrderStore:
             lambda c: c.execute("UPDATE orders SET state = 'said' WHERE sha256 = ? AND refused = ?", place)
         )
 
+    @property
+    def all_said(self) -> bool:
+        """Nothing was unsaid when that was last asked for, and nothing was taken or refused since; in memory."""
+        return self._quiet is not None and self._quiet[0] is self.database.damage
+
     def unsaid(self) -> list[Taken]:
         """What has no record yet, oldest first."""
         rows = self.database.read(
@@ -154,6 +162,7 @@ class OrderStore:
                 " WHERE state != 'said' ORDER BY number"
             ).fetchall()
         )
+        self._quiet = None if rows else (self.database.damage,)
         return [_taken(row) for row in rows]
 
     def _any(self, statement: str, values: tuple[Any, ...]) -> bool:

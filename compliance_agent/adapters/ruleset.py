@@ -22,6 +22,8 @@ ANSWER_S = 0.5
 _NETLINK_NETFILTER = 12
 _GET, _NEW = (10 << 8) | 16, (10 << 8) | 15  # NFT_MSG_GETGEN and NFT_MSG_NEWGEN of nf_tables
 _REQUEST, _ERROR, _GENERATION = 1, 2, 1  # NLM_F_REQUEST, NLMSG_ERROR, NFTA_GEN_ID
+_SERIAL = 1  # the same in every question: a socket that left one unanswered is closed
+_QUESTION = struct.pack("=IHHII", 20, _GET, _REQUEST, _SERIAL, 0) + bytes(4)
 _PASSING = re.compile(rb'"(dynamic|timeout|iif|oif|iifgroup|oifgroup)"')
 
 
@@ -40,7 +42,7 @@ class KeptRuleset:
     ) -> None:
         self._socket: socket.socket | None = None
         self._ask, self._boot_s = generation if generation is not None else self._asked, boot_s
-        self._serial = 0
+        self._answer, self._generation = b"", 0  # the kernel's last, and the number in it
         self._kept: tuple[int, float, Ran] | None = None
 
     def generation(self) -> int | None:
@@ -84,14 +86,17 @@ class KeptRuleset:
     def _asked(self) -> int:
         if self._socket is None:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
-            self._socket.settimeout(ANSWER_S)
+            # Not `settimeout`, with which each call asks the kernel twice.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, int(ANSWER_S * 1e6)))
             self._socket.bind((0, 0))
-        self._serial = (self._serial + 1) % (1 << 31)
-        self._socket.send(struct.pack("=IHHII", 20, _GET, _REQUEST, self._serial, 0) + bytes(4))
+        self._socket.send(_QUESTION)
         answer, (sender, _) = self._socket.recvfrom(4096)
         if sender != 0:
             raise ValueError("not an answer of the kernel")
-        return generation_of(answer, self._serial)
+        if answer != self._answer:
+            self._answer, self._generation = b"", generation_of(answer, _SERIAL)
+            self._answer = answer
+        return self._generation
 
 
 def generation_of(answer: bytes, serial: int) -> int:

@@ -1,8 +1,9 @@
 """States of units, asked of the service manager itself over a connection that is kept; no program is started.
 
-One write, one answer to each question in it: ListUnitsByNames for all of them, and two properties of each that it lacks. Root asks
-over the manager's own socket, others over the system's message bus. Whatever is not as it should be ends the connection and is an
-error: the caller then asks by `systemctl`, unless there was a manager that only said nothing. Blocks.
+One write, one answer to each question in it: ListUnitsByNames for all of them, and two properties of each that it lacks. Answers
+that are byte for byte those of the last time mean what they meant then. Root asks over the manager's own socket, others over the
+system's message bus. Whatever is not as it should be ends the connection and is an error: the caller then asks by `systemctl`,
+unless there was a manager that only said nothing. Blocks.
 """
 
 from __future__ import annotations
@@ -25,11 +26,32 @@ ANSWER_S = 10.0
 MOST_AT_ONCE = 64  # so that neither side's buffer is full before the other reads
 MOST_BYTES = 1 << 22  # of answers to one write
 MOST_REMEMBERED = 4096
+GATHER_S = 0.001  # the manager writes one answer at a time, and to be woken for each costs more than to read them all
 _BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
 _NAME = "org.freedesktop.systemd1"
 _MANAGER = (_NAME, "/org/freedesktop/systemd1", f"{_NAME}.Manager")
 Value = TypeVar("Value")
 _PROPERTIES, _UNIT, _SERVICE = "org.freedesktop.DBus.Properties", f"{_NAME}.Unit", f"{_NAME}.Service"
+
+
+class _Said:
+    """What the manager said of some units the last time, and what it meant. `starts`: where each message begins; only the
+    sender's own number (bytes 8 to 11 of each) is another each time.
+    """
+
+    def __init__(self, raw: bytes, starts: Sequence[int], states: Sequence[UnitState]) -> None:
+        self._starts, self.states = starts, states
+        self._masked = self._mask(raw)
+
+    def is_same(self, raw: bytes | bytearray) -> bool:
+        """Whether these bytes say it again, all of it."""
+        return len(raw) == len(self._masked) and self._mask(raw) == self._masked
+
+    def _mask(self, raw: bytes | bytearray) -> bytearray:
+        masked = bytearray(raw)
+        for start in self._starts:
+            masked[start + 8 : start + 12] = b"...."
+        return masked
 
 
 class UnitBus:
@@ -45,6 +67,7 @@ class UnitBus:
         self._socket: socket.socket | None = None
         self._one = threading.Lock()  # question at a time
         self._requests: dict[tuple[str, ...], bytes] = {}
+        self._said: dict[tuple[str, ...], _Said] = {}
         self._parsed: dict[bytes, Any] = {}
 
     def states(self, names: Sequence[str], within_s: float = ANSWER_S) -> list[UnitState]:
@@ -135,54 +158,70 @@ class UnitBus:
         self._socket.sendall(request)
         return self._socket
 
-    def _states(self, names: tuple[str, ...], until: float) -> list[UnitState]:
+    def _states(self, names: tuple[str, ...], until: float) -> Sequence[UnitState]:
         request = self._requests.get(names)
         if request is None:
             self._requests = {names: _request(names)} if len(self._requests) > 16 else self._requests
             request = self._requests[names] = _request(names)
-        answers = self._answers(self._asked(request, until), 1 + 2 * len(names), until)
-        rows = answers[1]
-        if len(rows) != len(names):
-            raise ValueError("another number of units than was asked for")
-        states = []
-        for number, (_, load, active, sub) in enumerate(rows):
-            enabled, triggers = answers[2 + 2 * number], answers[3 + 2 * number]
-            if not (load and active and sub and isinstance(enabled, str) and isinstance(triggers, tuple)):
-                raise ValueError("a state is missing")
-            states.append(UnitState(load, active, sub, enabled, tuple(sorted(triggers))))
+            self._said = {known: self._said[known] for known in self._requests if known in self._said}
+        connection = self._asked(request, until)
+        if len(names) > 1:
+            time.sleep(GATHER_S)
+        raw, starts, said = bytearray(), [0], self._said.get(names)
+        answers: dict[int, Any] = {}
+        while len(answers) < 1 + 2 * len(names):
+            self._more(connection, raw, until)
+            if said is not None and said.is_same(raw):
+                return said.states
+            self._told(raw, starts, 1 + 2 * len(names), answers)
+        states = _states_of(answers, len(names))
+        self._said[names] = _Said(bytes(raw), starts[:-1], states)
         return states
 
     def _answers(
-        self,
-        connection: socket.socket,
-        count: int,
-        until: float,
-        read: Callable[[dbus_wire.Message], Any] | None = None,
+        self, connection: socket.socket, count: int, until: float, read: Callable[[dbus_wire.Message], Any]
     ) -> dict[int, Any]:
-        """What each of the questions 1 to `count` was answered; `read` where it is nothing of units."""
+        """What each of the questions 1 to `count` was answered."""
         found: dict[int, Any] = {}
-        raw = bytearray()
+        raw, starts = bytearray(), [0]
         while len(found) < count:
-            connection.settimeout(_left(until))
-            piece = connection.recv(1 << 18)
-            if not piece:
-                raise EOFError("the service manager ended the connection")
-            raw += piece
-            if len(raw) > MOST_BYTES:
-                raise ValueError("the service manager's answer is too long")
-            at = 0
-            while len(raw) - at >= 16:
-                whole = dbus_wire.length(bytes(raw[at : at + 16]))
-                if len(raw) - at < whole:
-                    break
-                serial, value = self._meant(bytes(raw[at : at + whole]), read)
-                at += whole
-                if serial in found or serial > count:
-                    raise ValueError("an answer to no question")
-                if serial:
-                    found[serial] = value
-            del raw[:at]
+            self._more(connection, raw, until)
+            self._told(raw, starts, count, found, read)
         return found
+
+    def _more(self, connection: socket.socket, raw: bytearray, until: float) -> None:
+        """Some more of the answers."""
+        connection.settimeout(_left(until))
+        piece = connection.recv(1 << 18)
+        if not piece:
+            raise EOFError("the service manager ended the connection")
+        raw += piece
+        if len(raw) > MOST_BYTES:
+            raise ValueError("the service manager's answer is too long")
+
+    def _told(
+        self,
+        raw: bytearray,
+        starts: list[int],
+        count: int,
+        found: dict[int, Any],
+        read: Callable[[dbus_wire.Message], Any] | None = None,
+    ) -> None:
+        """Take the whole messages from the last of `starts` on; where the next one begins is added. `read` where they are nothing
+        of units.
+        """
+        at = starts[-1]
+        while len(raw) - at >= 16:
+            whole = dbus_wire.length(bytes(raw[at : at + 16]))
+            if len(raw) - at < whole:
+                break
+            serial, value = self._meant(bytes(raw[at : at + whole]), read)
+            at += whole
+            starts.append(at)
+            if serial in found or serial > count:
+                raise ValueError("an answer to no question")
+            if serial:
+                found[serial] = value
 
     def _meant(self, message: bytes, read_as: Callable[[dbus_wire.Message], Any] | None) -> tuple[int, Any]:
         """Which question a message answers, 0 for none, and what it says. The same bytes say the same; only the sender's
@@ -236,6 +275,24 @@ class UnitBus:
         read = dbus_wire.read(head + _exactly(connection, dbus_wire.length(head) - 16))
         if read.type != dbus_wire.REPLY or read.answers != 1:
             raise ValueError("the message bus did not greet")
+
+
+def _states_of(answers: dict[int, Any], count: int) -> list[UnitState]:
+    """The answers to the questions of `_request`.
+
+    Raises:
+        ValueError: not what was asked for.
+    """
+    rows = answers[1]
+    if len(rows) != count:
+        raise ValueError("another number of units than was asked for")
+    states = []
+    for number, (_, load, active, sub) in enumerate(rows):
+        enabled, triggers = answers[2 + 2 * number], answers[3 + 2 * number]
+        if not (load and active and sub and isinstance(enabled, str) and isinstance(triggers, tuple)):
+            raise ValueError("a state is missing")
+        states.append(UnitState(load, active, sub, enabled, tuple(sorted(triggers))))
+    return states
 
 
 def unit_place(unit: str) -> tuple[str, str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from weakref import WeakKeyDictionary
 
 from compliance_agent.checks.files import read_whole, stats_of
 from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, Scene, failed, passed, unknown
@@ -17,7 +18,7 @@ from compliance_agent.core.tools import answered
 from compliance_agent.errors import CannotTell
 from compliance_agent.facts import SHA256, Bool, Int, Many, Name, fact
 from compliance_agent.models import Plan, Result, Severity, Verdict
-from compliance_agent.ports import Host
+from compliance_agent.ports import FileDigest, Host
 
 MIB = 1_048_576
 COUNT = Int(0, 1_000_000)
@@ -156,6 +157,9 @@ async def observe(host: Host, baseline: Parameters) -> Observation:
     look = _Look(host, baseline)
     seen = Observation()
     own = dict(zip(baseline.files or (), baseline.digests or (), strict=True))
+    known = _LISTED.get(host)
+    if known is not None and known[0] == baseline.manifest_sha256:
+        await look.ahead((*own, *known[1], *([baseline.manifest] if baseline.manifest else ())))
     if own:
         words = await look.words(own)
         seen = replace(
@@ -164,7 +168,7 @@ async def observe(host: Host, baseline: Parameters) -> Observation:
             missing=tuple(path for path, word in words.items() if word == "missing"),
             special=tuple(path for path, word in words.items() if word == "special"),
         )
-    listed = await _manifest(host, baseline)
+    listed = await _manifest(host, baseline, look)
     if baseline.manifest is not None:
         seen = replace(seen, manifest_as_pinned=listed is not None)
     if listed:
@@ -196,13 +200,20 @@ class _Look:
         self.most = baseline.max_file_mib * MIB
         self.left = baseline.max_total_mib * MIB
         self.read_bytes = self.kept_bytes = 0
+        self.found: dict[str, FileDigest | CannotTell] = {}
         self.errors: list[CannotTell] = []
         self.present: set[str] = set()
         self.writable: set[str] = set()
 
+    async def ahead(self, paths: Collection[str]) -> None:
+        """Look at all of these at once. The last of them has what the limit leaves."""
+        self.found.update(await self.host.digests(tuple(paths), most_bytes=self.most, total_bytes=self.left))
+
     async def words(self, listed: Mapping[str, str]) -> Mapping[str, str]:
         """For each path one of same, changed, missing, special, unread."""
-        found = await self.host.digests(tuple(listed), most_bytes=self.most, total_bytes=self.left)
+        if not self.found.keys() >= listed.keys():
+            await self.ahead(listed)
+        found = self.found
         words, read, kept = dict[str, str](), 0, 0
         for path, digest in listed.items():  # thousands, each minute: no call for each
             one = found[path]
@@ -227,14 +238,23 @@ class _Look:
         return "unread"
 
 
-async def _manifest(host: Host, baseline: Parameters) -> Mapping[str, str] | None:
+# Of each host the list that was read last, by its digest: the same bytes say the same.
+_LISTED: WeakKeyDictionary[Host, tuple[str, Mapping[str, str]]] = WeakKeyDictionary()
+
+
+async def _manifest(host: Host, baseline: Parameters, look: _Look) -> Mapping[str, str] | None:
     """The manifest, None when it is not the one that was pinned, or none is."""
-    if baseline.manifest is None:
+    if baseline.manifest is None or baseline.manifest_sha256 is None:
         return None
+    known, now = _LISTED.get(host), look.found.get(baseline.manifest)
+    if known is not None and isinstance(now, FileDigest) and now.sha256 == known[0] == baseline.manifest_sha256:
+        return known[1]
     raw = (await read_whole(host, baseline.manifest))[1]
     if hashlib.sha256(raw).hexdigest() != baseline.manifest_sha256:
         return None
-    return file_lists.read_manifest(raw.decode("utf-8", "replace"))
+    listed = file_lists.read_manifest(raw.decode("utf-8", "replace"))
+    _LISTED[host] = (baseline.manifest_sha256, listed)
+    return listed
 
 
 async def _unlisted(host: Host, directories: Collection[str], listed: Collection[str], present: Collection[str]) -> int:

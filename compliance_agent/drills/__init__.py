@@ -10,6 +10,7 @@ scanner the harmless EICAR test string, asks the time, reads files back out of t
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from compliance_agent.models import DriftResult, Result
 from compliance_agent.ports import ChangingHost
 
 MAX_BYTES = 65_536
+SETTLED_NS = 1_000_000_000  # two changes within the grain of a file system's times show as one
 Facts = Mapping[str, Any]
 
 
@@ -143,6 +145,15 @@ def keep(directory: Path, proof: Proof) -> None:
         "facts": dict(proof.facts),
     }
     write_file(directory / f"{proof.drill}.json", json.dumps(document, sort_keys=True).encode())
+
+
+def state_of(directory: Path) -> tuple[int, int] | None:
+    """Of the directory of proofs what changes with each that is kept; None where it cannot be told, or changed just now."""
+    try:
+        info = directory.stat()
+    except OSError:
+        return None
+    return (info.st_ino, info.st_mtime_ns) if time.time_ns() - info.st_mtime_ns > SETTLED_NS else None
 
 
 def kept(directory: Path) -> list[Proof]:

@@ -27,7 +27,7 @@ from compliance_agent.documents import read_json
 from compliance_agent.entries.rotation import read as read_rotation
 from compliance_agent.errors import BadEvidence, ConfigError, StorageError
 from compliance_agent.evidence import directory, recovery, table
-from compliance_agent.evidence.allowlist import NO_PREV, Circumstances, Names, Place, build, check_document
+from compliance_agent.evidence.allowlist import NO_PREV, Circumstances, Names, Place, build, check_document, timestamp
 from compliance_agent.evidence.canonical import canonical
 from compliance_agent.evidence.recovery import Head
 from compliance_agent.models import EvidenceBundle
@@ -114,9 +114,9 @@ class EvidenceStore:
         """
         if not self._replayed or self.database.damage is not None:
             self.replay()
-        stored = self.database.write(lambda connection: self._append(connection, bundle, seen, traceparent))
+        stored, content = self.database.write(lambda connection: self._append(connection, bundle, seen, traceparent))
         self._last_id = max(self._last_id, stored.id)
-        self._materialise(stored.id)
+        self._materialise(stored.id, (stored.bundle_path.parent, *content))
         self._materialise_the_rest(stored.id)
         log.info(
             "evidence.stored", bundle_id=stored.bundle_id, epoch=stored.epoch, seq=stored.seq, kind=str(bundle.kind)
@@ -135,27 +135,33 @@ class EvidenceStore:
 
     def _append(
         self, connection: sqlite3.Connection, bundle: EvidenceBundle, seen: Circumstances, traceparent: str | None
-    ) -> Stored:
+    ) -> tuple[Stored, tuple[bytes, bytes]]:
+        """Where it stands, and its bytes and signature."""
         signer = self._need_signer()
         existing = table.select(connection, "WHERE bundle_id = ?", (bundle.bundle_id,))
         if existing:
-            return self._stored(existing[0])
+            row = existing[0]
+            where = table.directory_of(row, self.evidence_dir)
+            stored = _stored(row.id, row.bundle_id, row.epoch or 0, row.seq or 0, row.sha256, where)
+            return stored, (row.body, row.signature)
         head = _head(connection) or Head(0, 0, NO_PREV)
         place = Place(head.epoch, head.seq + 1, head.digest)
         body = self._document(bundle, place, replace(seen, log_head=log_store.latest_head(connection)))
+        signature, digest = signer.sign(body), hashlib.sha256(body).hexdigest()
         row_id = table.insert(
             connection,
             bundle_id=bundle.bundle_id,
             place=(place.epoch, place.seq),
             body=body,
-            signature=signer.sign(body),
+            signature=signature,
             own=True,
             created_at=seen.created_at.astimezone(UTC),
         )
         if traceparent is not None:
             table.keep_trace(connection, bundle.bundle_id, traceparent)
-        self._set_head(connection, Head(place.epoch, place.seq, hashlib.sha256(body).hexdigest()))
-        return self._stored(table.select(connection, "WHERE id = ?", (row_id,))[0])
+        self._set_head(connection, Head(place.epoch, place.seq, digest))
+        where = table.directory_for(bundle.bundle_id, timestamp(bundle.timestamp_start), body, self.evidence_dir)
+        return _stored(row_id, bundle.bundle_id, place.epoch, place.seq, digest, where), (body, signature)
 
     def _document(self, bundle: EvidenceBundle, place: Place, seen: Circumstances) -> bytes:
         document, undeclared = build(bundle, place, seen)
@@ -293,13 +299,17 @@ class EvidenceStore:
 
     # Directories
 
-    def _materialise(self, row_id: int) -> bool:
+    def _row(self, row_id: int) -> tuple[Path, bytes, bytes] | None:
+        """Where a row's directory stands, and what it holds; None for a row that is gone."""
+        for row in self.database.read(lambda connection: table.select(connection, "WHERE id = ?", (row_id,))):
+            return table.directory_of(row, self.evidence_dir), row.body, row.signature
+        return None
+
+    def _materialise(self, row_id: int, known: tuple[Path, bytes, bytes] | None = None) -> bool:
         """Make the row's directory if it is missing; whether it was. A failure is remembered and mended later."""
         try:
-            rows = self.database.read(lambda connection: table.select(connection, "WHERE id = ?", (row_id,)))
-            written = any(
-                directory.put(table.directory_of(row, self.evidence_dir), row.body, row.signature) for row in rows
-            )
+            what = known if known is not None else self._row(row_id)
+            written = what is not None and directory.put(*what)
         except StorageError as error:
             if not self._unsettled:  # said once, until all of them are there again
                 log.warning("evidence.directory_failed", row=row_id, code=error.code)
@@ -316,11 +326,6 @@ class EvidenceStore:
             self._materialise(row_id)
             if row_id in self._unsettled:
                 return
-
-    def _stored(self, row: table.Row) -> Stored:
-        place = table.directory_of(row, self.evidence_dir)
-        paths = (place / directory.BUNDLE, place / directory.SIGNATURE)
-        return Stored(row.id, row.bundle_id, row.epoch or 0, row.seq or 0, row.sha256, *paths)
 
     def replay(self) -> int:
         """Bring rows and directories together again after a stop of any kind; how many directories were made.
@@ -385,6 +390,10 @@ class EvidenceStore:
         epoch = last.epoch + 1 if last else int(time.time())
         self._set_head(connection, Head(epoch, 0, top.digest if top else NO_PREV))
         log.error("evidence.new_epoch", epoch=epoch, taken_back=len(found))
+
+
+def _stored(row_id: int, bundle_id: str, epoch: int, seq: int, digest: str, where: Path) -> Stored:
+    return Stored(row_id, bundle_id, epoch, seq, digest, where / directory.BUNDLE, where / directory.SIGNATURE)
 
 
 def _identity(connection: sqlite3.Connection) -> tuple[str, str] | None:

@@ -134,7 +134,7 @@ class Claim:
     epoch: int
     seq: int
     prev: str
-    day: str
+    start: str
     key_id: str = ""
 
 
@@ -154,7 +154,7 @@ def claim(body: bytes) -> Claim | None:
             "timestamp_start": str(start),
             "host": {"key_id": str(key_id)},
         } if _is_written_so(document, body):
-            return Claim(bundle_id, epoch, seq, prev, start[:10].replace("-", "/"), key_id)
+            return Claim(bundle_id, epoch, seq, prev, start, key_id)
     return None
 
 
@@ -188,14 +188,16 @@ def _row(found: Sequence[Any]) -> Row:
 def directory_of(row: Row, evidence_dir: Path) -> Path:
     """Where a row is materialised: by the day in its signed bytes, or under `other` when they are no bundle."""
     place = claim(row.body)
-    if (
-        place is None
-        or not _SAFE.fullmatch(place.day)
-        or place.bundle_id != row.bundle_id
-        or not _ID.fullmatch(row.bundle_id)
-    ):
-        return evidence_dir / "other" / hashlib.sha256(row.body).hexdigest()
-    return evidence_dir / place.day / place.bundle_id
+    told = place is not None and place.bundle_id == row.bundle_id
+    return directory_for(row.bundle_id, place.start if told and place else "", row.body, evidence_dir)
+
+
+def directory_for(bundle_id: str, start: str, body: bytes, evidence_dir: Path) -> Path:
+    """Where a bundle's directory stands, by its id and the `timestamp_start` in its bytes; under `other` without a day."""
+    day = start[:10].replace("-", "/")
+    if not _SAFE.fullmatch(day) or not _ID.fullmatch(bundle_id):
+        return evidence_dir / "other" / hashlib.sha256(body).hexdigest()
+    return evidence_dir / day / bundle_id
 
 
 def insert(

@@ -123,7 +123,7 @@ def said(text: str, exit_status: int = 0, *, err: str = "") -> Ran:
     return Ran(exit_status, text.encode(), err.encode())
 
 
-@dataclass
+@dataclass(eq=False)
 class FakeHost:
     """Both halves of the Host port over state in memory.
 

@@ -120,9 +120,17 @@ async def test_when_something_was_last_done_is_read_once_and_anew_where_the_data
         release(database)
 
 
-async def test_what_is_kept_lazily_is_there_after_a_restart(tmp_path: Path) -> None:
+async def test_what_is_noted_is_known_at_once_and_kept_with_the_statistics(tmp_path: Path) -> None:
     database = shared(tmp_path / "agent.db")
-    AgentState(database).set_moment("heartbeat", NOW, lazily=True)
+    state = AgentState(database)
+    state.note_moment("heartbeat", NOW)
+    assert await state.last("heartbeat") == NOW
+    release(database)
+    database = shared(tmp_path / "agent.db")
+    state = AgentState(database)
+    assert await state.last("heartbeat") is None
+    state.note_moment("heartbeat", NOW)
+    state.save_statistics(dict.fromkeys(STATS, 0), {})
     release(database)
     database = shared(tmp_path / "agent.db")
     assert await AgentState(database).last("heartbeat") == NOW

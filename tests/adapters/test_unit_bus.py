@@ -184,6 +184,48 @@ def test_what_has_changed_since_is_told(bus: UnitBus, manager: Manager) -> None:
         assert bus.states(["chrony.service"]) == [state]
 
 
+def test_of_answers_as_long_as_the_last_the_one_that_differs_is_told(bus: UnitBus, manager: Manager) -> None:
+    """Words of one length, in each place where one may stand, among others that stay."""
+    names = ["absent.service", "chrony.service", "third.service"]
+    manager.units["third.service"] = CHRONY
+    assert bus.states(names) == [ABSENT, CHRONY, CHRONY]
+    for state in (
+        UnitState("loaded", "failed", "running", "enabled", ("a.timer", "b.socket")),
+        UnitState("masked", "active", "running", "enabled", ("a.timer", "b.socket")),
+        UnitState("loaded", "active", "stopped", "enabled", ("a.timer", "b.socket")),
+        UnitState("loaded", "active", "running", "unknown", ("a.timer", "b.socket")),
+        UnitState("loaded", "active", "running", "enabled", ("a.timer", "c.socket")),
+    ):
+        manager.units["chrony.service"] = state
+        assert bus.states(names) == [ABSENT, state, CHRONY]
+        assert bus.states(names) == [ABSENT, state, CHRONY]
+
+
+def test_the_same_answer_to_others_is_not_taken_for_theirs(bus: UnitBus, manager: Manager) -> None:
+    manager.units["onions.service"] = ABSENT
+    assert bus.states(["absent.service", "chrony.service"]) == [ABSENT, CHRONY]
+    assert bus.states(["onions.service", "chrony.service"]) == [ABSENT, CHRONY]
+    manager.spoil = lambda serial, raw: raw.replace(b"onions", b"absent") if serial == 1 else raw
+    assert bus.states(["absent.service", "chrony.service"]) == [ABSENT, CHRONY]
+
+
+def test_what_is_said_again_is_not_read_again(bus: UnitBus, manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    names, held = ["absent.service", "chrony.service"], bytearray()
+
+    def at_once(serial: int, raw: bytes) -> bytes:
+        held.extend(raw)
+        if serial < 1 + 2 * len(names):
+            return b""
+        whole = bytes(held)
+        held.clear()
+        return whole
+
+    manager.spoil = at_once
+    assert bus.states(names) == [ABSENT, CHRONY]
+    monkeypatch.setattr(bus, "_meant", lambda *_: pytest.fail("read again"))
+    assert [bus.states(names) for _ in range(3)] == [[ABSENT, CHRONY]] * 3
+
+
 def test_more_units_than_one_question_may_have(bus: UnitBus, manager: Manager) -> None:
     names = [f"unit-{number}.service" for number in range(2 * unit_bus.MOST_AT_ONCE + 1)]
     manager.units[names[-1]] = CHRONY
