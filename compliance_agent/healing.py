@@ -11,6 +11,7 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
@@ -409,7 +410,9 @@ class HealingEngine:
         if lease is None:  # nothing is asked between the point and its first step
             point = replace(point, stages=("started", *point.stages[1:]))
         await world.journal.begin(point)
-        result = await Transaction(world, point, chosen, self._for_people(point.check)).run()
+        undone_before = partial(self._undone_before, point)
+        people = self._for_people(point.check)
+        result = await Transaction(world, point, chosen, people, undone_before=undone_before).run()
         self._log_end(result)
         return result
 
@@ -455,6 +458,20 @@ class HealingEngine:
             lease_required=self._lease is not None,
             lease_held=True,  # asked for last, and only to act
             blocker="recovery_pending" if memory.interrupted else None,
+        )
+
+    async def _undone_before(self, point: RollbackPoint) -> bool:
+        """Whether the try before this one was undone not long ago, too. When that cannot be told, it was."""
+        try:
+            memory = await self._ask(lambda: self.store.recall(point.check, point.target, point.baseline_sha256))
+            now = await self._now()
+        except StorageError:
+            return True
+        ended = [one for one in memory.history if (one.check, one.target) == (point.check, point.target)][:-1]
+        return bool(ended) and (
+            ended[-1].outcome in {Outcome.REVERTED, Outcome.FAILED}
+            and not ended[-1].forgiven
+            and ended[-1].at.age_s(now) < self.limits.flap_window_s
         )
 
     async def _leased(self, drift: DriftResult, plan: Plan) -> NoLease | None:

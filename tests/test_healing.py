@@ -250,6 +250,55 @@ async def test_an_exception_holds_it_back_until_it_ends(bench: Bench) -> None:
     assert (await bench.heal()).outcome == "success"
 
 
+async def taken_back_at(bench: Bench, looks: int) -> None:
+    """Somebody undoes the cure, whole, before each of so many looks at it."""
+    former = {path: bench.host.files.get(path) for path in ("/etc/a", "/etc/dir/b")}
+    first = bench.looks + 2  # the one that finds the drift, then the one after the cure
+
+    async def observe(check: str) -> DriftResult:
+        if first <= bench.looks + 1 < first + looks:
+            for path, node in former.items():
+                bench.host.files.pop(path, None)
+                if node is not None:
+                    bench.host.place(path, node)
+            bench.host.units_table["toy.service"].active = False
+        return await bench.observe(check)
+
+    bench.restart(observe=observe)
+
+
+async def test_a_cure_that_somebody_took_back_is_tried_once_more(bench: Bench) -> None:
+    """One well-timed act against a cure must not keep the host from being healed for good."""
+    former = fingerprint(bench.host)
+    await taken_back_at(bench, 1)
+    result = await bench.heal()
+    assert (result.outcome, result.reason, result.error) == ("reverted", "taken_back", "check_fail")
+    assert fingerprint(bench.host) == former
+    assert (await bench.heal()).outcome == "success"
+
+
+async def test_and_not_a_third_time(bench: Bench) -> None:
+    """It may be that the cure has no effect here, or somebody who would go on for ever."""
+    await taken_back_at(bench, 100)
+    assert [(await bench.heal()).reason for _ in range(3)] == ["taken_back", "taken_back", "rejected_target"]
+
+
+async def test_a_cure_of_which_a_part_is_left_was_not_taken_back(bench: Bench) -> None:
+    bench.host.script = {2: "lie"}
+    assert (await bench.heal()).reason == "check_not_passed"
+    assert (await bench.heal()).reason == "rejected_target"
+
+
+async def test_what_no_step_makes_was_made_by_others(bench: Bench) -> None:
+    """A unit that is masked in the middle: the step itself fails, and that says nothing against it."""
+    masking = replace(UNIT, by_others=lambda former, now: now["active"] is False)
+    bench.restart(table={**TABLE, "start_toy": masking})
+    bench.host.script = {2: "before"}
+    result = await bench.heal()
+    assert (result.outcome, result.reason, result.error) == ("reverted", "taken_back", "injected_before")
+    assert (await bench.heal()).outcome == "success"
+
+
 async def test_what_was_rolled_back_is_not_tried_again(bench: Bench) -> None:
     bench.host.script = {2: "before"}
     assert (await bench.heal()).outcome == "reverted"

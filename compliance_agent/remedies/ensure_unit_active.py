@@ -70,6 +70,12 @@ async def undo(host: ChangingHost, args: Args, captured: Any) -> None:
         await host.unit_action("mask", unit)
 
 
+def by_others(captured: Any, now: Any) -> bool:
+    """It was masked, or disabled, meanwhile: this never does that."""
+    masked = _masked(now["load"], now["enabled"]) and not _masked(captured["load"], captured["enabled"])
+    return masked or (captured["enabled"] == "enabled" and now["enabled"] == "disabled")
+
+
 def _masked(load: str, enabled: str) -> bool:
     return load == "masked" or enabled == "masked"
 
@@ -81,6 +87,7 @@ ACTION = Action(
     capture=capture,
     apply=apply,
     undo=undo,
+    by_others=by_others,
     codes={
         **unit_codes("unmask", "enable", "start", "stop", "disable", "mask"),
         "unit_missing": "There is no such unit on this host.",

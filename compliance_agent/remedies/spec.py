@@ -33,6 +33,8 @@ class Action:
             right is not made wrong again); empty for all others, and a test holds them to it.
         restored: `(captured, captured after the undo)`: whether the former state is back. Equal, unless the action says
             otherwise (a unit that had failed can only be brought back to stopped).
+        by_others: `(captured, captured after it was applied)`: whether the host shows what this action never makes, so that
+            somebody else was at work meanwhile (a needed unit was masked). Never, unless the action says so.
         codes: every token that its errors and `blocked` may give besides the common reasons, each with its sentence; one
             that is not declared could not stand in evidence.
         blocked: `(host, args)` -> token of what is in the way for now (package manager lock, running backup), or None;
@@ -48,6 +50,7 @@ class Action:
     deadline_s: float = 60.0
     undo_is_empty: str = ""
     restored: Callable[[Any, Any], bool] = operator.eq
+    by_others: Callable[[Any, Any], bool] = lambda _captured, _now: False
     codes: Mapping[str, str] = field(default_factory=dict)
     blocked: Callable[[Host, Args], Awaitable[str | None]] | None = None
 

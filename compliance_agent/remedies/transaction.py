@@ -30,11 +30,13 @@ ENDINGS = {
     "recovered": "the agent was cut off in the middle of the cure; at start the check itself passed",
     "step_failed": "a step of the cure failed",
     "check_not_passed": "every step succeeded, and the check still did not pass",
+    "taken_back": "somebody undid on the host what the cure did, before the check could see it; it is tried once more",
     "interrupted": "the agent was cut off in the middle of the cure",
     "capture_failed": "the former state could not be read, so nothing was changed",
     "storage_failed": "the rollback point could not be kept, so nothing more was changed",
 }
 LEAVE_ENDED, NOT_APPROVED = "lease_ended", "not_approved"
+TAKEN_BACK = "taken_back"
 Observe = Callable[[str], Awaitable[DriftResult]]
 
 log = structlog.get_logger()
@@ -81,6 +83,7 @@ class Transaction:
     for_people: Collection[str] = ()
     recovered: bool = False
     last_time: bool = False  # it was cut off like this before: undone again, it is not tried again
+    undone_before: Callable[[], Awaitable[bool]] | None = None  # whether the try before this one was undone, too
     taken: list[ActionTaken] = field(default_factory=list)
     stages: list[Stage] = field(init=False)
 
@@ -97,6 +100,9 @@ class Transaction:
             if self._did_its_part(seen):
                 return await self._keep(seen)
             trouble = Trouble("check_not_passed", f"check_{seen.result.value}")
+        if await self._is_taken_back(trouble):
+            once = self.undone_before is None or not await self.undone_before()
+            return await self._undo_all(Trouble(TAKEN_BACK, trouble.code), reject=not once)
         blameless = trouble.reason == "storage_failed" or trouble.code in {LEAVE_ENDED, NOT_APPROVED}
         return await self._undo_all(trouble, reject=not blameless)
 
@@ -192,6 +198,22 @@ class Transaction:
         result = self._result(outcome, reason, None, seen)
         await self._close("kept", result, reject=False)
         return result
+
+    async def _is_taken_back(self, trouble: Trouble) -> bool:
+        """Whether somebody undid meanwhile what the cure had done: nothing of it is left, though every step succeeded, or there is
+        what no step of it makes. That says nothing against the cure. Asked only where it failed, so a cure waits for nothing.
+        """
+        gone = []
+        for number, (action, step) in enumerate(zip(self.actions, self.point.plan.steps, strict=True)):
+            if self.stages[number] == "pending" or action.undo_is_empty:
+                continue
+            now, former = await capture(self.world.host, action, step), self.point.captured[number]
+            if isinstance(now, Trouble):
+                return False
+            if action.by_others(former, now):
+                return True
+            gone.append(action.restored(former, now))
+        return trouble.reason == "check_not_passed" and bool(gone) and all(gone)
 
     # Back
 

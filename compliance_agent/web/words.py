@@ -119,6 +119,7 @@ GATES: Mapping[str, str] = {
     "recovered": "The agent stopped in the middle of the cure; at its next start the check passed.",
     "interrupted": "The agent stopped in the middle of the cure; at its next start it was undone.",
     "check_not_passed": "The cure ran and the check still did not pass, so it was undone.",
+    "taken_back": "Somebody undid the cure on the host before the check could see it; it is tried once more.",
     "capture_failed": "The former state could not be kept, so nothing was changed.",
     "step_failed": "A step of the cure failed, so what had been done was undone.",
     "heal_refused": "The root side has no leave for this change, so what had been done was undone.",

@@ -53,11 +53,21 @@ async def test_any_unit_is_brought_up_and_back(before: dict[str, Any]) -> None:
     captured = await ENSURE.capture(host, {"unit": TOY})
     for _ in range(2):
         await ENSURE.apply(host, {"unit": TOY})
+        assert not ENSURE.by_others(captured, await ENSURE.capture(host, {"unit": TOY}))
         assert host.unit(TOY).active and not host.unit(TOY).masked
         assert host.unit(TOY).enabled != "disabled" or before["masked"] or before["active"]
     for _ in range(2):
         await ENSURE.undo(host, {"unit": TOY}, captured)
         assert state_of(host) == former
+
+
+@pytest.mark.parametrize("change", [{"masked": True}, {"enabled": "disabled"}])
+async def test_a_needed_unit_that_is_masked_or_disabled_was_so_by_others(change: dict[str, Any]) -> None:
+    """`systemctl mask --now` of somebody, in the middle of the cure."""
+    host = toy_host(active=False, enabled="enabled")
+    captured = await ENSURE.capture(host, {"unit": TOY})
+    host.units_table[TOY] = Unit(**{"active": False, "enabled": "enabled", **change})
+    assert ENSURE.by_others(captured, await ENSURE.capture(host, {"unit": TOY}))
 
 
 @given(before=UNITS)
