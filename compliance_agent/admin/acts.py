@@ -184,6 +184,8 @@ def _whole(call: Call, name: str, default: int, low: int, high: int) -> int:
 
 def _checks(call: Call, known: Sequence[str]) -> list[str]:
     names = call.document.get("checks", list(known))
-    if not isinstance(names, list) or not names or not set(map(str, names)) <= set(known):
+    if not isinstance(names, list) or not names:
         raise _bad("checks: expected a list of checks of the baseline")
+    if not set(map(str, names)) <= set(known):
+        raise Refusal(f"checks: its baseline has {', '.join(known)}", code="unknown_check", status=400)
     return sorted(set(map(str, names)))

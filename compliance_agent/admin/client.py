@@ -74,10 +74,10 @@ def ask(path: Path, method: str, page: str, document: Any = None, timeout_s: flo
         return Reply(reply.status, reply.read(MAX_REPLY_BYTES))
     except PermissionError as error:
         raise NotPermitted(
-            "admin socket: no permission to ask", hint="run it as root or as the agent's user"
+            f"admin socket {path}: no permission to ask", hint="run it as root or as the agent's user"
         ) from error
     except OSError as error:
-        raise Unavailable("admin socket: no agent answers", code="no_agent", hint="is it running?") from error
+        raise Unavailable(f"admin socket {path}: no agent answers", code="no_agent", hint="is it running?") from error
     except http.client.HTTPException as error:
         raise BadReply("admin socket: not the answer of an agent") from error
     finally:
@@ -98,7 +98,9 @@ def demand(
     problem = reply.document
     kind = _KINDS.get(reply.status, Unavailable)
     raise kind(
-        f"the agent refuses: {problem.get('detail', 'without a reason')}", code=str(problem.get("code", "refused"))
+        f"the agent refuses: {problem.get('detail', 'without a reason')}",
+        code=str(problem.get("code", "refused")),
+        hint="compliance-agent config check says what is wrong" if page == "/reload" and reply.status == 422 else "",
     )
 
 
@@ -109,16 +111,20 @@ def found(config: AgentConfig | None) -> Path:
         Unavailable: nowhere.
         NotPermitted: this user may not ask there.
     """
-    refused: AgentError = Unavailable("admin socket: no agent answers", code="no_agent", hint="is it running?")
-    for path in _places(config):
+    places = list(_places(config))
+    said_of = " or ".join(map(str, places))
+    refused: AgentError = Unavailable(
+        f"admin socket {said_of}: no agent of this configuration answers", code="no_agent", hint="is it running?"
+    )
+    for path in places:
         try:
-            said = ask(path, "GET", "/healthz", timeout_s=2.0).document
+            told = ask(path, "GET", "/healthz", timeout_s=2.0).document
         except (Unavailable, BadReply):
             continue
         except NotPermitted as error:
             refused = error
             continue
-        if config is None or (said.get("site_id"), said.get("host_id")) == (config.site_id, config.host_id):
+        if config is None or (told.get("site_id"), told.get("host_id")) == (config.site_id, config.host_id):
             return path
     raise refused
 

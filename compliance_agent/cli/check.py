@@ -15,6 +15,7 @@ from compliance_agent.adapters import runner
 from compliance_agent.cli.common import PATH, config_option, json_option, load_config, print_json, table, unconfigured
 from compliance_agent.config import AgentConfig
 from compliance_agent.drift import DriftDetector
+from compliance_agent.errors import ConfigError
 from compliance_agent.logs import configure
 from compliance_agent.models import DriftResult, Result
 from compliance_agent.words import nearest
@@ -77,7 +78,12 @@ def asked_agent(config: AgentConfig | None, checks: Sequence[str], *, as_json: b
     from compliance_agent.admin.client import demand
 
     asked = {"checks": list(checks)} if checks else {}
-    found = demand(config, "POST", "/check", asked, timeout_s=60.0).document
+    try:
+        found = demand(config, "POST", "/check", asked, timeout_s=60.0).document
+    except ConfigError as error:
+        if error.code != "unknown_check":
+            raise
+        raise click.BadParameter(str(error), param_hint="CHECKS") from error
     if as_json:
         print_json({"schema": NOW_SCHEMA, "source": "agent", **found})
     elif not quiet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import sys
@@ -50,6 +51,16 @@ class Whole(click.IntRange):
             return super().convert(value, param, ctx)
         except click.BadParameter:
             self.fail(f"{value!r}: expected {self._expected}; {self._next_step}.", param, ctx)
+
+
+class Bounded(click.FloatRange):
+    """A number of a range, as `click.FloatRange`; what is no number at all (`nan`) is none of it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r}: expected a number.", param, ctx)
+        return number
 
 
 def config_option(function: F) -> F:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from compliance_agent.cli.common import Bounded
 from compliance_agent.errors import NoInput
 
 if TYPE_CHECKING:
@@ -39,10 +40,8 @@ STORY = {
 @click.option("--hosts", type=click.IntRange(1, 100), default=3, show_default=True, help="Simulated clinic hosts.")
 @click.option("--seed", type=click.IntRange(0, 2**31), default=1, show_default=True, help="Decides who drifts how.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=0, help="Port of the server; a free one when 0.")
-@click.option(
-    "--every", type=click.FloatRange(1, 3_600), default=6.0, show_default=True, help="Seconds between two drifts."
-)
-@click.option("--seconds", type=click.FloatRange(1, 86_400), help="End by itself after this long.")
+@click.option("--every", type=Bounded(1, 3_600), default=6.0, show_default=True, help="Seconds between two drifts.")
+@click.option("--seconds", type=Bounded(1, 86_400), help="End by itself after this long.")
 @click.pass_context
 def command(
     ctx: click.Context, bounded: bool, keep: Path | None, hosts: int, seed: int, port: int, every: float, seconds: float | None

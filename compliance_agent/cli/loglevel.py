@@ -14,7 +14,7 @@ SCHEMA = "compliance-agent/loglevel/v1"
 
 
 @click.command()
-@click.argument("level", type=click.Choice(LEVELS))
+@click.argument("level", type=click.Choice(LEVELS, case_sensitive=False))
 @click.option("--minutes", type=click.IntRange(1, LONGEST_S // 60), default=DEFAULT_S // 60, show_default=True)
 @config_option
 @json_option

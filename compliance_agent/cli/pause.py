@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from compliance_agent.admin.client import demand
-from compliance_agent.cli.common import config_option, json_option, load_config, print_json
+from compliance_agent.cli.common import Bounded, config_option, json_option, load_config, print_json
 from compliance_agent.core.pausing import DEFAULT_S, LONGEST_S, REASONS
 
 SCHEMA = "compliance-agent/pause/v1"
@@ -15,7 +15,7 @@ SCHEMA = "compliance-agent/pause/v1"
 
 @click.command()
 @click.argument("reason", type=click.Choice(list(REASONS)))
-@click.option("--hours", type=click.FloatRange(1 / 60, LONGEST_S / 3_600), default=DEFAULT_S / 3_600, show_default=True)
+@click.option("--hours", type=Bounded(0.02, LONGEST_S / 3_600), default=DEFAULT_S / 3_600, show_default=True)
 @config_option
 @json_option
 def command(reason: str, hours: float, config_path: Path | None, as_json: bool) -> None:

@@ -152,12 +152,28 @@ def test_a_look_now(host: Host) -> None:
     name = ("compliance_agent_verdicts_total", "time_sync", found["checks"][0]["result"])
     assert after[name] == before[name] + 2, "each look is counted once"
     assert host.post("/check", {"checks": ["no_such"]})[0] == 400
+    unknown = run("check", "--now", "no_such", "--config", host.config)
+    assert unknown.status == 2 and "its baseline has time_sync" in unknown.err
     assert host.post("/check", {"checks": [["time_sync"]]})[0] == 400
+
+
+@pytest.mark.parametrize(
+    "words", [["pause", "maintenance"], ["resume"], ["reload"], ["check", "--now"], ["loglevel", "INFO"]]
+)
+def test_where_nobody_answers_the_place_is_named(words: list[str], tmp_path: Path) -> None:
+    """So that who gave another configuration sees which."""
+    said = run(*words, "--config", configured(tmp_path, baseline=BASELINE))
+    assert said.status == 69 and str(tmp_path / "state" / "agent.sock") in said.err
+
+
+def test_a_pause_of_no_number_of_hours_is_refused(tmp_path: Path) -> None:
+    said = run("pause", "maintenance", "--hours", "nan", "--config", configured(tmp_path, baseline=BASELINE))
+    assert said.status == 2 and "expected a number" in said.err
 
 
 def test_the_log_level_for_a_while(host: Host) -> None:
     assert host.post("/loglevel", {"level": "LOUD"})[0] == 400
-    assert "DEBUG for 1 min, then INFO" in run("loglevel", "DEBUG", "--minutes", "1", "--config", host.config).out
+    assert "DEBUG for 1 min, then INFO" in run("loglevel", "debug", "--minutes", "1", "--config", host.config).out
     live = host.get("/status")["live"]
     assert live["log_level"] == "DEBUG" and 0 < live["log_level_left_s"] <= 60
     assert host.post("/loglevel", {"level": "INFO", "seconds": 1})[0] == 200
@@ -170,6 +186,11 @@ def test_files_that_cannot_be_used_are_refused_and_others_taken(host: Host) -> N
     assert refused.status == 78
     status, problem = host.post("/reload")
     assert (status, problem["code"]) == (422, "bad_config")
+    host.config.write_text(former)
+    (host.root / "baseline.yaml").write_text(BASELINE + "  no_such: {}\n")
+    refused = run("reload", "--config", host.config)
+    assert refused.status == 78 and "compliance-agent config check says what is wrong" in refused.err
+    (host.root / "baseline.yaml").write_text(BASELINE)
     host.config.write_text(former.replace("3600", "1800", 1) if "3600" in former else former)
     assert host.post("/reload") == (200, {"reloaded": True})
     wait_for(host.process, "config.reloaded")
