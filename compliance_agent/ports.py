@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from compliance_agent.errors import CannotTell
 from compliance_agent.models import ClockState
@@ -34,8 +34,7 @@ class FileStat:
     modified_at: datetime
 
 
-@dataclass(frozen=True)
-class FileDigest:
+class FileDigest(NamedTuple):
     """A path as `digests` found it. `sha256` is that of a regular file's bytes, None for anything else; `kept` when they were
     not read again, because nothing has touched the file since its digest was taken, at most 15 minutes before.
     """

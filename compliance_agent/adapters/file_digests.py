@@ -16,7 +16,6 @@ import os
 import stat
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from compliance_agent.adapters.batch import Batch
 from compliance_agent.adapters.undisturbed import Undisturbed
@@ -29,11 +28,10 @@ KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink
 _PIECE_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    touched: tuple[int, ...]
-    read_at: float
-    digest: FileDigest
+_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_Kept = tuple[
+    tuple[int, ...], float, FileDigest
+]  # how the file was, and when it was read; thousands, each made at each look
 
 
 class FileDigests:
@@ -79,22 +77,21 @@ class FileDigests:
         info = os.lstat(path)
         store, touched, now = self._kept, _touched(info), self._boot_s()
         kept = store.get(path)
-        if kept is not None and kept.touched == touched and 0 <= now - kept.read_at < FULL_S:
+        if kept is not None and kept[0] == touched and 0 <= now - kept[1] < FULL_S:
             if info.st_size > most_bytes:
                 raise _too_long(path, most_bytes)
-            return kept.digest
-        kind = KINDS.get(stat.S_IFMT(info.st_mode), "other")
-        mode = stat.S_IMODE(info.st_mode)
+            return kept[2]
+        kind, mode, size = KINDS.get(stat.S_IFMT(info.st_mode), "other"), stat.S_IMODE(info.st_mode), info.st_size
         if kind != "file":
-            return FileDigest(kind, mode, info.st_size, None)
-        if info.st_size > most_bytes:
+            return FileDigest(kind, mode, size, None)
+        if size > most_bytes:
             raise _too_long(path, most_bytes)
         since_ns = self._wall_ns() - info.st_ctime_ns
-        digest = _read(path, info, touched)
+        digest = _read(path, size, touched)
         store.pop(path, None)  # which may have been let go of meanwhile
         if self._settled(info.st_dev, since_ns) and len(store) < MOST_KEPT:
-            store[path] = _Kept(touched, now, FileDigest(kind, mode, info.st_size, digest, kept=True))
-        return FileDigest(kind, mode, info.st_size, digest)
+            store[path] = touched, now, FileDigest(kind, mode, size, digest, kept=True)
+        return FileDigest(kind, mode, size, digest)
 
     def _settled(self, device: int, since_ns: int) -> bool:
         settled_s = self._undisturbed.settled_s
@@ -133,27 +130,33 @@ def _too_long(path: str, most_bytes: int) -> CannotTell:
     return CannotTell("output_too_large", f"{path}: longer than the {most_bytes} bytes that may be read")
 
 
-def _read(path: str, before: os.stat_result, touched: tuple[int, ...]) -> str:
+def _read(path: str, size: int, touched: tuple[int, ...]) -> str:
     """The digest of a regular file that was looked at before it is opened: opening a device may already do something.
 
     Raises:
         CannotTell: it is not the same file, or not as long, or was touched meanwhile.
         OSError: it cannot be read.
     """
-    digest, left = hashlib.sha256(), before.st_size
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        handle = os.open(path, _FLAGS)
         try:
-            same = _touched(os.fstat(handle)) == touched
-            while same and left >= 0 and (piece := os.read(handle, asked := min(_PIECE_BYTES, left + 1))):
-                digest.update(piece)
-                left -= len(piece)
-                if not left and len(piece) < asked:
-                    break  # less than was asked for: its end
+            found = _digest(handle, size) if _touched(os.fstat(handle)) == touched else None
         finally:
             os.close(handle)
-        if same and left == 0 and _touched(os.lstat(path)) == touched:
-            return digest.hexdigest()
+        if found is not None and _touched(os.lstat(path)) == touched:
+            return found
     except FileNotFoundError:  # it was there a moment ago
         pass
     raise CannotTell("unparsable", f"{path}: changed while it was read")
+
+
+def _digest(handle: int, size: int) -> str | None:
+    """Of an open file's bytes; None where they are not as many."""
+    piece = os.read(handle, min(_PIECE_BYTES, size + 1))
+    digest, left = hashlib.sha256(piece), size - len(piece)
+    if not left and size < _PIECE_BYTES:  # less than was asked for: its end
+        return digest.hexdigest()
+    while left >= 0 and (piece := os.read(handle, min(_PIECE_BYTES, left + 1))):
+        digest.update(piece)
+        left -= len(piece)
+    return None if left else digest.hexdigest()

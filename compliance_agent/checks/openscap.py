@@ -116,7 +116,7 @@ async def observe(host: Host, baseline: Parameters) -> Observation:
     seen = Observation(content_as_reviewed=hashlib.sha256(content).hexdigest() == baseline.content_sha256)
     if not seen.content_as_reviewed:
         return seen
-    ran = await host.run(_command(baseline), timeout_s=CHECK.deadline_s - 10)
+    ran = await host.run(command(baseline), timeout_s=CHECK.deadline_s - 10)
     return _with_results(seen, _results(ran), baseline.rules)
 
 
@@ -126,7 +126,7 @@ async def _root(host: Host) -> None:
         raise CannotTell("not_permitted", "only root can read what the rules are about")
 
 
-def _command(baseline: Parameters) -> tuple[str, ...]:
+def command(baseline: Parameters) -> tuple[str, ...]:
     cpe = () if baseline.cpe is None else ("--cpe", baseline.cpe)
     return ("oscap", "xccdf", "eval", "--progress", "--profile", baseline.profile, *cpe, baseline.content)
 

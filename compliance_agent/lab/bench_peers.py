@@ -216,6 +216,9 @@ def _idle(idle: Mapping[str, Any]) -> list[Row]:
         made.append(
             _most(f"P10: {idle['checks']} checks a minute / monit's one", ours / monit if monit else float("inf"), 1.0)
         )
+    if idle.get("own_cpu_s_a_minute") is not None:
+        made.append(("    of it the agent's own process", idle["own_cpu_s_a_minute"] * 1e3, "ms", "", None))
+        made.append(("    one evaluation by oscap, which openscap starts", idle["oscap_s"] * 1e3, "ms", "", None))
     return made
 
 

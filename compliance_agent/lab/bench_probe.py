@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,11 @@ import yaml
 from compliance_agent.adapters.nft_library import NftLibrary
 from compliance_agent.adapters.subprocess_host import RealHost
 from compliance_agent.agent import ComplianceAgent
+from compliance_agent.checks.openscap import Parameters, command
 from compliance_agent.config import AgentConfig
 from compliance_agent.core import nftables
 from compliance_agent.lab.bench_heal import put
+from compliance_agent.lab.real.rows import openscap
 from compliance_agent.logs import configure
 from compliance_agent.transport.http import HttpTransport
 
@@ -118,9 +120,13 @@ async def cpu_here(work: Callable[[], Awaitable[Any]], runs: int = CYCLES, times
 
 def cpu_of_pid(pid: int) -> float:
     """Processor time of all threads of a process so far, and of the children it waited for."""
-    own = sum(int(path.read_text("ascii").split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat"))
     fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
-    return own / 1e9 + (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+    return own_cpu_of_pid(pid) + (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+
+
+def own_cpu_of_pid(pid: int) -> float:
+    """Processor time of all its threads that are there."""
+    return sum(int(path.read_text("ascii").split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 
 
 def pss_of(pid: int) -> int:
@@ -256,15 +262,30 @@ def seen_by(config: AgentConfig) -> dict[str, str]:
         return {name: f"{result}: {reason}" for name, result, reason in connection.execute(_RECORDED)}
 
 
-def idle(seconds: float, files: Sequence[Path]) -> dict[str, Any]:
-    """Memory and processor time a minute of the agent with the shipped baseline and of its peers, all idle, at once."""
+def every_check(root: Path = Path("/")) -> dict[str, Any]:
+    """All 16 checks every 60 s, none of which changes anything: those of the shipped baseline, and `openscap` with the content
+    that stands below `root`.
+    """
     import compliance_agent
 
     shipped = Path(compliance_agent.__file__).parent / "baselines" / "clinic-linux.yaml"
-    checks = yaml.safe_load(shipped.read_text("utf-8"))["checks"]
-    config = agent_config(
-        "idle", {name: {**entry, "interval_s": 60, "mode": "audit"} for name, entry in checks.items()}
-    )
+    entries = dict(yaml.safe_load(shipped.read_text("utf-8"))["checks"])
+    given = openscap.TABLE.entry["parameters"]
+    pin = hashlib.sha256((root / given["content"].lstrip("/")).read_bytes()).hexdigest()
+    entries["openscap"] = {"deadline_s": 50, "parameters": {**given, "content_sha256": pin}}
+    return {name: {**entry, "interval_s": 60, "mode": "audit"} for name, entry in entries.items()}
+
+
+def oscap_s(parameters: Mapping[str, Any]) -> float:
+    """Processor time of one evaluation, by the program alone."""
+    return cpu_of(*command(Parameters(**parameters)), runs=2)
+
+
+def idle(seconds: float, files: Sequence[Path]) -> dict[str, Any]:
+    """Memory and processor time a minute of the agent with every check and of its peers, all idle, at once."""
+    must("sh", "-c", openscap.TABLE.setup.rpartition("\n")[0])
+    every = every_check()
+    config = agent_config("idle", every)
     config.state_dir.mkdir(exist_ok=True)
     commands = {
         "run": (sys.executable, "-I", "-m", "compliance_agent", "run"),
@@ -277,12 +298,19 @@ def idle(seconds: float, files: Sequence[Path]) -> dict[str, Any]:
     try:
         time.sleep(min(130.0, seconds))  # what they do at their start is not idle, nor is ours at its second look
         before = {name: cpu_of_pid(child.pid) for name, child in running.items() if child.poll() is None}
+        own = own_cpu_of_pid(running["run"].pid) if "run" in before else 0.0
         time.sleep(seconds)  # real time is what is measured
         lived = {name: running[name].pid for name in before if running[name].poll() is None}
         return {
             name: {"pss": pss_of(pid), "cpu_s_a_minute": (cpu_of_pid(pid) - before[name]) * 60 / seconds}
             for name, pid in lived.items()
-        } | {"checks": len(checks), "seconds": seconds, "seen": seen_by(config)}
+        } | {
+            "checks": len(every),
+            "seconds": seconds,
+            "seen": seen_by(config),
+            "own_cpu_s_a_minute": (own_cpu_of_pid(lived["run"]) - own) * 60 / seconds if "run" in lived else None,
+            "oscap_s": oscap_s(every["openscap"]["parameters"]),
+        }
     finally:
         for child in running.values():
             child.terminate()

@@ -2,7 +2,7 @@
 
     python -m compliance_agent.lab.bench_split SECONDS
 
-All checks of the shipped baseline every 60 s, in audit mode; delivery to the lab's server through `uplink`. One JSON object: of
+All 16 checks every 60 s, in audit mode; delivery to the lab's server through `uplink`. One JSON object: of
 each unit the process (0: none runs), its share of memory and its processor time a minute over SECONDS, after two minutes that are
 not counted; `same` says that it was one process all the time.
 """
@@ -12,16 +12,17 @@ from __future__ import annotations
 import json
 import sys
 import time
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from compliance_agent.lab.bench_probe import every_check
 from compliance_agent.lab.real import apart, install, matrix, recipe
 from compliance_agent.lab.real.enclosure import enclosed
 from compliance_agent.lab.real.machine import Machine
 from compliance_agent.lab.real.network import Network
+from compliance_agent.lab.real.rows import openscap
 
 UNITS = (*(f"compliance-agent-{part}" for part in ("run", "uplink", "heal", "adopt")),)
 SETTLE_S = 130.0
@@ -39,11 +40,9 @@ print(json.dumps(found))
 
 def idle(machine: Machine, seconds: float) -> dict[str, Any]:
     """Of each unit, over so many seconds."""
-    shipped = (resources.files("compliance_agent") / "baselines" / "clinic-linux.yaml").read_text("utf-8")
-    baseline = yaml.safe_load(shipped)
-    baseline["mode"] = "audit"
-    baseline["checks"] = {name: {**entry, "interval_s": 60} for name, entry in baseline["checks"].items()}
+    baseline = {"version": "2026.11.1", "mode": "audit", "checks": every_check(machine.root)}
     (machine.root / install.BASELINE).write_text(yaml.safe_dump(baseline), "utf-8")
+    machine.must(openscap.TABLE.setup)
     config = machine.root / apart.CONFIG[1:]
     own = [line for line in config.read_text("utf-8").splitlines() if not line.startswith("mcp_poll_interval_sec")]
     config.write_text("\n".join(own) + "\n", "utf-8")
