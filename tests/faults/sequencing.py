@@ -1,7 +1,9 @@
 """A sequencer over a real database and real files that can be stopped at every write, and a judge of what it leaves.
 
-`python -m tests.faults.sequencing DIR START AT` runs the scene in a process of its own, which kills itself (SIGKILL) at the
-write number AT; it prints `A <seq>` when an entry is promised and `V <base64 note>` when a checkpoint is visible.
+`python -m tests.faults.sequencing` is a nursery: for each line `START AT DIR` on its standard input it forks a process that runs
+the scene and kills itself (SIGKILL) at the write number AT. That prints `A <seq>` when an entry is promised and `V <base64 note>`
+when a checkpoint is visible; `E <exit status, negative for a signal>` ends it. A fork saves the half second that an interpreter
+takes to read the store.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ import os
 import signal
 import sqlite3
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from compliance_agent.entries.leaf import bundle_leaf
 from compliance_agent.log.checkpoint import Checkpoint
@@ -276,9 +279,17 @@ def _check_files(directory: Path, leaves: list[bytes]) -> None:
         assert (directory / tile.path).read_bytes() == expected, tile.path
 
 
-def main(directory: Path, start: datetime, at: int) -> None:
-    """The scene in a process of its own."""
+def main() -> None:
+    """Scenes, each in a process of its own."""
+    for line in iter(sys.stdin.readline, ""):
+        start, at, directory = line.rstrip("\n").split(" ", 2)
+        child = os.fork()
+        if not child:
+            _born(Path(directory), datetime.fromisoformat(start), int(at))
+        print("E", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
+
+def _born(directory: Path, start: datetime, at: int) -> NoReturn:
     class Printing(Said):
         def promise(self, seqs: Iterable[int]) -> None:
             print("A", *seqs, flush=True)
@@ -286,8 +297,15 @@ def main(directory: Path, start: datetime, at: int) -> None:
         def see(self, note: bytes) -> None:
             print("V", base64.b64encode(note).decode(), flush=True)
 
-    asyncio.run(scene(directory, start, Points(at, kill), Printing()))
+    status = 1
+    try:
+        asyncio.run(scene(directory, start, Points(at, kill), Printing()))
+        status = 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), datetime.fromisoformat(sys.argv[2]), int(sys.argv[3]))
+    main()
