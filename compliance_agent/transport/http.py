@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 MAX_HEAD_BYTES = 16_384
 MAX_BODY_BYTES = 2_097_152
 MAX_INFORMATIONAL = 8
-_READ_BYTES = 65_536
 _TARGET = re.compile(r"[!-~]*")
 
 
@@ -67,7 +66,7 @@ class HttpTransport:
         self._prefix = parts.path.rstrip("/")
         self._host_header = parts.netloc
         self._connect_timeout_s = connect_timeout_s
-        self._kept: tuple[asyncio.StreamReader, asyncio.StreamWriter, h11.Connection] | None = None
+        self._kept: _Line | None = None
         self._lock = asyncio.Lock()
 
     async def request(
@@ -102,22 +101,19 @@ class HttpTransport:
             raise Unavailable(f"{self._host}: the connection was closed before an answer", code="cut") from error
 
     async def _once(self, method: str, path: str, headers: dict[str, str], body: bytes) -> HttpReply:
-        reader, writer, wire = self._kept or await self._connect()
+        line = self._kept or await self._connect()
         self._kept = None
-        answer = _Answer(self._host, reader, wire)
+        wire, answer = line.wire, _Answer(self._host, line.wire)
         try:
             request = h11.Request(
                 method=method,
                 target=self._prefix + path,
                 headers=[("host", self._host_header), ("content-length", str(len(body))), *headers.items()],
             )
-            # Not drained: a server that refuses early answers before it has read all, and that answer is worth reading.
-            writer.write(
-                b"".join(filter(None, (wire.send(request), wire.send(h11.Data(body)), wire.send(h11.EndOfMessage()))))
-            )
-            reply = await answer.read()
+            sent = (wire.send(request), wire.send(h11.Data(body)), wire.send(h11.EndOfMessage()))
+            reply = await line.exchange(b"".join(filter(None, sent)), answer)
         except OSError as error:
-            writer.transport.abort()
+            line.transport.abort()
             if isinstance(error, ssl.SSLError) and "ALERT" in str(error.reason):  # TLS 1.3 says no after the handshake
                 raise Unavailable(
                     f"{self._host}: refuses this host's client certificate", code="certificate_refused"
@@ -126,30 +122,29 @@ class HttpTransport:
                 raise Unavailable(f"{self._host}: the connection was cut within the answer", code="cut") from error
             raise _ClosedWhileIdle from error
         except h11.RemoteProtocolError as error:
-            writer.transport.abort()
+            line.transport.abort()
             if answer.ended:
                 raise Unavailable(f"{self._host}: the connection was cut within the answer", code="cut") from error
             raise BadReply(f"{self._host}: the answer is not HTTP/1.1", code="bad_http") from error
         except (h11.LocalProtocolError, UnicodeEncodeError) as error:
-            writer.transport.abort()
+            line.transport.abort()
             raise ConfigError(f"{self._host}: the request's path or a header cannot be sent") from error
         except BaseException:
-            writer.transport.abort()
+            line.transport.abort()
             raise
-        finished = wire.our_state is h11.DONE and wire.their_state is h11.DONE
         # An answer before it had read the request, or more than was asked for: not to be used again.
-        if finished and not writer.transport.get_write_buffer_size() and not wire.trailing_data[0]:
+        if line.reusable:
             wire.start_next_cycle()
-            self._kept = (reader, writer, wire)
+            self._kept = line
         else:
-            writer.transport.abort()
+            line.transport.abort()
         return reply
 
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, h11.Connection]:
+    async def _connect(self) -> _Line:
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                reader, writer = await asyncio.open_connection(
-                    self._host, self._port, ssl=self._tls, server_hostname=self._host if self._tls else None
+                _, line = await asyncio.get_running_loop().create_connection(
+                    _Line, self._host, self._port, ssl=self._tls, server_hostname=self._host if self._tls else None
                 )
         except ssl.SSLCertVerificationError as error:
             raise Unavailable(
@@ -159,7 +154,7 @@ class HttpTransport:
             raise Unavailable(f"{self._host}: no TLS 1.3 connection", code="tls_failed") from error
         except (OSError, TimeoutError, ValueError) as error:  # ValueError: a name that cannot be one
             raise Unavailable(f"{self._host}:{self._port}: no connection", code="no_connection") from error
-        return reader, writer, h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
+        return line
 
     def use_client_certificate(self, path: Path | None) -> None:
         """Show this certificate (PEM, with its key) from the next connection on; None shows none. The kept one is closed.
@@ -171,62 +166,137 @@ class HttpTransport:
             return
         self._tls = _tls_context(self._ca_file, path, None)
         if self._kept is not None:
-            writer, self._kept = self._kept[1], None
-            writer.transport.abort()
+            line, self._kept = self._kept, None
+            line.transport.abort()
 
     async def close(self) -> None:
         """Close the kept connection; a request under way is not waited for."""
         if self._kept is not None:
-            writer, self._kept = self._kept[1], None
-            await _close(writer)
+            line, self._kept = self._kept, None
+            line.transport.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await line.over.wait()
 
 
 class _ClosedWhileIdle(Exception):
     """The connection was gone before any byte of an answer."""
 
 
+class _Line(asyncio.Protocol):
+    """One connection. Each piece of an answer is read where it arrives, so nothing of it waits unread for a task to run."""
+
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self.wire = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
+        self.over = asyncio.Event()
+        self._spoilt = False  # it ended, or something came that nobody had asked for
+        self._asked: tuple[_Answer, asyncio.Future[HttpReply]] | None = None
+
+    @property
+    def reusable(self) -> bool:
+        """Whether the last exchange is over on both sides, with nothing left of it."""
+        wire = self.wire
+        finished = wire.our_state is h11.DONE and wire.their_state is h11.DONE and not wire.trailing_data[0]
+        return finished and not self._spoilt and not self.transport.get_write_buffer_size()
+
+    async def exchange(self, request: bytes, answer: _Answer) -> HttpReply:
+        """Send a request and wait for its whole answer. Nothing is drained: a server that refuses early answers before it has
+        read all, and that answer is worth reading.
+
+        Raises:
+            as `_Answer.take`, and OSError when the connection is cut.
+        """
+        if self._spoilt:
+            raise _ClosedWhileIdle
+        whole: asyncio.Future[HttpReply] = asyncio.get_running_loop().create_future()
+        self._asked = answer, whole
+        try:
+            self.transport.write(request)
+            return await whole
+        finally:
+            self._asked = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self._asked is None or self._asked[1].done():
+            self._spoilt = True
+            self.transport.abort()
+        else:
+            self._take(*self._asked, data)
+
+    def eof_received(self) -> None:
+        self._end(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._end(error)
+        self.over.set()
+
+    def _end(self, error: Exception | None) -> None:
+        first, self._spoilt = not self._spoilt, True
+        if self._asked is None or self._asked[1].done():
+            return
+        if error is not None:
+            self._asked[1].set_exception(error)
+        elif first:
+            self._take(*self._asked, b"")
+
+    @staticmethod
+    def _take(answer: _Answer, whole: asyncio.Future[HttpReply], data: bytes) -> None:
+        try:
+            reply = answer.take(data)
+        except Exception as error:  # the one who asked is told
+            whole.set_exception(error)
+        else:
+            if reply is not None:
+                whole.set_result(reply)
+
+
 class _Answer:
     """Reads one answer, within limits. `began`: a byte of it came. `ended`: the peer said that nothing more will come."""
 
-    def __init__(self, host: str, reader: asyncio.StreamReader, wire: h11.Connection) -> None:
+    def __init__(self, host: str, wire: h11.Connection) -> None:
         self.began = False
         self.ended = False
         self._host = host
-        self._reader = reader
         self._wire = wire
+        self._status = 0
+        self._found = dict[str, str]()
+        self._body = bytearray()
+        self._informational = 0
 
-    async def read(self) -> HttpReply:
-        """The whole answer.
+    def take(self, data: bytes) -> HttpReply | None:
+        """The whole answer, once its last piece came; no data is the end of the connection.
 
         Raises:
             _ClosedWhileIdle: the connection was closed before its first byte.
             BadReply: it is too large, or goes on after it should have ended.
-            OSError, h11.RemoteProtocolError: it was cut, or is not HTTP.
+            h11.RemoteProtocolError: it was cut, or is not HTTP.
         """
-        status, headers, body, informational = 0, dict[str, str](), bytearray(), 0
-        while True:
-            event = self._wire.next_event()
-            if event is h11.NEED_DATA:
-                await self._more()
-            elif isinstance(event, h11.Response):
-                status, headers = event.status_code, self._headers(event)
-            elif isinstance(event, h11.Data):
-                body += event.data
-                if len(body) > MAX_BODY_BYTES:
-                    raise BadReply(f"{self._host}: the answer is larger than {MAX_BODY_BYTES} bytes", code="too_large")
-            elif isinstance(event, h11.EndOfMessage):
-                return HttpReply(status, headers, bytes(body))
-            elif isinstance(event, h11.InformationalResponse) and informational < MAX_INFORMATIONAL:
-                informational += 1
-            else:
-                raise BadReply(f"{self._host}: the answer is not one to this request", code="bad_http")
-
-    async def _more(self) -> None:
-        data = await self._reader.read(_READ_BYTES)
         if not data and not self.began:
             raise _ClosedWhileIdle
         self.began, self.ended = True, not data
         self._wire.receive_data(data)
+        while True:
+            event = self._wire.next_event()
+            if event is h11.NEED_DATA:
+                return None
+            if isinstance(event, h11.Response):
+                self._status, self._found = event.status_code, self._headers(event)
+            elif isinstance(event, h11.Data):
+                self._body += event.data
+                if len(self._body) > MAX_BODY_BYTES:
+                    raise BadReply(f"{self._host}: the answer is larger than {MAX_BODY_BYTES} bytes", code="too_large")
+            elif isinstance(event, h11.EndOfMessage):
+                return HttpReply(self._status, self._found, bytes(self._body))
+            elif isinstance(event, h11.InformationalResponse) and self._informational < MAX_INFORMATIONAL:
+                self._informational += 1
+            else:
+                raise BadReply(f"{self._host}: the answer is not one to this request", code="bad_http")
 
     def _headers(self, response: h11.Response) -> dict[str, str]:
         found = {name.decode("latin-1"): value.decode("latin-1") for name, value in response.headers}
@@ -255,13 +325,6 @@ def to_server(config: AgentConfig) -> HttpTransport:
         with contextlib.suppress(ConfigError):  # a damaged one is asked for anew (client_certificate.py)
             transport.use_client_certificate(config.client_cert_file)
     return transport
-
-
-async def _close(writer: asyncio.StreamWriter) -> None:
-    writer.close()
-    with contextlib.suppress(OSError, ssl.SSLError, TimeoutError):
-        async with asyncio.timeout(1):
-            await writer.wait_closed()
 
 
 def _tls_context(ca_file: Path | None, cert_file: Path | None, key_file: Path | None) -> ssl.SSLContext:
