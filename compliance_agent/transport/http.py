@@ -1,4 +1,4 @@
-"""HTTP/1.1 to one server over asyncio and h11: one kept connection, everything bounded, no redirect ever followed.
+"""HTTP/1.1 to one server over asyncio: one kept connection, everything bounded, no redirect ever followed.
 
 TLS is 1.3 only, under the pinned authority when one is configured (never the system's trust store then), with the name
 checked. A kept connection that the server closed while idle is replaced once, and only when no byte of the answer came.
@@ -8,25 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
-
-import h11
 
 from compliance_agent.errors import BadReply, ConfigError, Unavailable
 from compliance_agent.ports import HttpReply
+from compliance_agent.transport.answer import TARGET, Answer, CannotSend, ClosedWhileIdle, NotHttp, request
 
 if TYPE_CHECKING:
     from compliance_agent.config import AgentConfig
-
-MAX_HEAD_BYTES = 16_384
-MAX_BODY_BYTES = 2_097_152
-MAX_INFORMATIONAL = 8
-_TARGET = re.compile(r"[!-~]*")
 
 
 class HttpTransport:
@@ -54,7 +47,7 @@ class HttpTransport:
         unverified: bool = False,
     ) -> None:
         parts = urlsplit(url)
-        if not _TARGET.fullmatch(parts.netloc + parts.path):
+        if not TARGET.fullmatch(parts.netloc + parts.path):
             raise ConfigError("mcp_url: expected ASCII letters, digits and punctuation only")
         self._host = parts.hostname or ""
         self._ca_file = ca_file
@@ -93,25 +86,23 @@ class HttpTransport:
 
     async def _exchange(self, method: str, path: str, headers: dict[str, str], body: bytes) -> HttpReply:
         if self._kept is not None:
-            with contextlib.suppress(_ClosedWhileIdle):
+            with contextlib.suppress(ClosedWhileIdle):
                 return await self._once(method, path, headers, body)
         try:
             return await self._once(method, path, headers, body)
-        except _ClosedWhileIdle as error:
+        except ClosedWhileIdle as error:
             raise Unavailable(f"{self._host}: the connection was closed before an answer", code="cut") from error
 
     async def _once(self, method: str, path: str, headers: dict[str, str], body: bytes) -> HttpReply:
+        try:
+            asked = request(method, self._prefix + path, self._host_header, headers, body)
+        except CannotSend as error:
+            raise ConfigError(f"{self._host}: the request's path or a header cannot be sent") from error
         line = self._kept or await self._connect()
         self._kept = None
-        wire, answer = line.wire, _Answer(self._host, line.wire)
+        answer = Answer(method, self._host)
         try:
-            request = h11.Request(
-                method=method,
-                target=self._prefix + path,
-                headers=[("host", self._host_header), ("content-length", str(len(body))), *headers.items()],
-            )
-            sent = (wire.send(request), wire.send(h11.Data(body)), wire.send(h11.EndOfMessage()))
-            reply = await line.exchange(b"".join(filter(None, sent)), answer)
+            reply = await line.exchange(asked, answer)
         except OSError as error:
             line.transport.abort()
             if isinstance(error, ssl.SSLError) and "ALERT" in str(error.reason):  # TLS 1.3 says no after the handshake
@@ -120,21 +111,17 @@ class HttpTransport:
                 ) from error
             if answer.began:
                 raise Unavailable(f"{self._host}: the connection was cut within the answer", code="cut") from error
-            raise _ClosedWhileIdle from error
-        except h11.RemoteProtocolError as error:
+            raise ClosedWhileIdle from error
+        except NotHttp as error:
             line.transport.abort()
             if answer.ended:
                 raise Unavailable(f"{self._host}: the connection was cut within the answer", code="cut") from error
             raise BadReply(f"{self._host}: the answer is not HTTP/1.1", code="bad_http") from error
-        except (h11.LocalProtocolError, UnicodeEncodeError) as error:
-            line.transport.abort()
-            raise ConfigError(f"{self._host}: the request's path or a header cannot be sent") from error
         except BaseException:
             line.transport.abort()
             raise
         # An answer before it had read the request, or more than was asked for: not to be used again.
-        if line.reusable:
-            wire.start_next_cycle()
+        if line.unspoilt and not answer.last_of_connection:
             self._kept = line
         else:
             line.transport.abort()
@@ -179,37 +166,31 @@ class HttpTransport:
                     await line.over.wait()
 
 
-class _ClosedWhileIdle(Exception):
-    """The connection was gone before any byte of an answer."""
-
-
 class _Line(asyncio.Protocol):
     """One connection. Each piece of an answer is read where it arrives, so nothing of it waits unread for a task to run."""
 
     transport: asyncio.Transport
 
     def __init__(self) -> None:
-        self.wire = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
         self.over = asyncio.Event()
         self._spoilt = False  # it ended, or something came that nobody had asked for
-        self._asked: tuple[_Answer, asyncio.Future[HttpReply]] | None = None
+        self._asked: tuple[Answer, asyncio.Future[HttpReply]] | None = None
 
     @property
-    def reusable(self) -> bool:
-        """Whether the last exchange is over on both sides, with nothing left of it."""
-        wire = self.wire
-        finished = wire.our_state is h11.DONE and wire.their_state is h11.DONE and not wire.trailing_data[0]
-        return finished and not self._spoilt and not self.transport.get_write_buffer_size()
+    def unspoilt(self) -> bool:
+        """Whether it stands, what was sent has left, and nothing came that nobody had asked for."""
+        return not self._spoilt and not self.transport.get_write_buffer_size()
 
-    async def exchange(self, request: bytes, answer: _Answer) -> HttpReply:
+    async def exchange(self, request: bytes, answer: Answer) -> HttpReply:
         """Send a request and wait for its whole answer. Nothing is drained: a server that refuses early answers before it has
         read all, and that answer is worth reading.
 
         Raises:
-            as `_Answer.take`, and OSError when the connection is cut.
+            ClosedWhileIdle, BadReply, NotHttp: as `Answer.take`.
+            OSError: the connection is cut.
         """
         if self._spoilt:
-            raise _ClosedWhileIdle
+            raise ClosedWhileIdle
         whole: asyncio.Future[HttpReply] = asyncio.get_running_loop().create_future()
         self._asked = answer, whole
         try:
@@ -219,8 +200,7 @@ class _Line(asyncio.Protocol):
             self._asked = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)  # what a connection over a socket gives
 
     def data_received(self, data: bytes) -> None:
         if self._asked is None or self._asked[1].done():
@@ -246,7 +226,7 @@ class _Line(asyncio.Protocol):
             self._take(*self._asked, b"")
 
     @staticmethod
-    def _take(answer: _Answer, whole: asyncio.Future[HttpReply], data: bytes) -> None:
+    def _take(answer: Answer, whole: asyncio.Future[HttpReply], data: bytes) -> None:
         try:
             reply = answer.take(data)
         except Exception as error:  # the one who asked is told
@@ -254,55 +234,6 @@ class _Line(asyncio.Protocol):
         else:
             if reply is not None:
                 whole.set_result(reply)
-
-
-class _Answer:
-    """Reads one answer, within limits. `began`: a byte of it came. `ended`: the peer said that nothing more will come."""
-
-    def __init__(self, host: str, wire: h11.Connection) -> None:
-        self.began = False
-        self.ended = False
-        self._host = host
-        self._wire = wire
-        self._status = 0
-        self._found = dict[str, str]()
-        self._body = bytearray()
-        self._informational = 0
-
-    def take(self, data: bytes) -> HttpReply | None:
-        """The whole answer, once its last piece came; no data is the end of the connection.
-
-        Raises:
-            _ClosedWhileIdle: the connection was closed before its first byte.
-            BadReply: it is too large, or goes on after it should have ended.
-            h11.RemoteProtocolError: it was cut, or is not HTTP.
-        """
-        if not data and not self.began:
-            raise _ClosedWhileIdle
-        self.began, self.ended = True, not data
-        self._wire.receive_data(data)
-        while True:
-            event = self._wire.next_event()
-            if event is h11.NEED_DATA:
-                return None
-            if isinstance(event, h11.Response):
-                self._status, self._found = event.status_code, self._headers(event)
-            elif isinstance(event, h11.Data):
-                self._body += event.data
-                if len(self._body) > MAX_BODY_BYTES:
-                    raise BadReply(f"{self._host}: the answer is larger than {MAX_BODY_BYTES} bytes", code="too_large")
-            elif isinstance(event, h11.EndOfMessage):
-                return HttpReply(self._status, self._found, bytes(self._body))
-            elif isinstance(event, h11.InformationalResponse) and self._informational < MAX_INFORMATIONAL:
-                self._informational += 1
-            else:
-                raise BadReply(f"{self._host}: the answer is not one to this request", code="bad_http")
-
-    def _headers(self, response: h11.Response) -> dict[str, str]:
-        found = {name.decode("latin-1"): value.decode("latin-1") for name, value in response.headers}
-        if sum(len(name) + len(value) for name, value in response.headers) > MAX_HEAD_BYTES:
-            raise BadReply(f"{self._host}: the answer's head is larger than {MAX_HEAD_BYTES} bytes", code="too_large")
-        return found
 
 
 def to_server(config: AgentConfig) -> HttpTransport:

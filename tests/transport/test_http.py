@@ -13,7 +13,8 @@ import pytest
 
 from compliance_agent.errors import BadReply, ConfigError, Unavailable
 from compliance_agent.ports import HttpReply
-from compliance_agent.transport.http import MAX_BODY_BYTES, HttpTransport
+from compliance_agent.transport.answer import MAX_BODY_BYTES
+from compliance_agent.transport.http import HttpTransport
 from tests.transport.peer import Peer, Script, Talk, answering, answering_once, peer
 
 pytestmark = pytest.mark.anyio
@@ -225,6 +226,24 @@ async def test_an_answer_to_the_next_request_is_not_taken_in_advance() -> None:
         for _ in range(3):
             assert (await post(transport)).body == b'{"ok":true}'
         assert known.connections == 3
+
+
+async def test_what_is_said_before_it_is_asked_is_no_answer() -> None:
+    """As a server does that says 408 to a connection at rest: the next request goes out on another one."""
+
+    async def script(talk: Talk) -> None:
+        await talk.request()
+        await talk.say(GOOD)
+        await asyncio.sleep(0.02)
+        await talk.say(GOOD.replace(b"true", b"evil"))
+        await talk.request()
+        await talk.say(GOOD.replace(b"true", b"evil"))
+
+    async with speaking(script) as (transport, known):
+        for number in (1, 2):
+            assert (await post(transport)).body == b'{"ok":true}'
+            await asyncio.sleep(0.1)
+            assert known.connections == number
 
 
 async def test_an_early_refusal_is_read_although_the_request_was_not() -> None:
