@@ -30,6 +30,7 @@ RUN, UPLINK, HEAL = (f"compliance-agent-{part}" for part in ("run", "uplink", "h
 STATE = "/var/lib/compliance-agent"
 CONFIG = "/etc/msp/agent.yaml"
 HEAL_SOCKET, ADOPT_SOCKET = (f"/run/compliance-agent/{part}.sock" for part in ("heal", "adopt"))
+ADMIN_SOCKET = "/run/compliance-agent/admin/agent.sock"
 AS_RUN, AS_UPLINK = (
     f"setpriv --reuid={user} --regid={user} --clear-groups" for user in ("compliance-agent", "compliance-agent-uplink")
 )
@@ -245,13 +246,24 @@ def _delivers(host: Host) -> bool:
 
 
 def _reads_nothing(host: Host) -> bool:
-    """As uplink's user: the agent's files are closed, and so is the root side."""
-    closed = (f"{STATE}/agent.db", f"{STATE}/keys/signing-key.pem", "/etc/shadow")
-    read = [host.machine.run(f"{AS_UPLINK} head -c 1 {path}") for path in closed]
-    there = host.machine.run(" && ".join(f"test -e {path}" for path in closed))
-    asked = f"import socket; socket.socket(socket.AF_UNIX).connect('{HEAL_SOCKET}')"
-    asks = host.machine.run(f'{AS_UPLINK} python3 -c "{asked}"')
-    return there.returncode == 0 and all(one.returncode != 0 for one in read) and "PermissionError" in asks.stderr
+    """As uplink's user: no key of others, no record, no memory of the agent, and neither root's side nor the agent to be asked."""
+    keys = host.machine.must(f"find {STATE}/keys {STATE}/agent.db -type f").split()
+    pid = _pid(host, RUN)
+    closed = (*keys, "/etc/shadow", f"/proc/{pid}/mem", f"/proc/{pid}/environ")
+    open_to_it = [path for path in closed if host.machine.run(f"{AS_UPLINK} head -c 1 {path}").returncode == 0]
+    acts = (f"kill -CONT {pid}", f"touch {STATE}/x", f"touch {STATE}/keys/x", "touch /etc/msp/x")
+    done = [act for act in acts if host.machine.run(f"{AS_UPLINK} {act}").returncode == 0]
+    answered = [path for path in (HEAL_SOCKET, ADOPT_SOCKET, ADMIN_SOCKET) if not _is_shut(host, path)]
+    there = host.machine.run(" && ".join(f"test -e {path}" for path in (*closed, ADMIN_SOCKET))).returncode == 0
+    if open_to_it or done or answered:
+        raise NotSo(" ".join((*open_to_it, *done, *answered)))
+    return there and any(path.endswith("signing-key.pem") for path in keys)
+
+
+def _is_shut(host: Host, path: str) -> bool:
+    """Whether the kernel keeps uplink's user from this socket."""
+    asked = f"import socket; socket.socket(socket.AF_UNIX).connect('{path}')"
+    return "PermissionError" in host.machine.run(f'{AS_UPLINK} python3 -c "{asked}"').stderr
 
 
 def _comes_back(host: Host) -> bool:

@@ -25,6 +25,26 @@ printf '[Service]\\nWatchdogSec={WATCHDOG_S}\\nTimeoutAbortSec=2\\nRestartSec=1\
 systemctl daemon-reload
 systemctl restart {UNIT}
 """
+# The API key comes from the service manager alone: its file is where the agent does not look, and no setting names it.
+BY_CREDENTIAL = f"""
+set -e
+cp {CONFIG} /run/agent.yaml
+mv {STATE}/keys/api-key /root/api-key
+sed -i '/^mcp_api_key_file:/d' {CONFIG}
+printf '[Service]\\nLoadCredential=mcp_api_key:/root/api-key\\n' > /run/systemd/system/{UNIT}.service.d/credential.conf
+systemctl daemon-reload
+systemctl restart {UNIT}
+compliance-agent pause testing
+compliance-agent resume
+"""
+BY_FILE = f"""
+set -e
+rm /run/systemd/system/{UNIT}.service.d/credential.conf
+mv /root/api-key {STATE}/keys/api-key
+cp /run/agent.yaml {CONFIG}
+systemctl daemon-reload
+systemctl restart {UNIT}
+"""
 Line = dict[str, Any]
 
 
@@ -34,6 +54,7 @@ def lived(host: Host) -> list[Line]:
         ("ready_and_watched", _ready),
         ("reload", _reloads),
         ("reload_of_what_cannot_be_used", _keeps_the_old),
+        ("key_by_credential", _takes_its_key_as_a_credential),
         ("killed", _comes_back_from_a_kill),
         ("hangs", _is_ended_when_it_hangs),
         ("stop", _stops),
@@ -95,6 +116,20 @@ def _keeps_the_old(host: Host) -> bool:
     refused = until(lambda: _logged(host, "config.refused", since), WITHIN_S)
     host.machine.must(f"cp /run/agent.yaml {CONFIG}")
     return refused and _property(host, "MainPID") == pid and _property(host, "ActiveState") == "active"
+
+
+def _takes_its_key_as_a_credential(host: Host) -> bool:
+    """`LoadCredential=`: what it records then is delivered with it."""
+    before = set(host.paths())
+    host.machine.must(BY_CREDENTIAL, timeout_s=120)
+
+    def delivered() -> bool:
+        more = set(host.paths()) - before
+        return len(more) > 1 and all((path.parent / "bundle.tlog-proof").exists() for path in more)
+
+    well = until(delivered, WITHIN_S)
+    host.machine.must(BY_FILE, timeout_s=120)
+    return well
 
 
 def _comes_back_from_a_kill(host: Host) -> bool:
