@@ -13,7 +13,12 @@ from compliance_agent.cli.common import PATH, config_option, load_config
 
 @click.command()
 @click.option("--seconds", type=click.IntRange(1, 60), default=10, show_default=True, help="How long.")
-@click.option("--output", type=PATH, required=True, help="File to write: *.html for a page, anything else for text.")
+@click.option(
+    "--output",
+    type=PATH,
+    required=True,
+    help="File to write: *.html for a call tree and a flame graph, anything else for text.",
+)
 @config_option
 def command(seconds: int, output: Path, config_path: Path | None) -> None:
     """Watch the running agent for a while and write where its time went.
