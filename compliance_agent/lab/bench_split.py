@@ -1,10 +1,10 @@
 """P9: what the agent in three processes takes while idle, by the shipped units in a booted host that is enrolled.
 
-    python -m compliance_agent.lab.bench_split SECONDS
+    python -m compliance_agent.lab.bench_split SECONDS [shipped]
 
-All 16 checks every 60 s, in audit mode; delivery to the lab's server through `uplink`. One JSON object: of
-each unit the process (0: none runs), its share of memory and its processor time a minute over SECONDS, after two minutes that are
-not counted; `same` says that it was one process all the time.
+All 16 checks every 60 s, or at their shipped intervals, in audit mode; delivery to the lab's server through `uplink`. One JSON
+object: of each unit the process (0: none runs), its share of memory and its processor time a minute over SECONDS, after two minutes
+that are not counted; `same` says that it was one process all the time.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ print(json.dumps(found))
 """
 
 
-def idle(machine: Machine, seconds: float) -> dict[str, Any]:
-    """Of each unit, over so many seconds."""
-    baseline = {"version": "2026.11.1", "mode": "audit", "checks": every_check(machine.root)}
+def idle(machine: Machine, seconds: float, interval_s: int | None) -> dict[str, Any]:
+    """Of each unit, over so many seconds; `interval_s` as of `every_check`."""
+    baseline = {"version": "2026.11.1", "mode": "audit", "checks": every_check(machine.root, interval_s)}
     (machine.root / install.BASELINE).write_text(yaml.safe_dump(baseline), "utf-8")
     machine.must(openscap.TABLE.setup)
     config = machine.root / apart.CONFIG[1:]
@@ -70,7 +70,7 @@ def _asked(machine: Machine) -> dict[str, Any]:
     return found
 
 
-def _inside(scratch: Path, seconds: float) -> int:
+def _inside(scratch: Path, seconds: float, interval_s: int | None) -> int:
     base = recipe.root_filesystem()
     package = install.package(Path(__file__).resolve().parents[2], scratch)
     agent, clinic = install.agent(package, base, scratch), install.clinic(base, scratch)
@@ -78,10 +78,11 @@ def _inside(scratch: Path, seconds: float) -> int:
     network.open()
     machine = Machine("split", (agent, clinic, base), scratch)
     apart.start(machine, network, tuple(table for table in matrix.TABLES if table.check in apart.CHECKS), package)
-    print(json.dumps(idle(machine, seconds)))
+    print(json.dumps(idle(machine, seconds, interval_s)))
     return 0
 
 
 if __name__ == "__main__":
     recipe.check_machine()
-    sys.exit(enclosed(lambda scratch: _inside(scratch, float(sys.argv[1])), recipe.cache_directory()))
+    often = None if sys.argv[2:] == ["shipped"] else 60
+    sys.exit(enclosed(lambda scratch: _inside(scratch, float(sys.argv[1]), often), recipe.cache_directory()))
