@@ -22,7 +22,6 @@ import hashlib
 import types
 import typing
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from compliance_agent import crypto
 from compliance_agent.adapters.durable import read_file
 from compliance_agent.checks import registry
 from compliance_agent.checks.spec import Check
+from compliance_agent.dataclass import dataclass
 from compliance_agent.documents import MAX_BYTES, read_yaml
 from compliance_agent.errors import AgentError, ConfigError, DocumentError, NoInput
 from compliance_agent.facts import NAME, VERSION, is_timestamp

@@ -13,7 +13,6 @@ host's key vouches for it here, and the certificate goes back.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,6 +21,7 @@ import structlog
 
 from compliance_agent.adapters.durable import make_directory, read_file, remove_file, write_file
 from compliance_agent.config import AgentConfig
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import AgentError, BadReply, ConfigError, Unavailable
 from compliance_agent.logs import where
 from compliance_agent.ports import Clock

@@ -12,7 +12,6 @@ import re
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 
 from compliance_agent.adapters.durable import read_file
 from compliance_agent.core.schedule import zone_named
+from compliance_agent.dataclass import dataclass
 from compliance_agent.documents import MAX_BYTES, read_yaml
 from compliance_agent.errors import AgentError, ConfigError
 from compliance_agent.facts import VERSION

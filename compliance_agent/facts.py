@@ -12,10 +12,10 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import FactRefused
 
 TOKEN = re.compile(r"[a-z][a-z0-9_]{0,39}")

@@ -25,9 +25,10 @@ import json
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Protocol
 
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import BadFrame
 
 MAX_FRAME_BYTES = 65_536

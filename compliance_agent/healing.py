@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +20,7 @@ from compliance_agent.baseline import Baseline, load
 from compliance_agent.core.gates import REASONS, Context, Decision, Limits, Moment, decide
 from compliance_agent.core.pausing import Pause
 from compliance_agent.core.schedule import MaintenanceWindow
+from compliance_agent.dataclass import dataclass
 from compliance_agent.drift import DriftDetector
 from compliance_agent.errors import CannotTell, StorageError
 from compliance_agent.models import DriftResult, Mode, Outcome, Plan, RemediationResult, Result

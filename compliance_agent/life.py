@@ -13,7 +13,6 @@ import contextlib
 import random
 import signal
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from datetime import datetime
 from types import FrameType
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import structlog
 
 from compliance_agent.counts import Counts
+from compliance_agent.dataclass import dataclass
 from compliance_agent.delivery import code_of
 from compliance_agent.errors import StateInUse
 from compliance_agent.logs import where

@@ -15,9 +15,9 @@ import stat
 import struct
 import time
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import BadFrame, ConfigError, NotPermitted, Unavailable
 from compliance_agent.frames import MAX_FRAME_BYTES, Message, Reader, Side, Table
 

@@ -14,7 +14,7 @@ import random
 import re
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from compliance_agent.config import LABEL
 from compliance_agent.core.breaker import CircuitBreaker
 from compliance_agent.core.receipt import PinnedLog
 from compliance_agent.credential import credential, load_api_key
+from compliance_agent.dataclass import dataclass
 from compliance_agent.documents import read_json
 from compliance_agent.errors import (
     AgentError,

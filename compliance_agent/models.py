@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NewType
+
+from compliance_agent.dataclass import dataclass
 
 HostId = NewType("HostId", str)
 SiteId = NewType("SiteId", str)

@@ -20,7 +20,7 @@ import secrets
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ import structlog
 from compliance_agent.config import AgentConfig
 from compliance_agent.core import orders
 from compliance_agent.core.orders import Order, Refused, Standing
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import AgentError, StorageError
 from compliance_agent.facts import LARGEST_INT, is_timestamp
 from compliance_agent.logs import where

@@ -8,10 +8,10 @@ looks raises `CannotTell` when there is no answer, and nothing else; every metho
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import CannotTell
 from compliance_agent.models import ClockState
 

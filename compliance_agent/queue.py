@@ -12,7 +12,6 @@ import functools
 import random
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +22,7 @@ from compliance_agent import crypto
 from compliance_agent.adapters.database import Database
 from compliance_agent.adapters.open_databases import release, shared
 from compliance_agent.core.schedule import backoff_s
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import BadEvidence, NoInput, StorageError, StorageFull
 from compliance_agent.evidence import directory, recovery, table
 from compliance_agent.models import QueuedEvidence

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol, cast
 
@@ -18,6 +17,7 @@ import structlog
 
 from compliance_agent.adapters.agent_state import AgentState, Recorded
 from compliance_agent.config import AgentConfig
+from compliance_agent.dataclass import dataclass
 from compliance_agent.delivery import Delivery, code_of, settled
 from compliance_agent.drills import Proof, kept, state_of
 from compliance_agent.logs import where

@@ -12,7 +12,6 @@ is told first. A refusal is said loudly, and the former key stays where it is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +20,7 @@ import structlog
 
 from compliance_agent.config import AgentConfig
 from compliance_agent.crypto import Ed25519Signer
+from compliance_agent.dataclass import dataclass
 from compliance_agent.entries.rotation import statement
 from compliance_agent.errors import AgentError, ConfigError, ServerRefused
 from compliance_agent.ports import Clock

@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import json
 import os
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +22,7 @@ import structlog
 
 from compliance_agent.adapters.durable import read_file, remove_file, write_file
 from compliance_agent.core.leases import LONGEST_S, SHORTEST_S
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import AgentError, BadReply, ServerRefused
 from compliance_agent.models import DriftResult
 from compliance_agent.ports import Clock

@@ -16,9 +16,10 @@ import functools
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 
+from compliance_agent.dataclass import dataclass
 from compliance_agent.models import Outcome
 
 AT_HOST = ("drift", "look", "heal", "record", "deliver", "prove")

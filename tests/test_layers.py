@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS: dict[str, str] = {
     "": "words",
     "adopt": "root",
+    "dataclass": "words",
     "errors": "words",
     "facts": "words",
     "frames": "words",
@@ -284,7 +285,7 @@ FENCES = (
     Fence(
         "the log is one that others run too; what its entries say is a matter of `entries`",
         sources=("log",),
-        targets=tuple(name for name in LAYERS if name not in {"", "crypto", "errors", "log"}),
+        targets=tuple(name for name in LAYERS if name not in {"", "crypto", "dataclass", "errors", "log"}),
     ),
     Fence(
         "the network's process holds no key and looks at nothing: what it cannot do, nobody who owns it can",
@@ -292,14 +293,14 @@ FENCES = (
         targets=("agent", "checks", "crypto", "drift", "evidence", "healing", "mcp_client", "queue", "remedies"),
     ),
     Fence(
-        "the root side is `heal`, the frames that it speaks and the errors of these, and nothing that comes with more",
+        "the root side is `heal`, the frames that it speaks, what these are made of, and nothing that comes with more",
         sources=("heal",),
-        targets=tuple(name for name in LAYERS if name not in {"", "errors", "frames", "heal"}),
+        targets=tuple(name for name in LAYERS if name not in {"", "dataclass", "errors", "frames", "heal"}),
     ),
     Fence(
         "who verifies orders as root shares the root side's files, frames and nothing that comes with more",
         sources=("adopt",),
-        targets=tuple(name for name in LAYERS if name not in {"", "adopt", "errors", "frames", "heal"}),
+        targets=tuple(name for name in LAYERS if name not in {"", "adopt", "dataclass", "errors", "frames", "heal"}),
     ),
     Fence(
         "a model advises people who ask it to; nothing that goes on by itself may wait for one, or follow one",
@@ -593,7 +594,7 @@ def test_the_root_side_loads_nothing_but_the_standard_library(name: str, its: se
     loaded = done.stderr.partition("! ")[2].split()
     ours = {module for module in loaded if module.split(".")[0] == PACKAGE}
     assert ours >= {f"{PACKAGE}.heal.service", f"{PACKAGE}.{name}.service", f"{PACKAGE}.frames"}, done.stderr
-    assert {part for module in ours for part in module.split(".")[1:2]} == {"errors", "frames"} | its
+    assert {part for module in ours for part in module.split(".")[1:2]} == {"dataclass", "errors", "frames"} | its
     foreign = {module.split(".")[0] for module in loaded} - sys.stdlib_module_names - {PACKAGE, "__main__"}
     assert {module for module in foreign if not module.startswith(("_", "sitecustomize", "usercustomize"))} == set()
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 from compliance_agent.adapters.database import Database
 from compliance_agent.core.versions import older
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import ConfigError
 from compliance_agent.models import STATS
 

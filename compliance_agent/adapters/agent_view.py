@@ -7,7 +7,6 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from compliance_agent.adapters.open_databases import read_only
 from compliance_agent.adapters.order_trust_store import KEYS, ROOTS
 from compliance_agent.adapters.sqlite_trouble import as_ours
 from compliance_agent.core.pausing import Pause
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import NoInput, NotPermitted, StorageError
 from compliance_agent.models import STATS
 

@@ -29,7 +29,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -49,6 +49,7 @@ from compliance_agent.adapters.sqlite_trouble import (
 )
 from compliance_agent.adapters.state_lock import taken
 from compliance_agent.adapters.writer_thread import WriterThread
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import ConfigError, StorageDamaged, StorageError, StorageFull
 
 T = TypeVar("T")

@@ -13,7 +13,6 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +21,7 @@ from compliance_agent.adapters.database import Database
 from compliance_agent.adapters.open_databases import read_only
 from compliance_agent.core.gates import Attempt, Moment
 from compliance_agent.core.pausing import Pause
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import DocumentError, NoInput, NotPermitted
 from compliance_agent.models import Plan, RemediationResult
 from compliance_agent.remedies.ended import decode_result, encode_result

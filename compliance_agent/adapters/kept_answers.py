@@ -18,11 +18,11 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from compliance_agent.adapters.program_reads import Reads, reads_of
 from compliance_agent.adapters.undisturbed import Undisturbed
+from compliance_agent.dataclass import dataclass
 from compliance_agent.ports import Ran
 
 FULL_S = 900.0

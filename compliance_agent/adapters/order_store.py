@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 from typing import Any
 
 from compliance_agent.adapters.database import Database
+from compliance_agent.dataclass import dataclass
 
 KEPT = 1_000
 _TABLES = (

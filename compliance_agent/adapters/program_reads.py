@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from compliance_agent.core import file_lists, packages, sshd
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import CannotTell
 
 DPKG = "/var/lib/dpkg"

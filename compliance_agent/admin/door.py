@@ -7,7 +7,6 @@ import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +14,7 @@ from typing import Any, cast
 import structlog
 
 from compliance_agent.core.access import Asker, Owner, may
+from compliance_agent.dataclass import dataclass
 from compliance_agent.documents import read_json
 from compliance_agent.errors import AgentError, DocumentError, Refusal
 from compliance_agent.local_socket import listen, peer_of

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 
 from compliance_agent import __version__
 from compliance_agent.agent import ComplianceAgent
 from compliance_agent.core.breaker import CircuitBreaker
 from compliance_agent.core.pausing import Pause
+from compliance_agent.dataclass import dataclass
 from compliance_agent.delivery import code_of
 from compliance_agent.healing import HealingEngine
 from compliance_agent.installed import agent_digest

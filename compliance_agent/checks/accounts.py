@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from compliance_agent.checks.files import read_whole
 from compliance_agent.checks.spec import (
@@ -35,6 +35,7 @@ from compliance_agent.core.passwd import (
     scheme_of,
     usable,
 )
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import CannotTell
 from compliance_agent.facts import SHA256, Digest, Int, Many, Name, fact
 from compliance_agent.models import Plan, Result, Severity, Step, Verdict

@@ -7,7 +7,7 @@ no audit subsystem of its own: there `auditctl` refuses, or calls it disabled wi
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import PurePosixPath
 
 from compliance_agent.checks.files import read_whole, stats_of
@@ -15,6 +15,7 @@ from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, 
 from compliance_agent.checks.units import UNIT, unit_word
 from compliance_agent.core import auditd
 from compliance_agent.core.tools import answered, unparsable
+from compliance_agent.dataclass import dataclass
 from compliance_agent.facts import SHA256, Bool, Choice, Digest, Int, Many, Name, fact
 from compliance_agent.models import Plan, Result, Severity, Step, Verdict
 from compliance_agent.ports import Host

@@ -6,7 +6,7 @@ what dconf gives to a desktop. Keep-alives of SSH are no part of it: they notice
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from compliance_agent.checks.spec import (
     UNREADABLE,
@@ -21,6 +21,7 @@ from compliance_agent.checks.spec import (
 )
 from compliance_agent.core import idle
 from compliance_agent.core.tools import answered
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import CannotTell
 from compliance_agent.facts import Bool, Int, fact
 from compliance_agent.models import Plan, Result, Severity, Step, Verdict

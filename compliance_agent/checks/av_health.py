@@ -6,12 +6,13 @@ file is sent as a stream and never stored.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, failed, passed, unknown
 from compliance_agent.checks.units import UNIT, unit_word
 from compliance_agent.core import clamd
 from compliance_agent.core.tools import answered
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import CannotTell
 from compliance_agent.facts import Bool, Int, Version, fact
 from compliance_agent.models import Plan, Result, Severity, Step, Verdict

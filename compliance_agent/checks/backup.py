@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime, timedelta
 
 from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, failed, passed, unknown
 from compliance_agent.checks.units import UNIT, unit_word
 from compliance_agent.core.tools import answered, json_answer, refused, unparsable
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import CannotTell
 from compliance_agent.facts import TIMESTAMP, Bool, Choice, Int, Many, Name, Version, fact
 from compliance_agent.models import Plan, Result, Severity, Step, Verdict

@@ -10,13 +10,14 @@ all data, and that is for people.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, failed, passed, unknown
 from compliance_agent.core import block_devices
 from compliance_agent.core.block_devices import Device, Header, Swap, Way
 from compliance_agent.core.mounts import MOUNTINFO, Mount, mounted_at, read_mountinfo
 from compliance_agent.core.tools import answered
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import CannotTell
 from compliance_agent.facts import Int, Many, Name, fact
 from compliance_agent.models import Plan, Result, Severity, Verdict

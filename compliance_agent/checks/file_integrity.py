@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from weakref import WeakKeyDictionary
 
 from compliance_agent.checks.files import read_whole, stats_of
 from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, Scene, failed, passed, unknown
 from compliance_agent.core import file_lists, packages
 from compliance_agent.core.tools import answered
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import CannotTell
 from compliance_agent.facts import SHA256, Bool, Int, Many, Name, fact
 from compliance_agent.models import Plan, Result, Severity, Verdict

@@ -9,7 +9,7 @@ in place: with it nothing unlisted comes in, whatever other tables say, and they
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from compliance_agent.checks.spec import (
     UNREADABLE,
@@ -25,6 +25,7 @@ from compliance_agent.checks.spec import (
 from compliance_agent.core import nftables
 from compliance_agent.core.nft_openings import openings
 from compliance_agent.core.tools import answered
+from compliance_agent.dataclass import dataclass
 from compliance_agent.facts import SHA256, Bool, Choice, Digest, Int, fact
 from compliance_agent.models import Plan, Result, Severity, Step, Verdict
 from compliance_agent.ports import Host

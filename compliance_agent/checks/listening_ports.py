@@ -7,11 +7,12 @@ that a program waits for, so they are counted apart.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, Proposal, failed, passed, unknown
 from compliance_agent.core import sockets
 from compliance_agent.core.sockets import Listener
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import CannotTell
 from compliance_agent.facts import Int, Many, Name, fact
 from compliance_agent.models import Plan, Result, Severity, Verdict

@@ -8,12 +8,13 @@ not be found, and one from an earlier look has another digest.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from compliance_agent.checks.files import is_there
 from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, Proposal, failed, passed, unknown
 from compliance_agent.checks.units import unit_word
 from compliance_agent.core.tools import answered
+from compliance_agent.dataclass import dataclass
 from compliance_agent.documents import read_json
 from compliance_agent.errors import CannotTell, DocumentError
 from compliance_agent.facts import Bool, Int, Many, Name, fact

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime, timedelta
 
 from compliance_agent.checks.files import is_there
@@ -27,6 +27,7 @@ from compliance_agent.checks.spec import (
 )
 from compliance_agent.core import packages
 from compliance_agent.core.tools import answered, unparsable
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import CannotTell
 from compliance_agent.facts import Bool, Choice, Digest, Int, Revision, fact
 from compliance_agent.models import Plan, Result, Severity, Step, Verdict

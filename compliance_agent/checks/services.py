@@ -6,10 +6,11 @@ started by others.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, failed, passed, unknown
 from compliance_agent.checks.units import unit_word
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import CannotTell
 from compliance_agent.facts import Many, Name, fact
 from compliance_agent.models import Plan, Result, Severity, Step, Verdict

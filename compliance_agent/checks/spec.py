@@ -16,9 +16,10 @@ a verdict: it turns `Unreadable` into `unknown` and holds every reason against t
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Protocol
 
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import CANNOT_TELL_REASONS
 from compliance_agent.models import Plan, Result, Severity, Verdict
 from compliance_agent.ports import Host

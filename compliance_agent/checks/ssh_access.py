@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import UTC, datetime, timedelta
 
 from compliance_agent.checks.files import read_whole, stats_of
@@ -30,6 +30,7 @@ from compliance_agent.core import sshd
 from compliance_agent.core.passwd import may_log_in, read_passwd
 from compliance_agent.core.sshd import Effective
 from compliance_agent.core.tools import answered
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import CannotTell
 from compliance_agent.facts import Bool, Choice, Int, Many, Name, fact
 from compliance_agent.models import Plan, Result, Severity, Step, Verdict

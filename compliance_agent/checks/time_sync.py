@@ -8,7 +8,7 @@ not set the clock (a container) reckons with the steps it wanted, so what its so
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from compliance_agent.checks.spec import (
     UNREADABLE,
@@ -33,6 +33,7 @@ from compliance_agent.core.timekeeping import (
     parse_tracking,
 )
 from compliance_agent.core.tools import answered
+from compliance_agent.dataclass import dataclass
 from compliance_agent.facts import Bool, Choice, Int, fact
 from compliance_agent.models import Plan, Result, Severity, Step, Verdict
 from compliance_agent.ports import Host

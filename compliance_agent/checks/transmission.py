@@ -7,13 +7,14 @@ a renewed file helps nobody before its service has read it, and a service may sh
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from compliance_agent.checks.files import read_whole, stats_of
 from compliance_agent.checks.spec import UNREADABLE, Case, CheckSpec, Citation, Permits, failed, passed, unknown
 from compliance_agent.core import tls
 from compliance_agent.core.tools import answered
 from compliance_agent.core.validity import read_validities
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import CannotTell
 from compliance_agent.facts import Int, Many, Name, fact
 from compliance_agent.models import Plan, Result, Severity, Step, Verdict

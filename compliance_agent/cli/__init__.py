@@ -77,6 +77,10 @@ def main() -> None:
                 sys.exit(0)
         except OSError:
             pass  # the whole program knows what to say of it
+    if sys.argv[1:] in (["run"], ["uplink"]):
+        from compliance_agent.cli.daemons import main as daemon
+
+        daemon(sys.argv[1])
     from compliance_agent.cli.command_line import main as parse
 
     parse()

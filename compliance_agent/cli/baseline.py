@@ -27,15 +27,8 @@ from compliance_agent.baseline import (
 )
 from compliance_agent.checks import registry
 from compliance_agent.cli import Suggesting, root_trust
-from compliance_agent.cli.common import (
-    PATH,
-    config_option,
-    json_option,
-    load_config,
-    print_json,
-    shipped_baseline,
-    table,
-)
+from compliance_agent.cli.common import PATH, config_option, json_option, print_json, shipped_baseline, table
+from compliance_agent.cli.places import load_config
 from compliance_agent.config import AgentConfig
 from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.documents import MAX_BYTES

@@ -12,7 +12,8 @@ from typing import Any
 import click
 
 from compliance_agent.adapters import runner
-from compliance_agent.cli.common import PATH, config_option, json_option, load_config, print_json, table, unconfigured
+from compliance_agent.cli.common import PATH, config_option, json_option, print_json, table, unconfigured
+from compliance_agent.cli.places import load_config
 from compliance_agent.config import AgentConfig
 from compliance_agent.drift import DriftDetector
 from compliance_agent.errors import ConfigError

@@ -81,6 +81,20 @@ def _status() -> int:
     out, err = sys.stdout, sys.stderr
     try:
         status = group.main(prog_name="compliance-agent", standalone_mode=False)
+    except SystemExit as leaving:
+        if sys.stdout is not out:  # click's own answer to a closed pipe: it replaces the streams, and says 1
+            sys.stdout, sys.stderr = out, err
+            return _closed_pipe()
+        return status_of(leaving)
+    except BaseException as error:
+        return status_of(error)
+    return status if isinstance(status, int) else 0
+
+
+def status_of(ended_by: BaseException) -> int:
+    """The exit status for what ended a command; what there is to say of it is said, in one line."""
+    try:
+        raise ended_by
     except AgentError as error:
         _say(error.line)
         return error.exit_status
@@ -92,9 +106,6 @@ def _status() -> int:
         error.show()
         return error.exit_code
     except SystemExit as leaving:
-        if sys.stdout is not out:  # click's own answer to a closed pipe: it replaces the streams, and says 1
-            sys.stdout, sys.stderr = out, err
-            return _closed_pipe()
         return leaving.code if isinstance(leaving.code, int) else 1
     except BrokenPipeError:
         return _closed_pipe()
@@ -104,7 +115,6 @@ def _status() -> int:
         return _unwritable(error) if error.errno in {errno.ENOSPC, errno.EDQUOT} else _bug(error)
     except Exception as error:
         return _bug(error)
-    return status if isinstance(status, int) else 0
 
 
 def _closed_pipe() -> int:

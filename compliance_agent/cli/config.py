@@ -13,7 +13,8 @@ import click
 
 from compliance_agent.baseline import load
 from compliance_agent.cli import Suggesting
-from compliance_agent.cli.common import config_option, json_option, print_json, require_config
+from compliance_agent.cli.common import config_option, json_option, print_json
+from compliance_agent.cli.places import require_config
 from compliance_agent.cli.split import Here, findings
 from compliance_agent.crypto import Ed25519Signer
 from compliance_agent.errors import NoInput

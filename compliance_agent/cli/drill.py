@@ -12,7 +12,8 @@ import click
 from compliance_agent.adapters import runner
 from compliance_agent.adapters.agent_view import looking
 from compliance_agent.agent import ComplianceAgent
-from compliance_agent.cli.common import config_option, json_option, print_json, require_config, table, utc
+from compliance_agent.cli.common import config_option, json_option, print_json, table, utc
+from compliance_agent.cli.places import require_config
 from compliance_agent.cli.status import age
 from compliance_agent.config import AgentConfig
 from compliance_agent.drift import DriftDetector

@@ -16,7 +16,8 @@ import click
 from compliance_agent.adapters import runner
 from compliance_agent.adapters.durable import give
 from compliance_agent.adapters.secrecy import keep_out_of_dumps
-from compliance_agent.cli.common import PATH, SYSTEM_CONFIG, config_option, json_option, load_config, print_json
+from compliance_agent.cli.common import PATH, config_option, json_option, print_json
+from compliance_agent.cli.places import SYSTEM_CONFIG, load_config
 from compliance_agent.config import LABEL, LOG_KEY_NAME, ORDER_ROOT_NAME, AgentConfig
 from compliance_agent.crypto import Ed25519Signer, key_words
 from compliance_agent.enrolment import Token, enrol, order_root_of, pin_authority, pin_order_root, read_token, save

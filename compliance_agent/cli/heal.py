@@ -11,7 +11,8 @@ from compliance_agent.adapters import runner
 from compliance_agent.agent import ComplianceAgent
 from compliance_agent.cli import plan
 from compliance_agent.cli.check import look_at
-from compliance_agent.cli.common import config_option, json_option, print_json, require_config, utc
+from compliance_agent.cli.common import config_option, json_option, print_json, utc
+from compliance_agent.cli.places import require_config
 from compliance_agent.core.gates import REASONS
 from compliance_agent.healing import CODES
 from compliance_agent.logs import configure

@@ -13,7 +13,8 @@ from compliance_agent.adapters.durable import write_file
 from compliance_agent.agent import ComplianceAgent
 from compliance_agent.api_key_rotation import REQUEST_FILE
 from compliance_agent.cli import Suggesting
-from compliance_agent.cli.common import PATH, config_option, json_option, parsed, print_json, require_config, table, utc
+from compliance_agent.cli.common import PATH, config_option, json_option, parsed, print_json, table, utc
+from compliance_agent.cli.places import require_config
 from compliance_agent.config import AgentConfig
 from compliance_agent.errors import BadEvidence, NoInput, StateInUse, Unavailable
 from compliance_agent.logs import configure

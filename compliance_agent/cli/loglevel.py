@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from compliance_agent.admin.client import demand
-from compliance_agent.cli.common import config_option, json_option, load_config, print_json
+from compliance_agent.cli.common import config_option, json_option, print_json
+from compliance_agent.cli.places import load_config
 from compliance_agent.log_level import DEFAULT_S, LEVELS, LONGEST_S
 
 SCHEMA = "compliance-agent/loglevel/v1"

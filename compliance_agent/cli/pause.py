@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from compliance_agent.admin.client import demand
-from compliance_agent.cli.common import Bounded, config_option, json_option, load_config, print_json
+from compliance_agent.cli.common import Bounded, config_option, json_option, print_json
+from compliance_agent.cli.places import load_config
 from compliance_agent.core.pausing import DEFAULT_S, LONGEST_S, REASONS
 
 SCHEMA = "compliance-agent/pause/v1"

@@ -11,14 +11,8 @@ import click
 from compliance_agent.adapters import runner
 from compliance_agent.adapters.healing_store import HealingStore
 from compliance_agent.cli.check import detector_for, look_at, say_skipped, slow
-from compliance_agent.cli.common import (
-    config_option,
-    json_option,
-    load_config,
-    print_json,
-    printable,
-    unconfigured,
-)
+from compliance_agent.cli.common import config_option, json_option, print_json, printable, unconfigured
+from compliance_agent.cli.places import load_config
 from compliance_agent.healing import HealingEngine
 from compliance_agent.logs import configure
 from compliance_agent.models import DriftResult, Result

@@ -8,7 +8,8 @@ import click
 
 from compliance_agent.adapters.durable import write_file
 from compliance_agent.admin.client import demand
-from compliance_agent.cli.common import PATH, config_option, load_config
+from compliance_agent.cli.common import PATH, config_option
+from compliance_agent.cli.places import load_config
 
 
 @click.command()

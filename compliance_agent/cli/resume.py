@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from compliance_agent.admin.client import demand
-from compliance_agent.cli.common import config_option, json_option, load_config, print_json
+from compliance_agent.cli.common import config_option, json_option, print_json
+from compliance_agent.cli.places import load_config
 
 SCHEMA = "compliance-agent/resume/v1"
 

@@ -11,7 +11,8 @@ import click
 from compliance_agent import __version__
 from compliance_agent.adapters.agent_view import AgentView, looking
 from compliance_agent.adapters.clock import SystemClock, read_clock_state
-from compliance_agent.cli.common import config_option, json_option, parsed, print_json, require_config, table, utc
+from compliance_agent.cli.common import config_option, json_option, parsed, print_json, table, utc
+from compliance_agent.cli.places import require_config
 from compliance_agent.config import AgentConfig
 from compliance_agent.core.gates import Moment
 from compliance_agent.drills import DRILLS

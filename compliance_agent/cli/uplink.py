@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from compliance_agent.adapters import runner
-from compliance_agent.cli.common import LEVELS, config_option, require_config
+from compliance_agent.cli.common import LEVELS, config_option
+from compliance_agent.cli.places import require_config
 from compliance_agent.uplink.process import serve
 
 

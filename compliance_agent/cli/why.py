@@ -12,7 +12,8 @@ from compliance_agent.adapters.agent_view import AgentView, Record, Standing, lo
 from compliance_agent.adapters.clock import SystemClock, read_clock_state
 from compliance_agent.adapters.healing_store import HealingStore
 from compliance_agent.checks import registry
-from compliance_agent.cli.common import config_option, json_option, parsed, print_json, require_config, table, utc
+from compliance_agent.cli.common import config_option, json_option, parsed, print_json, table, utc
+from compliance_agent.cli.places import require_config
 from compliance_agent.cli.status import answered, root_key_line
 from compliance_agent.config import AgentConfig
 from compliance_agent.core.gates import REASONS, Context, Limits, Moment, decide

@@ -5,7 +5,8 @@ the agent's own user may change.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+
+from compliance_agent.dataclass import dataclass
 
 ROOT = 0
 

@@ -11,7 +11,7 @@ whatever else stands in an answer makes the whole of it nothing. No part of an a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -99,7 +99,7 @@ def _facts(number: int, proposal: Proposal, now: datetime) -> dict[str, Any]:
     }
 
 
-def _word(value: str, known: frozenset[str]) -> str | None:
+def _word(value: str, known: Container[str]) -> str | None:
     """A word of a closed list; anything else is `other`."""
     return (value if value in known else "other") if value else None
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from compliance_agent.core.tools import unparsable
+from compliance_agent.dataclass import dataclass
 
 STATUS = ("auditctl", "-s")
 RULES = ("auditctl", "-l")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from compliance_agent.core.tools import json_answer, unparsable
+from compliance_agent.dataclass import dataclass
 
 LUKS = "crypto_LUKS"
 _DEEPEST = 24

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import CannotTell
 
 PING = b"zPING\0"

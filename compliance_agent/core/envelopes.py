@@ -9,10 +9,10 @@ thing is never taken for another.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from compliance_agent import crypto
+from compliance_agent.dataclass import dataclass
 from compliance_agent.documents import read_json
 from compliance_agent.errors import BadEvidence, DocumentError
 from compliance_agent.evidence.canonical import canonical

@@ -7,8 +7,9 @@ the sample of an info. Labels are words of closed lists.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+from compliance_agent.dataclass import dataclass
 
 Kind = Literal["counter", "gauge", "info", "summary"]
 PLAIN = "text/plain; version=0.0.4; charset=utf-8"

@@ -9,10 +9,10 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 from compliance_agent.core.tools import unparsable
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import CannotTell
 
 VERIFY = ("dpkg", "--verify", "--verify-format", "rpm")

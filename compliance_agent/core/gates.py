@@ -11,11 +11,11 @@ boots only the wall clock and the time since this boot are known, and the attemp
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from compliance_agent.core.leases import REASONS as LEASES
 from compliance_agent.core.schedule import MaintenanceWindow
+from compliance_agent.dataclass import dataclass
 from compliance_agent.models import DriftResult, Mode, Outcome, Result
 
 REASONS = {

@@ -11,7 +11,9 @@ from the last one on. Times are seconds of the server's clock.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from compliance_agent.dataclass import dataclass
 
 SHORTEST_S, LONGEST_S = 60, 14_400  # of a lease
 ASKS_AGAIN_S = 900  # who has not asked for so long is not waiting any more

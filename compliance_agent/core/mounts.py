@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from compliance_agent.core.tools import unparsable
+from compliance_agent.dataclass import dataclass
 
 MOUNTINFO = "/proc/self/mountinfo"
 _LINE = re.compile(r"([0-9]+) ([0-9]+) ([0-9]+:[0-9]+) (\S+) (/\S*) \S+(?: \S+)*? - (\S+) \S+ \S+")

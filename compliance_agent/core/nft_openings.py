@@ -9,10 +9,10 @@ of them, which makes a walk cost microseconds a rule.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from compliance_agent.core.nftables import Chain, Ruleset
+from compliance_agent.dataclass import dataclass
 
 ALL_PORTS = (1 << 65_536) - 1
 NO_PORTS = 0

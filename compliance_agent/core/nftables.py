@@ -12,10 +12,10 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from compliance_agent.core.tools import json_answer, unparsable
+from compliance_agent.dataclass import dataclass
 
 LIST = ("nft", "-s", "-j", "list", "ruleset")
 TABLE = ("inet", "compliance")

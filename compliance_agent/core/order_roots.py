@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
@@ -26,6 +26,7 @@ from compliance_agent import crypto
 from compliance_agent.core import envelopes, order_keys
 from compliance_agent.core.envelopes import Envelope
 from compliance_agent.core.order_keys import OrderKeys
+from compliance_agent.dataclass import dataclass
 from compliance_agent.documents import read_json
 from compliance_agent.errors import BadEvidence, ConfigError, DocumentError
 from compliance_agent.evidence.canonical import canonical

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,6 +19,7 @@ from compliance_agent import crypto
 from compliance_agent.core import envelopes
 from compliance_agent.core.envelopes import Envelope
 from compliance_agent.core.order_keys import KINDS, MOST_SIGNATURES, OrderKeys
+from compliance_agent.dataclass import dataclass
 from compliance_agent.documents import read_json
 from compliance_agent.errors import DocumentError
 from compliance_agent.evidence.canonical import canonical

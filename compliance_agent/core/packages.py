@@ -6,14 +6,14 @@ the state of the package lists (how old, and whether they know of security updat
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 
 from compliance_agent.core.tools import json_answer, unparsable
+from compliance_agent.dataclass import dataclass
 from compliance_agent.facts import REVISION
 
 APT_LISTS = "/var/lib/apt/lists"
@@ -48,6 +48,11 @@ _APT_LINE = re.compile(
 # dnf 4: ADVISORY SEVERITY/Sec. PACKAGE; dnf 5: ADVISORY security SEVERITY PACKAGE ISSUED
 _DNF_LINE = re.compile(r"(\S+)\s+(?:(?:[A-Za-z]+/)?Sec\.|security\s+\S+)\s+(\S+)(?:\s+.*)?")
 _KERNEL = re.compile(r"(?P<numbers>[0-9]{1,9}(?:[.-][0-9]{1,9})*)(?P<flavour>.*)")
+_AS_APT_WRITES = re.compile(  # `Sat, 29 Nov 2025 10:20:30 UTC`
+    r"[A-Z][a-z]{2}, ([0-9]{1,2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2}) (?:UTC|GMT|\+0000)",
+    re.ASCII,
+)
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _GENERATION = re.compile(r"system-([0-9]{1,9})-link")
 _NIXPKGS_DATE = re.compile(r"[0-9]{2}\.[0-9]{2}\.(20[0-9]{6})\.[0-9a-f]{6,}")
 _NAR_HASH = re.compile(r"sha256:[0-9a-z]{52}")
@@ -126,11 +131,20 @@ def read_release(text: str) -> ReleaseFile:
 
 
 def _rfc2822(value: str | None) -> datetime | None:
+    if not value:
+        return None
+    if found := _AS_APT_WRITES.fullmatch(value):
+        with contextlib.suppress(ValueError):
+            day, month, *rest = found.groups()
+            year, hour, minute, second = map(int, rest)
+            return datetime(year, _MONTHS.index(month) + 1, int(day), hour, minute, second, tzinfo=UTC)
+    from email.utils import parsedate_to_datetime  # ten modules, for what no archive of Debian writes
+
     try:
-        moment = parsedate_to_datetime(value) if value else None
+        moment = parsedate_to_datetime(value)
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
-    return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
 def read_dnf_advisories(text: str) -> dict[str, tuple[str, ...]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import CannotTell
 
 MOST_ID = 2**32 - 1

@@ -5,10 +5,10 @@ Looking, recording and delivering go on all the time. A pause by signed order is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from compliance_agent.core.gates import Moment
+from compliance_agent.dataclass import dataclass
 
 REASONS = {
     "maintenance": "planned work on this host",

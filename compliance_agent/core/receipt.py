@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from compliance_agent.dataclass import dataclass
 from compliance_agent.entries.leaf import bundle_leaf
 from compliance_agent.errors import BadEvidence
 from compliance_agent.facts import LARGEST_INT

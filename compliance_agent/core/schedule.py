@@ -8,10 +8,10 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime, time, timedelta, tzinfo
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import ConfigError
 
 _SECONDS = re.compile(r"[0-9]{1,400}", re.ASCII)
@@ -28,6 +28,8 @@ def zone_named(name: str) -> tzinfo:
     """
     if name == "UTC":
         return UTC
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # with it come all the settings of Python's own build
+
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:

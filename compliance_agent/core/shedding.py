@@ -18,11 +18,11 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from compliance_agent.core.receipt import LoggedBundle, PinnedLog, trusted_key, verify_receipt
+from compliance_agent.dataclass import dataclass
 from compliance_agent.documents import read_json
 from compliance_agent.errors import BadEvidence, DocumentError
 from compliance_agent.evidence.canonical import canonical

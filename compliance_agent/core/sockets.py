@@ -9,8 +9,8 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import CannotTell
 
 FILES = tuple(f"/proc/1/net/{name}" for name in ("tcp", "tcp6", "udp", "udp6"))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import CannotTell
 
 CONFIG = "/etc/ssh/sshd_config"

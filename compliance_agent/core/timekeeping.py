@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
 
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import CannotTell
 
 TRACKING = ("chronyc", "-n", "-c", "tracking")
@@ -90,7 +89,14 @@ def _seconds(text: str) -> int:
     """Decimal seconds as whole microseconds."""
     if not re.fullmatch(r"-?[0-9]{1,9}\.[0-9]{1,12}", text):
         raise CannotTell("unparsable", "chronyc tracking: expected seconds with a decimal point")
-    return int(Decimal(text) * 1_000_000)
+    size = _whole(text.removeprefix("-"), 1_000_000)
+    return -size if text.startswith("-") else size
+
+
+def _whole(number: str, unit: int) -> int:
+    """So many units, without the part of one that is left; in whole numbers, for `decimal` is a library of its own."""
+    before, _, after = number.partition(".")
+    return int(before + after) * unit // int(f"1{'0' * len(after)}")
 
 
 def parse_timesync_status(text: str) -> Measured:
@@ -122,7 +128,7 @@ def _timespan(text: str) -> int:
     if span is None:
         raise CannotTell("unparsable", "timedatectl: expected a time span")
     parts = re.findall(r"([0-9.]+)([a-z]+)", span[2])
-    total = sum(int(Decimal(number) * _UNITS_US[unit]) for number, unit in parts)
+    total = sum(_whole(number, _UNITS_US[unit]) for number, unit in parts)
     if total > 10**15:
         raise CannotTell("unparsable", "timedatectl: a time span of more than 31 years")
     return -total if span[1] == "-" else total

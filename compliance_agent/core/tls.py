@@ -7,10 +7,10 @@ nothing else.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import datetime
 
 from compliance_agent.core.validity import read_validities
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import CannotTell
 from compliance_agent.ports import Ran
 

@@ -16,8 +16,8 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
+from compliance_agent.dataclass import dataclass
 from compliance_agent.ports import EVENT_KINDS, Source
 
 SETTLE_S = 0.002  # a file is rarely written with one call

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import BadEvidence, Refusal
 from compliance_agent.log.checkpoint import Checkpoint
 from compliance_agent.log.fields import MAX_SIZE, from_base64, from_decimal

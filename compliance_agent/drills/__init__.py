@@ -12,12 +12,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from compliance_agent.adapters.durable import make_directory, read_file, write_file
+from compliance_agent.dataclass import dataclass
 from compliance_agent.documents import read_json
 from compliance_agent.drift import DriftDetector
 from compliance_agent.drills.restore import drill_backup

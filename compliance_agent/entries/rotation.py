@@ -10,10 +10,10 @@ that one as the one before it. So neither key can sign on the other's side of th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from compliance_agent import crypto
+from compliance_agent.dataclass import dataclass
 from compliance_agent.documents import read_json
 from compliance_agent.entries.leaf import canonical, entry
 from compliance_agent.errors import BadEvidence, DocumentError

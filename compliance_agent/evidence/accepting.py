@@ -5,6 +5,7 @@ A function says yes or no. What is refused is walked by `allowlist.check_documen
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -32,10 +33,15 @@ def accepting(schema: Any) -> Accepts:
     return leaf(schema)
 
 
+@functools.cache
+def _one_of(words: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(words)  # many fields have the same list, some of hundreds of words
+
+
 def leaf(kind: FactType) -> Accepts:
     """A function that accepts exactly what `kind` does; a `Name` by its form alone, as where no baseline is at hand."""
     if isinstance(kind, Choice):
-        words = frozenset(kind.words)
+        words = _one_of(kind.words)
         return lambda value: type(value) is str and value in words
     if isinstance(kind, Int):
         low, high = kind.low, kind.high

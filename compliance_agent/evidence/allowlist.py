@@ -14,13 +14,13 @@ import functools
 import json
 import pkgutil
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from compliance_agent import facts
 from compliance_agent.core.receipt import ORIGIN, read_note
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import BadEvidence
 from compliance_agent.facts import Bool, Choice, Digest, FactType, Int, Many, Name, Timestamp
 from compliance_agent.log.fields import from_base64
@@ -132,6 +132,18 @@ LOG = Pattern("log_origin", ORIGIN)
 NATURAL = Int(0, facts.LARGEST_INT)
 
 
+class _Either(Container[str]):
+    """What is in one set or in another, without a third that holds both."""
+
+    __slots__ = ("_one", "_other")
+
+    def __init__(self, one: frozenset[str], other: frozenset[str]) -> None:
+        self._one, self._other = one, other
+
+    def __contains__(self, word: object) -> bool:
+        return word in self._one or word in self._other
+
+
 @dataclass(frozen=True)
 class Registry:
     """The closed word lists that the checks and actions declare; see `registry.json`."""
@@ -141,32 +153,27 @@ class Registry:
     actions: tuple[str, ...]
     codes: tuple[str, ...]
 
-    def reasons(self, check: str | None, *, gates: bool) -> tuple[str, ...]:
-        """Words that may say why: of the check (None: of any), and with `gates` also why something was not done."""
-        found = self._reasons.get((check, gates))
-        if found is None:
-            found = self._reasons[check, gates] = self._reasons_of(check, gates)
-        return found
+    @functools.cached_property
+    def reasons(self) -> tuple[str, ...]:
+        """Every word that may say why: of any check, and why something was not done."""
+        return tuple(sorted(self._own[None] | self._common[True]))
 
-    def _reasons_of(self, check: str | None, gates: bool) -> tuple[str, ...]:
-        chosen = self.checks.values() if check is None else [self.checks[check]]
-        own = {word for entry in chosen for word in entry["reasons"]}
-        return tuple(sorted({*own, *self.common_reasons, UNDECLARED, *(self.codes if gates else ())}))
-
-    def may_say(self, check: str, gates: bool) -> frozenset[str]:
-        """As `reasons`, to be asked whether a word is one of them."""
-        found = self._said.get((check, gates))
-        if found is None:
-            found = self._said[check, gates] = frozenset(self._reasons_of(check, gates))
-        return found
+    def may_say(self, check: str | None, gates: bool) -> Container[str]:
+        """To be asked whether a word may say why: of the check (None: of any), and with `gates` also why something was not done."""
+        return _Either(self._own[check], self._common[gates])
 
     @functools.cached_property
-    def _said(self) -> dict[tuple[str, bool], frozenset[str]]:
-        return {}
+    def _own(self) -> dict[str | None, frozenset[str]]:
+        own: dict[str | None, frozenset[str]] = {
+            check: frozenset(entry["reasons"]) for check, entry in self.checks.items()
+        }
+        return own | {None: frozenset().union(*own.values())}
 
     @functools.cached_property
-    def _reasons(self) -> dict[tuple[str | None, bool], tuple[str, ...]]:
-        return {}
+    def _common(self) -> tuple[frozenset[str], frozenset[str]]:
+        """What every check may say, without and with why something was not done: once for all, for there are hundreds."""
+        common = frozenset({*self.common_reasons, UNDECLARED})
+        return common, common | {*self.codes}
 
     @functools.cached_property
     def citations(self) -> tuple[str, ...]:
@@ -221,7 +228,7 @@ def read_registry(text: str) -> Registry:
 
 
 def _schema(known: Registry) -> dict[str, Any]:
-    any_reason = Choice(known.reasons(None, gates=True))
+    any_reason = Choice(known.reasons)
     code = Choice((*known.codes, UNDECLARED))
     result = Choice(tuple(Result))
     checks = tuple(known.checks)
@@ -507,14 +514,14 @@ def build(
         "trigger": str(bundle.trigger),
         "check": check,
         "result": _text(bundle.result),
-        "reason": words.of("reason", bundle.reason, known.reasons(check, gates=True)),
+        "reason": words.of("reason", bundle.reason, known.may_say(check, True)),
         "severity": _text(bundle.severity),
         "hipaa_controls": [str(section) for section in bundle.hipaa_controls or ()],
         "exception_id": bundle.exception_id,
         "pre_state": _plain(bundle.pre_state),
         "post_state": _plain(bundle.post_state),
         "post_result": _text(bundle.post_result),
-        "post_reason": words.of("post_reason", bundle.post_reason, known.reasons(check, gates=False)),
+        "post_reason": words.of("post_reason", bundle.post_reason, known.may_say(check, False)),
         "outcome": _text(bundle.outcome),
         "error": words.of("error", bundle.error, known.codes),
         "actions": [words.action(number, action) for number, action in enumerate(bundle.action_taken)],
@@ -551,7 +558,7 @@ class _Words:
         self.known = known
         self.undeclared: list[str] = []
 
-    def of(self, field: str, word: str | None, words: Collection[str]) -> str | None:
+    def of(self, field: str, word: str | None, words: Container[str]) -> str | None:
         if not word:
             return None
         if str(word) in words:
@@ -576,7 +583,7 @@ class _Words:
             if check not in self.known.checks:
                 self.undeclared.append("states")
                 continue
-            said = self.of(f"states.{check}.reason", reason, self.known.reasons(check, gates=False))
+            said = self.of(f"states.{check}.reason", reason, self.known.may_say(check, False))
             found[check] = {"result": str(result), "reason": said or UNDECLARED}
         return found
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,7 +45,7 @@ def put(directory: Path, body: bytes, signature: bytes) -> bool:
     make_directory(directory.parent)
     temporary = directory.with_name(f".{directory.name}.tmp")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _clear(temporary)
         temporary.mkdir(mode=0o700)
         for name, content in ((BUNDLE, body), (SIGNATURE, signature)):
             _write_new(temporary / name, content)
@@ -56,7 +55,7 @@ def put(directory: Path, body: bytes, signature: bytes) -> bool:
         temporary.rename(directory)
         fsync_directory(directory.parent)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _clear(temporary)
         raise storage_error(error, "writing an evidence directory") from error
     return True
 
@@ -80,11 +79,11 @@ def remove(directory: Path) -> None:
     hidden = directory.with_name(f".{directory.name}.tmp")  # what `sweep` removes, should this be stopped
     try:
         if os.path.lexists(directory):
-            shutil.rmtree(hidden, ignore_errors=True)
+            _clear(hidden)
             directory.rename(hidden)
             fsync_directory(directory.parent)
         if hidden.exists():
-            shutil.rmtree(hidden)
+            _clear(hidden, quietly=False)
         for parent in list(directory.parents)[:3]:  # the day, the month and the year, once they are empty
             parent.rmdir()
     except FileNotFoundError:
@@ -133,12 +132,21 @@ def _numbered(parent: Path, digits: int) -> list[Path]:
     return []
 
 
+def _clear(path: Path, *, quietly: bool = True) -> None:
+    """Remove it with all below it; `quietly` also where it is not there, or cannot be removed."""
+    if quietly and not os.path.lexists(path):
+        return
+    import shutil  # with every kind of archive that it can make; seldom is there anything to remove
+
+    shutil.rmtree(path, ignore_errors=quietly)
+
+
 def sweep(day: Path) -> None:
     """Remove what a stop in the middle of `put` left behind: its row makes the directory again."""
     with contextlib.suppress(OSError):
         for path in day.iterdir():
             if path.name.startswith(".") and path.name.endswith(".tmp"):
-                shutil.rmtree(path, ignore_errors=True)
+                _clear(path)
 
 
 def bundles(day: Path) -> list[Path]:

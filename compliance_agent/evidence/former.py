@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass
 from typing import Any
+
+from compliance_agent.dataclass import dataclass
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import structlog
 
 from compliance_agent import crypto
+from compliance_agent.dataclass import dataclass
 from compliance_agent.evidence import directory, table
 
 log = structlog.get_logger()

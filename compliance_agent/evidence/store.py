@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,6 +23,7 @@ import structlog
 from compliance_agent.adapters import log_store
 from compliance_agent.adapters.database import Damage, Database
 from compliance_agent.crypto import Ed25519Signer
+from compliance_agent.dataclass import dataclass
 from compliance_agent.documents import read_json
 from compliance_agent.entries.rotation import read as read_rotation
 from compliance_agent.errors import BadEvidence, ConfigError, StorageError

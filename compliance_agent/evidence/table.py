@@ -11,12 +11,12 @@ import hashlib
 import re
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from compliance_agent import crypto
+from compliance_agent.dataclass import dataclass
 from compliance_agent.documents import read_json
 from compliance_agent.errors import BadEvidence, DocumentError
 from compliance_agent.evidence.canonical import canonical

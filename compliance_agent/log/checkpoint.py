@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import BadEvidence
 from compliance_agent.log.fields import from_base64, from_decimal, to_base64
 from compliance_agent.log.merkle import EMPTY_ROOT, HASH_BYTES, RootHash

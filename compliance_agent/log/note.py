@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import IntEnum
 
 from compliance_agent.crypto import check_public_key, verify
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import BadEvidence
 from compliance_agent.log.cosignature import ed25519_message, mldsa44_message, mldsa44_verifies
 from compliance_agent.log.fields import from_base64, to_base64

@@ -5,8 +5,8 @@ from __future__ import annotations
 import binascii
 import functools
 import re
-from dataclasses import dataclass
 
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import BadEvidence
 from compliance_agent.log.fields import from_base64, from_decimal, to_base64
 from compliance_agent.log.merkle import HASH_BYTES, LeafHash, verify_inclusion

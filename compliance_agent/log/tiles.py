@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import BadEvidence
 from compliance_agent.log.merkle import HASH_BYTES
 

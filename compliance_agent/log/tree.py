@@ -9,8 +9,8 @@ Tiles are not trusted: only their length is checked here. Hold what is computed 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import BadEvidence
 from compliance_agent.log.merkle import EMPTY_ROOT, HASH_BYTES, LeafHash, RootHash, hash_node, parents, root_of
 from compliance_agent.log.tiles import FULL, TILE_BYTES, Tile

@@ -8,10 +8,11 @@ its point until evidence says so.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal, Protocol
 
 from compliance_agent.core.gates import Moment
+from compliance_agent.dataclass import dataclass
 from compliance_agent.models import Plan, RemediationResult
 
 PointState = Literal["open", "undoing", "kept", "undone", "undo_failed"]

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from compliance_agent.dataclass import dataclass
 from compliance_agent.ports import ChangingHost, Host
 
 Args = Mapping[str, str | int | bool]

@@ -12,11 +12,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import structlog
 
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import AgentError, CannotTell, StepFailed, StorageError
 from compliance_agent.facts import TOKEN
 from compliance_agent.models import ActionTaken, DriftResult, Outcome, RemediationResult, Result, Step, Verdict

@@ -11,13 +11,14 @@ import binascii
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from compliance_agent import __version__
 from compliance_agent.core.leases import LONGEST_S as MOST_LEASE_S
 from compliance_agent.core.leases import REASONS as LEASES
 from compliance_agent.core.receipt import ORIGIN
+from compliance_agent.dataclass import dataclass
 from compliance_agent.documents import read_json
 from compliance_agent.entries.rotation import read as read_rotation
 from compliance_agent.errors import BadReply, DocumentError, ServerRefused

@@ -12,13 +12,13 @@ import errno
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import h11
 import structlog
 
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import ConfigError, NotPermitted, Unavailable
 from compliance_agent.logs import where
 from compliance_agent.ports import HttpReply

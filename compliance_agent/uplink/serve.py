@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 import structlog
 
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import AgentError, BadFrame, BadReply, ConfigError, NotPermitted, Unavailable
 from compliance_agent.frames import MAX_FRAME_BYTES, Answering, Message, Reader, Side
 from compliance_agent.local_socket import require_peer

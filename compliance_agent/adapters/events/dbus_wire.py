@@ -8,7 +8,9 @@ up.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from compliance_agent.dataclass import dataclass
 
 CALL, REPLY, ERROR, SIGNAL = 1, 2, 3, 4
 MOST_BYTES = 1 << 20  # longest message taken; the protocol allows far longer ones

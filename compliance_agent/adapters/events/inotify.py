@@ -8,7 +8,8 @@ import functools
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from compliance_agent.dataclass import dataclass
 
 MODIFY, ATTRIB, CLOSE_WRITE = 0x2, 0x4, 0x8
 MOVED_FROM, MOVED_TO, CREATE, DELETE, DELETE_SELF, MOVE_SELF = 0x40, 0x80, 0x100, 0x200, 0x400, 0x800

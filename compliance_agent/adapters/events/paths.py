@@ -15,13 +15,14 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from compliance_agent.adapters.events import inotify
 from compliance_agent.adapters.events.inotify import Event, Inotify
 from compliance_agent.adapters.offload import Offload
 from compliance_agent.core.waking import Breath
+from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import CannotTell
 
 MOST_WATCHES = 4_096

@@ -26,7 +26,7 @@ _OURS = ("silent", "stale", "revoked", "healed", "undeclared", "")
 def vocabulary() -> frozenset[str]:
     """Every word of a closed list that a record, a verdict or a cure may have."""
     known = registry()
-    own = (*known.reasons(None, gates=True), *known.actions, *known.codes, *known.checks)
+    own = (*known.reasons, *known.actions, *known.codes, *known.checks)
     return frozenset({*own, *GATES, *ORDERS, *map(str, (*Result, *Outcome, *BundleKind)), *_OURS})
 
 
