@@ -39,7 +39,6 @@ def is_timestamp(value: object) -> bool:
     return True
 
 
-@dataclass(frozen=True)
 class FactType:
     """What one value may be. `names` are the baseline's values of the parameter that a `Name` refers to."""
 

@@ -19,6 +19,7 @@ from compliance_agent.errors import ConfigError
 
 # Small, so that a checkpoint on a full disk needs less room than the reserve file gives back.
 CHECKPOINT_PAGES = 50
+CACHE_KIB = 512  # a quarter of SQLite's own; the kernel has the file's pages besides
 SALVAGE_LOOKUPS = 200_000
 
 
@@ -38,6 +39,7 @@ def connect(path: Path, synchronous: str) -> sqlite3.Connection:
             "journal_mode = WAL",
             f"synchronous = {synchronous}",
             f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
+            f"cache_size = -{CACHE_KIB}",
         ):
             connection.execute(f"PRAGMA {pragma}").fetchall()
     except BaseException:

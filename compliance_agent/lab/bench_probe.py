@@ -294,8 +294,12 @@ def idle(seconds: float, files: Sequence[Path]) -> dict[str, Any]:
         "cf-execd": ("cf-execd", "--no-fork"),
         "puppet": ("puppet", "agent", "--no-daemonize", "--server", "localhost", "--waitforcert", "60"),
     }
+    as_units = os.environ | {"MALLOC_ARENA_MAX": "1"}  # as the agent's unit has it
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    running = {name: subprocess.Popen(words, **quiet) for name, words in commands.items()}
+    running = {
+        name: subprocess.Popen(words, env=as_units if name == "run" else None, **quiet)
+        for name, words in commands.items()
+    }
     try:
         time.sleep(min(130.0, seconds))  # what they do at their start is not idle, nor is ours at its second look
         before = {name: cpu_of_pid(child.pid) for name, child in running.items() if child.poll() is None}
