@@ -90,3 +90,35 @@ words.Planted = dataclass(type("Planted", (), {"__module__": "compliance_agent.w
     modules, compiled, _ = shown("uplink", planted)
     assert "shutil" in modules
     assert compiled == ["compliance_agent.words.Planted"]
+
+
+@pytest.mark.parametrize(
+    ("words", "without"), [(["run"], True), (["uplink"], True), (["run", "--log-level", "INFO"], False)]
+)
+def test_a_unit_starts_a_daemon_without_the_parser(words: list[str], without: bool) -> None:
+    """What a unit starts goes past the library that parses words; anything with a word to parse does not."""
+    code = f"""
+import sys
+sys.argv = ["/usr/bin/compliance-agent", *{words!r}]
+from compliance_agent.cli import daemons, main
+daemons.main = lambda name: sys.exit(f"{{name}} {{'click' in sys.modules}}")
+import compliance_agent.cli.command_line as parser
+parser.main = lambda: sys.exit("parsed")
+del sys.modules["click"]
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT, timeout=60
+    )
+    assert done.stderr.strip() == (f"{words[0]} False" if without else "parsed")
+
+
+def test_a_daemon_that_cannot_begin_ends_as_a_command_does() -> None:
+    """One line, and the status of a configuration that cannot be used."""
+    code = "import sys; sys.argv = ['/usr/bin/compliance-agent', 'run']; from compliance_agent.cli import main; main()"
+    environment = {"PATH": "/usr/bin", "MSP_CLIENT_ID": "x"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT, timeout=60, env=environment
+    )
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr.startswith("compliance-agent: ") and done.stderr.count("\n") == 1

@@ -49,7 +49,7 @@ _APT_LINE = re.compile(
 _DNF_LINE = re.compile(r"(\S+)\s+(?:(?:[A-Za-z]+/)?Sec\.|security\s+\S+)\s+(\S+)(?:\s+.*)?")
 _KERNEL = re.compile(r"(?P<numbers>[0-9]{1,9}(?:[.-][0-9]{1,9})*)(?P<flavour>.*)")
 _AS_APT_WRITES = re.compile(  # `Sat, 29 Nov 2025 10:20:30 UTC`
-    r"[A-Z][a-z]{2}, ([0-9]{1,2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2}) (?:UTC|GMT|\+0000)",
+    r"[A-Z][a-z]{2}, ([0-9]{1,2}) ([A-Z][a-z]{2}) ([12][0-9]{3}) ([0-9]{2}):([0-9]{2}):([0-9]{2}) (?:UTC|GMT|\+0000)",
     re.ASCII,
 )
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,18 @@ def test_a_release_file_names_its_security_suite_in_one_of_three_ways() -> None:
 @pytest.mark.parametrize("date", ["", "tomorrow", "Sat, 99 Nov 2026 00:00:00 UTC", "Sat, 21 Nov 99999 00:00:00 UTC"])
 def test_a_date_that_is_none_is_not_known(date: str) -> None:
     assert packages.read_release(f"Suite: a-security\nDate: {date}\n").made_at is None
+
+
+@given(
+    st.integers(0, 10**11),
+    st.sampled_from(["UTC", "GMT", "+0000", "+0200", "EST", "-0000"]),
+)
+def test_a_date_is_read_as_the_library_for_mail_reads_it(seconds: int, zone: str) -> None:
+    """By hand in the form that apt writes, by that library in any other: the same time."""
+    text = f"{datetime.fromtimestamp(seconds, UTC):%a, %d %b %Y %H:%M:%S} {zone}"
+    expected = parsedate_to_datetime(text)
+    expected = expected if expected.tzinfo else expected.replace(tzinfo=UTC)
+    assert packages.read_release(f"Suite: x\nDate: {text}\n").made_at == expected
 
 
 @pytest.mark.parametrize("cut", [0, 20, 300, 600])
