@@ -73,9 +73,7 @@ def test_a_daemon_holds_nothing_that_it_does_not_need(name: str, classes: int) -
     """As its unit starts it: none of these modules, and every dataclass by our decorator (docs/adr/0026)."""
     modules, compiled, count = shown(name)
     assert modules & set(UNWANTED) == set()
-    assert compiled == (
-        ["compliance_agent.adapters.file_digests._Kept"] if name == "run" else []
-    )  # slots: thousands of it
+    assert compiled == []
     assert count >= classes
 
 
