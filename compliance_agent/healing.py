@@ -50,7 +50,8 @@ if TYPE_CHECKING:
 APPROVAL_VALID_S = 7 * 86_400.0
 DOWN_AGAIN_WITHIN_S = 7 * 86_400.0
 SETTLE_S = (0.0, 1.0, 3.0)
-PARTS_OF_A_STEP = 5  # what blocks it, its former state, the change, the undo, whether the former state is back
+# What blocks it, its former state, the change, whether somebody took that back, the undo, whether the former state is back.
+PARTS_OF_A_STEP = 6
 # What `error` of a result may say besides the codes of steps, blockers and storage; with ENDINGS and the gates' reasons
 # these are the words of healing in evidence.
 CODES = {

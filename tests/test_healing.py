@@ -17,7 +17,7 @@ import pytest
 from compliance_agent.adapters.database import Database
 from compliance_agent.adapters.healing_store import HealingStore
 from compliance_agent.baseline import Exemption
-from compliance_agent.errors import CannotTell
+from compliance_agent.errors import CannotTell, StepFailed
 from compliance_agent.healing import HealingEngine
 from compliance_agent.lab.clock import FakeClock
 from compliance_agent.models import DriftResult, Mode, Plan, Result, Step, Verdict
@@ -297,6 +297,15 @@ async def test_what_no_step_makes_was_made_by_others(bench: Bench) -> None:
     result = await bench.heal()
     assert (result.outcome, result.reason, result.error) == ("reverted", "taken_back", "injected_before")
     assert (await bench.heal()).outcome == "success"
+
+
+async def test_want_of_leave_says_nothing_against_a_cure_whatever_others_did(bench: Bench) -> None:
+    async def refused(host: ChangingHost, args: Args) -> None:
+        raise StepFailed("root waits for an approval", code="not_approved")
+
+    unit = replace(UNIT, apply=refused, by_others=lambda _former, _now: True)
+    bench.restart(table={**TABLE, "start_toy": unit})
+    assert [(await bench.heal()).reason for _ in range(3)] == ["step_failed"] * 3
 
 
 async def test_what_was_rolled_back_is_not_tried_again(bench: Bench) -> None:

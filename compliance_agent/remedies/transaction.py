@@ -101,11 +101,11 @@ class Transaction:
             if self._did_its_part(seen):
                 return await self._keep(seen)
             trouble = Trouble("check_not_passed", f"check_{seen.result.value}")
-        if await self._is_taken_back(trouble):
-            once = self.undone_before is None or not await self.undone_before()
-            return await self._undo_all(Trouble(TAKEN_BACK, trouble.code), reject=not once)
-        blameless = trouble.reason == "storage_failed" or trouble.code in {LEAVE_ENDED, NOT_APPROVED}
-        return await self._undo_all(trouble, reject=not blameless)
+        reject = trouble.reason != "storage_failed" and trouble.code not in {LEAVE_ENDED, NOT_APPROVED}
+        if reject and await self._is_taken_back(trouble):
+            trouble = Trouble(TAKEN_BACK, trouble.code, trouble.exit_code)
+            reject = self.undone_before is not None and await self.undone_before()
+        return await self._undo_all(trouble, reject=reject)
 
     async def resume(self) -> RemediationResult:
         """Bring a cure that was cut off to its end: keep it if the check passes, undo it otherwise."""
