@@ -143,7 +143,7 @@ class ComplianceAgent(Life):
         self.delivery = Delivery(self, config.upload_turn_sec)
         self._latest: dict[str, DriftResult] = {}
         self._iterating = False
-        self._rehearsed = False
+        self.rehearsed = asyncio.Event()
         self._database: Database = shared(config.database_path, reserve_kb=config.reserve_kb)
         try:
             self._state = AgentState(self._database)
@@ -448,9 +448,8 @@ class ComplianceAgent(Life):
 
     async def _rehearse(self) -> None:
         """Once, after the first iteration: load what else the first cure and its record would wait for."""
-        if self._rehearsed:
+        if self.rehearsed.is_set():
             return
-        self._rehearsed = True
         try:
             if isinstance(self.healing_engine, HealingEngine):
                 await self.healing_engine.rehearse()
@@ -458,6 +457,8 @@ class ComplianceAgent(Life):
                 await self.evidence_generator.rehearse()
         except AgentError as error:  # the first record says it again, and is tried again
             log.warning("agent.not_rehearsed", code=error.code, at=where(error))
+        finally:
+            self.rehearsed.set()
 
     async def _late(self) -> None:
         detector = self._detector()

@@ -8,6 +8,7 @@ looks raises `CannotTell` when there is no answer, and nothing else; every metho
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import field
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
@@ -76,10 +77,14 @@ class UnitState:
 
 @dataclass(frozen=True, order=True)
 class Source:
-    """Something that a check reads and whose change can be told: of EVENT_KINDS, with the path or the unit's name."""
+    """Something that a check reads and whose change can be told: of EVENT_KINDS, with the path or the unit's name.
+
+    Where it is told of, `over` says that what changes it is done: a transaction, or a file that its writer has closed.
+    """
 
     kind: str
     name: str = ""
+    over: bool = field(default=False, compare=False)
 
 
 class Clock(Protocol):

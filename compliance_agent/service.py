@@ -8,6 +8,7 @@ same process; otherwise it goes on as it was. Both are said in the log (DESIGN 9
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import Callable
 
@@ -117,7 +118,7 @@ class Service:
 
         watchdog = Watchdog(agent, self._manager)
         await self._be_asked(agent, watchdog)
-        beside = [asyncio.create_task(listen()), asyncio.create_task(watchdog.run())]
+        beside = [asyncio.create_task(each) for each in (listen(), watchdog.run(), _settled(agent))]
         try:
             await agent.start()
         finally:
@@ -158,6 +159,14 @@ class Service:
                 asked.set_result(None)
             else:
                 asked.set_exception(error)
+
+
+async def _settled(agent: ComplianceAgent) -> None:
+    """Once all is loaded that the first cure needs: what there is stays, and no collection walks it again, perhaps in a cure."""
+    await agent.rehearsed.wait()
+    gc.unfreeze()  # of the life before
+    gc.collect()
+    gc.freeze()
 
 
 def usable(read: Callable[[], AgentConfig], present: AgentConfig, held: str | None) -> AgentConfig:

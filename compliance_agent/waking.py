@@ -140,8 +140,12 @@ class Waking:
             await self.begin()
 
     def _take(self, told: Collection[Source], now: float) -> None:
-        for check in sorted({name for source in told for name in self._readers.get(source, ())}):
-            counts = self._wakes.told(check, now, self._detector.took_s(check))
+        over: dict[str, bool] = {}  # whether all that is told of a check's is
+        for source in told:
+            for name in self._readers.get(source, ()):
+                over[name] = over.get(name, True) and source.over
+        for check in sorted(over):
+            counts = self._wakes.told(check, now, self._detector.took_s(check), over=over[check])
             self.told += 1
             self.uncounted += not counts
 

@@ -249,7 +249,11 @@ class HealingStore:
         self._do("UPDATE heal_point SET state = 'undoing', failure = ? WHERE id = ?", (failure, point_id))
 
     def close(self, point: RollbackPoint, state: PointState, result: RemediationResult, *, reject: bool) -> None:
-        """The point is done with, and so is its attempt. How it ended is kept until it was `said`."""
+        """The point is done with, and so is its attempt. How it ended is kept until it was `said`.
+
+        A cure that is kept is so durably with the next write, which is its record: until then the power may take that back, and
+        the point is open again, from which the next start looks and records.
+        """
         unsaid = encode_result(result)
 
         def update(connection: sqlite3.Connection) -> None:
@@ -263,7 +267,8 @@ class HealingStore:
                     (point.check, point.target, point.baseline_sha256),
                 )
 
-        self._db.write(update)
+        write = self._db.write_lazily if state == "kept" else self._db.write
+        write(update)
 
     def open_points(self) -> tuple[RollbackPoint, ...]:
         """Points of cures that were cut off, newest first. One that cannot be read comes without steps."""

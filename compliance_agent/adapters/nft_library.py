@@ -9,6 +9,9 @@ an answer without a complaint is None, and the program is asked: it says why. A 
   library until the next boot. Nor is it used where the file cannot be had, or another process has it.
 
 It is loaded at the first question and stays as it was then until the agent is started again, as every library does.
+
+What was made for a question is given back after its answer, by `tidy`: it has a socket, and whoever closes one is kept by the
+kernel until nothing uses any more what the last transaction took away, which is some 10 to 20 ms, just when a table was deleted.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _STATELESS, _JSON = 1 << 2, 1 << 4  # NFT_CTX_OUTPUT_*
 _ID_BYTES = 36
 _IDLE, _AT_WORK = b"-", b"+"
+TIDY_S = 0.25  # a question waits so long for what the one before is giving back
 
 
 class NftLibrary:
@@ -47,15 +51,17 @@ class NftLibrary:
         self._handle: int | None = None
         self._mark: mmap.mmap | None = None
         self._library: Any = None
+        self._former: Any = None  # made for the last question
         self._usable: bool | None = None
 
     def list_ruleset(self, limit_bytes: int) -> Ran | None:
-        """What `nft -s -j list ruleset` would say; None when the program has to be asked. Blocks, once it is loaded for 0.4 ms.
+        """What `nft -s -j list ruleset` would say; None when the program has to be asked. Blocks, once it is loaded for 0.4 ms. To
+        be followed by `tidy`.
 
         Args:
             limit_bytes: an answer that is longer is the program's to refuse.
         """
-        if not self._lock.acquire(blocking=False):  # an earlier call hangs in it
+        if not self._lock.acquire(timeout=TIDY_S):  # an earlier call hangs in it
             return None
         try:
             if self._usable is None:
@@ -64,12 +70,21 @@ class NftLibrary:
         finally:
             self._lock.release()
 
+    def tidy(self) -> None:
+        """Give back what was made for the last question, unless somebody is in the library. Blocks, perhaps for some 20 ms."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._give_back()
+            finally:
+                self._lock.release()
+
     def close(self) -> None:
         """Give back the mark; it is not used any more."""
         if not self._lock.acquire(blocking=False):
             return  # the mark stays for the call that hangs
         try:
             self._usable = False
+            self._give_back()
             if self._mark is not None:
                 self._mark.close()
             if self._handle is not None:
@@ -97,19 +112,25 @@ class NftLibrary:
     def _listed(self, limit_bytes: int) -> Ran | None:
         assert self._mark is not None  # noqa: S101  it is usable
         library = self._library
+        self._give_back()
         self._mark[_ID_BYTES:] = _AT_WORK
-        context = library.nft_ctx_new(0)
+        context = self._former = library.nft_ctx_new(0)
         out = None
-        if context:
-            # Anew each time: it has no rules of before.
-            if library.nft_ctx_buffer_output(context) == 0 and library.nft_ctx_buffer_error(context) == 0:
-                library.nft_ctx_output_set_flags(context, _STATELESS | _JSON)
-                if library.nft_run_cmd_from_buffer(context, b"list ruleset") == 0:
-                    out = library.nft_ctx_get_output_buffer(context)
-                    out = None if library.nft_ctx_get_error_buffer(context) else out
-            library.nft_ctx_free(context)
+        # Anew each time: it has no rules of before.
+        if context and library.nft_ctx_buffer_output(context) == 0 and library.nft_ctx_buffer_error(context) == 0:
+            library.nft_ctx_output_set_flags(context, _STATELESS | _JSON)
+            if library.nft_run_cmd_from_buffer(context, b"list ruleset") == 0:
+                out = library.nft_ctx_get_output_buffer(context)
+                out = None if library.nft_ctx_get_error_buffer(context) else out
         self._mark[_ID_BYTES:] = _IDLE
         return Ran(0, out, b"") if out and len(out) <= limit_bytes else None
+
+    def _give_back(self) -> None:
+        former, self._former = self._former, None
+        if former and self._mark is not None:
+            self._mark[_ID_BYTES:] = _AT_WORK
+            self._library.nft_ctx_free(former)
+            self._mark[_ID_BYTES:] = _IDLE
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError, OSError):

@@ -62,6 +62,7 @@ class Offload:
         work: Callable[[], Value],
         *,
         late: Callable[[Value], None] | None = None,
+        after: Callable[[], None] | None = None,
     ) -> Value:
         """The value of `work()`, computed on another thread.
 
@@ -70,6 +71,7 @@ class Offload:
             timeout_s: seconds to wait for it.
             work: the blocking call; what it raises is raised here.
             late: is given a value that nobody waits for any more, on another thread.
+            after: is called on the thread that has worked, when its value or error is handed over; nobody waits for it.
 
         Raises:
             CannotTell: `timed_out`, at once when an earlier call for this object still hangs; `io_error` without a
@@ -83,7 +85,8 @@ class Offload:
         ready: asyncio.Future[bool] = loop.create_future()  # whether it came in time
         job: _Job[Value] = _Job()
         try:
-            self._hand(functools.partial(self._body, job, work, late, loop, ready))
+            body = functools.partial(self._body, job, work, late, loop, ready)
+            self._hand(body if after is None else functools.partial(_one_after_the_other, body, after))
         except RuntimeError as error:
             raise CannotTell("io_error", "no thread to be had", errno_name="EAGAIN") from error
         timer = loop.call_later(timeout_s, _tell, ready, False)
@@ -172,3 +175,8 @@ class Offload:
 def _tell(ready: asyncio.Future[bool], in_time: bool) -> None:
     if not ready.done():
         ready.set_result(in_time)
+
+
+def _one_after_the_other(first: Callable[[], None], second: Callable[[], None]) -> None:
+    first()
+    second()

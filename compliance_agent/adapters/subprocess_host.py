@@ -198,7 +198,7 @@ class RealHost:
             return library.list_ruleset(LISTING_BYTES)
 
         try:
-            return await self._offload.call("library:nft", LIBRARY_S, work)
+            return await self._offload.call("library:nft", LIBRARY_S, work, after=library.tidy)
         except CannotTell:  # it hangs, or the program says itself why it cannot be asked
             return None
 

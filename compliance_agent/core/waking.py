@@ -4,11 +4,12 @@
     wakes.due(now)                    the checks to look at now; each look begins after the last event it answers to
     wakes.next_at()                   when to ask again
 
-A check is looked at a moment after its first event, and what comes meanwhile is part of the same burst. Then it rests: for the gap,
-which doubles with each wake that follows soon on another, and for nine times as long as its last look took, so that events take no
-more than a tenth of the time. What comes in a rest waits for its end and is not lost. A cure changes what its check reads, and is
-told of as well: the one look that this is worth is made, and lengthens no rest. All checks together have a number of looks
-for any hour; once it is spent, events count for nothing until half of them are an hour old, and the poll does the work alone.
+A check is looked at a moment after its first event, and what comes meanwhile is part of the same burst; at once where the change
+is said to be over (`Source.over`). Then it rests: for the gap, which doubles with each wake that follows soon on another, and for
+nine times as long as its last look took, so that events take no more than a tenth of the time. What comes in a rest waits for its
+end and is not lost. A cure changes what its check reads, and is told of as well: the one look that this is worth is made, and
+lengthens no rest. All checks together have a number of looks for any hour; once it is spent, events count for nothing until half
+of them are an hour old, and the poll does the work alone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from compliance_agent.dataclass import dataclass
 from compliance_agent.ports import EVENT_KINDS, Source
 
-SETTLE_S = 0.002  # a file is rarely written with one call
+SETTLE_S = 0.002  # a file is rarely written with one call, nor a unit stopped with one signal
 ECHO_S = 1.0  # the change that a cure makes is told until so long after its end
 CALM = 8  # rests without a wake, after which the gap is the shortest again
 MOST_GAP_S = 300.0
@@ -61,6 +62,7 @@ class _Standing:
     woken: float = -MOST_GAP_S * CALM
     gap: float = 0.0
     rest: float = 0.0  # asked for by how long the last look took
+    rested: float = 0.0  # when the last rest is over
     cured: float = float("-inf")  # when a cure of it ended; until ECHO_S later what is told may be that cure
     echo: bool = False  # what it is due for may be that
 
@@ -80,11 +82,12 @@ class Wakes:
         self._times: deque[float] = deque()
         self._spent_until: float | None = None
 
-    def told(self, check: str, now: float, look_s: float = 0.0) -> bool:
+    def told(self, check: str, now: float, look_s: float = 0.0, *, over: bool = False) -> bool:
         """Something that it reads has changed; whether that counts.
 
         Args:
             look_s: how long the last look at it took.
+            over: the change is done, so that nothing is waited for but a rest.
         """
         if self.spent(now):
             return False
@@ -92,7 +95,10 @@ class Wakes:
         standing.rest = SHARE * look_s
         if standing.due is None:
             standing.echo = now <= standing.cured + ECHO_S
-            standing.due = max(now + SETTLE_S, standing.woken + max(standing.gap, standing.rest))
+            standing.rested = standing.woken + max(standing.gap, standing.rest)
+            standing.due = max(now + SETTLE_S, standing.rested)
+        if over:
+            standing.due = min(standing.due, max(now, standing.rested))
         return True
 
     def cured(self, check: str, now: float) -> None:

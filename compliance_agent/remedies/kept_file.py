@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from compliance_agent.errors import CannotTell, StepFailed
-from compliance_agent.ports import ChangingHost
+from compliance_agent.ports import ChangingHost, FileStat
 from compliance_agent.remedies.file_codes import FILE_CODES
 
 MOST_BYTES = 262_144
@@ -31,6 +31,12 @@ async def capture_file(host: ChangingHost, path: str) -> dict[str, Any]:
         CannotTell: it is there and cannot be read, or is not a regular file.
     """
     try:
+        stat, raw = await host.whole(path)  # as it most often is: one question, in the middle of a cure
+        if stat.kind == "file" and len(raw) <= MOST_BYTES:
+            return _captured(stat, raw)
+    except CannotTell:  # it is asked anew what is the matter
+        pass
+    try:
         stat = await host.stat(path)
     except CannotTell as error:
         if error.reason == "not_found":
@@ -39,6 +45,10 @@ async def capture_file(host: ChangingHost, path: str) -> dict[str, Any]:
     if stat.kind != "file":
         raise CannotTell("io_error", f"{path}: not a regular file", errno_name="EINVAL")
     raw = await host.read(path, limit_bytes=MOST_BYTES)
+    return _captured(stat, raw)
+
+
+def _captured(stat: FileStat, raw: bytes) -> dict[str, Any]:
     return {"content": base64.b64encode(raw).decode("ascii"), "mode": stat.mode, "uid": stat.uid, "gid": stat.gid}
 
 

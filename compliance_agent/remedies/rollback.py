@@ -61,8 +61,9 @@ class RollbackPoint:
 
 
 class Journal(Protocol):
-    """Where points are kept. Every method is durable when it returns, and raises `StorageError` when it may not be; but for a
-    step that is "done", which the power may take back: it is "started" then, and is dealt with in the same way.
+    """Where points are kept. Every method is durable when it returns, and raises `StorageError` when it may not be; but for what
+    the power may take back without harm, which is durable with the next write: a step that is "done" (it is "started" then, and
+    is dealt with in the same way), and a point that is "kept" (it is open then, so the check is looked at again and that recorded).
     """
 
     async def begin(self, point: RollbackPoint) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -169,3 +171,30 @@ def test_how_a_cure_ended_stays_until_it_is_said(store: HealingStore, monkeypatc
     assert store.unsaid() == (first,)
     store.said("p-0")
     assert store.unsaid() == ()
+
+
+def test_only_what_the_power_may_take_back_is_durable_no_sooner_than_the_next_write(tmp_path: Path) -> None:
+    """A point that is open again is looked at and recorded by the next start; one that was not begun has nothing to undo by."""
+    levels: list[int] = []
+
+    class Watched(Database):
+        def _transaction(self, fn: Callable[[sqlite3.Connection], Any]) -> Any:
+            levels.append(int(self._live().execute("PRAGMA synchronous").fetchone()[0]))
+            return super()._transaction(fn)
+
+    database = Watched(tmp_path / "agent.db", threaded=False, reserve_kb=0)
+    store = HealingStore(database)
+    levels.clear()
+    store.begin(POINT)
+    store.mark("p-0", 0, "started")
+    store.mark("p-0", 0, "done")
+    store.close(POINT, "kept", ended("success"), reject=False)
+    assert levels == [2, 2, 1, 1]
+    levels.clear()
+    store.begin(replace(POINT, id="p-1"))
+    store.undoing("p-1", "step_failed")
+    store.mark("p-1", 0, "undone")
+    store.close(replace(POINT, id="p-1"), "undone", ended("reverted", "p-1"), reject=True)
+    store.said("p-0")
+    assert levels == [2] * 5
+    database.close()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,7 @@ class Library:
             "status": 0,
         } | says
         self.freed = 0
+        self.given_back = threading.Event()
 
     def nft_ctx_new(self, _: int) -> Any:
         return self.says["new"]
@@ -91,13 +94,40 @@ class Library:
 
     def nft_ctx_free(self, _: int) -> None:
         self.freed += 1
+        self.given_back.set()
 
 
 def test_an_answer_is_the_librarys_own(tmp_path: Path) -> None:
     library = Library()
     nft = NftLibrary(tmp_path / "mark", lambda: library)
     assert [nft.list_ruleset(MANY) for _ in range(2)] == [Ran(0, RULES, b"")] * 2
+    assert library.freed == 1  # its socket's end may have to be waited for, so not before its answer
+    for _ in range(2):
+        nft.tidy()
     assert library.freed == 2
+    nft.close()
+    nft.tidy()
+    assert library.freed == 2
+
+
+async def test_what_was_made_for_an_answer_is_given_back_after_it(tmp_path: Path) -> None:
+    """The kernel may keep that waiting, and nobody waits with it; a question that comes meanwhile waits a moment."""
+    library, program = Library(), tmp_path / "nft"
+    program.write_text("#!/bin/sh\nexit 1\n", "ascii")
+    program.chmod(0o755)
+    may_end = threading.Event()
+
+    class Slow(NftLibrary):
+        def tidy(self) -> None:
+            may_end.wait(10)
+            super().tidy()
+
+    host = RealHost(
+        directories=(str(tmp_path),), ruleset=KeptRuleset(lambda: 5), nft=Slow(tmp_path / "mark", lambda: library)
+    )
+    assert (await host.ruleset()).out == RULES and library.freed == 0
+    may_end.set()
+    assert await asyncio.to_thread(library.given_back.wait, 10)
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,11 @@ class Told:
 
     def __init__(self) -> None:
         self.all: list[frozenset[str] | None] = []
+        self.over: set[str] = set()  # of the last time
 
-    def __call__(self, names: Collection[str] | None) -> None:
+    def __call__(self, names: Collection[str] | None, over: Collection[str] = ()) -> None:
         self.all.append(None if names is None else frozenset(names))
+        self.over = set(over)
 
     async def wait_for(self, wanted: str | None) -> None:
         async with asyncio.timeout(5):
@@ -53,6 +55,25 @@ def said(teller: Paths) -> str | None:
 
 
 # -- inotify
+
+
+async def test_a_file_that_its_writer_has_closed_is_told_so_and_followed_no_more(tmp_path: Path) -> None:
+    """Its directory is read as well, which has its events with its name in them."""
+    told, file = Told(), tmp_path / "file"
+    file.write_bytes(b"as it was")
+    teller = Paths(told)
+    await teller.watch({str(file), str(tmp_path)})
+    with file.open("wb") as writer:
+        await told.wait_for(str(file))
+        assert told.over == set()
+        told.all.clear()
+        writer.write(b"other")
+    await told.wait_for(str(file))
+    assert told.over == {str(file), str(tmp_path)} and teller._following is None
+    file.rename(tmp_path / "gone")
+    await told.wait_for(str(file))
+    assert str(file) not in told.over and teller._following is not None
+    await teller.close()
 
 
 async def test_a_queue_that_was_full_means_everything(tmp_path: Path) -> None:
@@ -227,7 +248,8 @@ async def main():
         await asyncio.sleep(0.05)
         assert not began.done(), "told before anything happened"
         subprocess.run(command.split(), check=True)
-        assert await asyncio.wait_for(began, 5) == {Source(sys.argv[1])}
+        told = await asyncio.wait_for(began, 5)
+        assert told == {Source(sys.argv[1])} and [each.over for each in told] == [sys.argv[1] == "ruleset"]
         print("told", flush=True)
     subprocess.run(["nft", "list", "ruleset"] if sys.argv[1] == "ruleset" else ["cat", "/proc/self/mountinfo"], check=True,
                    stdout=subprocess.DEVNULL)

@@ -80,6 +80,15 @@ def test_a_burst_is_one_look() -> None:
     assert run([100.0 + n * SETTLE_S / 1_000 for n in range(1_000)]) == [100.0 + SETTLE_S]
 
 
+def test_what_is_over_is_looked_at_at_once_and_never_within_a_rest() -> None:
+    wakes = Wakes(GAP_S, BUDGET)
+    wakes.told("one", 100.0)
+    wakes.told("one", 100.0005, over=True)  # the writer closes what it had begun to write
+    assert wakes.next_at() == 100.0005 and wakes.due(100.0005) == ["one"]
+    wakes.told("one", 100.1, over=True)
+    assert wakes.next_at() == pytest.approx(100.0005 + GAP_S)
+
+
 def test_what_comes_after_the_look_began_is_looked_at_too() -> None:
     """A cure's own writes come right after the wake: they are one more look, not one for each."""
     assert run([0.0, 0.01, 0.02, 0.5]) == [SETTLE_S, pytest.approx(SETTLE_S + GAP_S)]

@@ -80,10 +80,11 @@ class MachineEvents:
         await asyncio.gather(*(teller.close() for teller in tellers.values()))
 
     def _tells(self, kind: str) -> Any:
-        def told(names: Iterable[str] | None) -> None:
-            """`None` is everything of this kind."""
+        def told(names: Iterable[str] | None, over: Collection[str] = ()) -> None:
+            """`None` is everything of this kind; what changes those of `over` is done."""
             watched = self._watched.get(kind, frozenset())
-            self._told.update(Source(kind, name) for name in (watched if names is None else watched & set(names)))
+            news = {Source(kind, name, name in over) for name in (watched if names is None else watched & set(names))}
+            self._told = news | (self._told - news)
             self._any.set()
 
         return told

@@ -17,6 +17,7 @@ UNMOUNT, OVERFLOW, IGNORED = 0x2000, 0x4000, 0x8000
 MASK_ADD = 0x2000_0000
 SELF = DELETE_SELF | MOVE_SELF  # of the watched object itself
 NAMES = CREATE | DELETE | MOVED_FROM | MOVED_TO | SELF  # what a path leads to may be another
+WRITTEN = MODIFY | CLOSE_WRITE  # the bytes of what stands there, which is the same as before
 CONTENT = MODIFY | ATTRIB | CLOSE_WRITE | SELF
 GONE = SELF | UNMOUNT | IGNORED
 _HEAD = struct.Struct("iIII")

@@ -31,10 +31,12 @@ class _Descriptor(abc.ABC):
     """A teller with one descriptor that becomes readable.
 
     Args:
-        told: called with None when there was a change.
+        told: called with None when there was a change, and with what then is over (`ports.Source`).
     """
 
-    def __init__(self, told: Callable[[Collection[str] | None], None]) -> None:
+    _over: Collection[str] = ()
+
+    def __init__(self, told: Callable[..., None]) -> None:
         self.trouble: str | None = None
         self._tell = told
         self._open: Any = None
@@ -78,7 +80,7 @@ class _Descriptor(abc.ABC):
     def _readable(self) -> None:
         loop = asyncio.get_running_loop()
         if self._changed():
-            self._tell(None)
+            self._tell(None, self._over)
         rest = self._breath.after(loop.time())
         if rest and self._open is not None:
             loop.remove_reader(self._open.fileno())
@@ -87,6 +89,8 @@ class _Descriptor(abc.ABC):
 
 class Ruleset(_Descriptor):
     """Tells that a transaction has changed the ruleset of this network namespace."""
+
+    _over = ("",)  # the kernel tells when it is done
 
     def _opened(self) -> socket.socket:
         opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)

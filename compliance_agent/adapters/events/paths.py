@@ -56,11 +56,11 @@ class Paths:
     """The teller of paths.
 
     Args:
-        told: called with the paths concerned, None for all.
+        told: called with the paths concerned, and with those of them that their writer is done with.
         make: makes the inotify instance.
     """
 
-    def __init__(self, told: Callable[[Collection[str] | None], None], make: Callable[[], Inotify] = Inotify) -> None:
+    def __init__(self, told: Callable[..., None], make: Callable[[], Inotify] = Inotify) -> None:
         self.trouble: str | None = None
         self._tell = told
         self._make = make
@@ -116,14 +116,16 @@ class Paths:
     def _heard(self, events: list[Event]) -> None:
         changed: set[str] = set()
         elsewhere: set[str] = set()
+        over: set[str] = set()
         for event in events:
             if event.mask & inotify.OVERFLOW:
                 elsewhere |= self._paths
             for name, path, on_the_way in self._ways.of.get(event.watch, ()):
-                if event.mask & inotify.GONE or (on_the_way and name == event.name):
+                if event.mask & inotify.GONE or (on_the_way and name == event.name and event.mask & ~inotify.WRITTEN):
                     elsewhere.add(path)
-                elif name is None:
+                elif name is None or name == event.name:
                     changed.add(path)
+                    (over.add if event.mask & inotify.CLOSE_WRITE else over.discard)(path)
         loop = asyncio.get_running_loop()
         if elsewhere:
             late = loop.time() - self._followed_at < FOLLOW_GAP_S  # followed later, and told of once more then
@@ -132,7 +134,7 @@ class Paths:
             if self._following is None or self._following.done():
                 self._following = loop.create_task(self._follow_again())
         if changed:
-            self._tell(changed)
+            self._tell(changed, over)
 
     async def _follow_again(self) -> None:
         loop = asyncio.get_running_loop()
