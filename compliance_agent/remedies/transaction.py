@@ -128,6 +128,9 @@ class Transaction:
             if trouble is None:
                 work = self._with_leave(action.apply(self.world.host, step.args))
                 trouble = await self._timed(number, work, "ok", "failed")
+                if trouble is None and number + 1 == len(self.actions):  # what is kept next is how it all ended
+                    self.stages[number] = "done"
+                    return None
                 marked = await self._mark(number, "failed" if trouble else "done")
                 trouble = trouble or marked
             if trouble is not None:
