@@ -50,6 +50,11 @@ class Told:
                 await asyncio.sleep(0.002)
 
 
+def followed(teller: Paths) -> bool:
+    """Whether a path was followed anew."""
+    return teller._following is not None
+
+
 def said(teller: Paths) -> str | None:
     return teller.trouble
 
@@ -70,11 +75,11 @@ async def test_a_file_that_its_writer_has_closed_is_told_so_and_followed_no_more
     async with asyncio.timeout(5):
         while told.over != {str(file), str(tmp_path)}:
             await asyncio.sleep(0.002)
-    assert teller._following is None
+    assert not followed(teller)
     told.all.clear()
     file.rename(tmp_path / "gone")
     await told.wait_for(str(file))
-    assert str(file) not in told.over and teller._following is not None
+    assert str(file) not in told.over and followed(teller)
     await teller.close()
 
 
