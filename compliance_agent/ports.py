@@ -181,6 +181,17 @@ class Host(Protocol):
         """
         ...
 
+    async def sound_tls(
+        self, port: int, name: str, *, ca_file: str, oldest: str, timeout_s: float = 10.0
+    ) -> bytes | None:
+        """The certificate (PEM) that the TLS service at 127.0.0.1:`port` shows for `name`, when all of it is in order: its chain
+        leads to an authority of `ca_file`, it is in date and for that name, and the service said itself that it takes no version
+        before `oldest` (1.2 or 1.3). None where that is not so, or cannot be told here: `openssl` is asked what it is.
+
+        Raises `timed_out` alone.
+        """
+        ...
+
     async def clock_state(self) -> ClockState:
         """The kernel's clock discipline, boot id and monotonic time."""
         ...

@@ -135,6 +135,9 @@ class HealHost:
     async def ask(self, socket_path: str, request: bytes, **how: Any) -> bytes:
         return await self._host.ask(socket_path, request, **how)
 
+    async def sound_tls(self, port: int, name: str, **how: Any) -> bytes | None:
+        return await self._host.sound_tls(port, name, **how)
+
     async def clock_state(self) -> ClockState:
         return await self._host.clock_state()
 

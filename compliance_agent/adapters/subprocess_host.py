@@ -254,6 +254,18 @@ class RealHost:
             known = error if isinstance(error, OSError) else OSError(errno.ENOENT, "a NUL in a path")
             raise CannotTell.from_os_error(known, f"{socket_path}: cannot be asked") from error
 
+    async def sound_tls(
+        self, port: int, name: str, *, ca_file: str, oldest: str, timeout_s: float = 10.0
+    ) -> bytes | None:
+        from compliance_agent.adapters.tls_client import (
+            sound_certificate,
+        )  # `ssl` only where a baseline has such services
+
+        what = f"path:{ca_file}"  # what it can hang at beyond its own deadline
+        return await self._offload.call(
+            what, timeout_s + 1, lambda: sound_certificate(port, name, ca_file, oldest, timeout_s)
+        )
+
     async def clock_state(self) -> ClockState:
         return read_clock_state()  # memory of the kernel and of /run; a thread costs ten times what it does
 

@@ -329,6 +329,11 @@ class FakeHost:
             raise CannotTell("not_found", f"{socket_path}: no such socket", errno_name="ENOENT")
         return _within(limit_bytes, Ran(0, serve(self, request), b""), socket_path).out
 
+    async def sound_tls(
+        self, port: int, name: str, *, ca_file: str, oldest: str, timeout_s: float = 10.0
+    ) -> bytes | None:
+        return None  # its `openssl` answers
+
     async def clock_state(self) -> ClockState:
         await self._look("clock:", READ_TIMEOUT_S)
         if self.clock_source is not None:

@@ -137,6 +137,9 @@ class Asked:
     async def ruleset(self) -> Ran:
         return await self.run(LIST)
 
+    async def sound_tls(self, port: int, name: str, **how: typing.Any) -> bytes | None:
+        return await self.host.sound_tls(port, name, **how)
+
     async def units(self, names: Sequence[str]) -> Mapping[str, UnitState]:
         answer = await self._answer(Question("units", f"unit:{' '.join(names)}"), lambda: self.host.units(names))
         return typing.cast(Mapping[str, UnitState], answer)

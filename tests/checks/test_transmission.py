@@ -107,7 +107,9 @@ def _until_it_listens(port: int) -> None:
             return
 
 
-async def judged(authority: Authority, port: int, name: str = NAME, **parameters: Any) -> tuple[str, Any]:
+async def judged(
+    authority: Authority, port: int, name: str = NAME, host: RealHost | None = None, **parameters: Any
+) -> tuple[str, Any]:
     at = authority.directory
     baseline = Parameters(
         endpoints=(f"{name}:{port}",),
@@ -116,7 +118,7 @@ async def judged(authority: Authority, port: int, name: str = NAME, **parameters
         ca_file=str(at / "ca.pem"),
         **parameters,
     )
-    seen = await CHECK.observe(RealHost(), baseline)
+    seen = await CHECK.observe(host or RealHost(), baseline)
     return CHECK.judge(baseline, seen).reason, seen
 
 
@@ -131,6 +133,14 @@ async def test_a_real_service_in_order_passes(authority: Authority) -> None:
     with serving(authority) as port:
         reason, seen = await judged(authority, port)
     assert (reason, seen.days_left, seen.file_days_left) == ("as_expected", 60, 60)
+
+
+async def test_what_is_in_order_needs_no_program_and_a_fault_without_it_is_unknown(authority: Authority) -> None:
+    bare = RealHost(directories=())
+    with serving(authority) as port:
+        assert (await judged(authority, port, host=bare))[0] == "as_expected"
+        with pytest.raises(CannotTell, match="openssl"):
+            await judged(authority, port, "other.example", host=bare)
 
 
 async def test_a_real_service_that_takes_old_versions(authority: Authority) -> None:
@@ -193,9 +203,10 @@ async def test_something_else_at_the_port_is_unknown(authority: Authority) -> No
         port = listening.getsockname()[1]
 
         def hangs_up() -> None:
-            connection, _ = listening.accept()
-            connection.recv(64)
-            connection.close()
+            for _ in ("in the agent's process", "by openssl"):
+                connection, _ = listening.accept()
+                connection.recv(64)
+                connection.close()
 
         thread = threading.Thread(target=hangs_up)
         thread.start()

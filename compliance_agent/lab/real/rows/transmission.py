@@ -44,6 +44,15 @@ def _takes(options: str) -> tuple[str, str]:
     )
 
 
+def _untrusted_and(scripts: tuple[str, str]) -> tuple[str, str]:
+    """First that, and then the wrong authority, without which nobody would ask the program; and back the other way."""
+    place = "/etc/ssl/lab/ca.pem"
+    return (
+        f"{scripts[0]}; cp -p {place} /root/ca.kept; cp /etc/ssl/lab/other.pem {place}",
+        f"cp -p /root/ca.kept {place}; {scripts[1]}",
+    )
+
+
 _ROWS: tuple[Row, ...] = (
     _OF.healed("key_open", "key_open", f"chmod 644 {_KEY}", _CLOSED),
     _OF.alarm("certificate_over", "out_of_date", _shows("localhost 0")),
@@ -63,8 +72,8 @@ _ROWS: tuple[Row, ...] = (
     _OF.blind(
         "service_hangs", "timed_out", ("systemctl kill -s STOP clinic-tls", "systemctl kill -s CONT clinic-tls")
     ),
-    _OF.blind("program_gone", "tool_missing", hidden("/usr/bin/openssl")),
-    _OF.blind("program_hangs", "timed_out", hanging("/usr/bin/openssl")),
+    _OF.blind("program_gone", "tool_missing", _untrusted_and(hidden("/usr/bin/openssl"))),
+    _OF.blind("program_hangs", "timed_out", _untrusted_and(hanging("/usr/bin/openssl"))),
     _OF.blind("file_is_none", "unparsable", (f"echo none >{_CERTIFICATE}", f"cp -p /etc/ssl/lab/pem {_CERTIFICATE}")),
     _OF.blind("authorities_gone", "tool_failed", ("mv /etc/ssl/lab/ca.pem /root", "mv /root/ca.pem /etc/ssl/lab")),
     _OF.blind("key_gone", "not_found", (f"mv {_KEY} /root", f"mv /root/clinic.key {_KEY}")),
