@@ -32,6 +32,7 @@ from compliance_agent.adapters.offload import Offload
 from compliance_agent.adapters.program_reads import may_be_kept
 from compliance_agent.adapters.ruleset import KeptRuleset
 from compliance_agent.adapters.systemd import BOOTED, Systemd
+from compliance_agent.adapters.tls_client import sound_certificate
 from compliance_agent.core.nftables import LIST
 from compliance_agent.errors import CannotTell, StepFailed, StorageError, StorageFull
 from compliance_agent.models import ClockState
@@ -257,10 +258,6 @@ class RealHost:
     async def sound_tls(
         self, port: int, name: str, *, ca_file: str, oldest: str, timeout_s: float = 10.0
     ) -> bytes | None:
-        from compliance_agent.adapters.tls_client import (
-            sound_certificate,
-        )  # `ssl` only where a baseline has such services
-
         what = f"path:{ca_file}"  # what it can hang at beyond its own deadline
         return await self._offload.call(
             what, timeout_s + 1, lambda: sound_certificate(port, name, ca_file, oldest, timeout_s)

@@ -4,7 +4,7 @@
 
 No check of ours puts a listed file's bytes back, so what drifts is the mode, for both: 200 private keys of `transmission` that
 others may read. Ours looks at all of them, opens its transaction, sets each mode, re-reads it, looks at everything once more and
-has the signed record durable in PLACE, a file system that syncs. Its check also asks a TLS server by `openssl` at each look, which
+has the signed record durable in PLACE, a file system that syncs. Its check also asks a TLS server at each look, which
 cf-agent does not; the server's own time is not counted. Seconds of processor time, programs that were started included.
 """
 
