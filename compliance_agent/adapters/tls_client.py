@@ -1,4 +1,4 @@
-"""Asks a TLS service on loopback in this process, and says only what is in order; `openssl` is asked about all else (adr/0026).
+"""Asks a TLS service on loopback in this process, and says only what is in order; `openssl` is asked about all else (adr/0027).
 
 Blocks, for at most its whole deadline: the caller has a thread for it. What a service may send is bounded.
 """
