@@ -63,8 +63,11 @@ class Nursery:
     def order(self, word: str, expected: str) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(f"{word}\n".encode())
+        self.said(expected)
+
+    def said(self, expected: str) -> None:
         line = self.lines.next(time.monotonic() + START_S)
-        assert line == expected, f"{word}: {line!r}: {self.data_dir.with_suffix('.log').read_text()[-600:]}"
+        assert line == expected, f"{line!r}: {self.data_dir.with_suffix('.log').read_text()[-600:]}"
 
 
 @contextlib.contextmanager
