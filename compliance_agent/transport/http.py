@@ -21,6 +21,8 @@ from compliance_agent.transport.answer import TARGET, Answer, CannotSend, Closed
 if TYPE_CHECKING:
     from compliance_agent.config import AgentConfig
 
+PIECE_BYTES = 16_384  # as much as one record of TLS holds
+
 
 class HttpTransport:
     """Exchanges with one server.
@@ -166,13 +168,16 @@ class HttpTransport:
                     await line.over.wait()
 
 
-class _Line(asyncio.Protocol):
-    """One connection. Each piece of an answer is read where it arrives, so nothing of it waits unread for a task to run."""
+class _Line(asyncio.BufferedProtocol):
+    """One connection. Each piece of an answer is read where it arrives, so nothing of it waits unread for a task to run; and into
+    memory of its own, for asyncio would ask for 256 KB of new memory each time, and give it back.
+    """
 
     transport: asyncio.Transport
 
     def __init__(self) -> None:
         self.over = asyncio.Event()
+        self._piece = memoryview(bytearray(PIECE_BYTES))  # a view: asyncio's TLS reads into slices of it
         self._spoilt = False  # it ended, or something came that nobody had asked for
         self._asked: tuple[Answer, asyncio.Future[HttpReply]] | None = None
 
@@ -202,12 +207,15 @@ class _Line(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)  # what a connection over a socket gives
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._piece
+
+    def buffer_updated(self, nbytes: int) -> None:
         if self._asked is None or self._asked[1].done():
             self._spoilt = True
             self.transport.abort()
         else:
-            self._take(*self._asked, data)
+            self._take(*self._asked, bytes(self._piece[:nbytes]))
 
     def eof_received(self) -> None:
         self._end(None)

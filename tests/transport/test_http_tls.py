@@ -76,6 +76,22 @@ async def test_the_system_store_is_not_asked_when_an_authority_is_pinned(
     assert (await asked(other.server(), authority.pem))[0] == "bad_certificate"
 
 
+async def test_an_answer_of_many_records_and_pieces_is_whole(authority: Authority) -> None:
+    body = bytes(range(256)) * 4_000
+    said = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+    async def script(talk: Talk) -> None:
+        await talk.request()
+        for start in range(0, len(said), 7_001):
+            await talk.say(said[start : start + 7_001])
+        await talk.request()
+
+    async with peer(script, authority.server()) as known:
+        transport = HttpTransport(f"https://localhost:{known.port}", ca_file=authority.pem)
+        assert (await transport.request("GET", "/")).body == body
+        await transport.close()
+
+
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 @pytest.mark.parametrize("newest", [ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2])
 async def test_nothing_older_than_tls_1_3_is_spoken(authority: Authority, newest: ssl.TLSVersion) -> None:
