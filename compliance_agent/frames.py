@@ -31,6 +31,9 @@ from typing import Any, Protocol
 from compliance_agent.dataclass import dataclass
 from compliance_agent.errors import BadFrame
 
+HANDLE = (
+    "COMPLIANCE_AGENT_ROOT_FD"  # where an agent that was started beside a root side finds its end of their socket pair
+)
 MAX_FRAME_BYTES = 65_536
 HEAD = struct.Struct(">IBI")
 MAX_PAYLOAD_BYTES = MAX_FRAME_BYTES - HEAD.size

@@ -8,6 +8,7 @@ at a time. Trouble with the host or the disk ends in a result with a reason; wha
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ from compliance_agent.core.schedule import MaintenanceWindow
 from compliance_agent.dataclass import dataclass
 from compliance_agent.drift import DriftDetector
 from compliance_agent.errors import CannotTell, StorageError
+from compliance_agent.frames import HANDLE
 from compliance_agent.models import DriftResult, Mode, Outcome, Plan, RemediationResult, Result
 from compliance_agent.ports import ChangingHost, Clock
 from compliance_agent.remedies import actions
@@ -189,7 +191,7 @@ class HealingEngine:
         self._given_store, self._given_clock, self._given_table = store, clock, table
         self._lease = lease
         self._settle_s = tuple(settle_s)
-        self._hands = hands
+        self._hands = hands if hands is not None else _at_a_pair()
         self._one_at_a_time = asyncio.Lock()
         self._boot: tuple[str, float] | None = None
         self._opened: Database | None = None
@@ -614,6 +616,16 @@ class HealingEngine:
     def _log_end(self, result: RemediationResult) -> None:
         tell = log.error if result.outcome == Outcome.FAILED.value else log.info
         tell("healing.ended", check_id=result.check, outcome=result.outcome, reason=result.reason, error=result.error)
+
+
+def _at_a_pair() -> Callable[[ChangingHost, str, str], ChangingHost] | None:
+    """What acts where this process was started beside a root side (pair.py); None where it was not."""
+    if HANDLE not in os.environ:
+        return None
+    from compliance_agent.adapters.heal_host import HealHost, held
+
+    root = held(os.environ[HANDLE])
+    return lambda host, cure, baseline: HealHost(host, root.ask, cure, baseline)
 
 
 async def _into(said: list[str | None], answer: Awaitable[str | None]) -> None:

@@ -96,6 +96,7 @@ LAYERS: dict[str, str] = {
     "log_level": "stages",
     "logs": "tools",
     "packet": "thinking",
+    "pair": "wiring",
     "permits": "thinking",
     "packet.build": "wiring",
     "packet.choosing": "wiring",
@@ -301,6 +302,11 @@ FENCES = (
         "who verifies orders as root shares the root side's files, frames and nothing that comes with more",
         sources=("adopt",),
         targets=tuple(name for name in LAYERS if name not in {"", "adopt", "dataclass", "errors", "frames", "heal"}),
+    ),
+    Fence(
+        "what starts an agent beside the root side is root too, and brings nothing more",
+        sources=("pair",),
+        targets=tuple(name for name in LAYERS if name not in {"", "dataclass", "errors", "frames", "heal", "pair"}),
     ),
     Fence(
         "a model advises people who ask it to; nothing that goes on by itself may wait for one, or follow one",

@@ -8,8 +8,10 @@ failed step, with the reason in the log.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import socket
+import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +24,7 @@ from compliance_agent.frames import Asking, Message, Side, Table
 from compliance_agent.heal import rows
 from compliance_agent.heal.protocol import TABLE
 from compliance_agent.heal.service import GRACE_S
-from compliance_agent.local_socket import Wire, require_peer
+from compliance_agent.local_socket import Wire, adopted, require_peer
 from compliance_agent.models import ClockState
 from compliance_agent.ports import FileDigest, FileStat, Host, Ran, UnitState
 
@@ -87,6 +89,63 @@ class Root:
         if answer is None:
             raise StepFailed(f"{name} at {self._path}: it ended without an answer", code=f"{name}_unreachable")
         return answer
+
+
+class Held:
+    """A root side at the other end of a socket pair that this process was started with (pair.py); one connection for its life.
+
+    Args:
+        connection: this end.
+        within_s: how long a kind of question may take.
+    """
+
+    def __init__(self, connection: socket.socket, within_s: Callable[[str], float] = _of_row) -> None:
+        self._wire, self._asking, self._within_s = Wire(connection, TABLE, Side.ASKS), Asking(TABLE), within_s
+        self._one = threading.Lock()
+        self._greeted = self._ended = False
+
+    async def ask(self, kind: str, fields: Mapping[str, Any], blob: bytes) -> Message:
+        """The answer to one question.
+
+        Raises:
+            StepFailed: `heal_unreachable`; what was asked may have been done, and no more can be asked.
+            BadFrame: it is no question of the table.
+        """
+        return await asyncio.to_thread(self._exchange, kind, fields, blob)
+
+    def _exchange(self, kind: str, fields: Mapping[str, Any], blob: bytes) -> Message:
+        with self._one:
+            frames = self._asking.ask(kind, fields, blob).frames
+            try:
+                if self._ended:
+                    raise Unavailable("the pair has ended", code="cut")
+                if not self._greeted:
+                    self._wire.greet(START_S)
+                    self._greeted = True
+                self._wire.send(frames, START_S)
+                answer = self._wire.receive(self._within_s(kind))
+                if answer is None:
+                    raise Unavailable("the root side has ended", code="cut")
+                self._asking.take(answer)
+            except (BadFrame, Unavailable) as error:
+                self._ended = True
+                self._wire.close()
+                raise StepFailed(f"heal at its pair: no answer ({error.code})", code="heal_unreachable") from error
+            return answer
+
+
+@functools.cache
+def held(handle: str) -> Held:
+    """The root side that this process was started with; its descriptor is no other program's.
+
+    Raises:
+        ConfigError: the descriptor is no socket.
+        NotPermitted: it is not root's.
+    """
+    connection = adopted(int(handle) if handle.isdecimal() else -1)
+    connection.set_inheritable(False)
+    require_peer(connection, {0})
+    return Held(connection)
 
 
 class HealHost:

@@ -21,6 +21,7 @@ from compliance_agent.lab.real.install import SETTINGS, prepare
 from compliance_agent.lab.real.machine import Machine
 from compliance_agent.lab.real.network import SERVER, SITE, Network
 from compliance_agent.lab.real.ordered import approved, ordered, rekeyed
+from compliance_agent.lab.real.paired import paired
 from compliance_agent.lab.real.report import Progress
 from compliance_agent.lab.real.row import Table
 from compliance_agent.lab.real.shell import until
@@ -112,6 +113,7 @@ def steps() -> tuple[tuple[str, Callable[[Host], bool]], ...]:
         ("root_side_waits_for_what_people_approved", _approved),
         ("power_lost_before_a_change_is_taken_back", cut_before_the_change),
         ("power_lost_before_the_look_is_finished", cut_before_the_look),
+        ("without_a_manager_root_stays_behind_a_pair", lambda host: paired(host, RUN)),
         ("root_side_is_gone_when_idle", _gone),
     )
 

@@ -173,11 +173,12 @@ def stopped(check: str, unit: str, reason: str, activator: str = "") -> tuple[Ro
     `activator` is the socket that would start it again with the next line that is logged, before anyone could see it down.
     """
     masked, _ = at_once(f"systemctl mask --now {unit}")  # masked and still up, it would be cured of that alone
+    killed, _ = at_once(f"systemctl kill -s KILL {unit}; systemctl stop {activator} {unit}")
     up = f"systemctl is-active {unit} && ! systemctl is-enabled {unit} | grep masked"
     ways = {
         "unit_stopped": f"systemctl stop {activator} {unit}",
         "unit_masked": masked,
-        "unit_killed": f"systemctl kill -s KILL {unit}; systemctl stop {activator} {unit}",
+        "unit_killed": killed,
     }
     return tuple(Row(check, fault, inject, "fail", reason, "success", truth=up) for fault, inject in ways.items())
 
