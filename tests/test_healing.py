@@ -299,6 +299,27 @@ async def test_what_no_step_makes_was_made_by_others(bench: Bench) -> None:
     assert (await bench.heal()).outcome == "success"
 
 
+async def test_after_a_step_that_failed_nobody_is_asked_who_cannot_tell_of_others(bench: Bench) -> None:
+    """A daemon that hangs would keep the undo waiting: it is looked at before, and after it was brought back."""
+    seen: list[str] = []
+
+    async def capture(host: ChangingHost, args: Args) -> Any:
+        seen.append("look")
+        return await UNIT.capture(host, args)
+
+    async def refused(host: ChangingHost, args: Args) -> None:
+        seen.append("do")
+        raise StepFailed("it hangs", code="injected_before")
+
+    async def undo(host: ChangingHost, args: Args, captured: Any) -> None:
+        seen.append("undo")
+
+    unit = replace(UNIT, capture=capture, apply=refused, undo=undo)
+    bench.restart(table={**TABLE, "start_toy": unit})
+    assert (await bench.heal()).reason == "step_failed"
+    assert seen == ["look", "do", "undo", "look"]
+
+
 async def test_want_of_leave_says_nothing_against_a_cure_whatever_others_did(bench: Bench) -> None:
     async def refused(host: ChangingHost, args: Args) -> None:
         raise StepFailed("root waits for an approval", code="not_approved")

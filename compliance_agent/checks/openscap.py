@@ -113,12 +113,21 @@ CHECK = CheckSpec(
 
 async def observe(host: Host, baseline: Parameters) -> Observation:
     await _root(host)
-    content = await host.read(baseline.content, limit_bytes=MAX_CONTENT_BYTES)
-    seen = Observation(content_as_reviewed=hashlib.sha256(content).hexdigest() == baseline.content_sha256)
+    seen = Observation(content_as_reviewed=await _digest(host, baseline.content) == baseline.content_sha256)
     if not seen.content_as_reviewed:
         return seen
     ran = await host.run(command(baseline), timeout_s=CHECK.deadline_s - 10)
     return _with_results(seen, _results(ran), baseline.rules)
+
+
+async def _digest(host: Host, path: str) -> str:
+    """SHA-256 of the content, which has tens of megabytes: they are not held all at once, unless a link leads there."""
+    found = (await host.digests((path,), most_bytes=MAX_CONTENT_BYTES, total_bytes=MAX_CONTENT_BYTES))[path]
+    if isinstance(found, CannotTell):
+        raise found
+    if found.sha256 is not None:
+        return found.sha256
+    return hashlib.sha256(await host.read(path, limit_bytes=MAX_CONTENT_BYTES)).hexdigest()
 
 
 async def _root(host: Host) -> None:

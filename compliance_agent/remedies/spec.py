@@ -51,7 +51,7 @@ class Action:
     deadline_s: float = 60.0
     undo_is_empty: str = ""
     restored: Callable[[Any, Any], bool] = operator.eq
-    by_others: Callable[[Any, Any], bool] = lambda _captured, _now: False
+    by_others: Callable[[Any, Any], bool] | None = None
     codes: Mapping[str, str] = field(default_factory=dict)
     blocked: Callable[[Host, Args], Awaitable[str | None]] | None = None
 

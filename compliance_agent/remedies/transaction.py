@@ -205,19 +205,20 @@ class Transaction:
 
     async def _is_taken_back(self, trouble: Trouble) -> bool:
         """Whether somebody undid meanwhile what the cure had done: nothing of it is left, though every step succeeded, or there is
-        what no step of it makes. That says nothing against the cure. Asked only where it failed, so a cure waits for nothing.
+        what no step of it makes. That says nothing against the cure. Asked only where it failed, so a cure waits for nothing, and
+        only of what can tell: a daemon that hangs keeps whoever looks at it waiting.
         """
-        gone = []
+        gone, unseen = list[bool](), trouble.reason == "check_not_passed"
         for number, (action, step) in enumerate(zip(self.actions, self.point.plan.steps, strict=True)):
-            if self.stages[number] == "pending" or action.undo_is_empty:
+            if self.stages[number] == "pending" or action.undo_is_empty or not (unseen or action.by_others):
                 continue
             now, former = await capture(self.world.host, action, step), self.point.captured[number]
             if isinstance(now, Trouble):
                 return False
-            if action.by_others(former, now):
+            if action.by_others is not None and action.by_others(former, now):
                 return True
             gone.append(action.restored(former, now))
-        return trouble.reason == "check_not_passed" and bool(gone) and all(gone)
+        return unseen and bool(gone) and all(gone)
 
     # Back
 

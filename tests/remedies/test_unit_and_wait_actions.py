@@ -16,6 +16,7 @@ from compliance_agent.lab.host import FakeHost, Unit
 from compliance_agent.lab.programs import chrony, clamav, systemctl
 from compliance_agent.ports import Ran
 from compliance_agent.remedies import actions
+from compliance_agent.remedies.ensure_unit_active import by_others
 from compliance_agent.remedies.spec import Args
 
 TOY = "toy.service"
@@ -53,7 +54,7 @@ async def test_any_unit_is_brought_up_and_back(before: dict[str, Any]) -> None:
     captured = await ENSURE.capture(host, {"unit": TOY})
     for _ in range(2):
         await ENSURE.apply(host, {"unit": TOY})
-        assert not ENSURE.by_others(captured, await ENSURE.capture(host, {"unit": TOY}))
+        assert not by_others(captured, await ENSURE.capture(host, {"unit": TOY}))
         assert host.unit(TOY).active and not host.unit(TOY).masked
         assert host.unit(TOY).enabled != "disabled" or before["masked"] or before["active"]
     for _ in range(2):
@@ -67,7 +68,7 @@ async def test_a_needed_unit_that_is_masked_or_disabled_was_so_by_others(change:
     host = toy_host(active=False, enabled="enabled")
     captured = await ENSURE.capture(host, {"unit": TOY})
     host.units_table[TOY] = Unit(**{"active": False, "enabled": "enabled", **change})
-    assert ENSURE.by_others(captured, await ENSURE.capture(host, {"unit": TOY}))
+    assert by_others(captured, await ENSURE.capture(host, {"unit": TOY}))
 
 
 @given(before=UNITS)

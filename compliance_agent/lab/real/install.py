@@ -121,7 +121,8 @@ def prepare(machine: Machine, network: Network, tables: Sequence[Table]) -> None
     token.write_text(network.token() + "\n", "utf-8")
     for table in tables:
         furnish(machine, table)
-    (root / BASELINE).write_text(baseline(tables), "utf-8")
+    if len(tables) > 1:  # that of one check stands there already, with what its setup has pinned in it
+        (root / BASELINE).write_text(baseline(tables), "utf-8")
 
 
 def install(machine: Machine, network: Network, first: Table, settings: dict[str, str]) -> None:
