@@ -43,8 +43,9 @@ async def health_of(agent: Parts) -> dict[str, Any]:
         health["mcp_server"] = healthy if isinstance(healthy, str) else "healthy" if healthy else "unhealthy"
     queue = await _answer(agent.offline_queue.get_stats)
     if isinstance(agent.mcp_client, MCPClient) and isinstance(queue, dict):
-        client = agent.mcp_client
-        queue = {**queue, "log": await _answer(lambda: agent.receipts.health(client))}
+        client, now = agent.mcp_client, agent.clock.monotonic()
+        breaker = {"state": client.breaker.state(now), "wait_s": round(client.breaker.wait_s(now), 1)}
+        queue = {**queue, "breaker": breaker, "log": await _answer(lambda: agent.receipts.health(client))}
     health["offline_queue"] = queue
     return health
 

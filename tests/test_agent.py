@@ -10,10 +10,13 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from compliance_agent import recording
+from compliance_agent.admin.pages import Pages
+from compliance_agent.admin.standing import Standing
 from compliance_agent.agent import ComplianceAgent
 from compliance_agent.errors import ConfigError, StorageFull
 from compliance_agent.models import STATS, DriftResult, Outcome, RemediationResult, Result, Verdict
@@ -304,8 +307,17 @@ async def test_health_over_real_parts(scene: Scene) -> None:
     health = await agent.health_check()
     assert (health["status"], health["mcp_server"]) == ("stopped", "healthy")
     assert health["offline_queue"]["pending"] == 0
+    assert health["offline_queue"]["breaker"] == {"state": "closed", "wait_s": 0.0}
     scene.server.down = True
     assert (await agent.health_check())["mcp_server"] == "unhealthy"
+    breaker = agent.mcp_client.breaker
+    while breaker.state(agent.clock.monotonic()) == "closed":
+        breaker.failure(agent.clock.monotonic())
+    told = (await agent.health_check())["offline_queue"]["breaker"]
+    assert told["state"] == "open" and told["wait_s"] > 0
+    nothing: Any = None
+    page = await Pages(Standing(agent, nothing, nothing, nothing)).healthz(nothing)
+    assert (page.status, json.loads(page.body)["breaker"]) == (200, "open")
     assert json.loads(json.dumps(health)) == health
 
 

@@ -26,12 +26,13 @@ class Pages:
         self._standing = standing
 
     async def healthz(self, _call: Call) -> HttpReply:
-        """The process lives and its loop gets on; nothing is read for it."""
+        """The process lives and its loop gets on, and whether it may ask its server; nothing is read for it."""
         config, overdue_s = self._standing.agent.config, self._standing.agent.progress.overdue_s()
         document = {"status": "ok" if overdue_s == 0 else "stalled", "overdue_s": round(overdue_s, 1)}
         names = {"site_id": config.site_id, "host_id": config.host_id}
         names |= {"version": self._standing.version, "code_sha256": self._standing.code_sha256}
-        return answer({**document, **names}, 200 if overdue_s == 0 else 503)
+        breaker = self._standing.breaker
+        return answer({**document, "breaker": breaker and breaker[0], **names}, 200 if overdue_s == 0 else 503)
 
     async def readyz(self, _call: Call) -> HttpReply:
         """It does its work, or the codes of what keeps it from that."""

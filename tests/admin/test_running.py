@@ -81,7 +81,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 
 
 def test_it_lives_and_does_its_work(host: Host) -> None:
-    assert host.get("/healthz")["status"] == "ok"
+    assert (host.get("/healthz")["status"], host.get("/healthz")["breaker"]) == ("ok", None)
     assert host.get("/healthz")["code_sha256"] == host.get("/status")["code_sha256"] == agent_digest()
     assert host.get("/readyz") == {"status": "ready", "reasons": []}
     status = host.get("/status")
