@@ -77,13 +77,13 @@ class Service:
                 try:
                     agent = ComplianceAgent(config)
                 except AgentError as error:
-                    if former is None:
+                    if former is None or ended is None:
                         raise
-                    _refused(error)
+                    _refused(error, ended)
                     config, former = former, None
                     continue
-                if former is not None:
-                    log.info("config.reloaded")
+                if ended is not None and former is not None:
+                    log.info("config.reloaded", baseline=_baseline_of(agent), former=_baseline_of(ended))
                 agent.take_signals(ended)
                 follows = await self._life(agent, config)
                 if follows is None:
@@ -107,7 +107,7 @@ class Service:
                 try:
                     follows = await asyncio.to_thread(usable, self._read, config, await agent.baseline_held())
                 except AgentError as error:
-                    _refused(error)
+                    _refused(error, agent)
                     self._answer_reloads(error)
                     if agent.progress.looked.is_set():  # otherwise it is still on its way to being ready
                         self._manager.tell(READY="1", STATUS=f"the new files are refused: {code_of(error)}")
@@ -197,5 +197,10 @@ def usable(read: Callable[[], AgentConfig], present: AgentConfig, held: str | No
     return config
 
 
-def _refused(error: AgentError) -> None:
-    log.error("config.refused", code=code_of(error), at=where(error))
+def _refused(error: AgentError, stays: ComplianceAgent) -> None:
+    """Say why the new files are not taken, and the version of the baseline that counts on."""
+    log.error("config.refused", code=code_of(error), at=where(error), kept=_baseline_of(stays))
+
+
+def _baseline_of(agent: ComplianceAgent) -> str:
+    return str(agent.drift_detector.baseline.version)

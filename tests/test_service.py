@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -36,6 +37,7 @@ def test_a_host_takes_new_files_without_a_restart(tmp_path: Path, entry: str) ->
         status, _, err = ended(process, signal.SIGTERM)
     seen = "".join(lines).replace(" ", "")
     assert '"version":"2"' in seen
+    assert '"baseline":"2"' in seen and '"former":"1"' in seen
     assert seen.index('"agent.stopped"') < seen.index('"baseline.adopted"') < seen.index('"config.reloaded"')
     assert (status, "Traceback" in seen + err) == (0, False)
 
@@ -57,7 +59,8 @@ def test_files_that_cannot_be_used_change_nothing(tmp_path: Path, file: str, con
         before = (tmp_path / file).read_text()
         rewritten(tmp_path / file, text)
         process.send_signal(signal.SIGHUP)
-        assert f'"code":"{code}"' in wait_for(process, "config.refused")[-1].replace(" ", "")
+        said = json.loads(wait_for(process, "config.refused")[-1])
+        assert (said["code"], said["kept"]) == (code, "1")
         rewritten(tmp_path / file, before)
         process.send_signal(signal.SIGHUP)  # it is still there, and hears the next one
         seen = "".join(wait_for(process, "cycle.completed"))
