@@ -381,6 +381,10 @@ def _account(work: Work, deadline_s: float) -> Ran:
     return work.machine.run(("usermod", *how, "--", work.args["name"]), timeout_s=deadline_s)
 
 
+def _is_locked(work: Work) -> bool:
+    return (_day_of_empty(work, work.args["name"]) is None) == (work.args["verb"] == "lock")
+
+
 def _generation(work: Work) -> int:
     found = re.fullmatch(r"system-(\d{1,8})-link\n?", _answer(work, ("readlink", PROFILE)).text)
     if found is None:
@@ -412,9 +416,8 @@ def _may_activate(work: Work) -> None:
 
 
 def _stops_what_is_up(work: Work) -> Noticed | None:
-    away = (
-        work.args["verb"] == "stop" and work.permits.units.get(work.args["unit"]) == "forbidden"
-    )  # so it is no way back
+    # Of one that is forbidden: so it is no way back.
+    away = work.args["verb"] == "stop" and work.permits.units.get(work.args["unit"]) == "forbidden"
     return ("services", {}, False) if away and unit_state(work, work.args["unit"])["active"] in UP else None
 
 
@@ -492,10 +495,12 @@ ROWS: Mapping[str, Row] = {
     "audit_rule": Row(
         lambda work: work.refuse_unless(work.args["rule"] in (work.found.get("audit", "rules") or ())),
         _runs(lambda args: ("auditctl", *args["rule"].split(" "))), "it takes back a load",
+        verify=lambda work: work.args["rule"] in _audit_rules(work),
     ),
-    "account": Row(_may_account, _account, "unlock, and account_day", _keep_account),
+    "account": Row(_may_account, _account, "unlock, and account_day", _keep_account, _is_locked),
     "account_day": Row(
         _may_account, _runs(lambda args: ("chage", "-d", str(args["day"]), "--", args["name"])), "it takes back a lock",
+        verify=lambda work: _day_of_empty(work, work.args["name"]) == work.args["day"],
     ),
     "clock": Row(
         _may("clock"), _runs_apart(lambda args: ("chronyc", "-n", "makestep")),

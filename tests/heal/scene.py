@@ -62,10 +62,14 @@ case "$*" in
   "-e 0") [ -e ROOT/lies-audit ] || echo 0 > ROOT/enabled;;
   "-e 1") [ -e ROOT/lies-audit ] || echo 1 > ROOT/enabled;;
   -D) : > ROOT/rules;;
-  *) echo "$*" >> ROOT/rules;;
+  *) [ -e ROOT/lies-audit ] || echo "$*" >> ROOT/rules;;
 esac
 """
+CHAGE = r"""
+[ -e ROOT/lies-chage ] || sed -i "s/^$4:\([^:]*\):[^:]*:/$4:\1:${2#-1}:/" ROOT/etc/shadow
+"""
 USERMOD = r"""
+[ ! -e ROOT/lies-usermod ] || exit 0
 hash=x; [ "$1" != -p ] || { hash=$2; shift; }
 sed -i "s/^$3:[^:]*:/$3:$hash:/" ROOT/etc/shadow
 """
@@ -118,7 +122,7 @@ class Scene:
             "may": ["accounts", "apt", "audit", "clock", "logind", "nix"],
         }
         self.permit()
-        for name in ("apt-get", "dpkg", "dnf", "chage", "chronyc"):
+        for name in ("apt-get", "dpkg", "dnf", "chronyc"):
             self.program(name, "")
         self.program("systemd-run", SYSTEMD_RUN)
         self.program("systemctl", SYSTEMCTL)
@@ -126,6 +130,7 @@ class Scene:
         self.program("auditctl", AUDITCTL)
         self.program("augenrules", ": > ROOT/rules; echo '-w /etc/x -p wa' > ROOT/rules")
         self.program("usermod", USERMOD)
+        self.program("chage", CHAGE)
         self.program("readlink", READLINK)
         self.program("nix-env", NIX_ENV)
 

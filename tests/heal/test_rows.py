@@ -328,8 +328,35 @@ def test_an_account_is_locked_only_while_it_needs_no_password(scene: Scene) -> N
     scene.refuses("account_day", name="root", day=19000)
     scene.does("account", verb="unlock", name="guest")
     scene.does("account_day", name="guest", day=19001)
+    scene.does("account", verb="unlock", name="old")
     scene.does("account_day", name="old", day=-1)
-    assert scene.calls()[-2:] == ["chage|-d|19001|--|guest|", "chage|-d|-1|--|old|"]
+    assert [call for call in scene.calls() if call.startswith("chage")] == [
+        "chage|-d|19001|--|guest|",
+        "chage|-d|-1|--|old|",
+    ]
+
+
+def test_what_a_program_says_of_an_account_or_a_rule_is_not_believed(scene: Scene) -> None:
+    shadow = scene.put("/etc/shadow", b"guest::19001:0:99999:7:::\n", 0o600)
+    scene.put("/lies-usermod", b"")
+    scene.fails("account", "not_verified", verb="lock", name="guest")
+    scene.path("/lies-usermod").unlink()
+    scene.does("account", verb="lock", name="guest")
+    scene.put("/lies-usermod", b"")
+    scene.fails("account", "not_verified", verb="unlock", name="guest")
+    scene.path("/lies-usermod").unlink()
+    scene.does("account", verb="unlock", name="guest")
+    shadow.write_bytes(b"guest::20000:0:99999:7:::\n")  # usermod's own day
+    scene.put("/lies-chage", b"")
+    scene.fails("account_day", "not_verified", name="guest", day=19001)
+    scene.path("/lies-chage").unlink()
+    scene.does("account_day", name="guest", day=19001)
+    assert shadow.read_bytes() == b"guest::19001:0:99999:7:::\n"
+    scene.put("/rules", b"-w /etc/a -p wa -k a\n")
+    scene.does("audit", verb="load")
+    scene.does("audit", verb="clear")
+    scene.put("/lies-audit", b"")
+    scene.fails("audit_rule", "not_verified", rule="-w /etc/a -p wa -k a")
 
 
 def test_packages_are_upgraded_and_nothing_is_removed(scene: Scene) -> None:
