@@ -13,6 +13,7 @@ from compliance_agent.packet.build import build
 from compliance_agent.packet.sample import Asked, Instance, Sample, span_of
 from compliance_agent.server.records import Dates
 from tests.server.builder import START, FakeHost, Server, on_sqlite, stamp
+from tests.server.test_packets import logged
 
 pytestmark = pytest.mark.anyio
 TODAY = START.date()
@@ -45,6 +46,7 @@ async def drawn(server: Server, size: int | None = None, dates: Dates | None = N
         **more,
     }
     services = server.services
+    await logged(server)
     reader = services.store.for_sites({"clinic-1"}, dates)
     return await services.sampling(reader).sample(Asked("clinic-1", **values), size)
 
