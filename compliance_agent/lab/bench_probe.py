@@ -39,6 +39,11 @@ from compliance_agent.transport.http import HttpTransport
 W1, FILES, UNITS = Path("/srv/w1"), 200, 20
 PLACE = Path("/root/bench")
 SETTLED_S = 150.0  # more than adapters/undisturbed.py asks for
+HEAP = {  # as the agent's unit has it
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "131072",
+    "MALLOC_TRIM_THRESHOLD_": "131072",
+}
 MONIT_S, CYCLES, RUNS, UPLOADS = 15.0, 20, 5, 300
 CF_POLICY = f"""
 bundle agent main {{ files: "{W1}" depth_search => deep, changes => content, perms => readable; }}
@@ -294,7 +299,7 @@ def idle(seconds: float, files: Sequence[Path]) -> dict[str, Any]:
         "cf-execd": ("cf-execd", "--no-fork"),
         "puppet": ("puppet", "agent", "--no-daemonize", "--server", "localhost", "--waitforcert", "60"),
     }
-    as_units = os.environ | {"MALLOC_ARENA_MAX": "1"}  # as the agent's unit has it
+    as_units = os.environ | HEAP
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     running = {
         name: subprocess.Popen(words, env=as_units if name == "run" else None, **quiet)
