@@ -382,7 +382,7 @@ def _account(work: Work, deadline_s: float) -> Ran:
 
 
 def _is_locked(work: Work) -> bool:
-    return (_day_of_empty(work, work.args["name"]) is None) == (work.args["verb"] == "lock")
+    return bool((_day_of_empty(work, work.args["name"]) is None) == (work.args["verb"] == "lock"))
 
 
 def _generation(work: Work) -> int:
