@@ -58,7 +58,7 @@ class _Later:
         dataclasses.dataclass(init=False, repr=False, eq=False, match_args=False, kw_only=self._kw_only)(cls)
         cls.__dataclass_params__.frozen = self._frozen  # which it asks of a base
         given = tuple(field.name for field in dataclasses.fields(cls) if field.init and not field.kw_only)
-        cls.__match_args__ = given  # type: ignore[misc]
+        cls.__match_args__ = given  # type: ignore[misc]  # to mypy it belongs to the class as it is written
         return getattr(cls, self._name)
 
 
@@ -105,7 +105,7 @@ def _compiled(made: Any, frozen: bool) -> Callable[..., None]:
     init: Any = scope["make"](**known)
     init.__qualname__ = f"{made.__qualname__}.__init__"
     init.__annotations__ = {field.name: field.type for field in fields if field.init} | {"return": None}
-    return init  # type: ignore[no-any-return]
+    return init  # type: ignore[no-any-return]  # made of text, so it has no type
 
 
 def _values(names: Iterable[str]) -> staticmethod[[Any], tuple[Any, ...]]:

@@ -191,7 +191,7 @@ class HealingEngine:
         self._given_store, self._given_clock, self._given_table = store, clock, table
         self._lease = lease
         self._settle_s = tuple(settle_s)
-        self._hands = hands if hands is not None else _at_a_pair()
+        self._hands = hands if hands is not None else _hands_of(config)
         self._one_at_a_time = asyncio.Lock()
         self._boot: tuple[str, float] | None = None
         self._opened: Database | None = None
@@ -582,11 +582,6 @@ class HealingEngine:
 
     def _acting(self, cure: str) -> ChangingHost:
         """What changes the host in this cure."""
-        if self._hands is None and self.config.heal_socket is not None:
-            from compliance_agent.adapters.heal_host import HealHost, Root
-
-            root = Root(self.config.heal_socket)
-            self._hands = lambda host, cure, baseline: HealHost(host, root.ask, cure, baseline)
         return self.host if self._hands is None else self._hands(self.host, cure, self.baseline.sha256)
 
     async def _observe(self, check_id: str) -> DriftResult:
@@ -618,13 +613,15 @@ class HealingEngine:
         tell("healing.ended", check_id=result.check, outcome=result.outcome, reason=result.reason, error=result.error)
 
 
-def _at_a_pair() -> Callable[[ChangingHost, str, str], ChangingHost] | None:
-    """What acts where this process was started beside a root side (pair.py); None where it was not."""
-    if HANDLE not in os.environ:
+def _hands_of(config: AgentConfig) -> Callable[[ChangingHost, str, str], ChangingHost] | None:
+    """What acts in this process's place: a root side at its socket, or at the pair that this process was started with (pair.py).
+    None where it acts itself.
+    """
+    if config.heal_socket is None and HANDLE not in os.environ:
         return None
-    from compliance_agent.adapters.heal_host import HealHost, held
+    from compliance_agent.adapters.heal_host import HealHost, Root, held
 
-    root = held(os.environ[HANDLE])
+    root = Root(config.heal_socket) if config.heal_socket is not None else held(os.environ[HANDLE])
     return lambda host, cure, baseline: HealHost(host, root.ask, cure, baseline)
 
 

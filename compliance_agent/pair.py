@@ -88,7 +88,7 @@ def serve(agent: Sequence[str], desk: Desk) -> int:
             told = {**os.environ, HANDLE: str(handle)}
             started = subprocess.Popen(agent, env=told, pass_fds=(handle,), stdin=subprocess.DEVNULL)
         for number in PASSED_ON:
-            signal.signal(number, lambda told, _frame: started.send_signal(told))
+            signal.signal(number, lambda which, _frame: started.send_signal(which))
         os.environ.clear()  # what the agent was told is not for programs of the root side
         os.environ.update(ENVIRONMENT)
         desk.talk(ours, None)

@@ -29,9 +29,8 @@ _PIECE_BYTES = 1 << 20
 
 
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_Kept = tuple[
-    tuple[int, ...], float, FileDigest
-]  # how the file was, and when it was read; thousands, each made at each look
+# How the file was, and when it was read. Thousands, each made at each look.
+_Kept = tuple[tuple[int, ...], float, FileDigest]
 
 
 class FileDigests:

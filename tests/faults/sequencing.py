@@ -301,7 +301,7 @@ def _born(directory: Path, start: datetime, at: int) -> NoReturn:
     try:
         asyncio.run(scene(directory, start, Points(at, kill), Printing()))
         status = 0
-    except Exception:
+    except Exception:  # whatever it was, this process is a fork and must end here
         traceback.print_exc()
     finally:
         os._exit(status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 from compliance_agent.lab.real.host import Host
 from compliance_agent.lab.real.network import SITE
@@ -34,7 +35,7 @@ def paired(host: Host, run: str) -> bool:
         if end == "agent":
             _heals(host)
         machine.must(f"kill -KILL {agent if end == 'agent' else root_side}")
-        if not until(lambda agent=agent, root_side=root_side: not _live(host, agent, root_side), WITHIN_S):  # type: ignore[misc]
+        if not until(partial(_gone, host, agent, root_side), WITHIN_S):
             raise NotSo(f"the {end} was killed and the other went on")
         machine.sh(f"systemctl reset-failed {UNIT}")
     machine.must(f"systemctl start {run}", timeout_s=120)
@@ -91,5 +92,5 @@ def _heals(host: Host) -> None:
         raise NotSo(journal[-400:])
 
 
-def _live(host: Host, *processes: str) -> list[str]:
-    return [pid for pid in processes if host.machine.run(f"kill -0 {pid}").returncode == 0]
+def _gone(host: Host, *processes: str) -> bool:
+    return all(host.machine.run(f"kill -0 {pid}").returncode != 0 for pid in processes)
